@@ -1,0 +1,71 @@
+"""Norm-based attention attribution as Captum classes, for any PyTorch transformer.
+
+How much does input j contribute to output i of attention?  Not the weight alpha_ij alone, but the length of the vector
+that is actually added, ||alpha_ij f(x_j)|| with f(x) = (x W_V + b_V) W_O (Kobayashi et al. 2020,
+https://arxiv.org/abs/2004.10102).
+
+The names below are resolved on first use (PEP 562): a bare ``import captum_norm`` loads neither captum nor matplotlib
+nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from captum_norm import capture, functional, models, tokens, visualization
+    from captum_norm.attr import (
+        AttentionNorm,
+        AttentionRollout,
+        AttentionWeights,
+        LayerAttentionNorm,
+        LayerAttentionWeights,
+    )
+    from captum_norm.capture import InexactCaptureError
+    from captum_norm.forward import HFForward
+    from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
+
+_HOME = {
+    "AttentionNorm": "attr",
+    "AttentionRollout": "attr",
+    "AttentionWeights": "attr",
+    "LayerAttentionNorm": "attr",
+    "LayerAttentionWeights": "attr",
+    "InexactCaptureError": "capture",
+    "HFForward": "forward",
+    "AttentionMaps": "maps",
+    "attention_layers": "maps",
+    "attention_maps": "maps",
+}
+_SUBMODULES = ("capture", "functional", "models", "tokens", "visualization")
+
+__all__ = [
+    "AttentionMaps",
+    "AttentionNorm",
+    "AttentionRollout",
+    "AttentionWeights",
+    "HFForward",
+    "InexactCaptureError",
+    "LayerAttentionNorm",
+    "LayerAttentionWeights",
+    "attention_layers",
+    "attention_maps",
+    "capture",
+    "functional",
+    "models",
+    "tokens",
+    "visualization",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"captum_norm.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"captum_norm.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'captum_norm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,116 @@
+"""What one attention call did: the tensors the maths needs, who made the call, and how exactly it was read.
+
+An *attention call* is one softmax that mixes values.  One module may make many of them: ALBERT runs four layers through
+one module, generation calls every layer once per token.
+
+Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import Module
+
+Kind = Literal["self", "causal", "cross"]
+
+
+class InexactCaptureError(RuntimeError):
+    """An attention call could not be read exactly, so nothing is reported for it.
+
+    The message names the call, what was compared or sought, what was found, and the way out.
+    """
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """Which attention call: the unit of records, maps, certificates and layer classes.
+
+    Attributes:
+        name: dotted name of the innermost module that mixed the values, from the outermost module that was running,
+            for example ``"encoder.layer.0.attention.self"``; ``""`` where no module was running.
+        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead) or ``"cross"``.
+        call: how many calls this module had made before, in this recording.
+        heads: number of heads.
+        projection: name of the parameter used as W_O, for example ``"encoder.layer.0.attention.output.dense.weight"``.
+        modules: the modules that were running, outermost first; the last one is the module of ``name``.
+    """
+
+    name: str
+    kind: Kind
+    call: int
+    heads: int
+    projection: str
+    modules: tuple[Module, ...] = ()
+
+    @property
+    def module(self) -> Module | None:
+        """The innermost module that mixed the values."""
+        return self.modules[-1] if self.modules else None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the record is from what the model computed: max |predicted - actual| / max |attention part of actual|.
+
+    Attributes:
+        error: the relative error found, dimensionless; ``float(certificate)`` gives it.
+        tolerance: what was allowed for the model's dtype.
+        covers: what a larger error would have shown wrong: ``("weights", "values", "layout", "W_O")``.
+    """
+
+    error: float
+    tolerance: float
+    covers: tuple[str, ...] = ("weights", "values", "layout", "W_O")
+
+    def __float__(self) -> float:
+        return self.error
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where an axis of a record lies in the model's input.
+
+    Attributes:
+        source: what the positions count in: the index of the tensor in ``recording(sources=...)``, or a name such as
+            ``"embedding 0"`` for tokens embedded during the recording that were not named as sources.
+        index: (position,) long, the input position of each entry of the axis; -1 where the entry is no input (a class
+            token, a memory key, a sink).
+        grid: the spatial shape of the positions where they come from a convolution over pixels, else None.
+    """
+
+    source: int | str
+    index: Tensor
+    grid: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """One attention call, read exactly.  sum_h (weights_h @ values_h [* gate_h]) @ W_O_h [+ other inputs] + b_O = output.
+
+    Attributes:
+        call: which call this was.
+        weights: attention weights alpha as they multiplied the values, (batch, head, query, key).
+        values: x W_V + b_V, (batch, head, key, head_dim); shared by the heads of a group where the model shares them.
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+        b_O: the projection's bias, (model,), or None.
+        gate: what the model multiplied the mixed values with before W_O, (batch, head, query, head_dim) or, where one
+            number serves a whole head, (batch, head, query, 1); None where there is no gate.
+        queries: input positions of the query axis, or None where they are not known.
+        keys: input positions of the key axis, or None where they are not known.
+        unknown_keys: why ``keys`` is None, in words for an error message; ``""`` where it is known.
+        certificate: the check this record has passed.
+    """
+
+    call: AttentionCall
+    weights: Tensor
+    values: Tensor
+    W_O: Tensor
+    b_O: Tensor | None
+    gate: Tensor | None
+    queries: Positions | None
+    keys: Positions | None
+    unknown_keys: str
+    certificate: Certificate
