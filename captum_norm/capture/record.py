@@ -101,6 +101,9 @@ class AttentionRecord:
         queries: input positions of the query axis, or None where they are not known.
         keys: input positions of the key axis, or None where they are not known.
         unknown_keys: why ``keys`` is None, in words for an error message; ``""`` where it is known.
+        query_mask: (batch, query) bool, True at real tokens, from the attention mask the model itself received; None
+            where it received none (all are real).
+        key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed.
     """
 
@@ -113,4 +116,6 @@ class AttentionRecord:
     queries: Positions | None
     keys: Positions | None
     unknown_keys: str
+    query_mask: Tensor | None
+    key_mask: Tensor | None
     certificate: Certificate
