@@ -1,0 +1,174 @@
+"""What a model is given: the name of each input, which of them hold positions, and whether the model can take them.
+
+A model is called with a mapping (as keywords), a tensor or a tuple (positionally).  Inputs that a model would turn into
+a crash deep inside, or on a GPU into a dead device, are refused here with the way out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ModelInputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
+
+# Inputs that say something *about* positions; all other tensors of two or more axes hold the positions themselves.
+_ABOUT_POSITIONS = ("mask", "type_ids", "position_ids", "position", "positions", "labels", "bias")
+
+
+def call_model(model: Callable[..., Any], inputs: ModelInputs) -> Any:
+    """``model(**inputs)`` for a mapping, ``model(*inputs)`` for a tuple, ``model(inputs)`` for a tensor; no gradient.
+
+    Raises:
+        TypeError: for any other ``inputs``, and for float numbers where the model looks up token ids.
+        ValueError: where the model cannot take the inputs (empty, too long, ids beyond its vocabulary).
+
+    Example:
+        >>> call_model(nn.Identity(), torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+    check_inputs(model, inputs)
+    try:
+        with torch.no_grad():
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    except IndexError as error:
+        raise ValueError(
+            f"{_title(model)} looked up an entry that one of its tables does not have ({error}): the text is longer "
+            f"than the table of positions, or a token id is beyond its vocabulary. {_described(model, inputs)}"
+        ) from error
+    except RuntimeError as error:
+        if "'indices' to have one of the following scalar types" not in str(error):
+            raise
+        raise TypeError(_float_ids(model, "an input", _described(model, inputs))) from error
+
+
+def named_inputs(model: Callable[..., Any], inputs: ModelInputs) -> dict[str, Any]:
+    """Every input under the name the model's ``forward`` gives it.
+
+    Example:
+        >>> list(named_inputs(nn.Transformer(4, 1, 1, 1), (torch.ones(1, 1, 4), torch.ones(1, 1, 4))))
+        ['src', 'tgt']
+    """
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if not isinstance(inputs, Tensor | tuple):
+        raise TypeError(
+            f"{_title(model)} cannot be called with a {type(inputs).__name__}: give a mapping (passed as keywords), "
+            "a tensor, or a tuple of tensors (passed positionally)."
+        )
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    return dict(zip(_parameter_names(model, len(given)), given, strict=True))
+
+
+def position_sources(named: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The inputs whose entries are positions: ids, vectors, pixels, but no masks, types or labels.
+
+    A tensor that is given under several names (query, key, value) counts once, under the first.
+
+    Example:
+        >>> list(position_sources({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 3)}))
+        ['input_ids']
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in named.items():
+        holds = isinstance(value, Tensor) and value.ndim > 1 and value.dtype is not torch.bool
+        if holds and not name.endswith(_ABOUT_POSITIONS) and not any(value is known for known in found.values()):
+            found[name] = value
+    return found
+
+
+def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
+    """Refuse what the model cannot take, before it runs.
+
+    Raises:
+        TypeError: ``inputs`` of another kind, or float ids.
+        ValueError: an empty input, one longer than the model's positions, or ids beyond its vocabulary.
+
+    Example:
+        >>> check_inputs(nn.Identity(), torch.ones(1, 0))
+        Traceback (most recent call last):
+        ...
+        ValueError: Identity: input is empty, shape (1, 0): there is nothing to attend to. Give at least one token.
+    """
+    for name, tensor in position_sources(named_inputs(model, inputs)).items():
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"{_title(model)}: {name} is empty, shape {tuple(tensor.shape)}: there is nothing to attend to. "
+                "Give at least one token."
+            )
+        if name.endswith("input_ids"):
+            _check_ids(model, name, tensor)
+
+
+def longest_input(model: Callable[..., Any]) -> int | None:
+    """How many positions the model's learned position table holds; None where it has none or it is not known.
+
+    Models that compute their positions (rotary, relative) run beyond their ``max_position_embeddings`` and have no
+    such table.
+    """
+    config = getattr(model, "config", None)
+    limit = next((getattr(config, n) for n in ("max_position_embeddings", "n_positions") if hasattr(config, n)), None)
+    if not isinstance(limit, int) or not isinstance(model, nn.Module):
+        return None
+    named = [(name.rpartition(".")[2], m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    tables = [m for name, m in named if "position" in name or name == "wpe"]
+    # Some tables start after the padding id (RoBERTa), some are two rows longer than the config says (BART, OPT); a
+    # table of quite another size holds relative distances.
+    rows = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
+    rows = [r for r in rows if abs(r - limit) <= 8]
+    return min([limit, *rows]) if rows else None
+
+
+def _check_ids(model: Callable[..., Any], name: str, ids: Tensor) -> None:
+    if ids.is_floating_point() or ids.is_complex():
+        raise TypeError(_float_ids(model, name, f"{name} is {ids.dtype}, shape {tuple(ids.shape)}."))
+    longest = longest_input(model)
+    if longest is not None and ids.shape[-1] > longest:
+        raise ValueError(
+            f"{_title(model)}: {name} has {ids.shape[-1]} tokens, but its table of positions ends at {longest}. "
+            f"Shorten the text, or let the tokenizer cut it: truncation=True, max_length={longest}."
+        )
+    rows = _vocabulary(model)
+    if rows is not None and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise ValueError(
+            f"{_title(model)}: {name} holds ids from {int(ids.min())} to {int(ids.max())}, but the model knows "
+            f"0 to {rows - 1}. Does the tokenizer belong to this model?"
+        )
+
+
+def _vocabulary(model: Callable[..., Any]) -> int | None:
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def _parameter_names(model: Callable[..., Any], count: int) -> list[str]:
+    """The first ``count`` positional parameters of the model, filled up with numbers where it takes ``*args``."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in positional][:count]
+    return names + [f"input {i}" for i in range(len(names), count)]
+
+
+def _float_ids(model: Callable[..., Any], name: str, found: str) -> str:
+    return (
+        f"{_title(model)} looks up token ids (long), but {name} holds float numbers. {found} Give the tokenizer's ids "
+        "unchanged; vectors go in as inputs_embeds=, and gradient methods through HFForward(model, mode='gate')."
+    )
+
+
+def _described(model: Callable[..., Any], inputs: ModelInputs) -> str:
+    shapes = [
+        f"{name} {value.dtype} {tuple(value.shape)}"
+        for name, value in named_inputs(model, inputs).items()
+        if isinstance(value, Tensor)
+    ]
+    return f"It was given {', '.join(shapes)}."
+
+
+def _title(model: Callable[..., Any]) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", repr(model))

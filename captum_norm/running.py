@@ -1,0 +1,112 @@
+"""Running a model once, with each of its attention calls handed over as it finishes.
+
+What ``attention_maps``, ``certify`` and the token shares have in common: which inputs hold positions, what is refused
+at the door, and that a model in which nothing was seen is an error rather than an empty answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from captum_norm.inputs import ModelInputs, call_model, named_inputs, position_sources
+
+
+def run_recorded(
+    model: Callable[..., Any],
+    inputs: ModelInputs,
+    on_record: Callable[[AttentionRecord], None],
+    on_inexact: Callable[[InexactCaptureError], None] | None = None,
+) -> Any:
+    """Run a model once and hand over each attention call as it finishes.
+
+    ``record.keys.source`` and ``record.queries.source`` are indices into
+    ``position_sources(named_inputs(model, inputs))``.
+
+    Returns:
+        The model's own output.
+
+    Raises:
+        ValueError: if not a single attention call was seen, read or refused; and as `call_model`.
+
+    Example:
+        >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+        >>> output = run_recorded(encoder, torch.randn(1, 3, 8), lambda record: print(tuple(record.weights.shape)))
+        (1, 2, 3, 3)
+    """
+    seen = 0
+
+    def count_record(record: AttentionRecord) -> None:
+        nonlocal seen
+        seen += 1
+        on_record(record)
+
+    def count_refusal(error: InexactCaptureError) -> None:
+        nonlocal seen
+        seen += 1
+        if on_inexact is None:
+            raise error
+        on_inexact(error)
+
+    sources = tuple(position_sources(named_inputs(model, inputs)).values())
+    module = model if isinstance(model, nn.Module) else None
+    with recording(count_record, sources=sources, model=module, on_inexact=count_refusal):
+        output = call_model(model, inputs)
+    if not seen:
+        raise ValueError(_no_attention(model))
+    return output
+
+
+def check_finite(record: AttentionRecord) -> None:
+    """Refuse a record whose weights, values or W_O are not finite at real tokens.
+
+    Rows and keys of padding are left out: some models fill them with NaN on purpose.
+
+    Raises:
+        ValueError: naming the call and what is not finite in it.
+    """
+    for name, tensor, mask in (
+        ("attention weights", record.weights, record.query_mask),
+        ("values", record.values, record.key_mask),
+        ("W_O", record.W_O[None, None], None),
+    ):
+        # A finite sum has finite terms, and summing is a third of the cost of looking at each.
+        if bool(torch.isfinite(tensor.sum())):
+            continue
+        at_real = tensor if mask is None else tensor.transpose(1, 2)[mask]
+        if not bool(torch.isfinite(at_real).all()):
+            raise ValueError(
+                f"{record.call.name}: its {name} hold NaN or infinity at real tokens, so nothing can be said of it or "
+                "of later calls. Look for NaN in the model's weights and inputs; in half precision, try float32."
+            )
+
+
+def at_least_float32(record: AttentionRecord) -> AttentionRecord:
+    """The record with its tensors in float32 where the model computed in half precision."""
+
+    def lift(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+    return replace(
+        record,
+        weights=lift(record.weights),
+        values=lift(record.values),
+        W_O=lift(record.W_O),
+        gate=None if record.gate is None else lift(record.gate),
+    )
+
+
+def _no_attention(model: Callable[..., Any]) -> str:
+    title = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", repr(model))
+    chosen = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    loaded = f" (attn_implementation={chosen!r})" if chosen else ""
+    return (
+        f"{title}{loaded} ran, but no attention call was seen: nothing that mixes values by a softmax. Flash and flex "
+        'kernels are invisible: load the model with attn_implementation="sdpa" or "eager". A model without softmax '
+        "attention has nothing to show."
+    )

@@ -1,0 +1,296 @@
+"""Which tokens does attention go to: by weight, by the norm of each head's contribution, by the norm of their sum?
+
+Finding 1 of Kobayashi et al. (2020), https://arxiv.org/abs/2004.10102: special tokens receive a large share of the
+attention weight, but f(x) is short for them, so that little arrives.  For a measure m (α, ‖αf(x)‖ per head, or
+‖Σ_h αf(x)‖) and a class c of tokens,
+
+    share of c for query i = Σ_{j in c} m_ij / Σ_j m_ij,
+
+averaged over the queries of a sequence, then over heads and sequences, then over layers.  Beside it stands the paper's
+own procedure, Σ_{j in c} m_ij, not divided by the row.  Sums are added up in float64 while the model runs: nothing is
+kept of a sequence, and the result does not depend on how sequences are batched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture import AttentionCall, AttentionRecord
+from captum_norm.maps import QUANTITIES
+from captum_norm.ranks import spearman
+from captum_norm.running import at_least_float32, check_finite, run_recorded
+from captum_norm.tokens import class_means, class_shares
+
+NO_TOKEN = "no token"
+"""The class of keys that are no input token: memory, sinks."""
+
+MEASURES = {"weights": "weight α", "head_norms": "norm per head ‖αf(x)‖", "summed_norms": "norm of the sum ‖Σαf(x)‖"}
+"""The measures shares are taken of, with what to call them."""
+
+
+@dataclass(frozen=True)
+class TokenShares:
+    """What each class of tokens receives, per attention call.
+
+    Attributes:
+        classes: special tokens by name, then ``"punctuation"`` and ``"other"``.
+        special: which of them are special tokens, (class,).
+        calls: which attention calls.
+        token_share: the share of each class among the tokens, (class,): what attention blind to classes would give it.
+        shares: by measure, (call, class), row-normalised; a row adds up to 1.
+        sums: by measure, (call, class), the paper's procedure, not divided by the row; norms in the units of the
+            residual stream.
+        f_norms: mean ‖f(x)‖ per class, (call, class), in the units of the residual stream; NaN where f depends on the
+            query (element-wise gates).
+        correlation: by ``"all"`` tokens and ``"not special"``, (call,): Spearman's ρ of the mean weight that a token
+            receives and its ‖f(x)‖, taken within each sequence and head, and averaged; NaN where it is not defined.
+        worst_error: the largest certificate error of any call.
+        tolerance: what was allowed.
+        sequences: how many.
+        tokens: how many, padding excluded.
+    """
+
+    classes: tuple[str, ...]
+    special: tuple[bool, ...]
+    calls: tuple[AttentionCall, ...]
+    token_share: Tensor
+    shares: dict[str, Tensor]
+    sums: dict[str, Tensor]
+    f_norms: Tensor
+    correlation: dict[str, Tensor]
+    worst_error: float
+    tolerance: float
+    sequences: int
+    tokens: int
+
+    def special_share(self, measure: str) -> float:
+        """The share of all special tokens together by ``measure``, mean over calls.
+
+        Raises:
+            KeyError: for a measure that is none of ``MEASURES``.
+        """
+        return float(self.shares[measure][:, list(self.special)].sum(dim=-1).mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as numbers and lists, for JSON; NaN becomes None."""
+        return {
+            "classes": list(self.classes),
+            "special": list(self.special),
+            "layers": [call.name for call in self.calls],
+            "token_share": _listed(self.token_share),
+            "shares": {measure: _listed(table) for measure, table in self.shares.items()},
+            "sums": {measure: _listed(table) for measure, table in self.sums.items()},
+            "special_share": {measure: self.special_share(measure) for measure in self.shares},
+            "f_norms": _listed(self.f_norms),
+            "spearman_of_weight_and_f_norm": {which: _listed(rho) for which, rho in self.correlation.items()},
+            "certificate": {"error": self.worst_error, "tolerance": self.tolerance},
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+        }
+
+
+class ShareCounter:
+    """Adds up what classes of tokens receive, batch by batch; ``result()`` gives the means so far.
+
+    Args:
+        model: runs once per batch, without gradient, in the mode it is in.
+
+    Example:
+        >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+        >>> counter = ShareCounter(encoder)
+        >>> counter.add(torch.randn(1, 3, 8), [["[CLS]", "other", "other"]])
+        >>> found = counter.result()
+        >>> found.classes, tuple(found.shares["head_norms"].shape)
+        (('[CLS]', 'other'), (1, 2))
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self._calls: list[_CallSums] = []
+        self._counts: dict[str, int] = defaultdict(int)
+        self._worst, self._tolerance, self._sequences = 0.0, 0.0, 0
+
+    def add(self, inputs: Mapping[str, Any] | Tensor, classes: Sequence[Sequence[str]]) -> None:
+        """Run the model on a batch and add what its attention calls did.
+
+        Args:
+            inputs: what the model takes; padding is told by the ``attention_mask`` among them.
+            classes: for each example the class of each token (`captum_norm.tokens.token_classes`), padding included.
+
+        Raises:
+            ValueError: where the keys of a call are not known to be input tokens, or the number of calls differs from
+                batch to batch; and as `attention_maps`.
+        """
+        place = 0
+
+        def take(record: AttentionRecord) -> None:
+            nonlocal place
+            if place == len(self._calls):
+                self._calls.append(_CallSums(record.call))
+            check_finite(record)
+            self._calls[place].add(at_least_float32(record), classes)
+            self._worst = max(self._worst, record.certificate.error)
+            self._tolerance = record.certificate.tolerance
+            place += 1
+
+        run_recorded(self.model, inputs, take)
+        self._sequences += len(classes)
+        for name in _real_classes(inputs, classes):
+            self._counts[name] += 1
+
+    def result(self) -> TokenShares:
+        """The means over all sequences added so far.
+
+        Raises:
+            ValueError: if nothing was added.
+        """
+        if not self._calls:
+            raise ValueError("ShareCounter: no sequence was added, so there are no shares. Call add(inputs, classes).")
+        met = {name for call in self._calls for name in call.shares["weights"]} & {*self._counts, NO_TOKEN}
+        plain = ("punctuation", "other", NO_TOKEN)
+        classes = (*sorted(met - set(plain), key=list(self._counts).index), *(name for name in plain if name in met))
+        counts = torch.tensor([float(self._counts.get(name, 0)) for name in classes], dtype=torch.float64)
+        return TokenShares(
+            classes=classes,
+            special=tuple(name not in plain for name in classes),
+            calls=tuple(call.call for call in self._calls),
+            token_share=counts / counts.sum(),
+            shares={m: torch.stack([call.mean(call.shares[m], classes) for call in self._calls]) for m in MEASURES},
+            sums={m: torch.stack([call.mean(call.sums[m], classes) for call in self._calls]) for m in MEASURES},
+            f_norms=torch.stack([torch.stack([call.f_norms[name].mean() for name in classes]) for call in self._calls]),
+            correlation={
+                which: torch.stack([call.correlation[which].mean() for call in self._calls])
+                for which in ("all", "not special")
+            },
+            worst_error=self._worst,
+            tolerance=self._tolerance,
+            sequences=self._sequences,
+            tokens=int(counts.sum()),
+        )
+
+
+@dataclass
+class _Mean:
+    """A mean that grows."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    count: int = 0
+
+    def add(self, numbers: Tensor) -> None:
+        self.total = self.total + numbers.double().sum().cpu()
+        self.count += numbers.numel()
+
+    def mean(self) -> Tensor:
+        return self.total / self.count if self.count else torch.full((), torch.nan, dtype=torch.float64)
+
+
+class _CallSums:
+    """The sums of one attention call over sequences, by class."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+        self.sequences = 0
+        self.shares: dict[str, dict[str, _Mean]] = {measure: defaultdict(_Mean) for measure in MEASURES}
+        self.sums: dict[str, dict[str, _Mean]] = {measure: defaultdict(_Mean) for measure in MEASURES}
+        self.f_norms: dict[str, _Mean] = defaultdict(_Mean)
+        self.correlation: dict[str, _Mean] = defaultdict(_Mean)
+
+    def add(self, record: AttentionRecord, classes: Sequence[Sequence[str]]) -> None:
+        of_keys = _classes_of_keys(record, classes)
+        batch, _, query, key = record.weights.shape
+        device = record.weights.device
+        queries = _all_real(record.query_mask, batch, query, device)
+        keys = _all_real(record.key_mask, batch, key, device)
+        for measure in MEASURES:
+            scores = QUANTITIES[measure].compute(record).abs()
+            for normalize, sums in ((True, self.shares[measure]), (False, self.sums[measure])):
+                found = class_shares(scores, of_keys, key_mask=keys, query_mask=queries, normalize=normalize)
+                for name, share in found.items():
+                    # A class that does not occur in an example receives nothing there: the count is of all examples.
+                    sums[name].add(share.reshape(batch, -1).mean(dim=-1))
+        self.sequences += batch
+        if not QUANTITIES["transformed_norms"].lacks(record):
+            self._add_f_norms(record, of_keys, queries, keys)
+
+    def _add_f_norms(self, record: AttentionRecord, of_keys: list[list[str]], queries: Tensor, keys: Tensor) -> None:
+        f_norms = QUANTITIES["transformed_norms"].compute(record)
+        for name, means in class_means(f_norms, of_keys, key_mask=keys).items():
+            self.f_norms[name].add(means.mean(dim=-1))
+        for example, classes in enumerate(of_keys):
+            received = record.weights[example][:, queries[example]].mean(dim=1)  # (head, key)
+            plain = torch.tensor([name in ("punctuation", "other") for name in classes], device=keys.device)
+            for which, chosen in (("all", keys[example]), ("not special", keys[example] & plain)):
+                rho = spearman(received[:, chosen], f_norms[example][:, chosen])
+                self.correlation[which].add(rho[rho.isfinite()])
+
+    def mean(self, sums: dict[str, _Mean], classes: Sequence[str]) -> Tensor:
+        """(class,): means over all sequences; 0 where a class met none."""
+        return torch.stack([sums[name].total / self.sequences for name in classes])
+
+
+def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
+    """The paragraphs of a text file, one per line, without blank lines and headings (``= Title =``).
+
+    The marks by which WikiText keeps hyphens and separators apart (``@-@``, ``@,@``, ``@.@``) are undone.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8 text, or holds no paragraph.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        ...     _ = file.write(" = Title = \\n\\n A well @-@ known line . \\n")
+        ...     file.flush()
+        ...     read_paragraphs(file.name)
+        ['A well-known line .']
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+    paragraphs = [re.sub(r" @([-,.])@ ", r"\1", line.strip()) for line in lines if not _HEADING.fullmatch(line.strip())]
+    found = [paragraph for paragraph in paragraphs if paragraph]
+    if not found:
+        raise ValueError(f"{os.fspath(path)} holds no paragraph: only blank lines and headings (= Title =).")
+    return found
+
+
+_HEADING = re.compile(r"(=+\s).*(\s=+)")
+
+
+def _classes_of_keys(record: AttentionRecord, classes: Sequence[Sequence[str]]) -> list[list[str]]:
+    if record.keys is None:
+        raise ValueError(
+            f"{record.call.name}: its keys are not known to be input tokens ({record.unknown_keys}), so no class of "
+            "tokens can be given its share."
+        )
+    index = record.keys.index.tolist()
+    return [[NO_TOKEN if position < 0 else tokens[position] for position in index] for tokens in classes]
+
+
+def _all_real(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    return torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask
+
+
+def _real_classes(inputs: Mapping[str, Any] | Tensor, classes: Sequence[Sequence[str]]) -> list[str]:
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
+    rows = zip(classes, real.tolist(), strict=True)
+    return [name for row, kept in rows for name, is_real in zip(row, kept, strict=True) if is_real]
+
+
+def _listed(table: Tensor) -> Any:
+    """Nested lists; NaN, which JSON does not have, as None."""
+    if table.ndim:
+        return [_listed(row) for row in table]
+    return None if bool(table.isnan()) else float(table)
