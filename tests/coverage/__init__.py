@@ -1,0 +1,1 @@
+"""Every model type of transformers, built tiny, run while recording, and proved."""

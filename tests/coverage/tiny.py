@@ -1,0 +1,250 @@
+"""What is the smallest random model of a transformers model type, and what goes in?
+
+No checkpoint is needed: the default configuration of the type is shrunk field by field, by the *name* of the field and
+the *type* of its default, sub-configurations included.  Lists keep their length where they count stages and lose it
+where they count layers.  A handful of types need more than names tell; those are rows in ``OVERRIDES``.
+
+Weights are drawn so that mistakes show: attention far from uniform, biases that are not zero, all of it finite.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+WIDTH, HEADS, HEAD_DIM, LAYERS, VOCABULARY, IMAGE, PATCH = 32, 4, 8, 2, 160, 32, 8
+
+# Sizes by field name.  A field that is a list gets the number in each of its places.
+SIZES: dict[str, int] = {
+    **dict.fromkeys(
+        "hidden_size d_model n_embd dim embed_dim emb_dim embedding_size encoder_hidden_size decoder_hidden_size hidden_sizes"
+        " projection_dim word_embed_proj_dim out_hidden_size output_hidden_size text_hidden_size vision_hidden_size"
+        " conv_dim fpn_hidden_size image_text_hidden_size hidden_size_global encoder_hidden_dim encoder_proj_dim"
+        " decoder_hidden_dim query_dim attention_hidden_size projector_hidden_size output_dim vision_output_dim"
+        " mask_feature_size hidden_dim fusion_hidden_size neck_hidden_sizes embed_dims encoder_hidden_sizes audio_hidden_size"
+        " encoder_in_channels mm_hidden_size qformer_hidden_size d_latents d_embed ".split(),
+        WIDTH,
+    ),
+    **dict.fromkeys(
+        "num_hidden_layers num_layers n_layer n_layers layers depth encoder_layers decoder_layers num_decoder_layers"
+        " num_encoder_layers encoder_num_layers decoder_num_layers encoder_num_hidden_layers decoder_num_hidden_layers"
+        " vision_layers text_layers t2u_encoder_layers t2u_decoder_layers speech_encoder_layers resampler_depth"
+        " memory_attention_num_layers num_spatial_layers num_temporal_layers num_auxiliary_layers"
+        " n_modality_encoder_layer num_hidden_groups".split(),
+        LAYERS,
+    ),
+    **dict.fromkeys(
+        "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads"
+        " encoder_num_attention_heads decoder_num_attention_heads speech_encoder_attention_heads linear_num_value_heads"
+        " t2u_encoder_attention_heads t2u_decoder_attention_heads decoder_self_attention_heads resampler_n_heads"
+        " decoder_cross_attention_heads memory_attention_num_attention_heads swa_num_attention_heads index_n_heads"
+        " conf_num_attention_heads mamba_n_heads linear_num_heads cross_attention_heads num_attention_heads_per_layer"
+        " swa_num_attention_heads".split(),
+        HEADS,
+    ),
+    **dict.fromkeys(
+        "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_key_value_heads_per_layer"
+        " attention_groups n_head_kv num_key_value_groups".split(),
+        2,
+    ),
+    **dict.fromkeys(
+        "intermediate_size ffn_dim d_ff d_inner n_inner encoder_ffn_dim decoder_ffn_dim mlp_dim ffn_hidden_size"
+        " speech_encoder_intermediate_size t2u_encoder_ffn_dim t2u_decoder_ffn_dim dim_feedforward encoder_feedforward_dim"
+        " dense_intermediate_size decoder_intermediate_size shared_intermediate_size intermediate_size_mlp"
+        " memory_attention_feed_forward_hidden_size memory_fuser_intermediate_dim dense_ffn_hidden_size"
+        " projection_intermediate_size encoder_intermediate_size feed_forward_size adapter_intermediate_size".split(),
+        64,
+    ),
+    **dict.fromkeys(
+        "head_dim d_kv d_head global_head_dim swa_head_dim dim_head attention_head_size resampler_head_dim"
+        " linear_key_head_dim linear_value_head_dim index_head_dim linear_head_dim qk_head_dim key_dim"
+        " decoder_head_dim encoder_head_dim kv_channels attention_head_dim swa_v_head_dim".split(),
+        HEAD_DIM,
+    ),
+    **dict.fromkeys(
+        "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size moe_hidden_size"
+        " moe_shared_expert_intermediate_size expert_intermediate_size expert_ffn_hidden_size".split(),
+        32,
+    ),
+    **dict.fromkeys("num_experts n_routed_experts num_local_experts moe_num_experts".split(), 4),
+    **dict.fromkeys("num_experts_per_tok moe_topk moe_k moe_top_k".split(), 2),
+    **dict.fromkeys("n_group topk_group n_shared_experts num_expert_group first_k_dense_replace".split(), 1),
+    **dict.fromkeys("kv_lora_rank q_lora_rank o_lora_rank".split(), 16),
+    **dict.fromkeys("vocab_size vocab_size_per_layer_input input_vocab_size output_vocab_size t2u_vocab_size".split(), VOCABULARY),
+    **dict.fromkeys("max_position_embeddings n_positions max_seq_len max_sequence_length n_ctx".split(), 128),
+    **dict.fromkeys("image_size crop_size img_size pretrain_image_size".split(), IMAGE),
+    **dict.fromkeys("max_source_positions max_target_positions".split(), 50),
+    **dict.fromkeys("num_mel_bins n_mels input_feat_per_channel".split(), 16),
+    **dict.fromkeys("num_query_tokens num_queries num_image_tokens".split(), 6),
+    **dict.fromkeys("depths stage_num_blocks blocks_per_stage num_block_repeats stage_numb_of_layers".split(), 1),
+    **dict.fromkeys("num_conv_pos_embedding_groups num_groups".split(), 2),
+    **dict.fromkeys("mamba_d_state ssm_state_size state_size mamba_headdim mamba_head_dim hidden_size_per_layer_input".split(), 8),
+    "patch_size": PATCH,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 6,
+    "rotary_dim": 4,
+    "num_frames": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "num_nextn_predict_layers": 0,
+    "num_conv_pos_embeddings": 8,
+    "index_topk": 8,
+    "attention_window": 4,
+    "sliding_window": 4,
+    "num_codebooks": 2,
+}
+PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types", "layers_block_type")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How far to shrink; tried in order until a type builds and runs."""
+
+    grouped: bool = True  # fewer key heads than query heads
+    fill: bool = False  # also the sizes that the default configuration leaves open
+    layers: int = LAYERS
+
+
+VARIANTS = (
+    Variant(),
+    Variant(grouped=False),
+    Variant(fill=True),
+    Variant(grouped=False, fill=True),
+    Variant(layers=4),
+    Variant(grouped=False, layers=4),
+)
+
+
+def tiny_config(model_type: str, variant: Variant = VARIANTS[0]) -> PreTrainedConfig:
+    """The default configuration of a model type, shrunk."""
+    return shrink(CONFIG_MAPPING[model_type](), OVERRIDES.get(model_type, {}), variant)
+
+
+def shrink(config: PreTrainedConfig, overrides: dict[str, Any], variant: Variant) -> PreTrainedConfig:
+    """The same class of configuration with small numbers; ``overrides`` are kept as they are, nested by field."""
+    if config.model_type == "timm_backbone":  # timm is no dependency: the same place, filled by a ResNet
+        config = CONFIG_MAPPING["resnet"](out_features=["stage1", "stage2", "stage3", "stage4"])
+    overrides = OVERRIDES.get(config.model_type, {}) | overrides
+    kwargs: dict[str, Any] = {}
+    own = {field.name: field.default for field in fields(config)}
+    for name, default in own.items():
+        value = config.__dict__.get(config.attribute_map.get(name, name))
+        given = overrides.get(name)
+        if isinstance(value, PreTrainedConfig) and (given is None or isinstance(given, dict)):
+            kwargs[name] = shrink(value, given or {}, variant)
+        elif name in overrides:
+            kwargs[name] = given
+        elif not name.startswith("_"):
+            shrunk = _shrink_field(name, value, default, variant)
+            if shrunk is not _DERIVED:
+                kwargs[name] = shrunk
+    kwargs |= {name: value for name, value in overrides.items() if name not in own}
+    kwargs |= _stages(config, kwargs)
+    kwargs |= _layer_types(config, own, overrides, variant)
+    return type(config)(**kwargs)
+
+
+_DERIVED = object()  # the configuration computes it from other fields
+
+
+def _shrink_field(name: str, value: Any, default: Any, variant: Variant) -> Any:
+    if default is None and (value is not None and (name in SIZES or isinstance(value, (list, dict)))):
+        return _DERIVED
+    if value is None and variant.fill and name in SIZES:
+        return SIZES[name]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int) and re.search(r"_(token_id|token_index|tok_id)$", name):
+        return _token(name, value)
+    if name in SIZES:
+        size = SIZES[name]
+        if name in ("num_key_value_heads", "num_kv_heads", "n_head_kv", "swa_num_key_value_heads") and not variant.grouped:
+            size = HEADS
+        elif size == LAYERS and "layer" in name or name == "depth":
+            size = variant.layers
+        if isinstance(value, int):
+            return size if value == 0 and "head" in name else min(value, size)
+        if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value):
+            return type(value)(min(v, size) for v in value)
+    return value
+
+
+TOKENS = ("pad", "bos", "eos", "decoder_start", "sep", "cls", "mask", "unk")
+
+
+def _token(name: str, value: int) -> int:
+    """A place for each special token in the small vocabulary: the first few as usual, the others near its end."""
+    if value < 60:
+        return value
+    stem = re.sub(r"_(token_id|token_index|tok_id)$", "", name)
+    if stem in TOKENS:
+        return TOKENS.index(stem)
+    return 100 + sum(map(ord, stem)) % 59
+
+
+def _stages(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Backbones: the feature maps handed on, counted in stages that still exist."""
+    if not hasattr(config, "_out_indices"):
+        return {}
+    names = config.__dict__.get("stage_names") or []
+    indices = config.__dict__.get("_out_indices") or []
+    if "depths" in kwargs or not names:
+        return {"out_indices": list(indices)}
+    last = kwargs.get("num_hidden_layers", LAYERS)
+    return {"out_indices": [max(0, last - i) for i in range(min(len(indices), last + 1))][::-1]}
+
+
+def _layer_types(config: PreTrainedConfig, own: dict[str, Any], overrides: dict[str, Any], variant: Variant) -> dict[str, Any]:
+    """One layer of each type where a configuration lists types by layer."""
+    lists = {name: config.__dict__.get(name) for name in PER_LAYER if name in own and name not in overrides}
+    lists = {name: types for name, types in lists.items() if isinstance(types, (list, tuple))}
+    if not lists:
+        return {}
+    layers = next((n for n in ("num_hidden_layers", "num_layers", "n_layer", "depth", "decoder_layers") if n in own), None)
+    count = max([variant.layers, *(len(dict.fromkeys(types)) for types in lists.values())])
+    result: dict[str, Any] = {layers: count} if layers and layers not in overrides else {}
+    for name, types in lists.items():
+        distinct = list(dict.fromkeys(types))
+        result[name] = (distinct * count)[:count]
+    return result
+
+
+def tiny_model(config: PreTrainedConfig, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config, **kwargs).float().eval()
+    vary(model)
+    return model
+
+
+@torch.no_grad()
+def vary(model: nn.Module, gain: float = 1.25) -> None:
+    """Draw weights so that attention is far from uniform and no bias is zero."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_floating_point() or not parameter.numel():
+                continue
+            if isinstance(module, nn.Linear) and name == "weight":
+                parameter.normal_(std=gain / math.sqrt(parameter.shape[1]))
+            elif isinstance(module, nn.Embedding):
+                parameter.normal_(std=0.5)
+            elif not torch.isfinite(parameter).all() or parameter.abs().max() > 1e4:
+                parameter.normal_(std=0.1)
+            elif parameter.ndim == 1 and (parameter == 0).all():
+                parameter.normal_(std=0.1)
+            elif parameter.ndim == 1 and (parameter == 1).all():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            elif parameter.ndim >= 2 and 0 <= float(parameter.std()) < 0.05:
+                parameter.normal_(std=1 / math.sqrt(max(parameter.shape[-1], 4)))
+
+
+OVERRIDES: dict[str, dict[str, Any]] = {}
