@@ -508,8 +508,12 @@ def _words_of_characters(
     """For each character the word it lies in, counted from 0; -1 between words."""
     labels: list[object] = [None] * len(text)  # a word is a run of equal labels
     if split == "tokenizer":
+        bounds: dict[int | None, tuple[int, int]] = {}
         for token, (start, end) in covered.items():
-            labels[start:end] = [pieces[token].word] * (end - start)
+            known = bounds.get(word := pieces[token].word, (start, end))
+            bounds[word] = min(known[0], start), max(known[1], end)
+        for word, (start, end) in bounds.items():
+            labels[start:end] = [word] * (end - start)
     else:
         for place, character in enumerate(text):
             if not character.isspace():
@@ -598,7 +602,7 @@ def _surface(token: str, tokenizer: Any) -> str:
     """The characters a token stands for, without the vocabulary's marks."""
     if token.startswith("##") and len(token) > 2:
         return token[2:]
-    return tokenizer.convert_tokens_to_string([token]).strip()
+    return str(tokenizer.convert_tokens_to_string([token])).strip()
 
 
 def _is_punctuation(character: str) -> bool:
