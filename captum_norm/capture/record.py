@@ -21,7 +21,12 @@ class InexactCaptureError(RuntimeError):
     """An attention call could not be read exactly, so nothing is reported for it.
 
     The message names the call, what was compared or sought, what was found, and the way out.
+
+    Attributes:
+        call: what is known of the call, or None.
     """
+
+    call: AttentionCall | None = None
 
 
 @dataclass(frozen=True)

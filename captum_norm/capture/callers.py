@@ -1,0 +1,105 @@
+"""Who is calling: the modules that are running right now, and what they were given.
+
+Read from Python's own stack, so that no hook is ever put on a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+
+class Caller(NamedTuple):
+    """One running module and the arguments of its forward, by name."""
+
+    module: Module
+    arguments: dict[str, Any]
+
+
+def running_modules() -> tuple[Caller, ...]:
+    """The modules whose forward is on the stack of this thread, outermost first."""
+    found: list[Caller] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
+            variables = frame.f_locals
+            module = variables.get("self")
+            if isinstance(module, Module):
+                if code.co_name == "_call_impl":
+                    arguments = _bind(module, variables.get("args", ()), variables.get("kwargs", {}))
+                    if found and found[-1].module is module and not found[-1].arguments:
+                        found.pop()  # the frame of its forward, seen a moment ago
+                    found.append(Caller(module, arguments))
+                elif not found or found[-1].module is not module:
+                    found.append(Caller(module, {}))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(reversed(found))
+
+
+def _bind(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = _positional(type(module).forward)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@lru_cache(maxsize=4096)
+def _positional(forward: Any) -> tuple[str, ...]:
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):  # pragma: no cover - a forward written in C
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+# The names under which modules are told which tokens are real; True or 1 at real tokens ...
+_REAL = ("attention_mask", "padding_mask", "input_mask")
+# ... and those where True (or -inf) means padding, as in torch.nn.
+_PADDED = ("key_padding_mask", "src_key_padding_mask", "tgt_key_padding_mask")
+
+
+def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bool = False) -> Tensor | None:
+    """Which positions are real tokens, told by the mask the model itself received.
+
+    Args:
+        callers: the running modules, outermost first.
+        batch, length: the shape sought.  A longer mask belongs to a cache: its last ``length`` columns are meant.
+        memory: the mask of what is cross-attended to, instead of the module's own sequence.
+
+    Returns:
+        (batch, length) bool, True at real tokens; None where no running module was given a mask (all are real).
+    """
+    in_decoder = False
+    for module, arguments in reversed(callers):
+        names = {name: True for name in _REAL} | {name: False for name in _PADDED}
+        if memory:
+            if in_decoder and "decoder_attention_mask" in arguments or "decoder_input_ids" in arguments:
+                names = {"attention_mask": True, "src_key_padding_mask": False}
+            elif _is_decoder(arguments):
+                names = {"encoder_attention_mask": True, "memory_key_padding_mask": False}
+            elif "key_padding_mask" in arguments:  # nn.MultiheadAttention speaks of its keys
+                names = {"key_padding_mask": False}
+            else:
+                names = {"memory_key_padding_mask": False, "encoder_attention_mask": True}
+        elif in_decoder and ("decoder_attention_mask" in arguments or "decoder_input_ids" in arguments):
+            names = {"decoder_attention_mask": True}
+        elif in_decoder or "memory" in arguments or "tgt" in arguments:
+            names = {"attention_mask": True, "tgt_key_padding_mask": False}
+        for name, marks_real in names.items():
+            mask = arguments.get(name)
+            if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= length:
+                marked = torch.isinf(mask) if mask.is_floating_point() and not marks_real else mask != 0
+                return (marked if marks_real else ~marked)[:, -length:].detach()
+        in_decoder = in_decoder or _is_decoder(arguments)
+    return None
+
+
+def _is_decoder(arguments: dict[str, Any]) -> bool:
+    """A module that was given something to cross-attend to."""
+    return any(isinstance(arguments.get(name), Tensor) for name in ("encoder_hidden_states", "memory"))

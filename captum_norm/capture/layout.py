@@ -1,0 +1,141 @@
+"""Which entry of a tensor is which: measured by sending index tensors through the reshapes the model itself made.
+
+A model may keep its heads as (batch, head, query, ...), (batch * head, query, ...), (query, batch, head, ...) or in
+windows.  Instead of knowing these layouts, we number the entries of the mixed values, replay the recorded
+:class:`Step` s on the numbers, and read off where each ended up.  The same steps tell which input position a key is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOT_AN_INPUT = -1
+
+
+class LayoutError(ValueError):
+    """The layout cannot be expressed as (batch, head, query, key); the message says why."""
+
+
+class Step(NamedTuple):
+    """One thing the model did to a tensor that we follow.
+
+    Attributes:
+        key: equal for equal steps, so that what was measured once serves every layer.
+        apply: the step itself, on any tensor of the right shape (numbers included, unless ``scales``).
+        scales: the step multiplies (a gate, a norm's 1/sigma) instead of moving entries.
+    """
+
+    key: Hashable
+    apply: Callable[[Tensor], Tensor]
+    scales: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each (batch, head, query) of one attention call lies in the tensors the model used.
+
+    Attributes:
+        rows: (batch, head, query) long, which row of the flattened leading axes of the weights.
+        queries: (batch, head, query) long, which query of that row.
+        tokens: (batch, query) long, which row of the projection's flattened input.
+        columns: (head, head_dim) long, which column of the projection's input.
+        rest: (column,) long, columns of the projection's input that hold something else.
+        in_order: the weights, flattened, are already in (batch, head, query) order.
+        values_in_order: so are the values in (batch, head).
+    """
+
+    rows: Tensor
+    queries: Tensor
+    tokens: Tensor
+    columns: Tensor
+    rest: Tensor
+    in_order: bool
+    values_in_order: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        batch, heads, queries = self.rows.shape
+        return batch, heads, queries
+
+    def weights(self, weights: Tensor, lead: Sequence[int]) -> Tensor:
+        """The model's weights (*lead, query, key) as (batch, head, query, key)."""
+        query, key = weights.shape[-2:]
+        if self.in_order and weights.numel() == math.prod(lead) * query * key:
+            return weights.reshape(*self.shape, key)
+        flat = weights.expand(*lead, query, key).reshape(-1, query, key)
+        return flat[self.rows.to(flat.device), self.queries.to(flat.device)]
+
+    def values(self, values: Tensor, lead: Sequence[int]) -> Tensor:
+        """The model's values (*lead, key, head_dim) as (batch, head, key, head_dim)."""
+        key, head_dim = values.shape[-2:]
+        flat = values.expand(*lead, key, head_dim)
+        if self.values_in_order:
+            return flat.reshape(*self.shape[:2], key, head_dim)
+        return flat.reshape(-1, key, head_dim)[self.rows[:, :, 0].to(flat.device)]
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """The projection's input (..., column) as (batch, head, query, head_dim)."""
+        flat = x.reshape(-1, x.shape[-1])
+        rows = self.tokens.to(x.device)[:, None, :, None]
+        return flat[rows, self.columns.to(x.device)[None, :, None, :]]
+
+
+def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step], width: int) -> Layout:
+    """Number every entry of the mixed values, (*lead, query, head_dim), and see where ``steps`` put it.
+
+    Args:
+        lead: the axes before query: (batch, head), (batch * head,), ...
+        query: number of queries.
+        head_dim: size of a value.
+        steps: what the model did between mixing and projection.
+        width: last axis of the projection's input.
+
+    Raises:
+        LayoutError: where an output row mixes queries, or heads are cut across rows.
+    """
+    numbers = torch.arange(math.prod(lead) * query * head_dim, device="cpu").view(*lead, query, head_dim)
+    for step in steps:
+        if not step.scales:
+            numbers = step.apply(numbers)
+    if numbers.shape[-1] != width:
+        raise LayoutError(f"the projection reads rows of {width}, the mixed values arrive in rows of {numbers.shape[-1]}")
+    numbers = numbers.reshape(-1, width)
+    own = numbers[0] != NOT_AN_INPUT
+    if not torch.equal(numbers != NOT_AN_INPUT, own.expand_as(numbers)):
+        raise LayoutError("some output rows hold mixed values in columns where others hold something else")
+    order = numbers[0, own].argsort()
+    columns = own.nonzero()[:, 0][order]
+    if len(columns) % head_dim:
+        raise LayoutError(f"{len(columns)} columns of mixed values are no multiple of the head size {head_dim}")
+    columns = columns.view(-1, head_dim)
+    numbers = numbers[:, columns]  # (token, head, head_dim)
+    start = numbers[..., :1]
+    if not torch.equal(numbers, start + torch.arange(head_dim, device="cpu")) or (start % head_dim).any():
+        raise LayoutError("the columns of one head are not one value vector in every row")
+    start = start[..., 0] // head_dim
+    rows, queries = start // query, start % query
+    tokens = _by_batch(rows[:, 0], queries[:, 0])
+    rows, queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
+    if not torch.equal(rows, rows[..., :1].expand_as(rows)):
+        raise LayoutError("one example's queries read their values from different places")
+    in_order = torch.equal((rows * query + queries).flatten(), torch.arange(math.prod(lead) * query, device="cpu"))
+    values_in_order = torch.equal(rows[..., 0].flatten(), torch.arange(math.prod(lead), device="cpu"))
+    rest = (~own).nonzero()[:, 0]
+    return Layout(rows, queries, tokens, columns, rest, in_order, values_in_order)
+
+
+def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
+    """Group output rows by the values their first head reads: (batch, query) indices, queries in order."""
+    order = (rows * (int(queries.max()) + 1) + queries).argsort(stable=True)
+    _, counts = rows.unique(return_counts=True)
+    if (counts != counts[0]).any():
+        raise LayoutError(f"examples have different numbers of queries, {counts.tolist()[:8]}")
+    return order.view(len(counts), -1)
+
+

@@ -1,0 +1,153 @@
+"""What is known of a tensor while the model runs: is it weights, mixed values, a projection, and where is it from."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.callers import Caller
+from captum_norm.capture.layout import Step
+from captum_norm.capture.places import Place
+
+
+@dataclass(eq=False)
+class Mixture:
+    """One attention call under way: weights have mixed values, W_O is still to be seen.
+
+    Attributes:
+        weights: (*lead, query, key) as the model used them.
+        values: (*lead', key, head_dim), broadcastable to the lead.
+        lead: the leading axes of the product.
+        callers: the modules that were running, outermost first.
+        weights_place, values_place: where the queries and the keys come from.
+        problem: why this call cannot be read, known already; "" where nothing speaks against it.
+        projection: W_O as far as it is known.
+    """
+
+    weights: Tensor
+    values: Tensor
+    lead: tuple[int, ...]
+    callers: tuple[Caller, ...]
+    weights_place: Place | None
+    values_place: Place | None
+    problem: str = ""
+    projection: Projection | None = None
+    versions: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        tensors = (self.weights, self.values)
+        return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+    @property
+    def unchanged(self) -> bool:
+        return self.versions == self._versions()
+
+
+class Mixed(NamedTuple):
+    """A tensor that holds the mixed values of a call, after these steps."""
+
+    mixture: Mixture
+    steps: tuple[Step, ...] = ()
+
+
+class Term(NamedTuple):
+    """One linear map of mixed values: x (..., column) times W (column, model), then more factors."""
+
+    steps: tuple[Step, ...]
+    x: Tensor
+    W: Tensor
+    parameter: Tensor
+    factors: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def matrix(self) -> Tensor:
+        W = self.W
+        for factor in self.factors:
+            W = factor(W)
+        return W
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A tensor that is linear in one call's mixed values: what W_O wrote, or a branch of it (a low-rank adapter).
+
+    Attributes:
+        mixture: the call.
+        terms: the linear maps whose results were added.
+        bias: (model,) added on the way, or None.
+        roots: which first projections it goes through; branches that are added have different ones.
+        parts_axis: axis of the tensor that still has to be summed (one part per head), or None.
+        r, actual, size: the random direction, (y - bias) . r and ||y - bias|| ||r|| / sqrt(model) of each row, taken
+            the moment y was written; None for a branch.
+    """
+
+    mixture: Mixture
+    terms: tuple[Term, ...]
+    bias: Tensor | None
+    roots: frozenset[int]
+    parts_axis: int | None = None
+    r: Tensor | None = None
+    actual: Tensor | None = None
+    size: Tensor | None = None
+
+    def times(self, factor: Callable[[Tensor], Tensor]) -> Projection:
+        """This branch after one more linear map, given as a function of a matrix (column, model)."""
+        bias = None if self.bias is None else factor(self.bias[None])[0]
+        terms = tuple(term._replace(factors=(*term.factors, factor)) for term in self.terms)
+        return replace(self, terms=terms, bias=bias, r=None, actual=None, size=None, parts_axis=None)
+
+    def plus(self, other: Projection) -> Projection:
+        """The sum of two branches of the same call."""
+        biases = [bias for bias in (self.bias, other.bias) if bias is not None]
+        bias = None if not biases else biases[0] if len(biases) == 1 else biases[0] + biases[1]
+        return Projection(self.mixture, self.terms + other.terms, bias, self.roots | other.roots)
+
+
+class Trace(NamedTuple):
+    """Everything known of one tensor."""
+
+    weights: bool = False
+    mixed: tuple[Mixed, ...] = ()
+    projection: Projection | None = None
+    place: Place | None = None
+
+    def __bool__(self) -> bool:
+        return self.weights or bool(self.mixed) or self.projection is not None or self.place is not None
+
+
+class Traces:
+    """Tensor -> trace, forgotten with the tensor."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
+
+    def __getitem__(self, tensor: Any) -> Trace | None:
+        entry = self._of.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, trace: Trace) -> None:
+        key = id(tensor)
+        if not trace:
+            self._of.pop(key, None)
+            return
+        self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), trace)
+
+    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
+        entry = self._of.get(key)
+        if entry is not None and entry[0] is ref:
+            del self._of[key]
+
+    def clear(self) -> None:
+        self._of.clear()
+
+    def update(self, tensor: Tensor, **known: Any) -> None:
+        self[tensor] = (self[tensor] or Trace())._replace(**known)
+
+
