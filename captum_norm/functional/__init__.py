@@ -1,4 +1,4 @@
-"""The maths of norm-based attribution: tensors in, tensors out.  Knows no model, hook or tokenizer; imports torch only."""
+"""The maths of norm-based attribution: tensors in, tensors out.  It knows no model, hook or tokenizer."""
 
 from captum_norm.functional.aggregate import mean, rollout
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms

@@ -1,28 +1,285 @@
-"""How much does input j contribute to output i of attention?  The maths only: tensors in, tensors out."""
+"""How much does input j contribute to output i of attention?  The maths only: tensors in, tensors out.
+
+A head rewrites each input x_j into the vector it would pass on if attended to with weight one,
+
+    f(x_j) = (x_j W_V + b_V) W_O,
+
+and its output is the weighted sum  y_i = sum_j alpha_ij f(x_j).  The contribution of j to i is therefore
+the length of the vector actually added, ||alpha_ij f(x_j)||, and not the weight alpha_ij alone.
+
+Source: Kobayashi et al. (2020), "Attention is Not Only a Weight", https://arxiv.org/abs/2004.10102.
+The authors' code (class BertNormOutput) calls the three quantities ||f(x)||, ||αf(x)|| and ||Σαf(x)||.
+Like theirs, f leaves out the output bias b_O, which belongs to no input.
+
+Some models multiply the mixed values with a gate before W_O.  A gate of one number per head and query scales alpha; one
+of head_dim numbers changes f itself, to (g_i * (x_j W_V + b_V)) W_O, anew for each query i.
+
+Axes, in the order and with the einsum letters used throughout captum_norm:
+    b batch    h head    q query position (i)    k key position (j)    e head_dim    d model
+All norms are L2, in the units of the residual stream.  They are computed in float64 and returned in float64 if any
+tensor is float64, else in float32, also for bfloat16 and float16.  No gradient flows through them.
+"""
+
+from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.linalg import qr, vector_norm
 
+from captum_norm.functional.axes import check_axes, check_finite
+from captum_norm.functional.gram import head_products, middle_parts
 
+_VALUES = "batch head key head_dim"
+_WEIGHTS = "batch head query key"
+_PROJECTION = "head head_dim model"
+
+
+@torch.no_grad()
 def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
-    """||f(x_j)||, (batch, head, key)."""
-    return vector_norm(values @ W_O, dim=-1)
+    """||f(x_j)||: how long each input is after the head's value and output transforms.
+
+    Args:
+        values: x W_V + b_V, (batch, head, key, head_dim).
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+
+    Returns:
+        (batch, head, key), non-negative.
+
+    Raises:
+        TypeError: if a tensor is not of floating point.
+        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+
+    Example:
+        >>> values = torch.tensor([[[[3.0, 4.0], [0.0, 0.1]]]])            # 1 batch, 1 head, 2 keys
+        >>> transformed_norms(values, 2 * torch.eye(2)[None])
+        tensor([[[10.0000,  0.2000]]])
+    """
+    inputs = {"values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
+    sizes = check_axes("transformed_norms", **inputs)
+    result = _zeros(sizes, "batch head key", values, W_O)
+    if result.numel():
+        _fill_transformed_norms(result, values, W_O)
+    return check_finite("transformed_norms", result, **inputs)
 
 
+@torch.no_grad()
 def head_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None = None) -> Tensor:
-    """||alpha_ij f(x_j)|| for every head, (batch, head, query, key)."""
-    if gate is not None and gate.shape[-1] != 1:
-        return weights.abs() * vector_norm((values[:, :, None] * gate[:, :, :, None]) @ W_O[:, None], dim=-1)
-    weights = weights if gate is None else weights * gate
-    return weights.abs() * transformed_norms(values, W_O)[:, :, None]
+    """||alpha_ij f(x_j)|| for every head.
+
+    Args:
+        weights: attention weights alpha, (batch, head, query, key).
+        values: x W_V + b_V, (batch, head, key, head_dim).
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+        gate: what the mixed values are multiplied with before W_O: (batch, head, query, 1) or, at the cost of a
+            projection per query and key, (batch, head, query, head_dim).
+
+    Returns:
+        (batch, head, query, key), non-negative.
+
+    Raises:
+        TypeError: if a tensor is not of floating point.
+        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+
+    Example:
+        Two inputs get equal weight, but the second is all but erased by the value transform:
+
+        >>> weights = torch.tensor([[[[0.5, 0.5]]]])                       # 1 batch, 1 head, 1 query, 2 keys
+        >>> values = torch.tensor([[[[3.0, 4.0], [0.0, 0.1]]]])
+        >>> head_norms(weights, values, torch.eye(2)[None])
+        tensor([[[[2.5000, 0.0500]]]])
+
+        A gate that shuts the first of the two value dimensions:
+
+        >>> head_norms(weights, values, torch.eye(2)[None], gate=torch.tensor([[[[0.0, 1.0]]]]))
+        tensor([[[[2.0000, 0.0500]]]])
+    """
+    sizes, inputs = _check_inputs("head_norms", weights, values, W_O, gate)
+    result = _zeros(sizes, _WEIGHTS, weights, values, W_O, gate)
+    if result.numel() == 0:
+        return result
+    if _is_elementwise(gate):
+        _fill_gated_head_norms(result, weights, values, W_O, gate)
+    else:
+        # alpha is a scalar, so it comes out of the norm: the (query, key, model) vectors are never built.
+        lengths = result.new_zeros(values.shape[:3])
+        _fill_transformed_norms(lengths, values, W_O)
+        torch.mul(weights, lengths[:, :, None], out=result)
+        if gate is not None:
+            result.mul_(gate)
+        result.abs_()
+    return check_finite("head_norms", result, **inputs)
 
 
+@torch.no_grad()
 def summed_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None = None) -> Tensor:
-    """||sum_h alpha^h_ij f^h(x_j)||, (batch, query, key)."""
-    if gate is not None and gate.shape[-1] != 1:
-        return vector_norm(torch.einsum("bhqk,bhke,bhqe,hed->bqkd", weights, values, gate, W_O), dim=-1)
-    weights = weights if gate is None else weights * gate
-    f = torch.einsum("bhke,hed->bkhd", values, W_O)
-    factor = qr(f.mT.double(), mode="r").R.mT.to(f.dtype)
-    return vector_norm(torch.einsum("bhqk,bkhr->bqkr", weights, factor), dim=-1)
+    """||sum_h alpha^h_ij f^h(x_j)||: the contribution of j to i through all heads together.
+
+    Heads that push in opposite directions cancel here, so this is at most ``head_norms(...).sum(dim=1)``.
+
+    Args:
+        weights: attention weights alpha, (batch, head, query, key).
+        values: x W_V + b_V, (batch, head, key, head_dim).
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+        gate: what the mixed values are multiplied with before W_O: (batch, head, query, 1) or, at the cost of a
+            projection per query and key, (batch, head, query, head_dim).
+
+    Returns:
+        (batch, query, key), non-negative.
+
+    Raises:
+        TypeError: if a tensor is not of floating point.
+        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+
+    Example:
+        Two heads read the same value, 5 long.  They agree on the first key; on the second, one undoes the other:
+
+        >>> weights = torch.tensor([[[[0.5, 0.5]], [[0.5, 0.5]]]])         # 1 batch, 2 heads, 1 query, 2 keys
+        >>> values = torch.tensor([[[[3.0, 4.0], [3.0, 4.0]], [[3.0, 4.0], [-3.0, -4.0]]]])
+        >>> summed_norms(weights, values, torch.eye(2).expand(2, 2, 2))
+        tensor([[[5., 0.]]])
+    """
+    sizes, inputs = _check_inputs("summed_norms", weights, values, W_O, gate)
+    result = _zeros(sizes, "batch query key", weights, values, W_O, gate)
+    if result.numel() == 0 or sizes["head"] == 0:
+        return result
+    if _is_elementwise(gate):
+        _fill_gated_summed_norms(result, weights, values, W_O, gate)
+    elif result.dtype == torch.float64:
+        _fill_summed_norms_by_factors(result, weights, values, W_O, gate)
+    else:
+        _fill_summed_norms_by_products(result, weights, values, W_O, gate)
+    return check_finite("summed_norms", result, **inputs)
+
+
+def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None:
+    head, _, model = W_O.shape
+    middle = None if result.dtype == torch.float64 else middle_parts(W_O, result.shape[0] * result.shape[2])
+    projection = W_O.double() if middle is None else torch.stack([part[: W_O.shape[1]] for part in middle])
+    for b, k in _key_blocks(values, head * model):
+        v = values[b, :, k].double()
+        images = v @ projection
+        squares = images.square_().sum(-1) if middle is None else images.mul_(v).sum(-1).clamp_min_(0)
+        result[b, :, k] = squares.sqrt_()
+
+
+def _fill_summed_norms_by_products(
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+) -> None:
+    head, head_dim, _ = W_O.shape
+    products_of = head_products(W_O, keys=values.shape[0] * values.shape[2])
+    for b, k in _key_blocks(values, head * head_dim):
+        products = [part.unsqueeze(2) for part in products_of(values[b, :, k])]  # (head - h, batch, 1, key)
+        for part in products:
+            part[1:] *= 2  # each pair of different heads stands for two entries of a symmetric matrix
+        for q in _query_blocks(weights[b, :, :, k]):
+            a = _gated(weights[b, :, q, k], None if gate is None else gate[b, :, q]).transpose(0, 1)
+            # sum_h a_h (sum_h' M[h', h] a_h') over pairs h' >= h: whole rows of keys at a time, in cache.
+            total = products[0] * a[0]
+            for h in range(1, head):
+                total[h:].addcmul_(products[h], a[h])
+            result[b, q, k] = total.mul_(a).sum(0).clamp_min_(0).sqrt_()
+
+
+def _fill_summed_norms_by_factors(
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+) -> None:
+    """With the full accuracy of float64 where heads cancel: no squares, f^T = Q R gives ||a f|| = ||R a||."""
+    head, _, model = W_O.shape
+    projection = W_O.double()
+    for b, k in _key_blocks(values, head * model):
+        f = torch.einsum("bhke,hed->bkdh", values[b, :, k].double(), projection)
+        factor = qr(f, mode="r").R
+        for q in _query_blocks(weights[b, :, :, k]):
+            a = _gated(weights[b, :, q, k], None if gate is None else gate[b, :, q])
+            result[b, q, k] = vector_norm(torch.einsum("bhqk,bkrh->bqkr", a, factor), dim=-1)
+
+
+def _fill_gated_head_norms(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor) -> None:
+    projection = _narrow(W_O.double())
+    for b, q, k in _pair_blocks(result, W_O.shape[0] * max(W_O.shape[1:])):
+        f = _elementwise_gated(values[b, :, k], gate[b, :, q]).flatten(1, 2) @ projection
+        result[b, :, q, k] = weights[b, :, q, k].abs() * vector_norm(f, dim=-1).view_as(weights[b, :, q, k])
+
+
+def _fill_gated_summed_norms(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor) -> None:
+    projection = _narrow(W_O.double().flatten(0, 1))
+    for b, q, k in _pair_blocks(result, max(projection.shape[0], W_O.shape[2])):
+        mixed = _elementwise_gated(values[b, :, k], gate[b, :, q]) * weights[b, :, q, k, None]
+        result[b, q, k] = vector_norm(mixed.permute(1, 2, 0, 3).flatten(2) @ projection, dim=-1)
+
+
+def _elementwise_gated(values: Tensor, gate: Tensor) -> Tensor:
+    """(head, query, key, head_dim) in float64, from values (head, key, head_dim) and gate (head, query, head_dim)."""
+    return values.double()[:, None] * gate[:, :, None]
+
+
+def _narrow(projection: Tensor) -> Tensor:
+    """A projection (..., rows, at most rows) that leaves vectors as long as this one, (..., rows, model), does."""
+    rows, model = projection.shape[-2:]
+    return qr(projection.mT, mode="r").R.mT if rows < model else projection
+
+
+def _gated(weights: Tensor, gate: Tensor | None) -> Tensor:
+    """Weights in float64, times a gate of one number per head and query."""
+    return weights.double() if gate is None else weights.double() * gate
+
+
+def _is_elementwise(gate: Tensor | None) -> TypeGuard[Tensor]:
+    return gate is not None and gate.shape[-1] != 1
+
+
+def _check_inputs(
+    caller: str, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+) -> tuple[dict[str, int], dict[str, tuple[Tensor, str]]]:
+    inputs = {"weights": (weights, _WEIGHTS), "values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
+    if gate is not None:
+        last = "one" if isinstance(gate, Tensor) and gate.ndim and gate.shape[-1] == 1 else "head_dim"
+        inputs["gate"] = (gate, f"batch head query {last}")
+    return check_axes(caller, **inputs), inputs
+
+
+def _zeros(sizes: dict[str, int], axes: str, *tensors: Tensor | None) -> Tensor:
+    given = [tensor for tensor in tensors if tensor is not None]
+    double = any(tensor.dtype == torch.float64 for tensor in given)
+    shape = [sizes[axis] for axis in axes.split()]
+    return torch.zeros(shape, dtype=torch.float64 if double else torch.float32, device=given[0].device)
+
+
+def _work(tensor: Tensor) -> int:
+    """How many float64 numbers to hold at once: what a core keeps in its cache, or on a GPU what keeps it busy."""
+    return 1 << 19 if tensor.device.type == "cpu" else 1 << 25
+
+
+def _key_blocks(values: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch and key that cover values (batch, head, key, head_dim), at ``width`` numbers to a key."""
+    batch, _, key, _ = values.shape
+    columns = max(32, _work(values) // max(1, width))
+    keys = min(key, columns)
+    for b in _slices(batch, columns // keys):
+        for k in _slices(key, keys):
+            yield b, k
+
+
+def _query_blocks(weights: Tensor) -> Iterator[slice]:
+    """Slices of query that cover weights (batch, head, query, key), at two numbers to a weight."""
+    batch, head, query, key = weights.shape
+    yield from _slices(query, _work(weights) // (2 * batch * head * key))
+
+
+def _pair_blocks(result: Tensor, width: int) -> Iterator[tuple[int, slice, slice]]:
+    """Batch and slices of query and key that cover result (batch, ..., query, key), at ``width`` numbers to a pair."""
+    query, key = result.shape[-2:]
+    # Never all pairs at once, however few: that would be the (query, key, model) tensor we promise not to build.
+    pairs = max(1, min(_work(result) // max(1, width), query * key // 2))
+    keys = min(key, pairs)
+    for b in range(len(result)):
+        for q in _slices(query, pairs // keys):
+            for k in _slices(key, keys):
+                yield b, q, k
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    for start in range(0, size, step):
+        yield slice(start, start + step)

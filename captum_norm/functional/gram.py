@@ -1,0 +1,98 @@
+"""At which lengths and angles do the heads' vectors stand?  The norms of the vectors and of their sum need no more.
+
+For one key j, with f_h = v_h W_O^h the vector of head h, the Gram matrix M[h, h'] = <f_h, f_h'> gives
+
+    ||f_h||^2 = M[h, h]        ||sum_h a_h f_h||^2 = a^T M a,
+
+so that no vector of the model's size is needed per query.  Its entries are v_h (W_O^h W_O^h'^T) v_h': the middle
+part depends on W_O alone and is kept from call to call.
+
+In float64 throughout.  Squaring costs half of the digits where heads cancel: with ||sum|| at 1e-3 of sum||.||, a Gram
+matrix in float32 is off by 24 %, one in float64 by 1e-10.
+
+Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those with h' >= h: M is symmetric.
+"""
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, UntypedStorage
+
+# Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
+_LARGEST_KEPT = 2048
+
+Pairs = list[Tensor]
+"""One entry per head h: that head with itself and each later head, so (head - h, ...)."""
+
+
+def head_products(W_O: Tensor, keys: int) -> Callable[[Tensor], Pairs]:
+    """A function from values (batch, head, key, head_dim) to M: per head h, <f_h', f_h> as (head - h, batch, key).
+
+    Args:
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+        keys: how many keys, over the whole batch, are about to be asked for; tells which way is cheaper.
+    """
+    middle = middle_parts(W_O, keys)
+    if middle is None:
+        projection = W_O.double()
+        return lambda values: _products_of_vectors(values, projection)
+    return lambda values: _products_by_middle(values, middle)
+
+
+def _products_by_middle(values: Tensor, middle: Pairs) -> Pairs:
+    batch, head, key, head_dim = values.shape
+    # Keys innermost: each product below runs over long rows, and so do those of the caller.
+    v = values.permute(1, 3, 0, 2).double().reshape(head, head_dim, batch * key)
+    products = []
+    for h in range(head):
+        images = (middle[h] @ v[h]).view(head - h, head_dim, batch * key)
+        products.append(images.mul_(v[h:]).sum(dim=1).view(head - h, batch, key))
+    return products
+
+
+def _products_of_vectors(values: Tensor, projection: Tensor) -> Pairs:
+    f = torch.einsum("bhke,hed->bkhd", values.double(), projection)
+    gram = (f @ f.mT).permute(3, 2, 0, 1)
+    return [gram[h, h:].contiguous() for h in range(len(gram))]
+
+
+def middle_parts(W_O: Tensor, keys: int) -> Pairs | None:
+    """W_O^h' W_O^h^T of all pairs of heads, each ((head - h) * head_dim, head_dim) in float64, or None.
+
+    Making them costs as much as ``model`` keys do by way of their vectors.  So they are made where there are as many
+    keys, or at the second call with the same W_O, and then kept for as long as its storage lives.
+    """
+    rows = W_O.shape[0] * W_O.shape[1]
+    if rows > _LARGEST_KEPT:
+        return _make_middle_parts(W_O) if keys >= rows else None
+    entries = _kept.setdefault(W_O.untyped_storage(), {})
+    place = (W_O.storage_offset(), W_O.shape, W_O.stride(), W_O.dtype)
+    print_now = _fingerprint(W_O)
+    print_then, middle = entries.get(place, (None, None))
+    seen = print_then is not None and torch.equal(print_then, print_now)
+    if not seen:
+        middle = None
+    if middle is None and (seen or keys >= rows):
+        middle = _make_middle_parts(W_O)
+    entries[place] = (print_now, middle)
+    return middle
+
+
+def _make_middle_parts(W_O: Tensor) -> Pairs:
+    W = W_O.double()
+    return [W[h:].flatten(0, 1) @ W[h].mT for h in range(len(W))]
+
+
+def _fingerprint(W_O: Tensor) -> Tensor:
+    """One number per row of W_O, (head * head_dim,).  It changes with the contents, whoever wrote them and how.
+
+    A version counter would miss writes through ``.data``.  Costs 0.2 % of a BERT-base layer at 128 tokens.
+    """
+    probe = torch.arange(1, W_O.shape[-1] + 1, dtype=torch.float32, device=W_O.device)
+    probe = probe.mul_(0.6180339887).frac_().add_(0.5)  # any fixed numbers without a pattern
+    with torch.autocast(W_O.device.type, enabled=False):
+        return W_O.flatten(0, 1).float() @ probe
+
+
+_kept: WeakKeyDictionary[UntypedStorage, dict[tuple[object, ...], tuple[Tensor, Pairs | None]]] = WeakKeyDictionary()
