@@ -1,0 +1,236 @@
+"""How the maps of many attention calls become one: their mean, one of them, or their product along the model (rollout).
+
+A *stack* is the sequence that an axis of a map counts: the index of an input, or a name where it is no input.  A map's
+*route* is (stack of its queries, stack of its keys): (0, 0) in an encoder, (1, 0) in a decoder's cross-attention.
+
+Axes: b batch, q query, k key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture import AttentionCall, Positions
+from captum_norm.functional import rollout
+
+Stack = int | str
+Route = tuple[Stack, Stack]
+AggregateType = str | SupportsIndex
+
+
+@dataclass(frozen=True)
+class CallMap:
+    """A measure's map of one attention call.
+
+    Attributes:
+        call: whose map it is.
+        route: the stacks of its queries and of its keys.
+        scores: (batch, query, key), non-negative; zero at padding.
+        keys: where the key axis lies in its stack.
+    """
+
+    call: AttentionCall
+    route: Route
+    scores: Tensor
+    keys: Positions
+
+
+class Aggregate(Protocol):
+    """Takes the maps in call order, keeps as little as it can, and gives one map per route."""
+
+    by_row: bool
+    """Whether a row of the result depends on the same row of each map alone, so that no other row is needed."""
+
+    def add(self, one: CallMap) -> None:
+        """Take in the next call's map."""
+
+    def routes(self) -> list[Route]:
+        """The routes there is a result for."""
+
+    def result(self, route: Route) -> CallMap:
+        """The aggregated map; its ``call`` is the last one that went into it."""
+
+
+class Mean:
+    """The mean over the calls of a route."""
+
+    by_row = True
+
+    def __init__(self) -> None:
+        self._sums: dict[Route, CallMap] = {}
+        self._counts: dict[Route, int] = {}
+
+    def add(self, one: CallMap) -> None:
+        known = self._sums.get(one.route)
+        scores = one.scores
+        if known is not None:
+            _check_alike(known, one)
+            scores = known.scores + scores
+        self._sums[one.route] = CallMap(one.call, one.route, scores, one.keys)
+        self._counts[one.route] = self._counts.get(one.route, 0) + 1
+
+    def routes(self) -> list[Route]:
+        return list(self._sums)
+
+    def result(self, route: Route) -> CallMap:
+        total = self._sums[route]
+        return CallMap(total.call, route, total.scores / self._counts[route], total.keys)
+
+
+class Single:
+    """The n-th call of each route; negative n counts from the last."""
+
+    by_row = True
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._kept: dict[Route, list[CallMap]] = {}
+        self._counts: dict[Route, int] = {}
+
+    def add(self, one: CallMap) -> None:
+        count = self._counts[one.route] = self._counts.get(one.route, 0) + 1
+        kept = self._kept.setdefault(one.route, [])
+        if self._n < 0:
+            kept[:] = [*kept, one][self._n :]
+        elif count == self._n + 1:
+            kept.append(one)
+
+    def routes(self) -> list[Route]:
+        return list(self._counts)
+
+    def result(self, route: Route) -> CallMap:
+        count = self._counts[route]
+        if not -count <= self._n < count:
+            raise ValueError(
+                f"aggregate={self._n} asks for one attention call, but there are {count}: give {-count} to "
+                f'{count - 1}, or aggregate="mean".'
+            )
+        return self._kept[route][0]
+
+
+class Rollout:
+    """The product of the maps along the model, cross-attention composed with the encoder that it reads.
+
+    Each call rewrites its queries as a mixture of its keys, so what a query reaches through the model so far is
+
+        self-attention:   reach(queries) <- S reach(queries),  S = A, or with ``residual`` (A + I) / row sum
+        cross-attention:  reach(queries) <- (A reach(keys) + reach(queries)) / (1 + row sum of A)
+
+    in each of the model's inputs, and a sequence reaches itself to begin with (Abnar and Zuidema 2020,
+    https://arxiv.org/abs/2005.00928; the composition with an encoder as in ALTI+, Ferrando et al. 2022,
+    https://arxiv.org/abs/2205.11631).
+    """
+
+    by_row = False  # a row of the product needs every row of the earlier maps
+
+    def __init__(self, residual: bool) -> None:
+        self._residual = residual
+        self._reach: dict[Stack, dict[Stack, Tensor]] = {}
+        self._keys: dict[Stack, Positions] = {}
+        self._last: dict[Stack, AttentionCall] = {}
+
+    def add(self, one: CallMap) -> None:
+        queries, keys = one.route
+        self._last[queries] = one.call
+        if queries == keys:
+            self._through_itself(one)
+        else:
+            self._through_another(one)
+
+    def routes(self) -> list[Route]:
+        return [(queries, keys) for queries, reached in self._reach.items() for keys in reached if keys in self._keys]
+
+    def result(self, route: Route) -> CallMap:
+        queries, keys = route
+        return CallMap(self._last[queries], route, self._reach[queries][keys], self._keys[keys])
+
+    def _through_itself(self, one: CallMap) -> None:
+        stack = one.route[0]
+        one = _square(one)
+        known = self._keys.setdefault(stack, one.keys)
+        if known.index.shape != one.keys.index.shape or not torch.equal(known.index, one.keys.index):
+            raise ValueError(
+                f"{_title(one.call)}: its keys are not those of the calls before it; they have no product."
+            )
+        step = rollout([one.scores], residual=self._residual)
+        reached = self._reach.get(stack)
+        self._reach[stack] = {stack: step} if reached is None else {s: step @ r for s, r in reached.items()}
+
+    def _through_another(self, one: CallMap) -> None:
+        queries, keys = one.route
+        if not self._residual:
+            raise ValueError(
+                f"{_title(one.call)} is cross-attention, and a product without the residual stream ends there: what "
+                'the queries themselves carried on is lost. Use residual=True, or kind="self" for the encoder alone.'
+            )
+        self._keys.setdefault(keys, one.keys)
+        source = self._reach.get(keys, {keys: _identity(one.scores.shape[2], one.scores)})
+        own = self._reach.get(queries, {queries: _identity(one.scores.shape[1], one.scores)})
+        row_sum = 1 + one.scores.sum(-1, keepdim=True)
+        reached = {stack: own_part / row_sum for stack, own_part in own.items()}
+        for stack, source_part in source.items():
+            reached[stack] = reached.get(stack, 0) + one.scores @ source_part / row_sum
+        self._reach[queries] = reached
+
+
+_BY_NAME: dict[str, Callable[[bool], Aggregate]] = {"mean": lambda residual: Mean(), "rollout": Rollout}
+
+
+def make_aggregate(aggregate: AggregateType, residual: bool = False) -> Aggregate:
+    """A fresh aggregate for one pass over a model.
+
+    Args:
+        aggregate: ``"mean"`` over calls, ``"rollout"``, or the number of one call (negative from the last).
+        residual: rollout only: give the residual stream the same share as attention, (A + I) / row sum.
+
+    Raises:
+        ValueError: if there is no such aggregate, or ``residual`` is asked of one that has no product.
+
+    Example:
+        >>> type(make_aggregate(-1)).__name__
+        'Single'
+    """
+    if residual and aggregate != "rollout":
+        raise ValueError(f'residual=True belongs to aggregate="rollout", not to {aggregate!r}: only a product has it.')
+    if isinstance(aggregate, str) and aggregate in _BY_NAME:
+        return _BY_NAME[aggregate](residual)
+    if isinstance(aggregate, SupportsIndex) and not isinstance(aggregate, bool):
+        return Single(aggregate.__index__())
+    known = ", ".join(f'"{name}"' for name in _BY_NAME)
+    raise ValueError(f"aggregate={aggregate!r} is not known: use {known}, or an integer for one attention call.")
+
+
+def _check_alike(known: CallMap, one: CallMap) -> None:
+    if known.scores.shape != one.scores.shape or not torch.equal(known.keys.index, one.keys.index):
+        raise ValueError(
+            f"{_title(one.call)} has a map of shape {tuple(one.scores.shape)} and {_title(known.call)} one of "
+            f"{tuple(known.scores.shape)}, or their keys lie at other positions: they have no mean. Choose calls with "
+            "aggregate=<number> or call=, or use a Layer class."
+        )
+
+
+def _square(one: CallMap) -> CallMap:
+    """The map over its own queries alone: keys that are no input (memory, sinks) pass nothing on."""
+    if one.scores.shape[1] == one.scores.shape[2]:
+        return one
+    own = (one.keys.index >= 0).nonzero().flatten().to(one.scores.device)
+    if len(own) != one.scores.shape[1]:
+        raise ValueError(
+            f"{_title(one.call)} has {one.scores.shape[1]} queries and {len(own)} keys that are inputs: rollout needs "
+            'as many of one as of the other. Use aggregate="mean".'
+        )
+    keys = Positions(one.keys.source, one.keys.index[one.keys.index >= 0], one.keys.grid)
+    return CallMap(one.call, one.route, one.scores[..., own], keys)
+
+
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device).expand(len(like), size, size)
+
+
+def _title(call: AttentionCall) -> str:
+    return f"attention call {call.name!r} ({call.kind}, call {call.call})"

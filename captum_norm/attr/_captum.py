@@ -1,0 +1,92 @@
+"""Captum's private names, typed here: the only file that a new Captum version can break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+
+from captum._utils.common import (  # type: ignore[import-untyped]
+    _format_additional_forward_args,
+    _is_tuple,
+    _run_forward,
+    _select_targets,
+)
+from captum.attr import Attribution, LayerAttribution  # type: ignore[import-untyped]
+from captum.log import log_usage  # type: ignore[import-untyped]
+from torch import Tensor
+
+__all__ = [
+    "Attribution",
+    "LayerAttribution",
+    "as_tuple",
+    "check_target",
+    "extra_arguments",
+    "is_tuple",
+    "logged",
+    "run_forward",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Where a Hugging Face ModelOutput keeps what `target` is an index of, in order of preference.
+_OUTPUT_FIELDS = ("logits", "start_logits", "last_hidden_state")
+
+is_tuple = _is_tuple
+
+
+def logged(function: Callable[P, R]) -> Callable[P, R]:
+    """Captum's usage log, whose wrapper also gives ``attribute.__wrapped__``, which NoiseTunnel calls."""
+    return cast("Callable[P, R]", log_usage(part_of_slo=True)(function))
+
+
+def as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Captum's ``inputs`` as a tuple.
+
+    Raises:
+        TypeError: for anything but a tensor or a tuple of tensors.
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not given or not all(isinstance(tensor, Tensor) for tensor in given):
+        found = [type(item).__name__ for item in given]
+        raise TypeError(
+            f"inputs should be a tensor or a tuple of tensors, got {found if isinstance(inputs, tuple) else found[0]}. "
+            "A tokenizer's encoding goes in through HFForward: method.attribute(**forward.inputs(encoding))."
+        )
+    return given
+
+
+def extra_arguments(additional_forward_args: Any) -> tuple[Any, ...]:
+    """Captum's ``additional_forward_args`` as a tuple; empty where there are none."""
+    return cast("tuple[Any, ...]", _format_additional_forward_args(additional_forward_args) or ())
+
+
+def run_forward(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> Any:
+    """The forward function's own output, called as every Captum method calls it."""
+    return _run_forward(forward_func, inputs, None, extras)
+
+
+def check_target(output: Any, target: Any) -> None:
+    """Let Captum judge ``target`` against the output, with its own errors.
+
+    Raises:
+        AssertionError, IndexError: Captum's, where the target does not fit the output.
+        TypeError: if a target is given and the output holds no tensor to select it from.
+    """
+    if target is not None:
+        _select_targets(_output_tensor(output), target)
+
+
+def _output_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        found = [output[name] for name in (*_OUTPUT_FIELDS, *output) if isinstance(output.get(name), Tensor)]
+    else:
+        found = [item for item in output if isinstance(item, Tensor)] if isinstance(output, tuple | list) else []
+    if not found:
+        raise TypeError(
+            f"target was given, but forward_func returned {type(output).__name__} without a tensor to select it from. "
+            "Let it return the logits, (batch, classes), or leave target out: this method does not depend on it."
+        )
+    return found[0]

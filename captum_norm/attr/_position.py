@@ -1,0 +1,99 @@
+"""Whose representation is explained: from what `position` asks to rows of a map.
+
+Axes: b batch, r row asked for, q query, k key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from captum_norm.forward import real_tokens, resolve_position
+
+PositionType = SupportsIndex | Sequence[int] | Tensor | Literal["mean", "all"] | None
+
+
+class Rows:
+    """The rows of a map that ``position`` asks for.
+
+    Args:
+        position: None (the last real token where attention is causal, else the first), an index into the query axis
+            (negative from its end), one index per example, ``"mean"`` over the real tokens, or ``"all"``.
+
+    Raises:
+        ValueError: if ``position`` is another word.
+
+    Example:
+        >>> Rows(1).pick(torch.tensor([[[1.0, 0.0], [0.3, 0.7]]]), real=None, causal=False)
+        tensor([[0.3000, 0.7000]])
+    """
+
+    def __init__(self, position: PositionType) -> None:
+        if isinstance(position, str) and position not in ("mean", "all"):
+            raise ValueError(f'position should be an index, one per example, "mean" or "all", got {position!r}.')
+        self.position = position
+
+    @property
+    def few(self) -> bool:
+        """Whether a row or two are enough, so that no other row needs to be computed."""
+        return not isinstance(self.position, str)
+
+    def candidates(self, batch: int, queries: int, real: Tensor | None) -> Tensor:
+        """The rows that may be asked for, before it is known whether the model is causal.
+
+        Args:
+            batch: size of the batch.
+            queries: length of the query axis.
+            real: (batch, query) bool, True at real tokens; None where all are real.
+
+        Returns:
+            (batch, row) long, where row is the one asked for, or (first real token, last real token) for None.
+        """
+        if self.position is None:
+            ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in (False, True)]
+            return torch.stack(ends, dim=1)
+        return self._one(batch, queries, None, causal=False)[:, None]
+
+    def pick(self, scores: Tensor, real: Tensor | None, causal: bool) -> Tensor:
+        """The rows asked for, of a whole map.
+
+        Args:
+            scores: (batch, query, key).
+            real: (batch, query) bool, True at real tokens; None where all are real.
+            causal: whether every self-attention call of these queries is causal.
+
+        Returns:
+            (batch, key); (batch, query, key) for ``"all"``, with zeros in padding rows.
+
+        Raises:
+            TypeError: if the position is no integer.
+            ValueError: if a row asked for is out of range or padding.
+        """
+        batch, queries, _ = scores.shape
+        if not isinstance(self.position, str):
+            return take_rows(scores, self._one(batch, queries, real, causal)[:, None])[:, 0]
+        mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
+        scores = scores.masked_fill(~mask, 0)
+        return scores if self.position == "all" else scores.sum(1) / mask.sum(1)
+
+    def pick_from_candidates(self, scores: Tensor, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+        """The rows asked for, (batch, key), of scores (batch, row, key) that hold the :meth:`candidates` only.
+
+        Raises:
+            ValueError: as :meth:`pick`.
+        """
+        self._one(len(scores), queries, real, causal)
+        return scores[:, int(causal) if self.position is None else 0]
+
+    def _one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+        assert not isinstance(self.position, str)
+        return resolve_position(self.position, real, batch, queries, causal)
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of the second last axis, chosen per example: tensor (batch, ..., query, key), rows (batch, row)."""
+    index = rows.to(tensor.device).view(len(rows), *[1] * (tensor.ndim - 3), -1, 1)
+    return tensor.gather(-2, index.expand(*tensor.shape[:-2], -1, tensor.shape[-1]))
