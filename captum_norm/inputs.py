@@ -51,8 +51,8 @@ def named_inputs(model: Callable[..., Any], inputs: ModelInputs) -> dict[str, An
     """Every input under the name the model's ``forward`` gives it.
 
     Example:
-        >>> list(named_inputs(nn.Transformer(4, 1, 1, 1), (torch.ones(1, 1, 4), torch.ones(1, 1, 4))))
-        ['src', 'tgt']
+        >>> list(named_inputs(nn.TransformerDecoderLayer(4, nhead=1), (torch.ones(1, 1, 4), torch.ones(1, 1, 4))))
+        ['tgt', 'memory']
     """
     if isinstance(inputs, Mapping):
         return dict(inputs)

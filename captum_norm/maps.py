@@ -25,7 +25,7 @@ from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Ine
 from captum_norm.files import replacing
 from captum_norm.functional import head_norms, summed_norms, transformed_norms
 from captum_norm.inputs import ModelInputs, named_inputs, position_sources
-from captum_norm.running import at_least_float32, check_finite, run_recorded
+from captum_norm.running import at_least_float32, run_recorded
 
 Tokens = tuple[tuple[str | int, ...], ...]
 
@@ -120,7 +120,6 @@ def checked_calls(model: Callable[..., Any], inputs: ModelInputs) -> list[Checke
     found: list[CheckedCall] = []
 
     def keep(record: AttentionRecord) -> None:
-        check_finite(record)
         found.append(CheckedCall(record.call, record.certificate, "", record.keys is not None, record.unknown_keys))
 
     def refuse(error: InexactCaptureError) -> None:
@@ -156,9 +155,9 @@ def attention_maps(
 
     Raises:
         ValueError: for an unknown quantity, layer, head or position; a quantity that none of the calls can have; inputs
-            the model cannot take; weights or values that are not finite; a model in which no attention was seen.
+            the model cannot take; a model in which no attention was seen.
         TypeError: for inputs of a wrong kind, such as float ids.
-        InexactCaptureError: if a chosen call cannot be read exactly.
+        InexactCaptureError: if a chosen call cannot be read exactly, or is not finite (NaN in the model's weights).
 
     Source: Kobayashi et al. (2020), https://arxiv.org/abs/2004.10102.
 
@@ -413,7 +412,6 @@ class _Reducer:
     def take(self, record: AttentionRecord) -> None:
         if not self._chosen(record.call):
             return
-        check_finite(record)
         all_heads, heads = self.wanted.of(record)
         for name in self.names:
             quantity = QUANTITIES[name]

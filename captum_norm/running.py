@@ -62,30 +62,6 @@ def run_recorded(
     return output
 
 
-def check_finite(record: AttentionRecord) -> None:
-    """Refuse a record whose weights, values or W_O are not finite at real tokens.
-
-    Rows and keys of padding are left out: some models fill them with NaN on purpose.
-
-    Raises:
-        ValueError: naming the call and what is not finite in it.
-    """
-    for name, tensor, mask in (
-        ("attention weights", record.weights, record.query_mask),
-        ("values", record.values, record.key_mask),
-        ("W_O", record.W_O[None, None], None),
-    ):
-        # A finite sum has finite terms, and summing is a third of the cost of looking at each.
-        if bool(torch.isfinite(tensor.sum())):
-            continue
-        at_real = tensor if mask is None else tensor.transpose(1, 2)[mask]
-        if not bool(torch.isfinite(at_real).all()):
-            raise ValueError(
-                f"{record.call.name}: its {name} hold NaN or infinity at real tokens, so nothing can be said of it or "
-                "of later calls. Look for NaN in the model's weights and inputs; in half precision, try float32."
-            )
-
-
 def at_least_float32(record: AttentionRecord) -> AttentionRecord:
     """The record with its tensors in float32 where the model computed in half precision."""
 

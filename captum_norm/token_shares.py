@@ -27,7 +27,7 @@ from torch import Tensor
 from captum_norm.capture import AttentionCall, AttentionRecord
 from captum_norm.maps import QUANTITIES
 from captum_norm.ranks import spearman
-from captum_norm.running import at_least_float32, check_finite, run_recorded
+from captum_norm.running import at_least_float32, run_recorded
 from captum_norm.tokens import class_means, class_shares
 
 NO_TOKEN = "no token"
@@ -136,7 +136,6 @@ class ShareCounter:
             nonlocal place
             if place == len(self._calls):
                 self._calls.append(_CallSums(record.call))
-            check_finite(record)
             self._calls[place].add(at_least_float32(record), classes)
             self._worst = max(self._worst, record.certificate.error)
             self._tolerance = record.certificate.tolerance
