@@ -23,8 +23,9 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional"},
     {"capture"},
+    {"running"},
     {"attr", "maps"},
-    {"token_shares"},
+    {"methods", "token_shares"},
     {"visualization"},
     {"alignment", "study"},
     {"cli"},
