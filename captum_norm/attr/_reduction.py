@@ -110,9 +110,11 @@ class Reduction:
             self._unknown.append((replace(record.call, modules=()), record.unknown_keys))
             return
         self._lengths[route[0]] = record.weights.shape[2]
-        record = self._needed_rows(record, route[0])
-        scores = real_part(self._measure(record), record).to(self._device, score_dtype(record))
-        self._aggregate.add(CallMap(replace(record.call, modules=()), route, scores, keys))
+        # The model may be running under autocast, which would take products of maps to half precision.
+        with torch.autocast(record.weights.device.type, enabled=False):
+            scores = self._measure(without_padding(self._needed_rows(record, route[0])))
+            scores = scores.to(self._device, score_dtype(record))
+            self._aggregate.add(CallMap(replace(record.call, modules=()), route, scores, keys))
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call that could not be read pass if its number is not asked for (its kind is not known)."""
@@ -215,7 +217,7 @@ class Reduction:
         return (
             f"{self._title}: {what} cannot be scored, because the keys of attention call {call.name!r} "
             f"({call.kind}){others} are not known to be input positions: {why or 'no reason was given'}. Its map "
-            'itself is exact: use a Layer class or attention_maps; or leave the call out with kind="self" or kind="cross".'
+            'itself is exact: use a Layer class or attention_maps, or leave the call out with kind="self" or "cross".'
         )
 
     def _nothing_for(self, number: int, like: Tensor) -> str:
@@ -255,14 +257,15 @@ def check_kind(kind: KindType) -> KindType:
     return kind
 
 
-def real_part(scores: Tensor, record: AttentionRecord) -> Tensor:
-    """Scores (batch, ..., query, key) with exact zeros in padding rows and columns."""
-    for mask, axis in ((record.query_mask, -2), (record.key_mask, -1)):
-        if mask is not None and mask.shape == (len(scores), scores.shape[axis]):
-            padding = ~mask.to(scores.device)
-            padding = padding[..., None] if axis == -2 else padding[:, None]
-            scores = scores.masked_fill(padding if scores.ndim == 3 else padding[:, None], 0)
-    return scores
+def without_padding(record: AttentionRecord) -> AttentionRecord:
+    """The record with exact zeros at padding, where some models compute NaN or attend to nothing in particular."""
+    weights, values = record.weights, record.values
+    if record.query_mask is not None and not record.query_mask.all():
+        weights = weights.masked_fill(~record.query_mask[:, None, :, None].to(weights.device), 0)
+    if record.key_mask is not None and not record.key_mask.all():
+        padding = ~record.key_mask[:, None, :, None].to(weights.device)
+        weights, values = weights.masked_fill(padding.mT, 0), values.masked_fill(padding, 0)
+    return replace(record, weights=weights, values=values)
 
 
 def score_dtype(record: AttentionRecord) -> torch.dtype:

@@ -19,9 +19,10 @@ from captum_norm.attr._reduction import (
     check_kind,
     matches,
     nothing_seen,
-    real_part,
     score_dtype,
+    without_padding,
 )
+from captum_norm.attr.weights import mean_weights
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.functional import head_norms, summed_norms
 
@@ -47,7 +48,7 @@ class _LayerMaps:
             return
         if route is not None and record.query_mask is None:
             record = replace(record, query_mask=self.stacks.real.get(route[0]))
-        one = real_part(self.measure(record), record).to(score_dtype(record))
+        one = self.measure(without_padding(record)).to(score_dtype(record))
         for owner in owners:
             self.found.setdefault(owner, []).append(one)
 
@@ -189,7 +190,7 @@ class LayerAttentionWeights(LayerMethod):
 
     def measure(self, record: AttentionRecord, heads: str) -> Tensor:
         """alpha, (batch, head, query, key), or its mean over heads."""
-        return record.weights if heads == "each" else record.weights.mean(dim=1)
+        return record.weights if heads == "each" else mean_weights(record)
 
 
 class LayerAttentionNorm(LayerMethod):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captum_norm.attr._base import InputAttribution
@@ -35,4 +36,9 @@ class AttentionWeights(InputAttribution):
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """Mean over heads of alpha, (batch, query, key); rows sum to 1."""
-        return record.weights.mean(dim=1)
+        return mean_weights(record)
+
+
+def mean_weights(record: AttentionRecord) -> Tensor:
+    """Mean over heads of alpha, (batch, query, key), in float32 at least."""
+    return record.weights.mean(dim=1, dtype=torch.promote_types(record.weights.dtype, torch.float32))
