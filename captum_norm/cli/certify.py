@@ -1,0 +1,102 @@
+"""``captum-norm certify``: every attention call of a model, and how exactly it is read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from captum_norm.cli import table as draw
+from captum_norm.cli.arguments import add_model_arguments, add_output_arguments, check_outputs, write_json
+
+if TYPE_CHECKING:
+    from captum_norm.maps import CheckedCall
+
+SUMMARY = "every attention call of a model, and how exactly it is read"
+EXAMPLE = "captum-norm certify --model ./my-model"
+DESCRIPTION = """\
+Runs a model once and lists its attention calls in order: the module, its kind (self, causal or cross), its heads, the
+parameter used as W_O, and the error of its certificate: how far what was read is from what the model computed, as a
+part of the attention's output. The inputs are made from the model's config (random ids, pixels or sound), or from
+--text.
+
+exit code: 0 if every call is read exactly, 1 if one is refused, 2 for a mistake in what was asked."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("--text", metavar="TEXT", help="a text to run the model on (default: made from the config)")
+    add_model_arguments(parser, default="the embedded sentiment model")
+    add_output_arguments(parser)
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Check, load, run, print and save; the exit code."""
+    check_outputs(asked.json)
+    if asked.text is not None and not asked.text.strip():
+        raise ValueError("--text is empty: leave it out, and inputs are made from the model's config.")
+    from captum_norm.cli import loading
+    from captum_norm.cli.synthetic import synthetic_inputs
+    from captum_norm.maps import checked_calls
+
+    with loading.quiet():
+        loaded = loading.load(asked, tokenizer=asked.text is not None)
+        if asked.text is None:
+            inputs = synthetic_inputs(loaded.model)
+        else:
+            encoding = loaded.encode(asked.text)
+            loading.check_length(loaded, encoding["input_ids"])
+            inputs = loaded.forward_inputs(encoding)
+        calls = checked_calls(loaded.model, inputs)
+        print(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", calls))
+        if asked.json:
+            write_json(asked.json, {"model": loaded.name, "calls": [_as_dict(call) for call in calls]})
+    return int(any(call.refusal for call in calls))
+
+
+def _as_text(title: str, calls: Sequence[CheckedCall]) -> str:
+    refused = [(i, call) for i, call in enumerate(calls) if call.refusal]
+    head = f"{title}: {len(calls)} attention calls, " + (f"{len(refused)} refused" if refused else "all read exactly")
+    rows = [_row(i, call) for i, call in enumerate(calls)]
+    rows = _narrowed(rows) if sys.stdout.isatty() else rows
+    parts = [draw.wrap(head), draw.table(["", "module", "kind", "call", "heads", "W_O", "error"], rows, left=(1, 2, 5))]
+    errors = [call.certificate for call in calls if call.certificate is not None]
+    if errors:
+        worst = max(errors, key=float)
+        parts.append(f"worst error {float(worst):.1e}, allowed {worst.tolerance:.0e}")
+    parts += [draw.wrap(f"{i} refused: {call.refusal}") for i, call in refused]
+    unknown = [(i, call) for i, call in enumerate(calls) if not call.refusal and not call.keys_known]
+    parts += [draw.wrap(f"{i}: maps only, no scores of inputs: {call.unknown_keys}") for i, call in unknown]
+    return "\n\n".join(parts)
+
+
+def _row(i: int, found: CheckedCall) -> list[str]:
+    call = found.call
+    error = "refused" if found.certificate is None else f"{float(found.certificate):.1e}"
+    return [str(i), call.name or "·", call.kind, str(call.call), str(call.heads or "·"), call.projection or "·", error]
+
+
+def _narrowed(rows: list[list[str]]) -> list[list[str]]:
+    """Names cut from the left where the screen is narrower than they are."""
+    fixed = 2 * 6 + sum(max(len(row[c]) for row in rows) for c in (0, 6)) + len("causal") + len("call") + len("heads")
+    room = max(20, (draw.screen_width() - fixed) // 2)
+    return [
+        [draw.cut(cell, room, keep_end=True) if c in (1, 5) else cell for c, cell in enumerate(row)] for row in rows
+    ]
+
+
+def _as_dict(found: CheckedCall) -> dict[str, Any]:
+    call, certificate = found.call, found.certificate
+    return {
+        "name": call.name,
+        "kind": call.kind,
+        "call": call.call,
+        "heads": call.heads,
+        "W_O": call.projection,
+        "error": None if certificate is None else certificate.error,
+        "tolerance": None if certificate is None else certificate.tolerance,
+        "refusal": found.refusal or None,
+        "keys_known": found.keys_known,
+        "unknown_keys": found.unknown_keys or None,
+    }

@@ -1,0 +1,319 @@
+"""``captum-norm compare``: several methods on one text, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from captum_norm.cli import table as draw
+from captum_norm.cli.arguments import (
+    add_model_arguments,
+    add_output_arguments,
+    check_figure,
+    check_outputs,
+    write_figure,
+    write_json,
+)
+from captum_norm.methods import DEFAULT, METHODS, known_methods, run_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captum_norm.cli.loading import Loaded
+    from captum_norm.maps import CheckedCall
+    from captum_norm.methods import TokenScores
+    from captum_norm.tokens import Words
+
+SUMMARY = "several methods on one text, side by side"
+EXAMPLE = "captum-norm compare 'A delightful, warm film that never feels forced.' --figure strips.png"
+DESCRIPTION = f"""\
+Scores every word of a text by several methods, and says how far they agree.
+
+Attention methods say what the representation the model reads its answer from is made of; they do not look at the
+class. The others explain one output: the predicted class of a classifier, the predicted next token of a language
+model, or --target. A model without a head has no output to explain, so only attention methods run on it.
+
+methods: {", ".join(METHODS)}"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("text", metavar="TEXT", help="the text to explain")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"which ones (default: {', '.join(DEFAULT)})")
+    parser.add_argument("--target", help="class (name or number) or next token to explain (default: the predicted one)")
+    add_model_arguments(parser, default="the embedded sentiment model")
+    add_output_arguments(parser, figure="the words shaded by each method's scores")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Check, load, score, print and save; the exit code."""
+    check_outputs(asked.json, asked.figure)
+    check_figure(asked.figure)
+    names = known_methods(_split(asked.methods)) if asked.methods else None
+    if not asked.text.strip():
+        raise ValueError("the text is empty: there is nothing to explain.")
+    from captum_norm.cli import loading
+
+    with loading.quiet():
+        comparison = _compare(asked, names, loading.load(asked))
+        print(comparison.as_text())
+        if asked.json:
+            write_json(asked.json, comparison.as_dict())
+        if asked.figure:
+            write_figure(asked.figure, comparison.figure())
+    return 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of the text, and what is explained."""
+
+    label: str
+    index: int
+    probability: float
+    target: str
+    target_index: int
+    target_probability: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is printed and saved."""
+
+    text: str
+    loaded: Loaded
+    words: Words
+    special: tuple[bool, ...]
+    prediction: Prediction | None
+    results: dict[str, TokenScores]
+    calls: list[CheckedCall]
+    left_out: tuple[str, ...]
+
+    def scores(self, name: str) -> Tensor:
+        """(word,): a method's scores, those of the pieces of a word added up."""
+        from captum_norm.tokens import word_scores
+
+        return word_scores(self.results[name].scores[0].double(), self.words)
+
+    def agreement(self) -> dict[str, dict[str, float | None]]:
+        """Spearman's ρ of |score| over the words that are no special tokens; None where it is not defined."""
+        import torch
+
+        from captum_norm.ranks import spearman
+
+        plain = ~torch.tensor(self.special)
+        sizes = {name: self.scores(name).abs()[plain] for name in self.results}
+        rho = {a: {b: float(spearman(sizes[a], sizes[b])) for b in sizes} for a in sizes}
+        return {a: {b: None if r != r else r for b, r in row.items()} for a, row in rho.items()}
+
+    def worst_error(self) -> tuple[float, float]:
+        """The largest certificate error of the attention calls, and what was allowed."""
+        worst = max((c.certificate for c in self.calls if c.certificate is not None), key=float)
+        return float(worst), worst.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``: the unrounded scores."""
+        error, tolerance = self.worst_error()
+        return {
+            "text": self.text,
+            "model": self.loaded.name,
+            "prediction": None if self.prediction is None else vars(self.prediction),
+            "words": list(self.words.strings),
+            "special": list(self.special),
+            "word_of_token": list(self.words.index),
+            "methods": {
+                name: {
+                    "explains": METHODS[name].explains,
+                    "seconds": result.seconds,
+                    "token_scores": result.scores[0].double().tolist(),
+                    "word_scores": self.scores(name).tolist(),
+                }
+                for name, result in self.results.items()
+            },
+            "rank_agreement": self.agreement(),
+            "certificate": {"calls": len(self.calls), "error": error, "tolerance": tolerance},
+            "left_out": list(self.left_out),
+        }
+
+    def as_text(self) -> str:
+        """What is printed."""
+        parts = [self._head(), *self._score_tables(), *self._agreement_table(), self._foot()]
+        return "\n\n".join(parts)
+
+    def figure(self) -> Any:
+        """The words shaded by each method."""
+        from captum_norm.visualization import method_strips
+
+        return method_strips({name: self.scores(name) for name in self.results}, list(self.words.strings))
+
+    def _head(self) -> str:
+        lines = [draw.wrap(draw.shown(self.text.strip()))]
+        model = f"{self.loaded.name} ({type(self.loaded.model).__name__})"
+        said = self.prediction
+        if said is None:
+            lines.append(draw.wrap(f"{model}: no head, so no output to explain; attention methods only"))
+        else:
+            found = f"{model} predicts {draw.emphasised(said.label)} ({said.probability:.1%})"
+            other = f"; explained: {said.target} ({said.target_probability:.1%})"
+            lines.append(draw.wrap(found + (other if said.target_index != said.index else "")))
+        return "\n".join(lines)
+
+    def _score_tables(self) -> list[str]:
+        """Scores as parts of each method's total; as many methods side by side as fit."""
+        total = {name: self.scores(name).abs().sum().clamp_min(1e-300) for name in self.results}
+        parts = {name: (100 * self.scores(name) / total[name]).tolist() for name in self.results}
+        words = [draw.cut(draw.shown(word), 24) for word in self.words.strings]
+        room = draw.screen_width() - max(map(draw.width_of, ["seconds", *words]))
+        tables = ["score of each word, in % of the method's total |score|"]
+        for names in _fitting(list(self.results), room):
+            top = {name: sorted(map(abs, parts[name]), reverse=True)[:3][-1] for name in names}
+            rows = [[w, *(_part(parts[n][i], top[n], METHODS[n].explains) for n in names)] for i, w in enumerate(words)]
+            seconds = ["seconds", *(f"{self.results[name].seconds:.2f}" for name in names)]
+            tables.append(draw.table(["", *map(_two_lines, names)], [*rows, [], seconds]))
+        return ["\n".join(tables[:2]), *tables[2:]]
+
+    def _agreement_table(self) -> list[str]:
+        names = list(self.results)
+        if len(names) < 2:
+            return []
+        agreement = self.agreement()
+        rows = [
+            [f"{i + 1} {a}", *("" if i < j else "1" if i == j else _rho(agreement[a][b]) for j, b in enumerate(names))]
+            for i, a in enumerate(names)
+        ]
+        title = "rank agreement: Spearman's ρ of |score| over words, special tokens left out"
+        return [f"{draw.wrap(title)}\n{draw.table(['', *map(str, range(1, len(names) + 1))], rows)}"]
+
+    def _foot(self) -> str:
+        error, tolerance = self.worst_error()
+        read = (
+            f"{len(self.calls)} attention calls read, each checked: worst error {error:.1e} (allowed {tolerance:.0e})"
+        )
+        lines = [read] if not self.left_out else [f"left out, for want of a target: {', '.join(self.left_out)}", read]
+        return "\n".join(map(draw.wrap, lines))
+
+
+def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loaded) -> Comparison:
+    from captum_norm.cli.loading import check_length
+    from captum_norm.maps import checked_calls
+
+    encoding = loaded.encode(asked.text)
+    if not encoding["input_ids"].numel():
+        raise ValueError("the tokenizer makes no token of this text: there is nothing to explain.")
+    check_length(loaded, encoding["input_ids"])
+    calls = checked_calls(loaded.model, loaded.forward_inputs(encoding))
+    refused = [c for c in calls if c.refusal]
+    if refused:
+        raise ValueError(f"{refused[0].refusal}. captum-norm certify lists every attention call of the model.")
+    prediction = None if loaded.task == "none" else _predict(loaded, encoding, asked.target)
+    if prediction is None and asked.target is not None:
+        raise ValueError(f"--target {asked.target}: {loaded.name} has no head, so it has no output to explain.")
+    chosen, left_out = _applicable(names, prediction)
+    target = None if prediction is None else prediction.target_index
+    results = {name: run_method(name, loaded.model, encoding, target) for name in chosen}
+    words, special = _words(asked.text, encoding, loaded)
+    return Comparison(asked.text, loaded, words, special, prediction, results, calls, left_out)
+
+
+def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The methods to run, and those of the default that need a target where there is none."""
+    if prediction is not None:
+        return tuple(names or DEFAULT), ()
+    wanting = [name for name in names or DEFAULT if METHODS[name].explains == "target"]
+    if names and wanting:
+        raise ValueError(
+            f"{wanting[0]} explains an output, and this model has no head to give one. Attention methods run on it: "
+            f"{', '.join(name for name in METHODS if METHODS[name].explains == 'position')}."
+        )
+    return tuple(name for name in DEFAULT if name not in wanting), tuple(wanting)
+
+
+def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> Prediction:
+    import torch
+
+    from captum_norm.forward import HFForward
+
+    forward = HFForward(loaded.model)
+    given = forward.inputs(encoding)
+    with torch.no_grad():
+        [chances] = forward(given["inputs"], *(given["additional_forward_args"] or ())).double().softmax(dim=-1)
+    index = int(chances.argmax())
+    target = index if asked is None else _target(loaded, asked, len(chances))
+    return Prediction(
+        loaded.label(index), index, float(chances[index]), loaded.label(target), target, float(chances[target])
+    )
+
+
+def _target(loaded: Loaded, asked: str, classes: int) -> int:
+    """The class or token that ``--target`` names."""
+    known = loaded.labels()
+    if asked.lower() in known:
+        return known[asked.lower()]
+    if asked.lstrip("-").isdigit():
+        if 0 <= int(asked) < classes:
+            return int(asked)
+        raise ValueError(f"--target {asked}: the model has {classes} outputs, 0 to {classes - 1}.")
+    if loaded.task == "next token":
+        pieces = loaded.tokenizer(asked, add_special_tokens=False)["input_ids"]
+        if len(pieces) == 1:
+            return int(pieces[0])
+        cut = loaded.tokenizer.convert_ids_to_tokens(pieces)
+        raise ValueError(f"--target {asked!r} should be one token, but the tokenizer makes {len(pieces)} of it: {cut}.")
+    raise ValueError(f"--target {asked}: no such class. There are: {', '.join(known)}.")
+
+
+def _words(text: str, encoding: Any, loaded: Loaded) -> tuple[Words, tuple[bool, ...]]:
+    """The words of the text, special tokens among them, and which are special."""
+    from captum_norm.tokens import Words, words_of
+
+    ids = encoding["input_ids"][0].tolist()
+    marks = set(loaded.tokenizer.all_special_ids)
+    if getattr(encoding, "encodings", None):
+        words = words_of(encoding, text, special="keep")
+    else:  # a tokenizer without offsets: its tokens are the words
+        words = Words(tuple(loaded.tokenizer.convert_ids_to_tokens(ids)), tuple(range(len(ids))))
+    special = [False] * len(words)
+    for token, word in zip(ids, words.index, strict=True):
+        if word is not None and token in marks:
+            special[word] = True
+    return words, tuple(special)
+
+
+def _split(names: Sequence[str]) -> list[str]:
+    """``A B`` and ``A,B`` are both two methods."""
+    return [name for given in names for name in given.split(",") if name]
+
+
+def _fitting(names: list[str], room: int) -> list[list[str]]:
+    """Methods in blocks that fit side by side in ``room`` columns."""
+    blocks: list[list[str]] = []
+    left = 0
+    for name in names:
+        need = 2 + max(map(len, [*_two_lines(name).split("\n"), "+100.0"]))
+        if not blocks or need > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(name)
+        left -= need
+    return blocks
+
+
+def _two_lines(name: str) -> str:
+    """``IntegratedGradients`` over two lines, cut where it is shortest."""
+    cuts = [
+        i for i in range(1, len(name)) if name[i].isupper() and (name[i - 1 : i + 2].upper() != name[i - 1 : i + 2])
+    ]
+    best = min(cuts, key=lambda i: max(i, len(name) - i), default=0)
+    return f"{name[:best]}\n{name[best:]}"
+
+
+def _part(part: float, top: float, explains: str) -> str:
+    """A share in per cent, with its sign where the method has signs; the three largest stand out."""
+    cell = f"{part:+.1f}" if explains == "target" else f"{part:.1f}"
+    return draw.emphasised(cell) if abs(part) >= top > 0 else cell
+
+
+def _rho(rho: float | None) -> str:
+    return "·" if rho is None else f"{rho:+.2f}"

@@ -1,0 +1,132 @@
+"""Tables for a terminal: aligned by what is seen (wide characters count two), plain text when nobody watches."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from typing import TextIO
+
+_ESCAPE = re.compile(r"\033\[[0-9;]*m")
+
+
+def width_of(text: str) -> int:
+    """How many columns a text takes up.
+
+    Example:
+        >>> width_of("naïve"), width_of("日本"), width_of("\\033[1mbold\\033[0m")
+        (5, 4, 4)
+    """
+    seen = _ESCAPE.sub("", text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in seen)
+    return len(seen) + wide - sum(bool(unicodedata.combining(character)) for character in seen)
+
+
+def screen_width(stream: TextIO | None = None) -> int:
+    """Columns to fill: the terminal's between 60 and 120, or 100 where output goes to a file or a pipe."""
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty() and "COLUMNS" not in os.environ:
+        return 100
+    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+
+
+def shown(text: str) -> str:
+    """A text on one line, with characters that would move the cursor written out.
+
+    Example:
+        >>> shown("a\\tb\\x1b[2J")
+        'a\\\\tb\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def cut(text: str, width: int, keep_end: bool = False) -> str:
+    """A text in at most ``width`` columns, with an ellipsis where something is missing.
+
+    Example:
+        >>> cut("unbelievable", 6), cut("encoder.layer.0.attention", 12, keep_end=True)
+        ('unbel…', '…0.attention')
+    """
+    if width_of(text) <= width:
+        return text
+    while text and width_of(text) > width - 1:
+        text = text[1:] if keep_end else text[:-1]
+    return f"…{text}" if keep_end else f"{text}…"
+
+
+def wrap(text: str, width: int | None = None) -> str:
+    """A text in lines of the screen's width."""
+    return textwrap.fill(text, screen_width() if width is None else width, break_long_words=True)
+
+
+def emphasised(text: str, stream: TextIO | None = None) -> str:
+    """Bold on a terminal, as it is elsewhere or where NO_COLOR is set."""
+    stream = sys.stdout if stream is None else stream
+    return f"\033[1m{text}\033[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[int] = (0,),
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """Columns that line up.
+
+    Args:
+        headers: one per column; a newline makes it two lines.
+        rows: the cells; a row of none draws a rule.
+        left: the columns aligned to the left; all others to the right.
+        groups: titles over columns: (title, how many columns), from the first column on; ``""`` for no title.
+
+    Example:
+        >>> print(table(["word", "norm"], [["film", "0.5"], ["warm", "12.0"]]))
+        word  norm
+        film   0.5
+        warm  12.0
+    """
+    heads = [header.split("\n") for header in headers]
+    tall = max(map(len, heads))
+    head_rows = [[(([""] * (tall - len(h))) + h)[line] for h in heads] for line in range(tall)]
+    body = [row for row in rows if row]
+    widths = [max(width_of(row[c]) for row in [*head_rows, *body]) for c in range(len(headers))]
+    starts = [0]
+    for _, count in groups:
+        starts.append(starts[-1] + count)
+    _widen(widths, groups)
+    gaps = ["   " if c in starts[1:] else "  " for c in range(len(widths))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for c, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            space = " " * (width - width_of(cell))
+            padded.append((gaps[c] if c else "") + (cell + space if c in left else space + cell))
+        return "".join(padded).rstrip()
+
+    lines = [*_titles(widths, gaps, groups), *map(line, head_rows)]
+    rule = "─" * max(map(width_of, [*lines, *map(line, body)]))
+    return "\n".join([*lines, *(line(row) if row else rule for row in rows)])
+
+
+def _widen(widths: list[int], groups: Sequence[tuple[str, int]]) -> None:
+    """Give the last column of a group the room that its title needs."""
+    start = 0
+    for title, count in groups:
+        room = sum(widths[start : start + count]) + 2 * (count - 1)
+        widths[start + count - 1] += max(0, width_of(title) - room)
+        start += count
+
+
+def _titles(widths: Sequence[int], gaps: Sequence[str], groups: Sequence[tuple[str, int]]) -> list[str]:
+    if not groups:
+        return []
+    text, start = "", 0
+    for title, count in groups:
+        room = sum(widths[start : start + count]) + 2 * (count - 1)
+        text += (gaps[start] if start else "") + title.center(room - width_of(title) + len(title))
+        start += count
+    return [text.rstrip()]
