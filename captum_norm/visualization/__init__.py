@@ -1,0 +1,12 @@
+"""Figures: tensors or maps in, a matplotlib ``Figure`` out.
+
+Nothing is shown and nothing global is touched: pyplot is not imported, so no backend is chosen, no figure stays behind,
+and the user's ``rcParams`` neither change nor matter.  ``figure.savefig("map.png")`` writes it (also SVG and PDF); a
+notebook shows a figure that ends its cell.
+"""
+
+from captum_norm.visualization.maps import map_grid, plot, token_map
+from captum_norm.visualization.shares import class_shares
+from captum_norm.visualization.strips import method_strips
+
+__all__ = ["class_shares", "map_grid", "method_strips", "plot", "token_map"]

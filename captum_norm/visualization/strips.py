@@ -1,0 +1,204 @@
+"""Methods against each other on one text: the text once per method, each word on the colour of its score.
+
+Sizes in the code are inches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.patches import FancyBboxPatch
+from torch import Tensor
+
+from captum_norm.visualization.look import (
+    BODY,
+    MUTED,
+    PANEL,
+    SIGNED_COLOURS,
+    SMALL,
+    TITLE,
+    UNSIGNED_COLOURS,
+    Page,
+    ink_on,
+    page,
+    printable,
+    shorten,
+    text_width,
+    widest,
+)
+from captum_norm.visualization.numbers import Numbers, check_count, drawable
+
+_EDGE, _CELL, _LEADING, _STAVE, _BETWEEN = 0.35, 0.29, 0.34, 0.3, 0.035
+_LONGEST = 24  # characters of a word
+
+
+@dataclass(frozen=True)
+class _Strip:
+    method: str
+    scores: Numbers
+    signed: bool
+
+    @property
+    def largest(self) -> float:
+        return float(np.abs(self.scores).max())
+
+    def colour(self, word: int) -> tuple[float, float, float, float]:
+        part = self.scores[word] / self.largest if self.largest else 0.0
+        return SIGNED_COLOURS((1 + part) / 2) if self.signed else UNSIGNED_COLOURS(part)
+
+
+def method_strips(
+    scores: Mapping[str, Tensor | Sequence[float]],
+    words: Sequence[str],
+    *,
+    signed: Collection[str] | None = None,
+    title: str | None = None,
+    width: float = 11.0,
+) -> Page:
+    """Each method's score of each word, as the colour under the word; one row per method, long texts in several lines.
+
+    Methods measure in units of their own, so each is divided by its own largest absolute score, which stands beside
+    its name.  Unsigned scores run from paper to orange, signed ones from blue (negative) to orange (positive).
+
+    Args:
+        scores: method -> (word,).
+        words: the words, in order.
+        signed: the methods whose scores have a sign; by default those with a negative score.
+        title: what the figure shows.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: where a method's scores do not fit the words, are NaN or infinite, or are negative in a method that
+            is said to be unsigned.
+
+    Example:
+        >>> figure = method_strips({"AttentionNorm": [0.1, 0.4], "InputXGradient": [-1.0, 2.0]}, ["great", "film"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['AttentionNorm', 'max 0.4', 'great', 'film', 'InputXGradient', 'max 2', 'great', 'film']
+    """
+    strips = _strips(scores, words, signed)
+    shown = [printable(shorten(str(word), _LONGEST)) for word in words]
+    left = _EDGE + max(widest(list(scores), BODY), 0.8) + 0.2 + widest([_maximum(s) for s in strips], SMALL) + 0.2
+    widths = [max(text_width(word, BODY), 0.08) + 0.16 for word in shown]
+    lines = _lines(widths, max(width - left - _EDGE, max(widths)))
+    across = max(left + max(sum(widths[i] + _BETWEEN for i in line) for line in lines) + _EDGE, 6.0)
+    across = max(across, 2 * _EDGE + text_width(title, TITLE)) if title else across
+    top = _EDGE + (0.5 if title else 0.0)
+    stave = len(strips) * _LEADING + _STAVE
+    with page(across, top + len(lines) * stave + 0.55) as figure:
+        if title:
+            figure.write(_EDGE, _EDGE, title, TITLE)
+        sheet = figure.box(0, 0, *figure.get_size_inches(), label="strips")
+        sheet.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
+        sheet.set_axis_off()
+        for number, line in enumerate(lines):
+            for row, strip in enumerate(strips):
+                y = top + number * stave + row * _LEADING
+                _name(sheet, y, left, strip, with_maximum=number == 0)
+                _cells(sheet, left, y, strip, line, shown, widths)
+        _key(figure, sheet, left, top + len(lines) * stave + 0.02, strips)
+    return figure
+
+
+def _strips(
+    scores: Mapping[str, Tensor | Sequence[float]], words: Sequence[str], signed: Collection[str] | None
+) -> list[_Strip]:
+    """Every method's scores, after a look at whether they fit the words."""
+    if not scores:
+        raise ValueError("method_strips: scores is empty: there is nothing to draw.")
+    unknown = set(signed or ()) - set(scores)
+    if unknown:
+        raise ValueError(f"method_strips: signed names {sorted(unknown)[0]!r}, which is no method of scores.")
+    strips = []
+    for method, values in scores.items():
+        array = drawable("method_strips", f"scores[{method!r}]", values, "word")
+        check_count("method_strips", "words", words, "word", len(array))
+        negative = bool((array < 0).any())
+        if negative and signed is not None and method not in signed:
+            raise ValueError(
+                f"method_strips: scores[{method!r}] holds negative numbers but is not among signed; name it there."
+            )
+        strips.append(_Strip(method, array, negative if signed is None else method in signed))
+    return strips
+
+
+def _lines(widths: Sequence[float], room: float) -> list[list[int]]:
+    """The words of each line, as many as there is room for."""
+    lines: list[list[int]] = [[]]
+    used = 0.0
+    for word, width in enumerate(widths):
+        if lines[-1] and used + width > room:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(word)
+        used += width + _BETWEEN
+    return lines
+
+
+def _maximum(strip: _Strip) -> str:
+    return f"max {strip.largest:.2g}" if strip.largest else "all 0"
+
+
+def _name(sheet: Axes, y: float, left: float, strip: _Strip, with_maximum: bool) -> None:
+    middle = y + _CELL / 2
+    name = printable(strip.method)
+    sheet.text(_EDGE, middle, name, ha="left", va="center_baseline", fontsize=BODY, parse_math=False)
+    if with_maximum:
+        sheet.text(left - 0.15, middle, _maximum(strip), ha="right", va="center_baseline", fontsize=SMALL, color=MUTED)
+
+
+def _cells(
+    sheet: Axes,
+    left: float,
+    y: float,
+    strip: _Strip,
+    line: Sequence[int],
+    words: Sequence[str],
+    widths: Sequence[float],
+) -> None:
+    x = left
+    for word in line:
+        colour = strip.colour(word)
+        shape = FancyBboxPatch(
+            (x, y), widths[word], _CELL, "round,pad=0,rounding_size=0.04", facecolor=colour, linewidth=0
+        )
+        sheet.add_patch(shape)
+        sheet.text(
+            x + widths[word] / 2,
+            y + _CELL / 2,
+            words[word],
+            ha="center",
+            va="center_baseline",
+            fontsize=BODY,
+            color=ink_on(colour),
+            parse_math=False,
+        )
+        x += widths[word] + _BETWEEN
+
+
+def _key(figure: Page, sheet: Axes, left: float, top: float, strips: Sequence[_Strip]) -> None:
+    """What the colours mean, and that every row has a scale of its own."""
+    x = left
+    if any(not strip.signed for strip in strips):
+        x = _ramp(figure, sheet, x, top, UNSIGNED_COLOURS, "0", "max")
+    if any(strip.signed for strip in strips):
+        x = _ramp(figure, sheet, x, top, SIGNED_COLOURS, "−max", "max")
+    sheet.text(x, top + 0.08, "each row on its own scale", va="center_baseline", fontsize=SMALL, color=MUTED)
+
+
+def _ramp(figure: Page, sheet: Axes, x: float, top: float, colours: Colormap, low: str, high: str) -> float:
+    style = {"va": "center_baseline", "fontsize": SMALL, "color": MUTED}
+    sheet.text(x, top + 0.08, low, **style)
+    x += text_width(low, SMALL) + 0.07
+    bar = figure.box(x, top + 0.01, 1.1, 0.13, label="key")
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", interpolation="nearest")
+    bar.set_axis_off()
+    sheet.text(x + 1.17, top + 0.08, high, **style)
+    return x + 1.17 + text_width(high, SMALL) + 0.3
