@@ -76,10 +76,10 @@ def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bo
         (batch, length) bool, True at real tokens; None where no running module was given a mask (all are real).
     """
     in_decoder = False
-    for module, arguments in reversed(callers):
-        names = {name: True for name in _REAL} | {name: False for name in _PADDED}
+    for _, arguments in reversed(callers):
+        names = dict.fromkeys(_REAL, True) | dict.fromkeys(_PADDED, False)
         if memory:
-            if in_decoder and "decoder_attention_mask" in arguments or "decoder_input_ids" in arguments:
+            if (in_decoder and "decoder_attention_mask" in arguments) or "decoder_input_ids" in arguments:
                 names = {"attention_mask": True, "src_key_padding_mask": False}
             elif _is_decoder(arguments):
                 names = {"encoder_attention_mask": True, "memory_key_padding_mask": False}

@@ -20,7 +20,7 @@ from captum_norm.capture.certificate import Probe, at_least_float32
 from captum_norm.capture.layout import NOT_AN_INPUT, Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Place, broadcast, features
-from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
+from captum_norm.capture.traces import Mixed, Mixture, Projection, SoftmaxPart, Term, Trace, Traces
 
 Rule = Callable[["Dataflow", Operation], None]
 RULES: dict[str, Rule | None] = {}
@@ -38,32 +38,42 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 # Questions about a tensor, not operations on it.
 _QUESTIONS = (
-    "shape dtype device layout ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_meta is_sparse is_quantized "
-    "is_nested is_mps is_xla is_mkldnn size dim stride numel data_ptr storage untyped_storage storage_offset itemsize "
-    "nbytes names is_contiguous is_floating_point is_complex is_inference element_size get_device __len__ __bool__ "
-    "__hash__ __repr__ __format__ item tolist numpy all any equal allclose eq ne lt gt le ge is_same_size _version "
-    "register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
+    "shape dtype device layout ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_meta is_sparse "
+    "is_quantized is_nested is_mps is_xla is_mkldnn size dim stride numel data_ptr storage untyped_storage "
+    "storage_offset itemsize nbytes names is_contiguous is_floating_point is_complex is_inference element_size "
+    "get_device __len__ __bool__ __hash__ __repr__ __format__ item tolist numpy all any equal allclose eq ne lt gt "
+    "le ge is_same_size _version register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
 ).split()
 RULES.update(dict.fromkeys(_QUESTIONS))
 
 MOVES = frozenset(
-    "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select narrow "
-    "chunk split tensor_split unbind roll flip expand expand_as view_as reshape_as t mT adjoint repeat "
-    "repeat_interleave index_select unfold diagonal tile swapaxes ravel pad".split()
+    (
+        "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select "
+        "narrow chunk split tensor_split unbind roll flip expand expand_as view_as reshape_as t mT adjoint "
+        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad"
+    ).split()
 )
 # Returns the same numbers, or the same up to the number format.
 IDENTITIES = frozenset(
-    "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
-    "_to_copy view_dtype positive".split()
+    (
+        "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
+        "_to_copy view_dtype positive"
+    ).split()
 )
 # Linear in one operand while the others are held fixed.
 SCALES = frozenset(("mul", "div", "masked_fill", "where"))
 # Elementwise on attention weights: what comes out is what multiplies the values.
-_ON_WEIGHTS = frozenset("mul div masked_fill where clamp dropout alpha_dropout setitem add sub relu".split())
+_ON_WEIGHTS = frozenset(
+    (
+        "mul div masked_fill where clamp dropout alpha_dropout setitem add sub relu"
+    ).split()
+)
 # Same shape in and out, but positions change places in a way we do not follow.
 _SHUFFLES = frozenset(
-    "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud fliplr "
-    "rot90 topk masked_select masked_scatter msort cummax cummin".split()
+    (
+        "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud "
+        "fliplr rot90 topk masked_select masked_scatter msort cummax cummin"
+    ).split()
 )
 
 
@@ -208,9 +218,9 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             to_last = Step(("movedim", 1, last, x.ndim), lambda t: t.movedim(1, last))
             moved = x.movedim(1, last)
             flow.traces[moved] = _moved(trace, to_last)
-            flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), op.out.movedim(1, last), weight)
-            projected = flow.traces[moved]
-            flow.traces[op.out] = Trace(projection=projected and projected.projection)
+            out = op.out.movedim(1, last)
+            flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
+            flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
         return
     source = flow.source_of(x)
     stride = op.argument(3, "stride", 1)
@@ -243,6 +253,22 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
     if op.out.ndim >= 2:
         trace = flow.traces[op.tensors[0]]
         flow.traces[op.out] = Trace(weights=True, place=trace.place if trace else None)
+
+
+@rule("exp")
+def _exp(flow: Dataflow, op: Operation) -> None:
+    carry(flow, op)
+    if op.out.ndim >= 3:
+        flow.traces.update(op.out, softmax_part="exponential")
+
+
+@rule("div")
+def _div(flow: Dataflow, op: Operation) -> None:
+    """exp(x) / sum(exp(x)): a softmax written by hand."""
+    carry(flow, op)
+    parts = [trace.softmax_part if (trace := flow.traces[tensor]) else "" for tensor in op.tensors[:2]]
+    if parts == ["exponential", "normaliser"]:
+        flow.traces.update(op.out, weights=True, softmax_part="")
 
 
 @rule("scaled_dot_product_attention")
@@ -287,7 +313,7 @@ def attention_weights(
     query = query.to(dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
     key = key.to(dtype)
     if key.ndim > 2 and key.shape[-3] != query.shape[-3]:  # groups of heads share a key head
-        grouped = query.unflatten(-3, (key.shape[-3], -1))
+        grouped = query.reshape(*query.shape[:-3], key.shape[-3], -1, *query.shape[-2:])
         scores = (grouped @ key.unsqueeze(-3).mT).flatten(-4, -3)
     else:
         scores = query @ key.mT
@@ -300,6 +326,14 @@ def attention_weights(
     if mask is not None:
         weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0.0)
     return weights
+
+
+def _hidden_product(flow: Dataflow, op: Operation) -> None:
+    """(weights * values).sum(): a value product we do not take apart."""
+    problem = "its weights are multiplied with the values and summed by hand; use matmul, einsum or SDPA there"
+    empty = torch.empty(0, 0, 0)
+    mixture = Mixture(empty, empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
+    flow.mix(mixture, op.out, (), None)
 
 
 @rule("flex_attention", "flash_attn_func", "flash_attn_varlen_func")
@@ -328,22 +362,22 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
     if _is_weights(flow, left) and _may_be_values(right, left):
         _value_product(flow, left, right, op.out, op.out.shape, ())
     elif _is_weights(flow, right) and _may_be_values(left, right):
-        flipped = Step(("transpose", -1, -2), lambda t: t.transpose(-1, -2))
-        shape = op.out.transpose(-1, -2).shape
-        _value_product(flow, _turned(flow, right), _turned(flow, left), op.out, shape, (flipped,))
+        flip = Step(("transpose", -1, -2), lambda t: t.transpose(-1, -2))
+        shape = flip.apply(op.out).shape
+        _value_product(flow, _stepped(flow, right, flip), _stepped(flow, left, flip), op.out, shape, (flip,))
     elif right.ndim == 2 and not _is_weights(flow, left):
         flow.project(left, right, None, op.out, right)
     else:
         _product_place(flow, left, op.out)
 
 
-def _turned(flow: Dataflow, tensor: Tensor) -> Tensor:
-    turned = tensor.transpose(-1, -2)
+def _stepped(flow: Dataflow, tensor: Tensor, step: Step) -> Tensor:
+    """The tensor after one more step, with its place."""
+    moved = step.apply(tensor)
     trace = flow.traces[tensor]
-    if trace is not None and trace.place is not None:
-        step = Step(("transpose", -1, -2), lambda t: t.transpose(-1, -2))
-        flow.traces[turned] = Trace(place=trace.place.then(step))
-    return turned
+    if trace is not None and trace.place is not None and moved is not tensor:
+        flow.traces[moved] = trace._replace(place=trace.place.then(step))
+    return moved
 
 
 @rule("baddbmm")
@@ -383,21 +417,21 @@ def _einsum(flow: Dataflow, op: Operation) -> None:
     parsed = _parse_einsum(op)
     if parsed is None:
         return
-    (left, right), (l, r), o = parsed
+    (left, right), (lhs, rhs), res = parsed
     if _is_weights(flow, right) and not _is_weights(flow, left):
-        left, right, l, r = right, left, r, l
+        left, right, lhs, rhs = right, left, rhs, lhs
     if _is_weights(flow, left):
-        _einsum_on_weights(flow, left, right, l, r, o, op.out)
+        _einsum_on_weights(flow, left, right, lhs, rhs, res, op.out)
         return
     trace = flow.traces[left]
     if trace is None or not (trace.mixed or trace.projection):
         other = flow.traces[right]
         if other is not None and (other.mixed or other.projection):
-            left, right, l, r, trace = right, left, r, l, other
+            left, right, lhs, rhs, trace = right, left, rhs, lhs, other
     if trace is not None and (trace.mixed or trace.projection):
-        _einsum_projection(flow, trace, left, right, l, r, o, op.out)
+        _einsum_projection(flow, trace, left, right, lhs, rhs, res, op.out)
     elif trace is not None and trace.place is not None:
-        _einsum_place(flow, trace.place, l, r, o, op.out, left)
+        _einsum_place(flow, trace.place, lhs, rhs, res, op.out, left)
 
 
 def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str], str] | None:
@@ -408,24 +442,24 @@ def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str]
     equation = op.args[0].replace(" ", "")
     if len(operands) != 2 or "->" not in equation:
         return None
-    inputs, o = equation.split("->")
-    l, r = inputs.split(",")
+    inputs, res = equation.split("->")
+    lhs, rhs = inputs.split(",")
     spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
-    widths = [t.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, t in zip((l, r), operands, strict=True)]
+    widths = [t.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, t in zip((lhs, rhs), operands, strict=True)]
     dots = spare[: max(widths)]
-    l, r = (s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip((l, r), widths, strict=True))
-    return (operands[0], operands[1]), (l, r), o.replace("...", "".join(dots))
+    lhs, rhs = (s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip((lhs, rhs), widths, strict=True))
+    return (operands[0], operands[1]), (lhs, rhs), res.replace("...", "".join(dots))
 
 
 def _einsum_on_weights(
-    flow: Dataflow, weights: Tensor, values: Tensor, l: str, r: str, o: str, out: Tensor
+    flow: Dataflow, weights: Tensor, values: Tensor, lhs: str, rhs: str, res: str, out: Tensor
 ) -> None:
-    batch = [c for c in l if c in r and c in o]
-    key = [c for c in l if c in r and c not in o]
-    query = [c for c in l if c not in r]
-    head_dim = [c for c in r if c not in l]
+    batch = [c for c in lhs if c in rhs and c in res]
+    key = [c for c in lhs if c in rhs and c not in res]
+    query = [c for c in lhs if c not in rhs]
+    head_dim = [c for c in rhs if c not in lhs]
     if isinstance(values, torch.nn.Parameter) or len(head_dim) == 0:
-        if len(o) == len(l):  # a linear map of the weights over heads: talking heads
+        if len(res) == len(lhs):  # a linear map of the weights over heads: talking heads
             flow.traces[out] = Trace(weights=True)
         return
     if len(key) != 1:
@@ -434,71 +468,70 @@ def _einsum_on_weights(
     extra_query, extra_values = query[:-1], head_dim[:-1]
     if extra_values or not query:
         return
-    shared = [c for c in l if c in batch or c in extra_query]
+    shared = [c for c in lhs if c in batch or c in extra_query]
     order = [*shared, query[-1], key[0]]
-    turned = weights.permute([l.index(c) for c in order])
-    values_letters = [c for c in shared if c in r]
-    moved = values.permute([r.index(c) for c in (*values_letters, key[0], head_dim[0])])
-    for axis, letter in enumerate(shared):
-        if letter not in r:
-            moved = moved.unsqueeze(axis)
-    for tensor, to, letters in ((weights, turned, l), (values, moved, r)):
-        trace = flow.traces[tensor]
-        if trace is not None and trace.place is not None:
-            flow.traces[to] = Trace(place=trace.place.then(_as_einsum_does(tensor, to, letters, shared, r)))
+    turned = _stepped(flow, weights, _letters(lhs, order))
+    moved = _stepped(flow, values, _letters(rhs, [*shared, key[0], head_dim[0]]))
     steps: tuple[Step, ...] = ()
     result = [*shared, query[-1], head_dim[0]]
-    if "".join(result) != o:
-        axes = [result.index(c) for c in o]
+    if "".join(result) != res:
+        axes = [result.index(c) for c in res]
         steps = (Step(("permute", *axes), lambda t: t.permute(axes)),)
-    shape = torch.Size([out.shape[o.index(c)] for c in result])
+    shape = torch.Size([out.shape[res.index(c)] for c in result])
     _value_product(flow, turned, moved, out, shape, steps)
 
 
-def _as_einsum_does(tensor: Tensor, to: Tensor, letters: str, shared: list[str], r: str) -> Step:
-    """The permutation (and missing batch axes) that take an operand to its place in the product, as a step."""
-    shape, stride = tuple(to.shape), tuple(to.stride())
-    del tensor
+def _letters(have: str, want: list[str]) -> Step:
+    """Permute axes named by the letters ``have`` to ``want``; a letter that is missing becomes an axis of one."""
+    axes = [have.index(c) for c in want if c in have]
+    missing = [axis for axis, c in enumerate(want) if c not in have]
 
-    def apply(numbers: Tensor) -> Tensor:
-        full = numbers.contiguous()
-        return full.as_strided(shape, [s if n > 1 else 1 for s, n in zip(stride, shape, strict=True)])
+    def apply(t: Tensor) -> Tensor:
+        t = t.permute(axes)
+        for axis in missing:
+            t = t.unsqueeze(axis)
+        return t
 
-    return Step(("einsum", letters, tuple(shared), r, shape, stride), apply)
+    return Step(("letters", have, tuple(want)), apply)
 
 
 def _einsum_projection(
-    flow: Dataflow, trace: Trace, x: Tensor, W: Tensor, l: str, r: str, o: str, out: Tensor
+    flow: Dataflow, trace: Trace, x: Tensor, W: Tensor, lhs: str, rhs: str, res: str, out: Tensor
 ) -> None:
     """x (..., columns) times W (columns, model): all columns at once, or head by head with the sum still to come."""
-    columns = [c for c in l if c in r and c not in o]
-    heads = [c for c in l if c in r and c in o]
-    model = [c for c in r if c not in l]
-    rows = [c for c in l if c not in r]
+    columns = [c for c in lhs if c in rhs and c not in res]
+    heads = [c for c in lhs if c in rhs and c in res]
+    model = [c for c in rhs if c not in lhs]
+    rows = [c for c in lhs if c not in rhs]
     if not columns or len(model) != 1 or len(heads) > 1 or (heads and not trace.mixed):
         return
     inner = heads + columns
-    axes, start = [l.index(c) for c in rows + inner], len(rows)
+    axes, start = [lhs.index(c) for c in rows + inner], len(rows)
     step = Step(("einsum projection", *axes, start), lambda t: t.permute(axes).flatten(start))
     flat = step.apply(x)
-    matrix = W.permute([r.index(c) for c in inner + model]).flatten(0, -2)
+    matrix = W.permute([rhs.index(c) for c in inner + model]).flatten(0, -2)
     flow.traces[flat] = _moved(trace, step)
     if not heads:
-        y = out.permute([o.index(c) for c in rows + model])
+        y = out.permute([res.index(c) for c in rows + model])
         flow.project(flat, matrix, None, y, W)
-        projected = flow.traces[y]
-        flow.traces[out] = Trace(projection=projected and projected.projection)
+        flow.traces[out] = flow.traces[y] or Trace()
         return
     mixed = trace.mixed[0]
     term = Term((*mixed.steps, step), flat.detach(), matrix.detach(), W)
-    parts = Projection(mixed.mixture, (term,), None, frozenset((id(term),)), parts_axis=o.index(heads[0]))
+    parts = Projection(mixed.mixture, (term,), None, frozenset((id(term),)), parts_axis=res.index(heads[0]))
     flow.traces[out] = Trace(projection=parts)
 
 
 @rule("sum")
 def _sum(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
-    parts = trace and trace.projection
+    if trace is None:
+        return
+    if trace.softmax_part == "exponential":
+        flow.traces[op.out] = Trace(softmax_part="normaliser")
+    elif trace.softmax_part == "spread weights":
+        _hidden_product(flow, op)
+    parts = trace.projection
     axis = op.argument(1, "dim")
     axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
     if parts is None or parts.parts_axis is None or not isinstance(axis, int):
@@ -522,23 +555,23 @@ def _stack(flow: Dataflow, op: Operation) -> None:
         flow.traces[op.out] = Trace(projection=parts)
 
 
-def _einsum_place(flow: Dataflow, place: Place, l: str, r: str, o: str, out: Tensor, left: Tensor) -> None:
+def _einsum_place(flow: Dataflow, place: Place, lhs: str, rhs: str, res: str, out: Tensor, left: Tensor) -> None:
     """Positions of a general einsum: those of its first operand, along the letters that survive."""
-    kept = [c for c in l if c in o]
-    lost = [l.index(c) for c in l if c not in o]
+    kept = [c for c in lhs if c in res]
+    lost = [lhs.index(c) for c in lhs if c not in res]
     shape = tuple(out.shape)
 
     def apply(numbers: Tensor) -> Tensor:
         for axis in sorted(lost, reverse=True):
             numbers = features(1).apply(numbers.movedim(axis, -1))[..., 0]
-        remaining = [c for i, c in enumerate(l) if i not in lost]
-        numbers = numbers.permute([remaining.index(c) for c in o if c in kept])
-        for axis, letter in enumerate(o):
+        remaining = [c for i, c in enumerate(lhs) if i not in lost]
+        numbers = numbers.permute([remaining.index(c) for c in res if c in kept])
+        for axis, letter in enumerate(res):
             if letter not in kept:
                 numbers = numbers.unsqueeze(axis)
         return numbers.expand(shape)
 
-    flow.traces[out] = Trace(place=place.then(Step(("einsum place", l, r, o, shape), apply)))
+    flow.traces[out] = Trace(place=place.then(Step(("einsum place", lhs, rhs, res, shape), apply)))
 
 
 # ---- projections
@@ -827,6 +860,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
             mixed=_scaled(flow, op, name, operands, out),
             projection=_still_projection(op, name, operands, out),
             place=_same_place(name, operands, out),
+            softmax_part=_softmax_part(name, operands, out),
         )
 
 
@@ -837,6 +871,17 @@ def _still_weights(name: str, operands: Operands, out: Tensor) -> bool:
     if name not in _ON_WEIGHTS and name not in IDENTITIES:
         return False
     return any(trace.weights and tensor.shape == out.shape for tensor, trace in operands)
+
+
+def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
+    if name not in _ON_WEIGHTS and name not in IDENTITIES:
+        return ""
+    for tensor, trace in operands:
+        if trace.softmax_part and tensor.shape == out.shape:
+            return trace.softmax_part
+        if name == "mul" and trace.weights and tensor.ndim >= 4 and tensor.shape[-1] == 1 < out.shape[-1]:
+            return "spread weights"
+    return ""
 
 
 def _scaled(flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor) -> tuple[Mixed, ...]:

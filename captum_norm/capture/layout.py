@@ -104,7 +104,7 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
         if not step.scales:
             numbers = step.apply(numbers)
     if numbers.shape[-1] != width:
-        raise LayoutError(f"the projection reads rows of {width}, the mixed values arrive in rows of {numbers.shape[-1]}")
+        raise LayoutError(f"the projection reads rows of {width}, mixed values come in rows of {numbers.shape[-1]}")
     numbers = numbers.reshape(-1, width)
     own = numbers[0] != NOT_AN_INPUT
     if not torch.equal(numbers != NOT_AN_INPUT, own.expand_as(numbers)):
@@ -133,7 +133,7 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
 def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
     """Group output rows by the values their first head reads: (batch, query) indices, queries in order."""
     order = (rows * (int(queries.max()) + 1) + queries).argsort(stable=True)
-    _, counts = rows.unique(return_counts=True)
+    _, counts = torch.unique(rows, return_counts=True)
     if (counts != counts[0]).any():
         raise LayoutError(f"examples have different numbers of queries, {counts.tolist()[:8]}")
     return order.view(len(counts), -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import types
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from (item for item in value if isinstance(item, Tensor))
 
 
-@lru_cache(maxsize=None)
+@cache
 def operation_name(func: Callable[..., Any]) -> str:
     """The one name of an operation, however it is spelled; in-place forms keep their trailing underscore.
 

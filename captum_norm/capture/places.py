@@ -73,7 +73,7 @@ class Place:
         return Place(self.anchor, (*self.steps, step))
 
 
-class Unplaced(ValueError):
+class UnplacedError(ValueError):
     """The entries of one position were torn apart, so the place is no longer known."""
 
 
@@ -82,7 +82,7 @@ def features(count: int) -> Step:
 
     def apply(numbers: Tensor) -> Tensor:
         if numbers.stride(-1) and not torch.equal(numbers, numbers[..., :1].expand_as(numbers)):
-            raise Unplaced("an operation reads several positions at once")
+            raise UnplacedError("an operation reads several positions at once")
         return numbers[..., :1].expand(*numbers.shape[:-1], count)
 
     return Step(("features", count), apply)
@@ -135,7 +135,7 @@ class PositionReader:
             for step in (*place.steps, features(1)):
                 numbers = step.apply(numbers)
             numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
-        except (Unplaced, RuntimeError, IndexError, ValueError) as error:
+        except (UnplacedError, RuntimeError, IndexError, ValueError) as error:
             return None, f"the {axis} positions were taken apart on the way ({error})"
         rows = numbers[layout.rows[:, :, 0]]  # (batch, head, query or key)
         if axis == "query":

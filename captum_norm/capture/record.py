@@ -93,7 +93,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class AttentionRecord:
-    """One attention call, read exactly.  sum_h (weights_h @ values_h [* gate_h]) @ W_O_h [+ other inputs] + b_O = output.
+    """One attention call, read exactly: sum_h (weights_h @ values_h [* gate_h]) @ W_O_h + b_O is its output.
 
     Attributes:
         call: which call this was.

@@ -23,7 +23,7 @@ from captum_norm.capture.callers import Caller, real_tokens
 from captum_norm.capture.certificate import at_least_float32, predicted, relative_error, tolerance_for
 from captum_norm.capture.dataflow import CentredNorm, Dataflow, rule_for
 from captum_norm.capture.layout import Layout, LayoutError, measure
-from captum_norm.capture.operations import Operation, OperationMode
+from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
 from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind, Positions
 from captum_norm.capture.traces import Mixture, Projection, Term
@@ -183,9 +183,9 @@ class _Reader:
         if len(layout.rest):
             rest = layout.rest.to(W.device)
             x = term.x.reshape(-1, width)[:, rest]
-            offset = (x, W[rest]) if offset is None else None
-            if offset is None:
+            if offset is not None:
                 raise InexactCaptureError("a norm spans the mixed values and something else")
+            offset = (x, W[rest])
         weights = layout.weights(mixture.weights, mixture.lead)
         values = layout.values(mixture.values, mixture.lead)
         return _Heads(layout, weights, values, W_O, gate, offset)
@@ -196,7 +196,8 @@ class _Reader:
         offsets: list[tuple[Tensor, Tensor]],
     ) -> float:  # fmt: skip
         r, actual, size = projection.r, projection.actual, projection.size
-        assert r is not None and actual is not None and size is not None, "a projection is proposed before it is read"
+        if r is None or actual is None or size is None:
+            raise InexactCaptureError("its output projection was seen only in part")
         for x, W in offsets:
             actual = actual - (x.to(r.dtype) @ (W.to(r.dtype) @ r))
             size = actual.abs()

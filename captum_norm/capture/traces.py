@@ -5,9 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from captum_norm.capture.callers import Caller
@@ -110,6 +109,9 @@ class Projection:
         return Projection(self.mixture, self.terms + other.terms, bias, self.roots | other.roots)
 
 
+SoftmaxPart = Literal["", "exponential", "normaliser", "spread weights"]
+
+
 class Trace(NamedTuple):
     """Everything known of one tensor."""
 
@@ -117,9 +119,10 @@ class Trace(NamedTuple):
     mixed: tuple[Mixed, ...] = ()
     projection: Projection | None = None
     place: Place | None = None
+    softmax_part: SoftmaxPart = ""
 
     def __bool__(self) -> bool:
-        return self.weights or bool(self.mixed) or self.projection is not None or self.place is not None
+        return any((self.weights, self.mixed, self.projection, self.place, self.softmax_part))
 
 
 class Traces:
