@@ -1,0 +1,11 @@
+"""One forward for every Captum method: ``HFForward(model, mode)(inputs, *additional_forward_args) -> (batch, class)``.
+
+``hugging_face`` has the class; ``embedding`` finds the module that embeds the input while the model runs, and changes
+what it returns; ``position`` says whose row is explained; ``causal`` measures whether a model looks ahead; ``keywords``
+reads which names a model takes.
+"""
+
+from captum_norm.forward.hugging_face import HFForward
+from captum_norm.forward.position import Position, real_tokens, resolve_position
+
+__all__ = ["HFForward", "Position", "real_tokens", "resolve_position"]

@@ -1,0 +1,503 @@
+"""How does every Captum method, ours and Captum's own, call the same Hugging Face model in the same way?
+
+    HFForward(model, mode)(inputs, *additional_forward_args) -> (batch, class)
+
+Captum passes tensors by position and reads ``target`` along the last axis of a 2-d result; Hugging Face models take
+keywords, return outputs by name, and often one row per token.  ``HFForward`` stands between the two.  ``mode`` says
+what ``inputs`` is, and so what the attributions are attributions to:
+
+- ``"ids"``: the model's own input, token ids (batch, sequence) long or pixels;
+- ``"gate"``: ones (batch, sequence); each multiplies its token's embedding, so that 1 is the token and 0 its absence;
+- ``"embeds"``: the embeddings themselves, (batch, sequence, model), passed as ``inputs_embeds``.
+
+The gate is applied to the output of the module that looks the ids up while the model runs, wherever it sits and
+whatever it scales: the model still receives ids, so positions counted from padding, end-of-sequence markers and scaled
+embeddings stay as they are, which ``inputs_embeds`` does not promise.
+
+Axes: b batch, s sequence, c class, d model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from captum_norm.forward.causal import is_causal, private_randomness
+from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
+from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
+from captum_norm.forward.position import (
+    Position,
+    as_indices,
+    check_kind,
+    followed,
+    in_range,
+    real_tokens,
+    resolve_position,
+)
+from captum_norm.inputs import check_inputs, longest_input
+
+Mode = Literal["ids", "embeds", "gate"]
+
+_MODES = ("ids", "embeds", "gate")
+_OUTPUTS = ("logits", "start_logits", "last_hidden_state")
+
+
+class HFForward(nn.Module):
+    """A Hugging Face model as the forward function of any Captum method.
+
+    The result is (batch, class), so that ``target`` is always the class.  Where the model returns a row per token,
+    (batch, sequence, class), the row ``position`` is taken; for encoder-decoders these are the decoder's rows.  Where
+    it returns (batch, class), the model has pooled already, and ``position`` only tells attention methods which row it
+    pools.
+
+    ``position=None`` is the last real token of a causal model, the first of any other, and the last real decoder row
+    of an encoder-decoder.  Real tokens are those where the ``attention_mask`` (``decoder_attention_mask``) that the
+    model receives is 1; without a mask all are.  *Causal* is measured, not looked up: at the first call that needs to
+    know, the gradient of the first real row with respect to all later embeddings is taken once, from one example; the
+    model is causal if it is exactly zero.
+
+    Captum repeats a batch, in place (NoiseTunnel) or end to end (IntegratedGradients), or cuts it (Lime).  Positions
+    given one per example can follow each of these if they are passed along as the last of
+    ``additional_forward_args``, which is what :meth:`inputs` does; otherwise they follow where the rows of the masks
+    and ids show how the batch was repeated, and are refused where they do not.
+
+    The gate uses a forward hook that lives for the length of the call and acts on the calling thread only, so threads
+    may share a model.
+
+    Args:
+        model: a Hugging Face model, or any module with a ``forward`` of the same kind.
+        mode: what ``inputs`` is: ``"ids"``, ``"gate"`` or ``"embeds"``, see above.
+        position: whose row is explained: None, an index into the rows (negative from the end), one index per example,
+            or ``"mean"`` over the real tokens.
+        names: the keywords under which positional extras reach the model.  By default ``attention_mask`` and
+            ``token_type_ids``, for encoder-decoders ``attention_mask, decoder_input_ids, decoder_attention_mask``, as
+            far as the model takes them.  An encoder-decoder called as ``(input_ids, decoder_input_ids, ...)`` is
+            understood where the second tensor cannot be an attention mask.
+        embedding: for ``"gate"``, the module whose output is gated, or its name, where it cannot be found by itself.
+        **fixed: keyword arguments passed to the model in every call.
+
+    Raises:
+        TypeError: if ``model`` is no module, ``position`` is none of the above, or, in a call, ids are float.
+        ValueError: if an argument has an unknown value, or, in a call, the inputs do not fit the model or each other.
+
+    Example:
+        >>> from transformers import BertConfig, BertForTokenClassification
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
+        >>> forward = HFForward(BertForTokenClassification(config).eval(), mode="gate", position=2)
+        >>> arguments = forward.inputs({"input_ids": torch.tensor([[1, 2, 3, 4]])})
+        >>> arguments["inputs"]
+        tensor([[1., 1., 1., 1.]])
+        >>> forward(arguments["inputs"], *arguments["additional_forward_args"]).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mode: Mode = "ids",
+        position: Position = None,
+        names: Sequence[str] | None = None,
+        *,
+        embedding: str | nn.Module | None = None,
+        **fixed: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"HFForward: model should be a torch.nn.Module, got {type(model).__name__}.")
+        if mode not in _MODES:
+            raise ValueError(f"HFForward: mode should be one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+        check_kind(position)
+        self.model = model
+        self.training = model.training
+        self.mode: Mode = mode
+        self.position: Position = position
+        self.fixed = fixed
+        self.embedding = module_name(model, embedding)
+        self._main = next(iter(keywords_of(model)), "input_ids")
+        self._default_names = names is None
+        self.names = self._names_by_default() if names is None else _checked_names(names)
+        self._check_arguments()
+        self._causal: bool | None = None
+
+    def extra_repr(self) -> str:
+        """What is printed beside the model."""
+        return f"mode={self.mode!r}, position={self.position!r}, names={self.names!r}"
+
+    def forward(self, inputs: Tensor, *additional_forward_args: Any) -> Tensor:
+        """Run the model as Captum calls it.
+
+        Args:
+            inputs: (batch, sequence) ids or gate, (batch, sequence, model) embeddings, or the pixels in mode ``"ids"``.
+            *additional_forward_args: in mode ``"gate"`` first the ids (or pixels); then the extras in the order of
+                ``names``, None for those left out; then, optionally, the position.
+
+        Returns:
+            (batch, class), in the model's dtype.
+        """
+        gate = None
+        if self.mode == "gate":
+            gate, inputs, additional_forward_args = self._split_gate(inputs, additional_forward_args)
+        keywords, position = self._named(additional_forward_args)
+        keywords[self._input_name] = inputs
+        self._check(keywords, gate)
+        return self._row(self._run(keywords, gate), keywords, position)
+
+    def inputs(self, encoding: Mapping[str, Any]) -> dict[str, Any]:
+        """What to pass to ``attribute`` for a tokenizer's or processor's encoding, in this mode.
+
+        For encoder-decoders that generate, ``decoder_input_ids`` is made from ``labels`` where the encoding has them,
+        and is the start token alone where it has neither: then the first generated token is explained.
+
+        Args:
+            encoding: ``tokenizer(texts, return_tensors="pt", padding=True)``, or a mapping like it.  Entries the
+                model does not take (offsets, word ids) are left out.
+
+        Returns:
+            ``inputs`` and ``additional_forward_args``, on the model's device:
+            ``method.attribute(**forward.inputs(encoding), target=1)``.
+
+        Raises:
+            TypeError: if ``encoding`` is no mapping.
+            ValueError: if the model's input is missing or ragged; in mode ``"embeds"`` also if the model gives another
+                result for ``inputs_embeds`` than for the ids.
+
+        Example:
+            >>> from transformers import BertConfig, BertForSequenceClassification
+            >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+            >>> encoding = {"input_ids": [[1, 2, 3, 0]], "attention_mask": [[1, 1, 1, 0]]}
+            >>> HFForward(BertForSequenceClassification(config)).inputs(encoding)
+            {'inputs': tensor([[1, 2, 3, 0]]), 'additional_forward_args': (tensor([[1, 1, 1, 0]]),)}
+        """
+        given = self._tensors(encoding)
+        main = given[self._main]
+        self._check_main(main)
+        if "decoder_input_ids" in self.names and "decoder_input_ids" not in given:
+            given |= self._decoder_start(given)
+        keywords = {**self.fixed, **{name: given[name] for name in self.names if name in given}, self._main: main}
+        check_inputs(unwrapped(self.model), keywords)
+        extras = self._extras(given, main)
+        if self.mode == "gate":
+            return {"inputs": self._gate_of_ones(keywords), "additional_forward_args": (main, *extras)}
+        inputs = self._embeds(keywords) if self.mode == "embeds" else main
+        return {"inputs": inputs, "additional_forward_args": extras or None}
+
+    # -- from Captum's positional arguments to the model's keywords --
+
+    @property
+    def _input_name(self) -> str:
+        return "inputs_embeds" if self.mode == "embeds" else self._main
+
+    @property
+    def _reads_ids(self) -> bool:
+        return self._main.endswith("input_ids")
+
+    @property
+    def _encoder_decoder(self) -> bool:
+        config = getattr(unwrapped(self.model), "config", None)
+        return bool(getattr(config, "is_encoder_decoder", False)) and "decoder_input_ids" in keywords_of(self.model)
+
+    @property
+    def _sites(self) -> EmbeddingSites:
+        return EmbeddingSites(self.model, self._main, self.embedding)
+
+    def _names_by_default(self) -> tuple[str, ...]:
+        names: tuple[str, ...] = ("attention_mask", "token_type_ids")
+        if self._encoder_decoder:
+            names = ("attention_mask", "decoder_input_ids", "decoder_attention_mask")
+        known = keywords_of(self.model)
+        return tuple(name for name in names if name in known and name not in self.fixed)
+
+    def _check_arguments(self) -> None:
+        if self.mode == "embeds" and "inputs_embeds" not in keywords_of(self.model):
+            raise ValueError(
+                f"HFForward: {title(self.model)} takes no inputs_embeds, as mode='embeds' needs. Use mode='gate'."
+            )
+        for name in (*self.names, *self.fixed):
+            if name == self._input_name or (name in self.names and name in self.fixed):
+                raise ValueError(
+                    f"HFForward: {name} is given twice: {self._input_name} is the input, names are {self.names} and "
+                    f"fixed arguments {tuple(self.fixed)}."
+                )
+        check_keywords(self.model, self.names, self.fixed, own=("mode", "position", "names", "embedding"))
+
+    def _split_gate(self, gate: Tensor, extras: tuple[Any, ...]) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        if not extras or not isinstance(extras[0], Tensor):
+            raise ValueError(
+                f"HFForward(mode='gate') takes the gate (ones) as inputs and {self._main} as the first of "
+                "additional_forward_args: use method.attribute(**forward.inputs(encoding))."
+            )
+        return gate, extras[0], extras[1:]
+
+    def _named(self, extras: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+        """The extras under their names, and the position."""
+        names = self._order(extras)
+        last = extras[len(names) :]
+        if len(last) > 1 or (last and isinstance(last[0], Tensor) and last[0].ndim > 1):
+            raise ValueError(
+                f"HFForward got {len(extras)} extras but knows {len(names)}: {', '.join(names) or 'none'}. "
+                "Name all of them: HFForward(model, names=(...))."
+            )
+        given = {name: value for name, value in zip(names, extras, strict=False) if value is not None}
+        return {**self.fixed, **given}, last[0] if last and last[0] is not None else self.position
+
+    def _order(self, extras: tuple[Any, ...]) -> tuple[str, ...]:
+        """``names``, with the decoder's ids first where the first extra can only be these."""
+        decoder = "decoder_input_ids"
+        if not (self._default_names and decoder in self.names[1:] and extras and isinstance(extras[0], Tensor)):
+            return self.names
+        first = extras[0]
+        if first.is_floating_point() or first.dtype is torch.bool or bool(((first == 0) | (first == 1)).all()):
+            return self.names
+        return (decoder, *(name for name in self.names if name != decoder))
+
+    def _check(self, keywords: Mapping[str, Any], gate: Tensor | None) -> None:
+        main = keywords[self._input_name]
+        if self.mode == "embeds":
+            self._check_embeds(main)
+        else:
+            self._check_main(main)
+        if gate is not None:
+            self._check_gate(gate, main)
+        check_inputs(unwrapped(self.model), keywords)
+
+    def _check_main(self, main: Tensor) -> None:
+        if not self._reads_ids:
+            return
+        if main.is_floating_point() or main.is_complex() or main.dtype is torch.bool:
+            raise TypeError(
+                f"HFForward(mode={self.mode!r}) got {self._main} as {main.dtype}, but token ids are integers. Methods "
+                "that add noise to the inputs or scale them need mode='gate' or mode='embeds' and the arguments of "
+                "forward.inputs(encoding)."
+            )
+        if main.ndim < 2:
+            raise ValueError(
+                f"HFForward: {self._main} should be (batch, sequence), got shape {tuple(main.shape)}. Ask the "
+                "tokenizer for return_tensors='pt', or add the batch axis: ids[None]."
+            )
+
+    def _check_embeds(self, embeds: Tensor) -> None:
+        if not (embeds.is_floating_point() and embeds.ndim > 2):
+            raise ValueError(
+                "HFForward(mode='embeds') takes float embeddings (batch, sequence, model), got "
+                f"{embeds.dtype} of shape {tuple(embeds.shape)}. forward.inputs(encoding) makes them; token ids go in "
+                "with mode='ids' or mode='gate'."
+            )
+        longest = longest_input(unwrapped(self.model))
+        if longest is not None and embeds.shape[1] > longest:
+            raise ValueError(
+                f"HFForward: inputs_embeds has {embeds.shape[1]} tokens, but the table of positions of "
+                f"{title(self.model)} (max_position_embeddings) ends at {longest}. Shorten the text."
+            )
+
+    def _check_gate(self, gate: Tensor, main: Tensor) -> None:
+        if not gate.is_floating_point():
+            raise TypeError(
+                f"HFForward(mode='gate') got inputs of {gate.dtype}, but a gate is float, 1.0 at every token; "
+                f"{self._main} is the first of additional_forward_args. forward.inputs(encoding) makes both."
+            )
+        if self._reads_ids and gate.shape != main.shape:
+            raise ValueError(
+                f"HFForward: the gate is {tuple(gate.shape)}, but {self._main} is {tuple(main.shape)}; both are "
+                "(batch, sequence)."
+            )
+
+    # -- the model --
+
+    def _run(self, keywords: dict[str, Any], gate: Tensor | None) -> Tensor:
+        if gate is None:
+            return self._output(keywords)
+        main: Tensor = keywords[self._main]
+        others = [value for name, value in keywords.items() if name != self._main and isinstance(value, Tensor)]
+        if any(other.data_ptr() == main.data_ptr() for other in others):
+            main = main.clone()  # else the decoder of an autoencoder would be gated too
+        with self._sites.changed(main, gated(gate)):
+            return self._output({**keywords, self._main: main})
+
+    def _output(self, keywords: dict[str, Any]) -> Tensor:
+        """The tensor that ``target`` is an index of, as the model returns it."""
+        output = self.model(**keywords)
+        if isinstance(output, Mapping):
+            found = [output[name] for name in (*_OUTPUTS, *output) if name in output]
+        else:
+            found = list(output) if isinstance(output, tuple | list) else [output]
+        # A loss, which labels put first, has no axis.
+        tensors = [item for item in found if isinstance(item, Tensor) and item.ndim > 0]
+        if not tensors:
+            raise ValueError(
+                f"HFForward: {title(self.model)} returned a {type(output).__name__} without a tensor to explain."
+            )
+        return tensors[0]
+
+    # -- the row that is explained --
+
+    def _row(self, output: Tensor, keywords: dict[str, Any], position: Any) -> Tensor:
+        check_kind(position)
+        if output.ndim != 3:
+            self._check_range(position, keywords)
+            return output
+        batch, length = output.shape[:2]
+        real = self._real(keywords, batch, length, needed=position is None or isinstance(position, str))
+        if isinstance(position, str):
+            share = real_tokens(real, batch, length).to(output)
+            return torch.einsum("bsc,bs->bc", output, share) / share.sum(1, keepdim=True)
+        causal = position is None and self._explains_last(keywords, real_tokens(real, batch, length))
+        position = followed(position, batch, self._repeated(keywords, batch))
+        rows = resolve_position(position, real, batch, length, causal).to(output.device)
+        return output[torch.arange(batch, device=output.device), rows]
+
+    def _check_range(self, position: Any, keywords: Mapping[str, Any]) -> None:
+        """A model that pools needs no row, but a position beyond its text is a mistake all the same."""
+        if position is None or isinstance(position, str) or self._encoder_decoder or not self._reads_ids:
+            return
+        main = keywords[self._input_name]
+        in_range(as_indices(position), main.shape[1] if self.mode == "embeds" else main.shape[-1])
+
+    def _real(self, keywords: Mapping[str, Any], batch: int, length: int, needed: bool) -> Tensor | None:
+        """(batch, length) bool, True at real rows of the output; None where all are."""
+        mask = keywords.get("decoder_attention_mask" if self._encoder_decoder else "attention_mask")
+        if self._encoder_decoder and mask is None and "decoder_input_ids" not in keywords:
+            mask = keywords.get("attention_mask")  # the decoder then reads the input shifted, padding included
+        if not isinstance(mask, Tensor) or bool((mask == 1).all()):
+            return None
+        if mask.ndim == 2 and mask.shape[-1] == length and batch % len(mask) == 0:
+            return real_tokens(mask, batch, length)
+        if needed:
+            raise ValueError(
+                f"HFForward: the output has {length} rows for each of {batch} examples, but the attention mask is "
+                f"{tuple(mask.shape)}, so real tokens cannot be told from padding. Give position as an index."
+            )
+        return None
+
+    def _explains_last(self, keywords: dict[str, Any], real: Tensor) -> bool:
+        """Whether ``position=None`` is the last real row, not the first."""
+        if self._encoder_decoder or not self._reads_ids:
+            return self._encoder_decoder
+        if int(real.sum(1).max()) < 2:
+            return False  # then the last is the first
+        if self._causal is None:
+            self._causal = is_causal(self._output, keywords, self._input_name, self._sites, real)
+        return self._causal
+
+    def _repeated(self, keywords: Mapping[str, Any], batch: int) -> list[Tensor]:
+        """What Captum repeats with the batch and, but for the input itself, leaves unchanged."""
+        tensors = [v for name, v in keywords.items() if isinstance(v, Tensor) and name != "inputs_embeds"]
+        return [tensor for tensor in tensors if tensor.ndim > 0 and len(tensor) == batch]
+
+    # -- from an encoding to Captum's arguments --
+
+    def _tensors(self, encoding: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The entries of an encoding that are passed on, on the model's device."""
+        if not isinstance(encoding, Mapping):
+            raise TypeError(
+                f"HFForward.inputs takes a tokenizer's encoding, got {type(encoding).__name__}. Tokenize first: "
+                "forward.inputs(tokenizer(text, return_tensors='pt'))."
+            )
+        present = [name for name, value in encoding.items() if value is not None]
+        if self._main not in present:
+            raise ValueError(
+                f"HFForward.inputs: the model needs {self._main}, the encoding has {', '.join(present) or 'nothing'}."
+            )
+        wanted = {self._main, *self.names, "labels"}
+        known = keywords_of(self.model)
+        lost = [name for name in present if name in known and name not in wanted | self.fixed.keys()]
+        if lost and self._default_names:
+            raise ValueError(
+                f"HFForward.inputs: the encoding has {lost[0]}, which the model takes but names does not pass on. "
+                f"HFForward(model, names={(*self.names, lost[0])})."
+            )
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return {name: _as_tensor(name, encoding[name], device) for name in present if name in wanted}
+
+    def _extras(self, given: Mapping[str, Tensor], main: Tensor) -> tuple[Any, ...]:
+        """The extras in the order of ``names``, and positions given one per example; no None at the end."""
+        extras: list[Any] = [given.get(name) for name in self.names]
+        indices = None if self.position is None or isinstance(self.position, str) else as_indices(self.position)
+        if indices is not None and indices.ndim:
+            if len(indices) != len(main):
+                raise ValueError(
+                    f"HFForward.inputs: position has {len(indices)} entries, but the encoding has {len(main)} examples."
+                )
+            extras.append(indices.to(main.device))
+        while extras and extras[-1] is None:
+            del extras[-1]
+        return tuple(extras)
+
+    def _decoder_start(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        core: Any = unwrapped(self.model)
+        if not getattr(core, "can_generate", lambda: False)():
+            return {}  # such models make the decoder's input from their own
+        if "labels" in given and hasattr(core, "prepare_decoder_input_ids_from_labels"):
+            return {"decoder_input_ids": core.prepare_decoder_input_ids_from_labels(labels=given["labels"])}
+        configs = [getattr(core, name, None) for name in ("config", "generation_config")]
+        start = [getattr(config, "decoder_start_token_id", None) for config in configs]
+        found = [token for token in start if token is not None]
+        if not found:
+            raise ValueError(
+                f"HFForward.inputs: {title(core)} needs decoder_input_ids, and its config has no "
+                "decoder_start_token_id. Add decoder_input_ids to the encoding."
+            )
+        main = given[self._main]
+        return {"decoder_input_ids": torch.full((len(main), 1), found[0], device=main.device)}
+
+    def _gate_of_ones(self, keywords: dict[str, Any]) -> Tensor:
+        main: Tensor = keywords[self._main]
+        if not self._reads_ids:
+            return gate_of_ones(self._sites, main, lambda: self._output(keywords))
+        floats = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return torch.ones(main.shape, dtype=next(floats, torch.get_default_dtype()), device=main.device)
+
+    def _embeds(self, keywords: dict[str, Any]) -> Tensor:
+        """The embeddings of the ids, where the model makes the same of them as of the ids."""
+        core: Any = unwrapped(self.model)
+        others = {name: value for name, value in keywords.items() if name != self._main}
+        try:
+            with torch.no_grad(), private_randomness(self.model):
+                embeds: Tensor = core.get_input_embeddings()(keywords[self._main])
+                found = self._output({**others, "inputs_embeds": embeds})
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"HFForward(mode='embeds'): {title(core)} does not run from inputs_embeds here ({error}). "
+                "Use mode='gate', which changes nothing but the embeddings."
+            ) from error
+        with torch.no_grad(), private_randomness(self.model):
+            expected = self._output(keywords)
+        difference, size = self._difference(expected, found, keywords)
+        if not difference <= torch.finfo(expected.dtype).eps ** 0.75 * size:
+            raise ValueError(
+                f"HFForward(mode='embeds'): {title(core)} returns something else for inputs_embeds than for the ids "
+                f"they come from: off by {difference:.2g}, where the largest output is {size:.2g}. It derives positions "
+                "from the padding, scales its embeddings, or reads the ids in another way. Use mode='gate', exact here."
+            )
+        return embeds.detach()
+
+    def _difference(self, expected: Tensor, found: Tensor, keywords: Mapping[str, Any]) -> tuple[float, float]:
+        """The largest difference and the largest size, over rows that are no padding."""
+        size = float(expected.abs().max())
+        if expected.shape != found.shape:
+            return float("inf"), size
+        if expected.ndim == 3:
+            real = self._real(keywords, expected.shape[0], expected.shape[1], needed=False)
+            if real is not None:
+                expected, found = expected[real], found[real]
+        return float((expected - found).abs().max()), size
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"HFForward: names should be keywords in a sequence, ('attention_mask',), got {names!r}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"HFForward: names has an entry twice: {tuple(names)}.")
+    return tuple(names)
+
+
+def _as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"HFForward.inputs: {name} cannot be a tensor ({error}). Texts of different lengths need padding: "
+            "tokenizer(texts, return_tensors='pt', padding=True)."
+        ) from error

@@ -1,0 +1,87 @@
+"""Which keywords does a model take, also where a wrapper hides them?"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch's wrappers, which hide its config and signature."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def title(model: nn.Module) -> str:
+    """The model's class, for messages."""
+    return type(unwrapped(model)).__name__
+
+
+def keywords_of(model: nn.Module) -> list[str]:
+    """The names ``forward`` takes, in order.
+
+    Where it takes ``*args, **kwargs`` only, those of the first module inside that names any.
+
+    Example:
+        >>> keywords_of(nn.DataParallel(nn.Bilinear(1, 1, 1)))
+        ['input1', 'input2']
+    """
+    for module in unwrapped(model).modules():
+        names = _named(module)
+        if names:
+            return names
+    return []
+
+
+def check_keywords(model: nn.Module, names: Sequence[str], fixed: Mapping[str, Any], own: Sequence[str]) -> None:
+    """Refuse names that a model would drop without a word.
+
+    Args:
+        model: the model.
+        names: keywords for positional extras; each must be taken by some module of the model.
+        fixed: keywords for every call; a model that takes ``**kwargs`` may take more than it names.
+        own: the arguments of the caller that ``fixed`` may be a misspelling of.
+
+    Raises:
+        ValueError: naming the first that is not taken, with what is.
+    """
+    known, kinds = keywords_of(model), {type(module): module for module in model.modules()}
+    anywhere = {name for module in kinds.values() for name in _named(module)}
+    for name in names:
+        if name not in anywhere:
+            raise ValueError(
+                f"HFForward: names has {name!r}, but {title(model)} takes {', '.join(known)}.{suggestion(name, known)}"
+            )
+    takes_any = inspect.Parameter.VAR_KEYWORD in [p.kind for p in _parameters(unwrapped(model))]
+    for name in sorted(fixed.keys() - anywhere):
+        if not takes_any or suggestion(name, own):
+            raise ValueError(
+                f"HFForward got the argument {name!r}, which neither it nor {title(model)} takes."
+                f"{suggestion(name, (*own, *known))}"
+            )
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """A sentence with the name that was probably meant, or nothing.
+
+    Example:
+        >>> suggestion("postion", ["position", "names"])
+        " Did you mean 'position'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
+    return list(inspect.signature(module.forward).parameters.values())
+
+
+def _named(module: nn.Module) -> list[str]:
+    return [p.name for p in _parameters(module) if p.kind in _NAMED]
