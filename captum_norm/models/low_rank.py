@@ -1,8 +1,8 @@
-"""How does a small file change a large model?  Each matrix W (out, in) becomes W + U D, with U (out, rank), D (rank, in).
+"""How does a small file change a large model?  Its matrices W (out, in) become W + U D: U (out, rank), D (rank, in).
 
 Source: Hu et al. (2021), "LoRA", https://arxiv.org/abs/2106.09685, section 4.1 (their B is our U, their A our D; their
-scaling alpha / r is part of U).  The sum is written into the weights, so that the model that results is an ordinary one:
-there is no adapter module for anything to trip over.
+scaling alpha / r is part of U).  The sum is written into the weights, so that the model that results is an ordinary
+one: there is no adapter module for anything to trip over.
 
 A set of changes is a flat mapping of tensors: ``NAME.up`` and ``NAME.down`` add to the weight NAME, a plain ``NAME``
 takes its place.
@@ -17,7 +17,7 @@ UP, DOWN = ".up", ".down"
 
 
 class LowRankUpdate(nn.Module):
-    """W -> W + U D as a parametrization of ``torch.nn.utils.parametrize``; U starts at zero, so W is unchanged at first.
+    """W -> W + U D, for ``torch.nn.utils.parametrize``; U starts at zero, so that W is unchanged at first.
 
     Args:
         weight: the matrix to be updated, (out, in).

@@ -2,8 +2,10 @@
 
 Two data sets are read: the sentence polarity data of Pang & Lee (2005), https://arxiv.org/abs/cs/0506075 (CC BY 4.0),
 and the Stanford Sentiment Treebank (Socher et al. 2013), whose sentences are those same snippets, respelt, and cut at
-full stops.  To keep the treebank's dev and test sentences out of training, texts are compared by what survives respelling:
-the sets of all runs of eight letters or digits, after accents, case, spaces and punctuation are taken away.
+full stops.  To keep the treebank's dev and test sentences out of training, texts are compared by what survives
+respelling: the sets of all runs of eight letters or digits, after accents, case, spaces and punctuation are taken away.
+Each of those 3,311 sentences shares at least 0.8 of its runs with some snippet, so half is a cautious bound: it leaves
+out another 180 snippets that merely resemble one of them.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def read_polarity(path: str | Path) -> list[Snippet]:
 
 
 def read_trees(path: str | Path) -> list[tuple[str, int]]:
-    """The sentences of a file of treebank trees, detokenized, each with its label 0 (very negative) to 4 (very positive).
+    """The sentences of a file of treebank trees, in plain spelling, with labels 0 (very negative) to 4 (very positive).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -88,27 +90,25 @@ def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_ou
         held_out: how many snippets to test on.
 
     Returns:
-        The split; ``removed`` are the snippets near a text of ``kept_out``, and beyond the held-out ones also those
-        near a held-out snippet and all but the first of equal ones.
+        The split; ``removed`` are the snippets near a text of ``kept_out``, those near a held-out snippet, and all but
+        the first of equal ones.
 
     Raises:
         ValueError: if fewer than ``held_out`` + 1 snippets remain.
     """
-    taken = near(snippets_texts := [snippet.text for snippet in snippets], kept_out)
-    order = sorted((i for i in range(len(snippets)) if i not in taken), key=lambda i: _digest(snippets_texts[i]))
-    order = [
-        i for n, i in enumerate(order) if n == 0 or letters(snippets_texts[i]) != letters(snippets_texts[order[n - 1]])
-    ]
+    texts = [snippet.text for snippet in snippets]
+    barred = near(texts, kept_out)
+    firsts = {letters(texts[i]): i for i in reversed(range(len(texts))) if i not in barred}
+    order = sorted(firsts.values(), key=lambda i: _digest(texts[i]))
     if len(order) <= held_out:
-        raise ValueError(f"split_snippets: held_out is {held_out}, but only {len(order)} of {len(snippets)} remain.")
+        raise ValueError(f"split_snippets: held_out is {held_out}, but only {len(order)} of {len(texts)} remain.")
     test, rest = order[:held_out], order[held_out:]
-    twins = near([snippets_texts[i] for i in rest], [snippets_texts[i] for i in test])
+    twins = near([texts[i] for i in rest], [texts[i] for i in test])
     training = [i for n, i in enumerate(rest) if n not in twins]
-    used = {*training, *test}
     return Split(
         training=[snippets[i] for i in training],
         held_out=[snippets[i] for i in test],
-        removed=[snippet for i, snippet in enumerate(snippets) if i not in used],
+        removed=[snippets[i] for i in sorted(set(range(len(texts))).difference(training, test))],
     )
 
 
@@ -123,7 +123,7 @@ def near(texts: Sequence[str], others: Sequence[str]) -> set[int]:
     for i, found in enumerate(sets):
         for run in found:
             where[run].append(i)
-    result = set()
+    result: set[int] = set()
     for other in map(runs, others):
         shared = Counter(i for run in other for i in where.get(run, ()))
         result.update(i for i, n in shared.items() if n >= NEAR * min(len(sets[i]), len(other)))

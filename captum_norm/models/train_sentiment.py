@@ -1,11 +1,11 @@
 """How was the embedded classifier made?  By this: a low-rank update of MiniLM-L6 and a head, learnt from film snippets.
 
-    python -m captum_norm.models.train_sentiment --polarity sentence_polarity.zip --sst trees/ --output sentiment.safetensors
+    python -m captum_norm.models.train_sentiment --polarity sentence_polarity.zip --sst trees --output new.safetensors
 
-The data are those of :mod:`captum_norm.models.polarity`; the treebank is read only to keep its sentences out of training
-and to report how well they are told apart.  All six layers' attention and feed-forward matrices and the pooler are
-updated, W + U D (:mod:`captum_norm.models.low_rank`); the pooler sees the first token alone, so that it is there that the
-classifier must gather what it knows.  On two CPU cores it takes some minutes.
+The data are those of :mod:`captum_norm.models.polarity`; the treebank is read only to keep its sentences out of
+training and to report how well they are told apart.  The attention and feed-forward matrices of all six layers and the
+pooler's are updated, W + U D (:mod:`captum_norm.models.low_rank`).  The pooler sees the first token alone, so what the
+classifier knows of a text it must gather there.  On one CPU core it takes some minutes.
 """
 
 from __future__ import annotations
@@ -56,13 +56,19 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the data, trains, and writes the weights and, beside them, what is known of them."""
-    options = _parser().parse_args(arguments)
-    settings = Settings(options.seed, options.epochs, rank=options.rank)
+    """Reads the data, trains, and writes the weights with a description beside them; exit code 2 where it cannot."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    settings = Settings(options.seed, options.epochs, rank=options.rank, held_out=options.held_out)
     torch.set_num_threads(options.threads)
-    kept_out = {part: read_trees(Path(options.sst) / f"{part}.txt") for part in ("dev", "test")}
-    snippets = read_polarity(options.polarity)
-    split = split_snippets(snippets, [text for trees in kept_out.values() for text, _ in trees], settings.held_out)
+    if not Path(options.output).resolve().parent.is_dir():
+        parser.error(f"--output {options.output}: there is no such folder.")
+    try:
+        kept_out = {part: read_trees(Path(options.sst) / f"{part}.txt") for part in ("dev", "test")}
+        sentences = [text for trees in kept_out.values() for text, _ in trees]
+        split = split_snippets(read_polarity(options.polarity), sentences, settings.held_out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     started = time.perf_counter()
     model = learn(split.training, settings)
     card = describe(split, settings, seconds=time.perf_counter() - started)
@@ -81,13 +87,13 @@ def learn(snippets: Sequence[Snippet], settings: Settings) -> BertForSequenceCla
 
 
 def train(model: BertForSequenceClassification, data: Sequence[Encoded], settings: Settings) -> None:
-    """Trains the update and the head of a prepared model, in place, by AdamW with a rate that rises and falls linearly."""
+    """Trains update and head of a prepared model, in place: AdamW, its rate rising and falling linearly."""
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * len(list(_batches(data, settings.batch, random.Random(0))))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps, settings.warmup))
     order = random.Random(settings.seed)
-    model.train()
+    model.train(True)
     with tqdm(total=steps, desc="training", unit="batch") as progress:
         for _ in range(settings.epochs):
             for ids, mask, labels in _batches(data, settings.batch, order):
@@ -95,13 +101,13 @@ def train(model: BertForSequenceClassification, data: Sequence[Encoded], setting
                     logits = model(input_ids=ids, attention_mask=mask).logits
                 loss = cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(learnt, 1.0)
                 optimizer.step()
                 schedule.step()
                 progress.update()
                 progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
+    model.train(False)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, snippets: Sequence[Snippet], longest: int = 512) -> list[Encoded]:
@@ -124,7 +130,7 @@ def prepare(model: BertForSequenceClassification, rank: int) -> None:
     """Freezes the encoder, and gives each of its matrices that acts on tokens a low-rank update to be learnt."""
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
-    for name, module in model.bert.named_modules():
+    for module in list(model.bert.modules()):
         if isinstance(module, nn.Linear):
             register_parametrization(module, "weight", LowRankUpdate(module.weight, rank))
 
@@ -187,7 +193,7 @@ def describe(split: Split, settings: Settings, seconds: float) -> dict[str, Any]
 
 
 def write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any], tests: dict[str, list[Snippet]]) -> None:
-    """Writes the weights and their description, measured on what the file gives back, whole or not at all."""
+    """Writes weights and description, whole or not at all; the accuracy is that of what the file gives back."""
     content = save(tensors)
     card["weights"] = {"bytes": len(content), "blake2b": hashlib.blake2b(content).hexdigest()}
     with TemporaryDirectory(dir=path.parent) as folder:
@@ -216,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=Settings.seed, help="of the updates and of the order (%(default)s)")
     parser.add_argument("--epochs", type=int, default=Settings.epochs, help="passes over the data (%(default)s)")
     parser.add_argument("--rank", type=int, default=Settings.rank, help="of each update (%(default)s)")
+    parser.add_argument("--held-out", type=int, default=Settings.held_out, help="snippets to test on (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser
 
