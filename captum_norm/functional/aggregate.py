@@ -1,7 +1,7 @@
 """How do the maps of many layers become one answer?
 
-A map says how much each output of a layer owes to each of its inputs.  If one layer's outputs are the next one's inputs,
-the product of the maps says what the last layer owes to the first:
+A map says how much each output of a layer owes to each of its inputs.  Where one layer's outputs are the next one's
+inputs, the product of the maps says what the last layer owes to the first:
 
     rollout = A_last @ ... @ A_2 @ A_1,        with residual connections  A' = (A + I) / rowsum(A + I).
 
@@ -152,8 +152,8 @@ def _check_chain(maps: Sequence[Tensor], residual: bool) -> None:
     for n, (lower, upper) in enumerate(pairwise(maps)):
         if lower.shape[0] != upper.shape[0] or lower.shape[1] != upper.shape[2]:
             raise ValueError(
-                f"rollout: the queries of maps[{n}] should be the keys of maps[{n + 1}], the layer above it, but they are "
-                f"(batch, query, key) = {tuple(lower.shape)} and {tuple(upper.shape)}."
+                f"rollout: the queries of maps[{n}] should be the keys of maps[{n + 1}], the layer above it, "
+                f"but they are (batch, query, key) = {tuple(lower.shape)} and {tuple(upper.shape)}."
             )
     for n, a in enumerate(maps):
         if residual and a.shape[1] != a.shape[2]:

@@ -14,6 +14,7 @@ Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those w
 """
 
 from collections.abc import Callable
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -43,11 +44,13 @@ def head_products(W_O: Tensor, keys: int) -> Callable[[Tensor], Pairs]:
 def _products_by_middle(values: Tensor, middle: Pairs) -> Pairs:
     batch, head, key, head_dim = values.shape
     # Keys innermost: each product below runs over long rows, and so do those of the caller.
-    v = values.permute(1, 3, 0, 2).double().reshape(head, head_dim, batch * key)
+    v = values.permute(1, 3, 0, 2).to(torch.float64, memory_format=torch.contiguous_format).flatten(2)
+    # One piece of memory for all heads: fresh pages would cost as much as the products.
+    images = torch.empty_like(v)
     products = []
     for h in range(head):
-        images = (middle[h] @ v[h]).view(head - h, head_dim, batch * key)
-        products.append(images.mul_(v[h:]).sum(dim=1).view(head - h, batch, key))
+        torch.mm(middle[h], v[h], out=images[h:].view(-1, batch * key))
+        products.append(images[h:].mul_(v[h:]).sum(dim=1).view(head - h, batch, key))
     return products
 
 
@@ -89,10 +92,14 @@ def _fingerprint(W_O: Tensor) -> Tensor:
 
     A version counter would miss writes through ``.data``.  Costs 0.2 % of a BERT-base layer at 128 tokens.
     """
-    probe = torch.arange(1, W_O.shape[-1] + 1, dtype=torch.float32, device=W_O.device)
-    probe = probe.mul_(0.6180339887).frac_().add_(0.5)  # any fixed numbers without a pattern
     with torch.autocast(W_O.device.type, enabled=False):
-        return W_O.flatten(0, 1).float() @ probe
+        return W_O.flatten(0, 1).float() @ _probe(W_O.shape[-1], W_O.device)
+
+
+@cache
+def _probe(size: int, device: torch.device) -> Tensor:
+    """Any fixed numbers without a pattern, (size,)."""
+    return torch.arange(1, size + 1, dtype=torch.float32, device=device).mul_(0.6180339887).frac_().add_(0.5)
 
 
 _kept: WeakKeyDictionary[UntypedStorage, dict[tuple[object, ...], tuple[Tensor, Pairs | None]]] = WeakKeyDictionary()

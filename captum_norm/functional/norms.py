@@ -57,7 +57,7 @@ def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
     """
     inputs = {"values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
     sizes = check_axes("transformed_norms", **inputs)
-    result = _zeros(sizes, "batch head key", values, W_O)
+    result = _empty(sizes, "batch head key", values, W_O)
     if result.numel():
         _fill_transformed_norms(result, values, W_O)
     return check_finite("transformed_norms", result, **inputs)
@@ -95,14 +95,14 @@ def head_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
         tensor([[[[2.0000, 0.0500]]]])
     """
     sizes, inputs = _check_inputs("head_norms", weights, values, W_O, gate)
-    result = _zeros(sizes, _WEIGHTS, weights, values, W_O, gate)
+    result = _empty(sizes, _WEIGHTS, weights, values, W_O, gate)
     if result.numel() == 0:
         return result
     if _is_elementwise(gate):
         _fill_gated_head_norms(result, weights, values, W_O, gate)
     else:
         # alpha is a scalar, so it comes out of the norm: the (query, key, model) vectors are never built.
-        lengths = result.new_zeros(values.shape[:3])
+        lengths = result.new_empty(values.shape[:3])
         _fill_transformed_norms(lengths, values, W_O)
         torch.mul(weights, lengths[:, :, None], out=result)
         if gate is not None:
@@ -140,9 +140,9 @@ def summed_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | No
         tensor([[[5., 0.]]])
     """
     sizes, inputs = _check_inputs("summed_norms", weights, values, W_O, gate)
-    result = _zeros(sizes, "batch query key", weights, values, W_O, gate)
+    result = _empty(sizes, "batch query key", weights, values, W_O, gate)
     if result.numel() == 0 or sizes["head"] == 0:
-        return result
+        return result.zero_()
     if _is_elementwise(gate):
         _fill_gated_summed_norms(result, weights, values, W_O, gate)
     elif result.dtype == torch.float64:
@@ -222,7 +222,8 @@ def _narrow(projection: Tensor) -> Tensor:
 
 def _gated(weights: Tensor, gate: Tensor | None) -> Tensor:
     """Weights in float64, times a gate of one number per head and query."""
-    return weights.double() if gate is None else weights.double() * gate
+    weights = weights.to(torch.float64, memory_format=torch.contiguous_format)
+    return weights if gate is None else weights * gate
 
 
 def _is_elementwise(gate: Tensor | None) -> TypeGuard[Tensor]:
@@ -239,11 +240,11 @@ def _check_inputs(
     return check_axes(caller, **inputs), inputs
 
 
-def _zeros(sizes: dict[str, int], axes: str, *tensors: Tensor | None) -> Tensor:
+def _empty(sizes: dict[str, int], axes: str, *tensors: Tensor | None) -> Tensor:
     given = [tensor for tensor in tensors if tensor is not None]
     double = any(tensor.dtype == torch.float64 for tensor in given)
     shape = [sizes[axis] for axis in axes.split()]
-    return torch.zeros(shape, dtype=torch.float64 if double else torch.float32, device=given[0].device)
+    return torch.empty(shape, dtype=torch.float64 if double else torch.float32, device=given[0].device)
 
 
 def _work(tensor: Tensor) -> int:
