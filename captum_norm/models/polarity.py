@@ -115,7 +115,7 @@ def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_ou
 def near(texts: Sequence[str], others: Sequence[str]) -> set[int]:
     """Which of the texts share at least half of their runs, or of the other's, with one of the others.
 
-    >>> near(["the colour of money , again .", "a quiet film ."], ["The color of money, again"])
+    >>> near(["amélie's eyes are green , she says .", "a quiet film ."], ["Amelie 's eyes are green"])
     {0}
     """
     sets = [runs(text) for text in texts]
