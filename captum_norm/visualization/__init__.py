@@ -5,7 +5,8 @@ and the user's ``rcParams`` neither change nor matter.  ``figure.savefig("map.pn
 notebook shows a figure that ends its cell.
 """
 
-from captum_norm.visualization.maps import map_grid, plot, token_map
+from captum_norm.visualization.attention import plot
+from captum_norm.visualization.maps import map_grid, token_map
 from captum_norm.visualization.shares import class_shares
 from captum_norm.visualization.strips import method_strips
 

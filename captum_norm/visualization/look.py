@@ -29,7 +29,7 @@ _ORANGES = ("#fdf7f2", "#fbe0cb", "#f8bf94", "#f0965a", "#dc6c2a", "#b54a12", "#
 WEIGHT_COLOURS = LinearSegmentedColormap.from_list("captum_norm.weight", _BLUES)
 NORM_COLOURS = LinearSegmentedColormap.from_list("captum_norm.norm", _ORANGES)
 # The darkest two steps are left out: words are printed on these colours.
-SIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.signed", [*_BLUES[5::-1], *_ORANGES[:6]])
+SIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.signed", [*_BLUES[5:0:-1], "#f7f7f7", *_ORANGES[1:6]])
 UNSIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.unsigned", _ORANGES[:6])
 
 # Okabe and Ito's colours, told apart by colour-blind eyes; the rest of the text stays in the background.
@@ -96,7 +96,7 @@ class Page(Figure):
     def write(self, left: float, top: float, text: str, size: float = BODY, **kwargs: Any) -> None:
         """Text whose upper left corner is at this place."""
         page_width, page_height = self.get_size_inches()
-        place = {"ha": "left", "va": "top", "color": INK, "parse_math": False} | kwargs
+        place: Any = {"ha": "left", "va": "top", "color": INK, "parse_math": False} | kwargs
         self.text(left / page_width, 1 - top / page_height, printable(text), fontsize=size, **place)
 
     def _repr_png_(self) -> bytes:
@@ -185,7 +185,7 @@ def shorten(text: str, most: int) -> str:
 
 def text_width(text: str, size: float, **kwargs: Any) -> float:
     """The width of a text in inches."""
-    renderer = RendererAgg(1, 1, 72)
+    renderer: Any = RendererAgg(1, 1, 72)  # type: ignore[no-untyped-call]
     prop = FontProperties(family=list(font_families()), size=size, **kwargs)
     width, _, _ = renderer.get_text_width_height_descent(printable(text), prop, ismath=False)
     return float(width) / 72
@@ -197,6 +197,6 @@ def widest(texts: Sequence[str], size: float, **kwargs: Any) -> float:
 
 
 def ink_on(colour: Any) -> str:
-    """Dark letters on light colours, white ones on dark."""
-    red, green, blue = colour[:3]
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.58 else PAPER
+    """Dark letters on light colours, white ones on dark: by the light a screen gives off for an sRGB colour."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.27 else PAPER

@@ -138,7 +138,7 @@ def _bars(box: Axes, table: Numbers, colours: Sequence[str], width: float) -> No
             box.add_patch(Rectangle((x, y - 0.41), share, 0.82, facecolor=colour, edgecolor=PAPER, linewidth=0.6))
             text = f"{100 * share:.0f}" if percent else f"{share:.2g}"
             if share / full * width > text_width(text, SMALL) + 0.1:
-                middle, ink = x + share / 2, ink_on(to_rgb(colour))
+                middle, ink = x + share / 2, MUTED if colour == CLASS_COLOURS["other"] else ink_on(to_rgb(colour))
                 box.text(middle, y, text, ha="center", va="center_baseline", fontsize=SMALL, color=ink)
             x += share
     box.set_xlim(0, full)
@@ -161,8 +161,8 @@ def _axes(box: Axes, table: Numbers, rows: Sequence[str], unit: str) -> None:
     if rows:
         box.set_ylabel("Layer", color=MUTED, labelpad=6)
     if _adds_up(table):
-        box.set_xticks([0, 0.5, 1], labels=["0", "50", "100 %"], color=MUTED)
-        box.set_xlabel("Share of what a query receives" if False else "Share", color=MUTED)
+        box.set_xticks([0, 0.5, 1], labels=["0", "50", "100"], color=MUTED)
+        box.set_xlabel("Share, %", color=MUTED)
     else:
         full = float(table.sum(1).max()) or 1.0
         box.set_xticks([0, full], labels=["0", f"{full:.3g}"], color=MUTED)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +18,6 @@ from torch import Tensor
 from captum_norm.visualization.look import (
     BODY,
     MUTED,
-    PANEL,
     SIGNED_COLOURS,
     SMALL,
     TITLE,
@@ -33,7 +33,9 @@ from captum_norm.visualization.look import (
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
 
 _EDGE, _CELL, _LEADING, _STAVE, _BETWEEN = 0.35, 0.29, 0.34, 0.3, 0.035
+_RAMP = 1.1
 _LONGEST = 24  # characters of a word
+_SCALE = "each row divided by its own largest |score|"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def method_strips(
 
     Example:
         >>> figure = method_strips({"AttentionNorm": [0.1, 0.4], "InputXGradient": [-1.0, 2.0]}, ["great", "film"])
-        >>> [text.get_text() for text in figure.axes[0].texts]
+        >>> [text.get_text() for text in figure.axes[0].texts][:8]
         ['AttentionNorm', 'max 0.4', 'great', 'film', 'InputXGradient', 'max 2', 'great', 'film']
     """
     strips = _strips(scores, words, signed)
@@ -88,7 +90,11 @@ def method_strips(
     left = _EDGE + max(widest(list(scores), BODY), 0.8) + 0.2 + widest([_maximum(s) for s in strips], SMALL) + 0.2
     widths = [max(text_width(word, BODY), 0.08) + 0.16 for word in shown]
     lines = _lines(widths, max(width - left - _EDGE, max(widths)))
-    across = max(left + max(sum(widths[i] + _BETWEEN for i in line) for line in lines) + _EDGE, 6.0)
+    across = (
+        max(left + max(sum(widths[i] + _BETWEEN for i in line) for line in lines), left + _key_width(strips)) + _EDGE
+    )
+    longest = max(sum(widths[i] + _BETWEEN for i in line) for line in lines)
+    across = left + max(longest, _key_width(strips)) + _EDGE
     across = max(across, 2 * _EDGE + text_width(title, TITLE)) if title else across
     top = _EDGE + (0.5 if title else 0.0)
     stave = len(strips) * _LEADING + _STAVE
@@ -190,15 +196,20 @@ def _key(figure: Page, sheet: Axes, left: float, top: float, strips: Sequence[_S
         x = _ramp(figure, sheet, x, top, UNSIGNED_COLOURS, "0", "max")
     if any(strip.signed for strip in strips):
         x = _ramp(figure, sheet, x, top, SIGNED_COLOURS, "−max", "max")
-    sheet.text(x, top + 0.08, "each row on its own scale", va="center_baseline", fontsize=SMALL, color=MUTED)
+    sheet.text(x, top + 0.08, _SCALE, va="center_baseline", fontsize=SMALL, color=MUTED)
+
+
+def _key_width(strips: Sequence[_Strip]) -> float:
+    ramps = {("−max", "max") if strip.signed else ("0", "max") for strip in strips}
+    return sum(_RAMP + 0.44 + text_width(low + high, SMALL) for low, high in ramps) + text_width(_SCALE, SMALL)
 
 
 def _ramp(figure: Page, sheet: Axes, x: float, top: float, colours: Colormap, low: str, high: str) -> float:
-    style = {"va": "center_baseline", "fontsize": SMALL, "color": MUTED}
+    style: Any = {"va": "center_baseline", "fontsize": SMALL, "color": MUTED}
     sheet.text(x, top + 0.08, low, **style)
     x += text_width(low, SMALL) + 0.07
-    bar = figure.box(x, top + 0.01, 1.1, 0.13, label="key")
+    bar = figure.box(x, top + 0.01, _RAMP, 0.13, label="key")
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto", interpolation="nearest")
     bar.set_axis_off()
-    sheet.text(x + 1.17, top + 0.08, high, **style)
-    return x + 1.17 + text_width(high, SMALL) + 0.3
+    sheet.text(x + _RAMP + 0.07, top + 0.08, high, **style)
+    return x + _RAMP + 0.07 + text_width(high, SMALL) + 0.3

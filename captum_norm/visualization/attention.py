@@ -1,0 +1,189 @@
+"""Drawing what ``attention_maps`` found: one attention call, the heads of one, or all calls as a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from captum_norm.visualization.look import Page
+from captum_norm.visualization.maps import axis_tokens, map_grid, panel_of, side_by_side
+
+
+def plot(
+    maps: Any,
+    call: int | None = None,
+    *,
+    example: int = 0,
+    heads: int | Literal["each"] | None = None,
+    quantities: Sequence[str] | None = None,
+    title: str | None = None,
+    log: bool = False,
+    scale: Literal["shared", "each"] = "shared",
+) -> Page:
+    """What ``attention_maps`` found: weight beside norm for one attention call, or a grid over calls or heads.
+
+    Args:
+        maps: ``AttentionMaps``, or anything with ``calls`` and, under the name of each quantity, a list over calls.
+        call: which attention call; None draws all calls as a grid (or the only one).
+        example: which example of the batch; its padding is left out.
+        heads: None: the weights on the mean over heads beside ``summed_norms``; an int: that head's weights beside
+            its ``head_norms``; ``"each"``: a grid over the heads of one call.
+        quantities: which quantities instead.
+        title: what the figure shows; by default which call it is.
+        log: as in ``token_map``.
+        scale: of a grid, as in ``map_grid``.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for a call, head or example that is not there, or a quantity that was not computed.
+
+    Example:
+        >>> import torch
+        >>> from captum_norm import attention_maps
+        >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+        >>> figure = plot(attention_maps(encoder, torch.randn(1, 3, 8)))
+        >>> [axes.get_title(loc="left") for axes in figure.axes[::2]]
+        ['Attention weight, mean of 2 heads', 'Norm of the sum over heads']
+    """
+    source = _Source(maps, example)
+    if call is None and len(maps.calls) == 1:
+        call = 0
+    names = source.quantities(quantities, heads)
+    if call is None:
+        if heads == "each":
+            raise ValueError("plot: heads='each' draws the heads of one attention call; say which with call=.")
+        chosen = range(len(maps.calls))
+        lines = {name: [source.map(name, i, heads) for i in chosen] for name in names}
+        shapes = {tuple(one.shape) for line in lines.values() for one in line}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"plot: the attention calls differ in (query, key): {', '.join(map(str, sorted(shapes)))}; say which "
+                "one to draw with call=."
+            )
+        rows, columns = source.common_tokens()
+        titles = _call_titles(maps.calls)
+        return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+    call = source.checked_call(call)
+    title = title if title is not None else _call_title(maps.calls[call], call)
+    rows, columns = source.tokens(call)
+    if heads == "each":
+        lines = {name: list(source.map(name, call, heads)) for name in names}
+        heads_held = source.head_numbers(call, len(lines[names[0]]))
+        titles = [f"Head {head}" for head in heads_held]
+        return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+    panels = []
+    for name in names:
+        panel = panel_of("plot", name, source.map(name, call, heads), "score", log)
+        panels.append(replace(panel, title=panel.title + source.which_heads(name, call, heads)))
+    rows, columns = axis_tokens("plot", panels, None, rows, columns)
+    return side_by_side(panels, rows, columns, title, log)
+
+
+class _Source:
+    """Reads maps of one example out of ``AttentionMaps``; padding is cut away."""
+
+    def __init__(self, maps: Any, example: int) -> None:
+        self.maps, self.example = maps, example
+        if not len(maps.calls):
+            raise ValueError("plot: maps holds no attention call: there is nothing to draw.")
+
+    def quantities(self, wanted: Sequence[str] | None, heads: int | str | None) -> list[str]:
+        """The quantities to draw; an error where one was not computed."""
+        held = [name for name in ("weights", "head_norms", "summed_norms") if hasattr(self.maps, name)]
+        default = ["weights", "summed_norms" if heads is None else "head_norms"]
+        names = [wanted] if isinstance(wanted, str) else list(wanted or [name for name in default if name in held])
+        missing = [name for name in names if not hasattr(self.maps, name)]
+        if missing or not names:
+            what = repr(missing[0]) if missing else " or ".join(map(repr, default))
+            raise ValueError(
+                f"plot: maps does not hold {what}; ask for it: attention_maps(model, inputs, quantities=(...)). "
+                f"It holds {', '.join(held) or 'no map'}."
+            )
+        return names
+
+    def checked_call(self, call: int) -> int:
+        count = len(self.maps.calls)
+        if not -count <= call < count:
+            raise ValueError(f"plot: call is {call}, but maps holds {count} attention calls.")
+        return call % count
+
+    def map(self, name: str, call: int, heads: int | str | None) -> Tensor:
+        """(query, key) of this example, or (head, query, key) for ``heads="each"``, real tokens only."""
+        found: Tensor = getattr(self.maps, name)[call]
+        if found.ndim not in (3, 4):
+            raise ValueError(f"plot: {name} of call {call} is no map over queries and keys, {tuple(found.shape)}.")
+        if not -len(found) <= self.example < len(found):
+            raise ValueError(f"plot: example is {self.example}, but the batch holds {len(found)}.")
+        one = found[self.example]
+        if one.ndim == 3 and heads is None:
+            one = one.mean(0)
+        elif one.ndim == 3 and isinstance(heads, int):
+            numbers = self.head_numbers(call, len(one))
+            if heads not in numbers:
+                raise ValueError(f"plot: heads is {heads}, but call {call} holds heads {', '.join(map(str, numbers))}.")
+            one = one[numbers.index(heads)]
+        elif one.ndim == 2 and heads is not None:
+            raise ValueError(f"plot: {name} has no heads; leave heads out, or draw head_norms.")
+        queries, keys = self._real("query_masks", call), self._real("key_masks", call)
+        one = one if queries is None else one[..., queries, :]
+        return one if keys is None else one[..., keys]
+
+    def head_numbers(self, call: int, count: int) -> list[int]:
+        """The model's number of each head that the maps hold."""
+        held = getattr(self.maps, "head_indices", None)
+        return [h % self.maps.calls[call].heads for h in held] if held is not None else list(range(count))
+
+    def which_heads(self, name: str, call: int, heads: int | str | None) -> str:
+        """What a panel's title says of heads."""
+        shape = getattr(self.maps, name)[call].shape
+        if len(shape) == 3:
+            return ""
+        if heads is not None:
+            return f", head {heads}"
+        return "" if shape[1] == 1 else f", mean of {shape[1]} heads"
+
+    def tokens(self, call: int) -> tuple[list[str] | None, list[str] | None]:
+        """The labels of the queries and of the keys."""
+        return self._labels("query", call), self._labels("key", call)
+
+    def common_tokens(self) -> tuple[list[str] | None, list[str] | None]:
+        """The labels of all calls, where they have the same ones."""
+        rows, columns = zip(*map(self.tokens, range(len(self.maps.calls))), strict=True)
+        same_rows, same_columns = all(one == rows[0] for one in rows), all(one == columns[0] for one in columns)
+        return rows[0] if same_rows else None, columns[0] if same_columns else None
+
+    def _labels(self, axis: str, call: int) -> list[str] | None:
+        method = getattr(self.maps, f"{axis}_tokens", None)
+        if method is not None:
+            labels = list(method(call, self.example))
+        elif getattr(self.maps, "tokens", None) is not None and self.maps.calls[call].kind != "cross":
+            labels = list(map(str, self.maps.tokens[self.example]))
+        else:
+            return None
+        real = self._real(f"{axis}_masks", call)
+        return labels if real is None else [label for label, keep in zip(labels, real, strict=False) if keep]
+
+    def _real(self, masks: str, call: int) -> Tensor | None:
+        held = getattr(self.maps, masks, None)
+        return None if held is None or held[call] is None else held[call][self.example]
+
+
+def _call_title(call: Any, index: int) -> str:
+    return f"Attention call {index}: {call.name or 'unnamed'} ({call.kind})"
+
+
+def _call_titles(calls: Sequence[Any]) -> list[str]:
+    """What tells the calls apart: "Layer 3" where their names differ in one number only, else "Call 3"."""
+    parts = [call.name.split(".") for call in calls]
+    if len({len(part) for part in parts}) == 1:
+        differing = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+        if len(differing) == 1 and differing[0] > 0 and len({tuple(part) for part in parts}) == len(parts):
+            place = differing[0]
+            if all(part[place].isdigit() for part in parts):
+                return [f"{part[place - 1].rstrip('s').capitalize()} {part[place]}" for part in parts]
+    return [f"Call {i}" for i in range(len(calls))]
