@@ -4,7 +4,7 @@ The way of a call: :mod:`~captum_norm.capture.operations` shows every torch oper
 :mod:`~captum_norm.capture.dataflow` follows softmax -> value product -> reshapes and gates -> W_O with one rule per
 operation, :mod:`~captum_norm.capture.layout` finds (batch, head, query, key), :mod:`~captum_norm.capture.places` finds
 which input position each key is, :mod:`~captum_norm.capture.certificate` checks the result, and
-:mod:`~captum_norm.capture.recording` hands it over.
+:mod:`~captum_norm.capture.recorder` hands it over.
 """
 
 from captum_norm.capture.record import (
@@ -15,7 +15,7 @@ from captum_norm.capture.record import (
     Kind,
     Positions,
 )
-from captum_norm.capture.recording import recording
+from captum_norm.capture.recorder import recording
 
 __all__ = [
     "AttentionCall",

@@ -46,7 +46,8 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def predicted(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, r: Tensor) -> Tensor:
     """sum_h (weights_h values_h [* gate_h]) W_O_h r, (batch, query), without ever forming the output."""
     weights, values = weights.to(r.dtype), values.to(r.dtype)
-    read = W_O.to(r.dtype) @ r  # (head, head_dim)
+    # One matrix-vector product: as a batch over heads it would copy W_O, which is a view of the model's parameter.
+    read = (W_O.to(r.dtype).flatten(0, 1) @ r).view(W_O.shape[:2])  # (head, head_dim)
     if gate is None or gate.shape[-1] == 1:
         mixed = (weights @ torch.einsum("bhke,he->bhk", values, read)[..., None])[..., 0]
         return (mixed if gate is None else mixed * gate[..., 0].to(r.dtype)).sum(1)

@@ -445,7 +445,8 @@ def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str]
     inputs, res = equation.split("->")
     lhs, rhs = inputs.split(",")
     spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
-    widths = [t.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, t in zip((lhs, rhs), operands, strict=True)]
+    pairs = zip((lhs, rhs), operands, strict=True)
+    widths = [tensor.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, tensor in pairs]
     dots = spare[: max(widths)]
     lhs, rhs = (s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip((lhs, rhs), widths, strict=True))
     return (operands[0], operands[1]), (lhs, rhs), res.replace("...", "".join(dots))

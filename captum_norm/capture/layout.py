@@ -47,6 +47,7 @@ class Layout:
         columns: (head, head_dim) long, which column of the projection's input.
         rest: (column,) long, columns of the projection's input that hold something else.
         in_order: the weights, flattened, are already in (batch, head, query) order.
+        columns_in_order: the columns are those of head 0, then those of head 1, ..., and nothing else.
         values_in_order: so are the values in (batch, head).
     """
 
@@ -56,6 +57,7 @@ class Layout:
     columns: Tensor
     rest: Tensor
     in_order: bool
+    columns_in_order: bool
     values_in_order: bool
 
     @property
@@ -78,6 +80,12 @@ class Layout:
         if self.values_in_order:
             return flat.reshape(*self.shape[:2], key, head_dim)
         return flat.reshape(-1, key, head_dim)[self.rows[:, :, 0].to(flat.device)]
+
+    def heads(self, W: Tensor) -> Tensor:
+        """The projection's matrix (column, model) as W_O, (head, head_dim, model); a view where it can be one."""
+        if self.columns_in_order:
+            return W.view(*self.columns.shape, W.shape[-1])
+        return W[self.columns.to(W.device)]
 
     def mixed(self, x: Tensor) -> Tensor:
         """The projection's input (..., column) as (batch, head, query, head_dim)."""
@@ -126,8 +134,9 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
         raise LayoutError("one example's queries read their values from different places")
     in_order = torch.equal((rows * query + queries).flatten(), torch.arange(math.prod(lead) * query, device="cpu"))
     values_in_order = torch.equal(rows[..., 0].flatten(), torch.arange(math.prod(lead), device="cpu"))
+    columns_in_order = torch.equal(columns.flatten(), torch.arange(width, device="cpu"))
     rest = (~own).nonzero()[:, 0]
-    return Layout(rows, queries, tokens, columns, rest, in_order, values_in_order)
+    return Layout(rows, queries, tokens, columns, rest, in_order, columns_in_order, values_in_order)
 
 
 def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ class _Reader:
             W = W + other.matrix()
         W, offset = _fold_norm(term, W)
         gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
-        W_O = W[layout.columns.to(W.device)]
+        W_O = layout.heads(W)
         if len(layout.rest):
             rest = layout.rest.to(W.device)
             x = term.x.reshape(-1, width)[:, rest]
