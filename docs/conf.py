@@ -28,8 +28,8 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
 add_module_names = False
 nitpicky = False  # torch's and captum's own names cannot be looked up without a network
 
-# Notebooks live in tutorials/ at the top of the repository, but Sphinx reads only what lies below this folder: so they are
-# copied, with their times, so that a second build executes only those that changed.
+# Notebooks live in tutorials/ at the top of the repository, but Sphinx reads only what lies below this folder.  They
+# are copied, with their times: a second build executes only those that changed.
 copies = HERE / "tutorials"
 shutil.rmtree(copies, ignore_errors=True)
 copies.mkdir()
