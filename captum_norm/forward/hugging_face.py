@@ -468,8 +468,8 @@ class HFForward(nn.Module):
         if not difference <= torch.finfo(expected.dtype).eps ** 0.75 * size:
             raise ValueError(
                 f"HFForward(mode='embeds'): {title(core)} returns something else for inputs_embeds than for the ids "
-                f"they come from: off by {difference:.2g}, where the largest output is {size:.2g}. It derives positions "
-                "from the padding, scales its embeddings, or reads the ids in another way. Use mode='gate', exact here."
+                f"they come from: off by {difference:.2g}, where the largest output is {size:.2g}. It derives "
+                "positions from the padding, scales its embeddings, or reads the ids otherwise. Use mode='gate'."
             )
         return embeds.detach()
 
