@@ -9,15 +9,14 @@ Weights are drawn so that mistakes show: attention far from uniform, biases that
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -31,7 +30,7 @@ SIZES: dict[str, int] = {
         " conv_dim fpn_hidden_size image_text_hidden_size hidden_size_global encoder_hidden_dim encoder_proj_dim"
         " decoder_hidden_dim query_dim attention_hidden_size projector_hidden_size output_dim vision_output_dim"
         " mask_feature_size hidden_dim fusion_hidden_size neck_hidden_sizes embed_dims encoder_hidden_sizes audio_hidden_size"
-        " encoder_in_channels mm_hidden_size qformer_hidden_size d_latents d_embed ".split(),
+        " encoder_in_channels decoder_in_channels mm_hidden_size qformer_hidden_size d_latents d_embed ".split(),
         WIDTH,
     ),
     **dict.fromkeys(
@@ -151,18 +150,37 @@ def shrink(config: PreTrainedConfig, overrides: dict[str, Any], variant: Variant
     kwargs |= {name: value for name, value in overrides.items() if name not in own}
     kwargs |= _stages(config, kwargs)
     kwargs |= _layer_types(config, own, overrides, variant)
+    if (rope := _rotary_sections(config, kwargs)) is not None:
+        kwargs["rope_parameters"] = rope
     return type(config)(**kwargs)
+
+
+def _rotary_sections(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Multimodal rotary positions split half a head between time, height and width: the same for a small head."""
+    rope = deepcopy(config.__dict__.get("rope_parameters"))
+    if not isinstance(rope, dict) or "rope_parameters" in kwargs and kwargs["rope_parameters"] is None:
+        return None
+    known = "mrope_section" in (getattr(type(config), "ignore_keys_at_rope_validation", None) or ())
+    parts = [rope, *(r for r in rope.values() if isinstance(r, dict))]
+    if not known and not any("mrope_section" in part for part in parts):
+        return None
+    head = kwargs.get("head_dim") or WIDTH // HEADS
+    for part in parts[1:] or parts:
+        half = int(head * part.get("partial_rotary_factor", 1.0)) // 2
+        count = len(part.get("mrope_section", "thw"))
+        part["mrope_section"] = [half // count + (i < half % count) for i in range(count)]
+    return rope
 
 
 _DERIVED = object()  # the configuration computes it from other fields
 
 
 def _shrink_field(name: str, value: Any, default: Any, variant: Variant) -> Any:
-    if default is None and (value is not None and (name in SIZES or isinstance(value, (list, dict)))):
+    if default is None and value is not None:
         return _DERIVED
-    if value is None and variant.fill and name in SIZES:
-        return SIZES[name]
-    if isinstance(value, bool) or value is None:
+    if value is None:
+        return SIZES.get(name) if variant.fill else None
+    if isinstance(value, bool):
         return value
     if isinstance(value, int) and re.search(r"_(token_id|token_index|tok_id)$", name):
         return _token(name, value)
@@ -170,12 +188,12 @@ def _shrink_field(name: str, value: Any, default: Any, variant: Variant) -> Any:
         size = SIZES[name]
         if name in ("num_key_value_heads", "num_kv_heads", "n_head_kv", "swa_num_key_value_heads") and not variant.grouped:
             size = HEADS
-        elif size == LAYERS and "layer" in name or name == "depth":
+        elif size == LAYERS and ("layer" in name or name == "depth"):
             size = variant.layers
         if isinstance(value, int):
             return size if value == 0 and "head" in name else min(value, size)
         if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value):
-            return type(value)(min(v, size) for v in value)
+            return type(value)([2 if "heads" in name else min(v, size) for v in value])
     return value
 
 
@@ -247,4 +265,51 @@ def vary(model: nn.Module, gain: float = 1.25) -> None:
                 parameter.normal_(std=1 / math.sqrt(max(parameter.shape[-1], 4)))
 
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+_SWIN = {"image_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [2] * 4}
+_SERIES = {"prediction_length": 4, "context_length": 8, "num_time_features": 1, "lags_sequence": [1, 2, 3]}
+_HGNET = {
+    "stem_channels": [3, 16, 16],
+    "stage_in_channels": [16, 32, 32, 32],
+    "stage_mid_channels": [16] * 4,
+    "stage_out_channels": [32] * 4,
+    "stage_num_blocks": [1] * 4,
+    "stage_numb_of_layers": [2] * 4,
+}
+_STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+
+# What names alone do not tell.  Keys are model types, of whole models or of parts; the rest nests as configurations do.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "donut-swin": _SWIN,
+    "maskformer-swin": _SWIN,
+    "autoformer": _SERIES | {"label_length": 4},
+    "informer": _SERIES,
+    "time_series_transformer": _SERIES,
+    "hgnet_v2": _HGNET,
+    "bamba": _STATES | {"attn_layer_indices": [1]},
+    "granitemoehybrid": _STATES | {"layer_types": ["mamba", "attention"]},
+    "jamba": {"num_hidden_layers": 2, "attn_layer_offset": 1, "attn_layer_period": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mimi": {"upsample_groups": 32, "num_filters": 4, "codebook_size": 32, "codebook_dim": 16, "vector_quantization_hidden_dimension": 16},
+    "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
+    "reformer": {
+        "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
+        "attention_head_size": 8, "num_buckets": 2,
+    },
+    "funnel": {"block_sizes": [1, 1]},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
+    "xmod": {"default_language": "en_XX"},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 4},
+    "gemma3n_text": {"intermediate_size": 64, "activation_sparsity_pattern": [0.95, 0.0]},
+    "bros": {"dim_bbox_sinusoid_emb_2d": 8, "dim_bbox_projection": 8},
+    "bridgetower": {"num_attention_heads": 4},
+    "lilt": {"hidden_size": 48, "channel_shrink_ratio": 4},
+    "lxmert": {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 16},
+    "neomme": {"head_dim": 16},
+    "longcat_flash": {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "head_dim": 8, "qk_nope_head_dim": 8},
+    "falcon_h1": _STATES | {"mamba_d_ssm": 64},
+    "lw_detr": {},
+    "mllama": {},
+}

@@ -1,0 +1,220 @@
+"""One model type: built tiny, run plainly, run while recording, and proved.
+
+    check("bert")  ->  Result(status="exact", calls=2, kinds={"self": 2}, worst=3.9e-07, ...)
+"""
+
+from __future__ import annotations
+
+import collections
+import traceback
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from tests.coverage.inputs import Inputs, candidates
+from tests.coverage.proof import Prover, compare_attentions
+from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
+
+MOST_PARAMETERS = 60_000_000  # a "tiny" model beyond this is not run
+MOST_PROVED = 12  # calls of one model that the intervention tries
+
+
+@dataclass
+class Result:
+    """What one type showed.
+
+    Attributes:
+        model_type, cls: transformers' name of the type and of its class.
+        status: ``"exact"``, ``"refused"``, ``"none"`` (no softmax attention), ``"unbuilt"`` or ``"wrong"``.
+        reason: why not exact.
+        inputs: what went in.
+        calls, kinds, gated: how many attention calls were recorded, of which kind, with a gate before W_O.
+        worst: the largest certificate error.
+        refusals: messages of the calls that were refused.
+        same: outputs while recording are bit-equal to those without.
+        proved, opened, wrong: calls by what the intervention says; ``notes`` say why open.
+        attentions: returned by the eager model: how many equal a record, and how many do not.
+        products: weighted means seen one level below, to be as many as the calls.
+    """
+
+    model_type: str
+    cls: str = ""
+    status: str = "unbuilt"
+    reason: str = ""
+    inputs: str = ""
+    parameters: int = 0
+    calls: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    gated: int = 0
+    worst: float = 0.0
+    refusals: list[str] = field(default_factory=list)
+    unknown_keys: list[str] = field(default_factory=list)
+    same: bool = True
+    proved: int = 0
+    opened: int = 0
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    proof_error: float = 0.0
+    attentions: list[int] = field(default_factory=lambda: [0, 0])
+    products: int = 0
+
+
+def check(model_type: str) -> Result:
+    """Build, run and prove one type.  Errors of transformers end as ``unbuilt``, ours as ``wrong``."""
+    result = Result(model_type)
+    built = build(model_type, result)
+    if built is None:
+        return result
+    model, inputs = built
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        records = _record(model, inputs, result)
+        _prove(model, inputs, records, result)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        result.wrong.append(f"{type(error).__name__}: {str(error)[:300]} ({where.name}, line {where.lineno})")
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    _judge(result)
+    return result
+
+
+def build(model_type: str, result: Result) -> tuple[PreTrainedModel, Inputs] | None:
+    """The first variant that builds and the first inputs that run; the first error where none does."""
+    for variant in VARIANTS:
+        try:
+            config = tiny_config(model_type, variant)
+            with torch.device("meta"):
+                parameters = sum(p.numel() for p in AutoModel.from_config(deepcopy(config)).parameters())
+            if parameters > MOST_PARAMETERS:
+                raise ValueError(f"its tiny configuration still has {parameters / 1e6:.0f} million parameters")
+            model = tiny_model(config)
+        except Exception as error:
+            result.reason = result.reason or _short(error)
+            if isinstance(error, ImportError):
+                return None
+            continue
+        result.cls, result.parameters = type(model).__name__, parameters
+        refused = ""
+        for name, inputs in candidates(model):
+            try:
+                output = forward(model, inputs)
+            except Exception as error:
+                refused = refused or _short(error)
+                continue
+            if all(bool(torch.isfinite(t).all()) for t in tensors(output) if t.is_floating_point()):
+                result.inputs, result.reason = name, ""
+                return model, inputs
+            refused = refused or "its outputs are not finite"
+        result.reason = refused or "no inputs are known for it"
+    return None
+
+
+def forward(model: PreTrainedModel, inputs: Inputs, **more: Any) -> Any:
+    """One forward, with the same random numbers each time (some models draw them in evaluation too)."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return model(**{name: deepcopy(value) for name, value in inputs.items()}, **more)
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """Every tensor in a model's output, however nested."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from tensors(value)
+
+
+def _record(model: PreTrainedModel, inputs: Inputs, result: Result) -> list[AttentionRecord]:
+    plain = list(tensors(forward(model, inputs)))
+    refused: list[InexactCaptureError] = []
+    with recording(model=model, on_inexact=refused.append) as records:
+        seen = list(tensors(forward(model, inputs)))
+    result.same = len(plain) == len(seen) and all(map(_equal, plain, seen))
+    result.calls, result.gated = len(records), sum(r.gate is not None for r in records)
+    result.kinds = dict(collections.Counter(r.call.kind for r in records))
+    result.worst = max((float(r.certificate) for r in records), default=0.0)
+    result.refusals = [str(error) for error in refused]
+    result.unknown_keys = sorted({r.unknown_keys for r in records if r.keys is None})
+    return list(records)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.nan_to_num() if a.is_floating_point() else a, b.nan_to_num() if b.is_floating_point() else b)
+
+
+def _prove(model: PreTrainedModel, inputs: Inputs, records: list[AttentionRecord], result: Result) -> None:
+    prover = Prover(model, lambda: forward(model, inputs))
+    result.products = prover.weighted_means()
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(records), generator=generator)[:MOST_PROVED].sort().values.tolist()
+    findings = [prover.prove(records[i], generator) for i in chosen]
+    result.proved = sum(f.status == "proved" for f in findings)
+    result.opened = sum(f.status == "open" for f in findings)
+    result.wrong += [f"{f.name}: off by {f.error:.1e}" for f in findings if f.status == "wrong"]
+    result.notes = sorted({f.note for f in findings if f.note})
+    result.proof_error = max((f.error for f in findings if f.error is not None), default=0.0)
+    returned = eager_attentions(model, inputs)
+    if returned and records:
+        result.attentions = list(compare_attentions(returned, records))
+
+
+def eager_attentions(model: PreTrainedModel, inputs: Inputs) -> list[Tensor]:
+    """The weights that the eager implementation of the same model returns; empty where it returns none."""
+    try:
+        copy = AutoModel.from_config(_plain(model.config), attn_implementation="eager").float().eval()
+        copy.load_state_dict(model.state_dict())
+        output = forward(copy, inputs, output_attentions=True)
+    except Exception:
+        return []
+    return list(_attentions(output))
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    return deepcopy(config)
+
+
+def _attentions(output: Any) -> Iterator[Tensor]:
+    if not isinstance(output, dict):
+        return
+    for name, value in output.items():
+        if "attention" in name and "mask" not in name:
+            yield from (t for t in tensors(value) if t.ndim >= 3 and t.is_floating_point())
+        else:
+            yield from _attentions(value)
+
+
+def _judge(result: Result) -> None:
+    if not result.same:
+        result.status, result.reason = "wrong", "outputs differ while recording"
+    elif result.wrong:
+        result.status, result.reason = "wrong", result.wrong[0]
+    elif result.attentions[1]:
+        result.status, result.reason = "wrong", f"{result.attentions[1]} returned attentions equal no record"
+    elif result.refusals:
+        result.status, result.reason = "refused", result.refusals[0]
+    elif result.calls:
+        result.status = "exact"
+    else:
+        result.status = "none"
+    if result.status in ("exact", "none") and result.products > result.calls:
+        result.status, result.reason = "wrong", f"{result.products} weighted means were computed, {result.calls} recorded"
+
+
+def _short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if isinstance(error, ImportError):
+        text = next((line for line in lines if "requires" in line), text).split(" but it was not found")[0]
+    return f"{type(error).__name__}: {text[:240]}"
