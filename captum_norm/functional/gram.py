@@ -42,7 +42,7 @@ def head_products(W_O: Tensor, keys: int) -> Callable[[Tensor], Pairs]:
 
 
 def _products_by_middle(values: Tensor, middle: Pairs) -> Pairs:
-    batch, head, key, head_dim = values.shape
+    batch, head, key, _ = values.shape
     # Keys innermost: each product below runs over long rows, and so do those of the caller.
     v = values.permute(1, 3, 0, 2).to(torch.float64, memory_format=torch.contiguous_format).flatten(2)
     # One piece of memory for all heads: fresh pages would cost as much as the products.
