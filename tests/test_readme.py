@@ -1,5 +1,6 @@
 """What the README tells readers to copy is right."""
 
+import json
 import re
 import tomllib
 from importlib.util import find_spec
@@ -37,6 +38,12 @@ def test_the_example_runs():
     names: dict[str, object] = {}
     exec(compile(block("example"), "README.md", "exec"), names)
     assert names["scores"].shape == names["encoding"]["input_ids"].shape
+
+
+def test_the_accuracy_is_the_one_measured():
+    accuracy = json.loads((ROOT / "captum_norm/models/sentiment.json").read_text(encoding="utf-8"))["accuracy"]
+    for part in ("held_out", "sst_test"):
+        assert f"{accuracy[part]:.1%}".replace("%", " %") in README
 
 
 def test_the_files_it_points_to_are_there():
