@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from captum_norm.visualization.look import Page
 from captum_norm.visualization.maps import axis_tokens, map_grid, panel_of, side_by_side
+
+Scale: TypeAlias = Literal["shared", "each"]
 
 
 def plot(
@@ -21,7 +23,7 @@ def plot(
     quantities: Sequence[str] | None = None,
     title: str | None = None,
     log: bool = False,
-    scale: Literal["shared", "each"] = "shared",
+    scale: Scale = "shared",
 ) -> Page:
     """What ``attention_maps`` found: weight beside norm for one attention call, or a grid over calls or heads.
 
@@ -51,36 +53,46 @@ def plot(
         ['Attention weight, mean of 2 heads', 'Norm of the sum over heads']
     """
     source = _Source(maps, example)
-    if call is None and len(maps.calls) == 1:
-        call = 0
     names = source.quantities(quantities, heads)
-    if call is None:
-        if heads == "each":
-            raise ValueError("plot: heads='each' draws the heads of one attention call; say which with call=.")
-        chosen = range(len(maps.calls))
-        lines = {name: [source.map(name, i, heads) for i in chosen] for name in names}
-        shapes = {tuple(one.shape) for line in lines.values() for one in line}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"plot: the attention calls differ in (query, key): {', '.join(map(str, sorted(shapes)))}; say which "
-                "one to draw with call=."
-            )
-        rows, columns = source.common_tokens()
-        titles = _call_titles(maps.calls)
-        return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
-    call = source.checked_call(call)
-    title = title if title is not None else _call_title(maps.calls[call], call)
-    rows, columns = source.tokens(call)
+    if call is None and len(maps.calls) > 1:
+        return _all_calls(source, names, heads, title, log, scale)
+    call = source.checked_call(call or 0)
+    if title is None:
+        title = f"Attention call {call}: {maps.calls[call].name or 'unnamed'} ({maps.calls[call].kind})"
     if heads == "each":
-        lines = {name: list(source.map(name, call, heads)) for name in names}
-        heads_held = source.head_numbers(call, len(lines[names[0]]))
-        titles = [f"Head {head}" for head in heads_held]
-        return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+        return _each_head(source, call, names, title, log, scale)
+    return _one_call(source, call, names, heads, title, log)
+
+
+def _all_calls(
+    source: _Source, names: Sequence[str], heads: int | str | None, title: str | None, log: bool, scale: Scale
+) -> Page:
+    if heads == "each":
+        raise ValueError("plot: heads='each' draws the heads of one attention call; say which with call=.")
+    calls = source.maps.calls
+    lines = {name: [source.map(name, i, heads) for i in range(len(calls))] for name in names}
+    shapes = {tuple(one.shape) for line in lines.values() for one in line}
+    if len(shapes) > 1:
+        found = ", ".join(map(str, sorted(shapes)))
+        raise ValueError(f"plot: the attention calls differ in (query, key): {found}; say which one with call=.")
+    rows, columns = source.common_tokens()
+    titles = _call_titles(calls)
+    return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+
+
+def _each_head(source: _Source, call: int, names: Sequence[str], title: str, log: bool, scale: Scale) -> Page:
+    lines = {name: list(source.map(name, call, "each")) for name in names}
+    titles = [f"Head {head}" for head in source.head_numbers(call, len(lines[names[0]]))]
+    rows, columns = source.tokens(call)
+    return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+
+
+def _one_call(source: _Source, call: int, names: Sequence[str], heads: int | str | None, title: str, log: bool) -> Page:
     panels = []
     for name in names:
         panel = panel_of("plot", name, source.map(name, call, heads), "score", log)
         panels.append(replace(panel, title=panel.title + source.which_heads(name, call, heads)))
-    rows, columns = axis_tokens("plot", panels, None, rows, columns)
+    rows, columns = axis_tokens("plot", panels, None, *source.tokens(call))
     return side_by_side(panels, rows, columns, title, log)
 
 
@@ -114,12 +126,7 @@ class _Source:
 
     def map(self, name: str, call: int, heads: int | str | None) -> Tensor:
         """(query, key) of this example, or (head, query, key) for ``heads="each"``, real tokens only."""
-        found: Tensor = getattr(self.maps, name)[call]
-        if found.ndim not in (3, 4):
-            raise ValueError(f"plot: {name} of call {call} is no map over queries and keys, {tuple(found.shape)}.")
-        if not -len(found) <= self.example < len(found):
-            raise ValueError(f"plot: example is {self.example}, but the batch holds {len(found)}.")
-        one = found[self.example]
+        one = self._scores(name, call)[self.example]
         if one.ndim == 3 and heads is None:
             one = one.mean(0)
         elif one.ndim == 3 and isinstance(heads, int):
@@ -133,6 +140,15 @@ class _Source:
         one = one if queries is None else one[..., queries, :]
         return one if keys is None else one[..., keys]
 
+    def _scores(self, name: str, call: int) -> Tensor:
+        """The quantity of this call, (batch, query, key) or (batch, head, query, key)."""
+        found: Tensor = getattr(self.maps, name)[call]
+        if found.ndim not in (3, 4) or name == "transformed_norms":
+            raise ValueError(f"plot: {name} of call {call} is no map over queries and keys, {tuple(found.shape)}.")
+        if not -len(found) <= self.example < len(found):
+            raise ValueError(f"plot: example is {self.example}, but the batch holds {len(found)}.")
+        return found
+
     def head_numbers(self, call: int, count: int) -> list[int]:
         """The model's number of each head that the maps hold."""
         held = getattr(self.maps, "head_indices", None)
@@ -140,7 +156,7 @@ class _Source:
 
     def which_heads(self, name: str, call: int, heads: int | str | None) -> str:
         """What a panel's title says of heads."""
-        shape = getattr(self.maps, name)[call].shape
+        shape = self._scores(name, call).shape
         if len(shape) == 3:
             return ""
         if heads is not None:
@@ -171,10 +187,6 @@ class _Source:
     def _real(self, masks: str, call: int) -> Tensor | None:
         held = getattr(self.maps, masks, None)
         return None if held is None or held[call] is None else held[call][self.example]
-
-
-def _call_title(call: Any, index: int) -> str:
-    return f"Attention call {index}: {call.name or 'unnamed'} ({call.kind})"
 
 
 def _call_titles(calls: Sequence[Any]) -> list[str]:

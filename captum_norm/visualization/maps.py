@@ -40,7 +40,7 @@ from captum_norm.visualization.numbers import Numbers, check_count, drawable
 
 _EDGE = 0.3
 _LONGEST = 14  # characters of a token
-_LETTERS = (7.0, BODY)  # the smallest and largest size of token labels, in points
+_LETTERS = (6.5, BODY)  # the smallest and largest size of token labels, in points
 _LOWEST = 1e-4  # where a logarithmic scale ends, as a part of the largest score
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -209,7 +209,9 @@ def side_by_side(
     width, height = cell * len(columns), cell * len(rows)
     left = _EDGE + 0.3 + widest([rows[i] for i in labels.named_rows], labels.size)
     slot = max(width + 1.1, max(text_width(panel.title, PANEL) for panel in panels) + 0.25)
-    top = _EDGE + (0.45 if title else 0) + (0.32 if any(panel.title for panel in panels) else 0)
+    # A title that reaches the colour bar stands above the bar's unit, not beside it.
+    lift = 0.22 if any(text_width(panel.title, PANEL) > width for panel in panels) else 0.0
+    top = _EDGE + (0.45 if title else 0) + (0.32 + lift if any(panel.title for panel in panels) else 0.15)
     upright = _upright(columns, labels, cell)
     below = 0.45 + (0.15 if upright else widest([columns[i] for i in labels.named_columns], labels.size))
     across = max(left + slot * len(panels) + _EDGE - 0.15, 2 * _EDGE + (text_width(title, TITLE) if title else 0))
@@ -219,7 +221,7 @@ def side_by_side(
         for place, panel in enumerate(panels):
             box = figure.box(left + place * slot, top, width, height, label=panel.title or "map")
             image = _draw(box, panel.values, _norm(panel.values, log), panel.colours)
-            box.set_title(printable(panel.title), fontsize=PANEL, pad=8, parse_math=False)
+            box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
             _name_tokens(box, labels, upright, with_rows=place == 0)
             _name_axes(box, labels, with_rows=place == 0 and height > 1.1)
             bar = figure.box(left + place * slot + width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
@@ -253,10 +255,11 @@ class _Raster:
 
     @property
     def block(self) -> float:
-        return self.above + self.lines * self.line + self.below + 0.1
+        titles = 0.0 if self.titled else self.above
+        return titles + self.lines * self.line + self.below + 0.1
 
     def page(self, panels: int, title: str | None) -> tuple[float, float]:
-        width = self.x(self.across - 1) + self.width + 0.85
+        width = self.x(self.across - 1) + self.width + (_EDGE if self.titled else 0.85)
         if title:
             width = max(width, 2 * _EDGE + text_width(title, TITLE))
         return width, self.top + ceil(panels / self.across) * self.block + _EDGE - 0.2
@@ -280,11 +283,11 @@ def _grid(
         lines=len(lines),
         left=_EDGE + 0.35 + (widest(rows, labels.size) if named else 0.0),
         top=_EDGE + (0.5 if title else 0.1),
-        above=0.24 if titles or scale == "each" else 0.18,  # a colour bar's unit needs some too
+        above=0.24 if titles or scale == "each" else 0.0,
         titled=scale == "each",
         below=0.08 + widest(columns, labels.size) if named else 0.0,
         width=cell * len(columns),
-        height=max(cell * len(rows), 0.3),
+        height=max(cell * len(rows), 0.5),
     )
     with page(*raster.page(len(lines[0]), title)) as figure:
         if title:
@@ -302,7 +305,7 @@ def _grid(
                 if first:
                     box.set_ylabel(printable(panel.title), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)
                 if scale == "shared" and (place % across == across - 1 or place == len(line) - 1):
-                    bar = figure.box(x + raster.width + 0.12, y, 0.08, raster.height, label="colour bar")
+                    bar = figure.box(x + raster.width + 0.12, y + 0.19, 0.08, raster.height - 0.19, label="colour bar")
                     _colour_bar(figure, bar, image, panel)
     return figure
 
@@ -413,8 +416,10 @@ def _bar_ticks(norm: Any, values: Numbers) -> tuple[list[float], list[str]]:
     if not isinstance(norm, LogNorm):
         ticks = [float(t) for t in MaxNLocator(4).tick_values(low, high) if low - 1e-12 <= t <= high + 1e-12]
         return ticks, [_short(t) for t in ticks]
-    powers = range(ceil(np.log10(low) + 0.1), int(np.floor(np.log10(high))) + 1)
-    bottom = f"{'≤ ' if (values < low).any() else ''}{_short(low)}"  # the lowest colour stands for all below
+    lowest, highest = np.log10(low), np.log10(high)
+    room = 0.08 * (highest - lowest)  # that the lowest tick needs for its own label
+    powers = range(ceil(lowest + room), int(np.floor(highest)) + 1)
+    bottom = f"{'≤ ' if (values < low).any() else ''}{low:.1g}"  # the lowest colour stands for all below
     return [low, *(10.0**p for p in powers)], [bottom, *(f"10{str(p).translate(_SUPERSCRIPTS)}" for p in powers)]
 
 

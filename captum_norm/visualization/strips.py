@@ -35,7 +35,7 @@ from captum_norm.visualization.numbers import Numbers, check_count, drawable
 _EDGE, _CELL, _LEADING, _STAVE, _BETWEEN = 0.35, 0.29, 0.34, 0.3, 0.035
 _RAMP = 1.1
 _LONGEST = 24  # characters of a word
-_SCALE = "each row divided by its own largest |score|"
+_SCALE = "scaled to each row's maximum"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def method_strips(
     """Each method's score of each word, as the colour under the word; one row per method, long texts in several lines.
 
     Methods measure in units of their own, so each is divided by its own largest absolute score, which stands beside
-    its name.  Unsigned scores run from paper to orange, signed ones from blue (negative) to orange (positive).
+    its name ("max").  Unsigned scores run from paper to orange, signed ones from blue (negative) to orange (positive).
 
     Args:
         scores: method -> (word,).
@@ -87,7 +87,8 @@ def method_strips(
     """
     strips = _strips(scores, words, signed)
     shown = [printable(shorten(str(word), _LONGEST)) for word in words]
-    left = _EDGE + max(widest(list(scores), BODY), 0.8) + 0.2 + widest([_maximum(s) for s in strips], SMALL) + 0.2
+    names = widest(list(scores), BODY) + 0.2 + widest([_maximum(strip) for strip in strips], SMALL)
+    left = _EDGE + max(names, text_width(_SCALE, SMALL)) + 0.2
     widths = [max(text_width(word, BODY), 0.08) + 0.16 for word in shown]
     lines = _lines(widths, max(width - left - _EDGE, max(widths)))
     across = (
@@ -196,12 +197,12 @@ def _key(figure: Page, sheet: Axes, left: float, top: float, strips: Sequence[_S
         x = _ramp(figure, sheet, x, top, UNSIGNED_COLOURS, "0", "max")
     if any(strip.signed for strip in strips):
         x = _ramp(figure, sheet, x, top, SIGNED_COLOURS, "−max", "max")
-    sheet.text(x, top + 0.08, _SCALE, va="center_baseline", fontsize=SMALL, color=MUTED)
+    sheet.text(_EDGE, top + 0.08, _SCALE, va="center_baseline", fontsize=SMALL, color=MUTED)
 
 
 def _key_width(strips: Sequence[_Strip]) -> float:
     ramps = {("−max", "max") if strip.signed else ("0", "max") for strip in strips}
-    return sum(_RAMP + 0.44 + text_width(low + high, SMALL) for low, high in ramps) + text_width(_SCALE, SMALL)
+    return sum(_RAMP + 0.44 + text_width(low + high, SMALL) for low, high in ramps) - 0.3
 
 
 def _ramp(figure: Page, sheet: Axes, x: float, top: float, colours: Colormap, low: str, high: str) -> float:
