@@ -48,10 +48,15 @@ def predicted(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None,
     weights, values = weights.to(r.dtype), values.to(r.dtype)
     # One matrix-vector product: as a batch over heads it would copy W_O, which is a view of the model's parameter.
     read = (W_O.to(r.dtype).flatten(0, 1) @ r).view(W_O.shape[:2])  # (head, head_dim)
-    if gate is None or gate.shape[-1] == 1:
-        mixed = (weights @ torch.einsum("bhke,he->bhk", values, read)[..., None])[..., 0]
-        return (mixed if gate is None else mixed * gate[..., 0].to(r.dtype)).sum(1)
-    return torch.einsum("bhqe,bhqe,he->bq", weights @ values, gate.to(r.dtype), read)
+    if gate is not None and gate.shape[-1] > 1:
+        return torch.einsum("bhqe,bhqe,he->bq", weights @ values, gate.to(r.dtype), read)
+    along_r = torch.einsum("bhke,he->bhk", values, read)
+    total = weights.new_zeros(weights.shape[0], weights.shape[2])
+    for head in range(weights.shape[1]):
+        # A product and a sum: torch's batched matrix-vector product is fifteen times slower at 512 keys on a CPU.
+        part = (weights[:, head] * along_r[:, head, None]).sum(-1)
+        total += part if gate is None else part * gate[:, head, :, 0].to(r.dtype)
+    return total
 
 
 def relative_error(expected: Tensor, actual: Tensor, size: Tensor) -> float:

@@ -19,7 +19,7 @@ from captum_norm.capture.callers import running_modules
 from captum_norm.capture.certificate import Probe, at_least_float32
 from captum_norm.capture.layout import NOT_AN_INPUT, Step
 from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Anchor, Place, broadcast, features
+from captum_norm.capture.places import Anchor, Features, Place, broadcast
 from captum_norm.capture.traces import Mixed, Mixture, Projection, SoftmaxPart, Term, Trace, Traces
 
 Rule = Callable[["Dataflow", Operation], None]
@@ -168,7 +168,7 @@ class Dataflow:
             projection = trace.projection.times(lambda matrix: matrix @ W.to(matrix.dtype))
             if bias is not None:
                 projection = projection.plus(Projection(projection.mixture, (), bias, frozenset()))
-        place = trace.place and trace.place.then(features(out.shape[-1]))
+        place = trace.place and trace.place.then(Features(out.shape[-1]))
         self.traces[out] = Trace(projection=projection, place=place)
 
     def propose(self, projection: Projection, out: Tensor) -> Projection:
@@ -195,7 +195,7 @@ def _embedding(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[ids]
     place = trace.place if trace else None
     if place is not None and place.named:
-        place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1))).then(features(op.out.shape[-1]))
+        place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1))).then(Features(op.out.shape[-1]))
         # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
         anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
         flow.traces[op.out] = Trace(place=Place(anchor, place.steps))
@@ -291,10 +291,10 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         step = Step(("repeat_interleave", repeats, -3), lambda t: t.repeat_interleave(repeats, -3))
         values = values.repeat_interleave(repeats, -3)
         places[1] = places[1] and places[1].then(step)
-    weights_place = places[0] and places[0].then(features(weights.shape[-1]))
+    weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
     mixture = Mixture(weights, values, lead, running_modules(), weights_place, places[1], problem)
-    flow.mix(mixture, op.out, (), places[0] and places[0].then(features(values.shape[-1])))
+    flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(values.shape[-1])))
 
 
 def attention_weights(
@@ -392,7 +392,7 @@ def _baddbmm(flow: Dataflow, op: Operation) -> None:
 def _product_place(flow: Dataflow, left: Tensor, out: Tensor) -> None:
     trace = flow.traces[left]
     if trace is not None and trace.place is not None and out.ndim >= left.ndim:
-        flow.traces[out] = Trace(place=trace.place.then(features(out.shape[-1])))
+        flow.traces[out] = Trace(place=trace.place.then(Features(out.shape[-1])))
 
 
 def _value_product(
@@ -406,7 +406,7 @@ def _value_product(
     mixture = Mixture(
         weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem
     )
-    place = places[0] and places[0].then(features(shape[-1]))
+    place = places[0] and places[0].then(Features(shape[-1]))
     for step in steps:
         place = place and place.then(step)
     flow.mix(mixture, out, steps, place)
@@ -564,7 +564,7 @@ def _einsum_place(flow: Dataflow, place: Place, lhs: str, rhs: str, res: str, ou
 
     def apply(numbers: Tensor) -> Tensor:
         for axis in sorted(lost, reverse=True):
-            numbers = features(1).apply(numbers.movedim(axis, -1))[..., 0]
+            numbers = Features(1).apply(numbers.movedim(axis, -1))[..., 0]
         remaining = [c for i, c in enumerate(lhs) if i not in lost]
         numbers = numbers.permute([remaining.index(c) for c in res if c in kept])
         for axis, letter in enumerate(res):
@@ -590,7 +590,7 @@ def _linear(flow: Dataflow, op: Operation) -> None:
         matrix = weight.t() if eye is None else F.linear(eye, weight)  # a weight in a format of its own says what it is
         flow.project(x, matrix, op.argument(2, "bias"), op.out, weight)
     elif trace.place:
-        flow.traces[op.out] = Trace(place=trace.place.then(features(op.out.shape[-1])))
+        flow.traces[op.out] = Trace(place=trace.place.then(Features(op.out.shape[-1])))
 
 
 @rule("addmm")
@@ -712,24 +712,23 @@ def _moved(trace: Trace, step: Step) -> Trace:
 
 def _step_of(op: Operation, k: int | None) -> Step:
     """The move an operation made, to be made again with numbers (which live on the CPU)."""
-    if op.name in ("view_as", "reshape_as", "expand_as"):
-        shape = tuple(op.out.shape)
-        replay = torch.Tensor.expand if op.name == "expand_as" else torch.Tensor.reshape
-        return Step((op.name, shape), lambda t: replay(t, shape))
-    args, kwargs = _on_cpu(op.args[1:]), {name: _on_cpu(value) for name, value in op.kwargs.items()}
-    func: Callable[..., Any] = torch.Tensor.reshape if op.name == "view" and not _is_dtype(args) else op.func
-    if op.name == "pad":
+    name, func = op.name, op.func
+    args, kwargs = op.args[1:], op.kwargs
+    if name in ("view_as", "reshape_as", "expand_as"):
+        name, args, kwargs = name[:-3], (tuple(op.out.shape),), {}
+        func = torch.Tensor.expand if name == "expand" else torch.Tensor.reshape
+    elif name == "view" and not (args and isinstance(args[0], torch.dtype)):
+        func = torch.Tensor.reshape
+    elif name == "pad":
         args, kwargs = (args[0] if args else kwargs["pad"],), {"value": NOT_AN_INPUT}
+    elif len(op.tensors) > 1:  # an index, which may change later
+        args, kwargs = _on_cpu(args), {key: _on_cpu(value) for key, value in kwargs.items()}
 
     def apply(t: Tensor) -> Tensor:
         moved = func(t, *args, **kwargs)
         return moved if k is None else moved[k]
 
-    return Step((op.name, k, _key(args), _key(tuple(kwargs.items()))), apply)
-
-
-def _is_dtype(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], torch.dtype)
+    return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -816,7 +815,7 @@ def _cat_place(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int, nd
     anchor = min((place.anchor for place in known), key=_preference)
     parents = [place.steps if place is not None and place.anchor is anchor else None for place in places]
     if axis == ndim - 1 and all(steps is not None and steps == parents[0] for steps in parents):
-        return Place(anchor, parents[0] or ()).then(features(sum(shape[axis] for shape in shapes)))
+        return Place(anchor, parents[0] or ()).then(Features(sum(shape[axis] for shape in shapes)))
     return Place(anchor, (_side_by_side(parents, shapes, axis),))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -22,18 +22,27 @@ class LayoutError(ValueError):
     """The layout cannot be expressed as (batch, head, query, key); the message says why."""
 
 
-class Step(NamedTuple):
+class Step:
     """One thing the model did to a tensor that we follow.
 
     Attributes:
-        key: equal for equal steps, so that what was measured once serves every layer.
         apply: the step itself, on any tensor of the right shape (numbers included, unless ``scales``).
         scales: the step multiplies (a gate, a norm's 1/sigma) instead of moving entries.
     """
 
-    key: Hashable
-    apply: Callable[[Tensor], Tensor]
-    scales: bool = False
+    __slots__ = ("_key", "apply", "scales")
+
+    def __init__(
+        self, key: Hashable | Callable[[], Hashable], apply: Callable[[Tensor], Tensor], scales: bool = False
+    ) -> None:
+        self._key, self.apply, self.scales = key, apply, scales
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal steps, so that what was measured once serves every layer; made when first asked for."""
+        if isinstance(self._key, FunctionType):
+            self._key = self._key()
+        return self._key
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
     if numbers.shape[-1] != width:
         raise LayoutError(f"the projection reads rows of {width}, mixed values come in rows of {numbers.shape[-1]}")
     numbers = numbers.reshape(-1, width)
+    ours = (numbers != NOT_AN_INPUT).any(-1).nonzero()[:, 0]  # other rows may belong to another call (packed images)
+    numbers = numbers[ours]
     own = numbers[0] != NOT_AN_INPUT
     if not torch.equal(numbers != NOT_AN_INPUT, own.expand_as(numbers)):
         raise LayoutError("some output rows hold mixed values in columns where others hold something else")
@@ -130,6 +141,7 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
     rows, queries = start // query, start % query
     tokens = _by_batch(rows[:, 0], queries[:, 0])
     rows, queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
+    tokens = ours[tokens]
     if not torch.equal(rows, rows[..., :1].expand_as(rows)):
         raise LayoutError("one example's queries read their values from different places")
     in_order = torch.equal((rows * query + queries).flatten(), torch.arange(math.prod(lead) * query, device="cpu"))

@@ -105,8 +105,13 @@ class OperationMode(TorchFunctionMode):
         except KeyError:
             rule = self._rules[func] = self._rule_for(operation_name(func))
         if rule is not None and threading.get_ident() == self._thread:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                rule(Operation(operation_name(func), func, args, kwargs, out))
+            operation = Operation(operation_name(func), func, args, kwargs, out)
+            with torch._C.DisableTorchFunction():
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        rule(operation)
+                else:
+                    rule(operation)
         return out
 
 

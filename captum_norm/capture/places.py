@@ -67,8 +67,8 @@ class Place:
         return isinstance(self.anchor.source, int)
 
     def then(self, step: Step) -> Place:
-        """The place after one more step; a step that leaves every position where it was is forgotten."""
-        if _treats_alike(step) and self.steps and _treats_alike(self.steps[-1]):
+        """The place after one more step; of two that only change the features, the last one counts."""
+        if isinstance(step, Features) and self.steps and isinstance(self.steps[-1], Features):
             return Place(self.anchor, (*self.steps[:-1], step))
         return Place(self.anchor, (*self.steps, step))
 
@@ -77,24 +77,24 @@ class UnplacedError(ValueError):
     """The entries of one position were torn apart, so the place is no longer known."""
 
 
-def features(count: int) -> Step:
+class Features(Step):
     """The step of an operation that reads all features of a position and writes ``count`` new ones."""
 
-    def apply(numbers: Tensor) -> Tensor:
+    __slots__ = ()
+
+    def __init__(self, count: int) -> None:
+        super().__init__(("features", count), lambda numbers: self._apply(numbers, count))
+
+    @staticmethod
+    def _apply(numbers: Tensor, count: int) -> Tensor:
         if numbers.stride(-1) and not torch.equal(numbers, numbers[..., :1].expand_as(numbers)):
             raise UnplacedError("an operation reads several positions at once")
         return numbers[..., :1].expand(*numbers.shape[:-1], count)
-
-    return Step(("features", count), apply)
 
 
 def broadcast(shape: torch.Size) -> Step:
     """The step of an elementwise operation whose result has more entries than this operand."""
     return Step(("broadcast", tuple(shape)), lambda numbers: numbers.expand(shape))
-
-
-def _treats_alike(step: Step) -> bool:
-    return isinstance(step.key, tuple) and step.key[0] == "features"
 
 
 class PositionReader:
@@ -132,7 +132,7 @@ class PositionReader:
     ) -> tuple[Positions | None, str]:
         numbers = place.anchor.numbers()
         try:
-            for step in (*place.steps, features(1)):
+            for step in (*place.steps, Features(1)):
                 numbers = step.apply(numbers)
             numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
         except (UnplacedError, RuntimeError, IndexError, ValueError) as error:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from captum_norm.capture.dataflow import CentredNorm, Dataflow, rule_for
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
-from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind, Positions
+from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind
 from captum_norm.capture.traces import Mixture, Projection, Term
 
 OnRecord = Callable[[AttentionRecord], None]
@@ -332,41 +333,56 @@ def _looks_back(weights: Tensor) -> bool:
 class _Names:
     """Dotted names of modules and parameters, from the root that the caller chose or the outermost module."""
 
+    # Names are remembered per model and checked before use, as a model may be rebuilt between recordings.
+    _modules: ClassVar[WeakKeyDictionary[Module, dict[int, str]]] = WeakKeyDictionary()
+    _parameters: ClassVar[WeakKeyDictionary[Module, dict[int, str]]] = WeakKeyDictionary()
+
     def __init__(self, model: Module | None) -> None:
         self._model = model
-        self._of: dict[int, tuple[Module, dict[int, str], dict[int, str]]] = {}
 
     def _root(self, modules: tuple[Module, ...]) -> Module | None:
         return self._model if self._model is not None else (modules[0] if modules else None)
-
-    def _names(self, root: Module) -> tuple[Module, dict[int, str], dict[int, str]]:
-        if id(root) not in self._of:
-            modules = {id(module): name for name, module in root.named_modules()}
-            parameters = {id(parameter): name for name, parameter in root.named_parameters()}
-            storages = {p.data_ptr(): name for name, p in root.named_parameters() if p.numel() and not p.is_meta}
-            self._of[id(root)] = (root, modules, {**storages, **parameters})
-        return self._of[id(root)]
 
     def module(self, modules: tuple[Module, ...]) -> str:
         """Name of the innermost module that the root knows."""
         root = self._root(modules)
         if root is None:
             return ""
-        names = self._names(root)[1]
         for module in reversed(modules):
-            if id(module) in names:
-                return names[id(module)] or type(module).__name__
-        return ".".join(type(module).__name__ for module in modules[-1:])
+            name = self._name_of(module, root)
+            if name is not None:
+                return name or type(module).__name__
+        return type(modules[-1]).__name__
+
+    def _name_of(self, module: Module, root: Module) -> str | None:
+        names = self._modules.get(root, {})
+        name = names.get(id(module))
+        if name is None or not _is_at(root, name, module):
+            names = self._modules[root] = {id(m): n for n, m in root.named_modules()}
+            name = names.get(id(module))
+        return name
 
     def parameter(self, parameter: Tensor, modules: tuple[Module, ...]) -> str:
         """Name of the parameter, also when the model used a view of it; its shape where it has no name."""
         root = self._root(modules)
         if root is not None:
-            names = self._names(root)[2]
-            for key in (id(parameter), parameter.data_ptr()):
-                if key in names:
-                    return names[key]
+            names = self._parameters.get(root)
+            if names is None or id(parameter) not in names:
+                names = self._parameters[root] = {id(p): n for n, p in root.named_parameters()}
+            name = names.get(id(parameter))
+            if name is not None and _is_at(root, name, parameter):
+                return name
+            for name, candidate in root.named_parameters():
+                if candidate is parameter or (candidate.numel() and candidate.data_ptr() == parameter.data_ptr()):
+                    return name
         return f"a tensor of shape {tuple(parameter.shape)}"
 
 
-__all__ = ["Positions", "recording"]
+def _is_at(root: Module, name: str, what: object) -> bool:
+    found: object = root
+    for part in name.split(".") if name else ():
+        found = getattr(found, part, None)
+    return found is what
+
+
+__all__ = ["recording"]
