@@ -152,7 +152,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         with torch.no_grad():
             answers = [reduction.scores(number, tensor) for number, tensor in enumerate(given)]
             scores = tuple(
-                finished(found if rows.position == "all" else spread(found, like, grid), like)
+                finished(found if rows.all else spread(found, like, grid), like)
                 for (found, _, grid), like in zip(answers, given, strict=True)
             )
         self.report = AttributionReport(tuple(reduction.certificates), tuple(left_out for _, left_out, _ in answers))

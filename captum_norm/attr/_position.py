@@ -37,6 +37,11 @@ class Rows:
         self.position = position
 
     @property
+    def all(self) -> bool:
+        """Whether every row is asked for."""
+        return isinstance(self.position, str) and self.position == "all"
+
+    @property
     def few(self) -> bool:
         """Whether a row or two are enough, so that no other row needs to be computed."""
         return not isinstance(self.position, str)
@@ -77,7 +82,7 @@ class Rows:
             return take_rows(scores, self._one(batch, queries, real, causal)[:, None])[:, 0]
         mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
         scores = scores.masked_fill(~mask, 0)
-        return scores if self.position == "all" else scores.sum(1) / mask.sum(1)
+        return scores if self.all else scores.sum(1) / mask.sum(1)
 
     def pick_from_candidates(self, scores: Tensor, queries: int, real: Tensor | None, causal: bool) -> Tensor:
         """The rows asked for, (batch, key), of scores (batch, row, key) that hold the :meth:`candidates` only.

@@ -156,7 +156,10 @@ class Reduction:
         batch, _, queries, _ = record.weights.shape
         if not (self._rows.few and self._aggregate.by_row):
             return record
-        rows = self._rows.candidates(batch, queries, self._stacks.real.get(stack))
+        try:
+            rows = self._rows.candidates(batch, queries, self._stacks.real.get(stack))
+        except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
+            return record
         self._cut.setdefault(stack, rows)
         gate = None if record.gate is None else take_rows(record.gate, rows)
         return replace(record, weights=take_rows(record.weights, rows), gate=gate, queries=None, query_mask=None)

@@ -161,7 +161,7 @@ class LayerMethod(Method, LayerAttribution):  # type: ignore[misc]  # Captum is 
         name = next((name for name, module in named if module is layer), None)
         kind = type(layer).__name__
         return (
-            f"layer {name!r} ({kind})" if name is not None else f"a {kind} that is not part of forward_func's modules"
+            f"layer {name!r} ({kind})" if name is not None else f"a {kind} that forward_func does not hold"
         )
 
 

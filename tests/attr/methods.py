@@ -1,0 +1,56 @@
+"""The table of all public methods: a new method is one row here, and every contract test then runs on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from captum_norm.attr import (
+    AttentionNorm,
+    AttentionRollout,
+    AttentionWeights,
+    LayerAttentionNorm,
+    LayerAttentionWeights,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method as it is constructed.
+
+    Attributes:
+        method: the class.
+        arguments: what its constructor gets after ``forward_func[, layer]``.
+        layer: whether it is a layer class.
+        sums_to: what a row of scores sums to; None where it is not normalised.
+        together: layer classes: the word for ``heads`` that gives one map for all heads.
+    """
+
+    method: Any
+    arguments: dict[str, Any] = field(default_factory=dict)
+    layer: bool = False
+    sums_to: float | None = None
+    together: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.method.__name__, *(f"{k}={v}" for k, v in self.arguments.items())])
+
+    def build(self, forward_func: Any, layer: Any = None) -> Any:
+        """The method on a forward function; a layer class needs the layer."""
+        return self.method(forward_func, *([layer] if self.layer else []), **self.arguments)
+
+
+METHODS = (
+    Row(AttentionWeights, sums_to=1.0),
+    Row(AttentionWeights, {"aggregate": -1}, sums_to=1.0),
+    Row(AttentionWeights, {"aggregate": "rollout"}, sums_to=1.0),
+    Row(AttentionNorm),
+    Row(AttentionNorm, {"aggregate": 0}),
+    Row(AttentionNorm, {"aggregate": "rollout"}),
+    Row(AttentionRollout, sums_to=1.0),
+    Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
+    Row(LayerAttentionNorm, layer=True, together="sum"),
+)
+INPUT_METHODS = tuple(row for row in METHODS if not row.layer)
+LAYER_METHODS = tuple(row for row in METHODS if row.layer)

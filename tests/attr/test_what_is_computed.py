@@ -1,0 +1,249 @@
+"""What each class returns is its definition, written out slowly from the model's own attentions and value layers."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_norm.attr import (
+    AttentionNorm,
+    AttentionRollout,
+    AttentionWeights,
+    LayerAttentionNorm,
+    LayerAttentionWeights,
+)
+from captum_norm.forward import HFForward
+
+from .methods import INPUT_METHODS
+from .models import FAMILIES, SlowCall, ids, slow_calls, tiny
+
+IMAGE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+TEXT_ONLY = ("Bert", "GPT2", "Llama")
+ENCODER_DECODERS = ("Bart", "T5")
+close = torch.testing.assert_close
+
+
+def inputs_of(family: str) -> dict[str, Tensor]:
+    if family == "ViT":
+        return {"pixel_values": IMAGE}
+    decoder = {"decoder_input_ids": ids(2, 4, seed=1)} if family in ENCODER_DECODERS else {}
+    return {"input_ids": ids(2, 6), **decoder}
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules in the order they run."""
+    named = ("attention", "attn", "self_attn", "encoder_attn", "SelfAttention", "EncDecAttention")
+    found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in named}
+    return [m for n, m in found.items() if not any(other.startswith(f"{n}.") for other in found)]
+
+
+def forward_of(family: str, model: Any) -> Any:
+    """The model as a function of ``inputs_of(family)`` in their order."""
+    names = tuple(inputs_of(family))
+    return lambda *tensors: model(**dict(zip(names, tensors, strict=True)))
+
+
+def with_residual(maps: list[Tensor]) -> Tensor:
+    return reduce(lambda product, a: (a + torch.eye(a.shape[-1])) / 2 @ product, maps, torch.eye(maps[0].shape[-1]))
+
+
+def mean(maps: list[Tensor]) -> Tensor:
+    return torch.stack(maps).mean(0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_maps_are_the_definition(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    layers = attention_modules(model)
+    assert len(layers) == len(slow)
+    given, forward = tuple(inputs.values()), forward_of(family, model)
+    for heads, expected in (("each", SlowCall.head_norms), ("sum", SlowCall.summed_norms)):
+        maps = LayerAttentionNorm(forward, layers).attribute(given, heads=heads)
+        close(maps, [expected(call) for call in slow], rtol=1e-4, atol=1e-5)
+    for heads, expected in (("each", lambda call: call.weights), ("mean", SlowCall.mean_weights)):
+        maps = LayerAttentionWeights(forward, layers).attribute(given, heads=heads)
+        close(maps, [expected(call) for call in slow], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TEXT_ONLY)
+@pytest.mark.parametrize("position", [0, 3, -1])
+def test_a_row_of_the_mean_over_layers(family, position):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    found = AttentionNorm(model).attribute(inputs["input_ids"], position=position)
+    close(found, mean([c.summed_norms() for c in slow])[:, position], rtol=1e-4, atol=1e-5)
+    found = AttentionWeights(model).attribute(inputs["input_ids"], position=position)
+    close(found, mean([c.mean_weights() for c in slow])[:, position])
+
+
+@pytest.mark.parametrize("family", TEXT_ONLY)
+def test_one_layer_and_all_positions(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    for aggregate in (0, 1, -1):
+        found = AttentionNorm(model, aggregate=aggregate).attribute(inputs["input_ids"], position="all")
+        close(found, slow[aggregate].summed_norms(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TEXT_ONLY)
+def test_rollout_is_the_product_of_half_attention_half_identity(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    expected = with_residual([c.mean_weights() for c in slow])
+    close(AttentionRollout(model).attribute(inputs["input_ids"], position="all"), expected)
+    close(AttentionRollout(model).attribute(inputs["input_ids"], position=2), expected[:, 2])
+    same = AttentionWeights(model, aggregate="rollout", residual=True)
+    close(same.attribute(inputs["input_ids"], position=2), expected[:, 2])
+
+
+def test_the_plain_product_of_norms():
+    model, tokens = tiny("Bert"), ids(2, 6)
+    first, second = (c.summed_norms() for c in slow_calls(tiny("Bert"), input_ids=tokens))
+    found = AttentionNorm(model, aggregate="rollout").attribute(tokens, position="all")
+    close(found, second @ first, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_over_real_rows():
+    model, tokens = tiny("Bert"), ids(2, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    slow = mean([c.summed_norms() for c in slow_calls(tiny("Bert"), input_ids=tokens, attention_mask=mask)])
+    found = AttentionNorm(model).attribute(tokens, additional_forward_args=mask, position="mean")
+    close(found[0], slow[0].mean(0), rtol=1e-4, atol=1e-5)
+    close(found[1], slow[1, :4].mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("Bert", 0), ("GPT2", -1), ("Llama", -1)])
+def test_by_default_the_first_token_is_explained_or_the_last_of_a_causal_model(family, expected):
+    model, tokens = tiny(family), ids(2, 6)
+    for row in INPUT_METHODS:
+        method = row.build(model)
+        close(method.attribute(tokens), method.attribute(tokens, position=expected))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", TEXT_ONLY)
+def test_padding_on_either_side_is_never_the_row_that_is_explained(family, side):
+    model, tokens = HFForward(tiny(family)), ids(2, 6)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[1, slice(0, 2) if side == "left" else slice(4, 6)] = 0
+    real = mask[1].nonzero().flatten()
+    expected = [0 if family == "Bert" else 5, int(real[0] if family == "Bert" else real[-1])]
+    method = AttentionNorm(model)
+    found = method.attribute(tokens, additional_forward_args=mask)
+    close(found, method.attribute(tokens, additional_forward_args=mask, position=expected))
+    assert (found[1, mask[1] == 0] == 0).all()
+    assert (found[1, real[0 if family == "Bert" else -1]] > 0).all()
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_source_scores_are_cross_attention_and_prefix_scores_self_attention(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    cross = mean([c.summed_norms() for c in slow if c.kind == "cross"])
+    prefix = mean([c.summed_norms() for c in slow if c.kind == "decoder"])
+    method, given = AttentionNorm(forward_of(family, model)), tuple(inputs.values())
+    source, own = method.attribute(given, position=2)
+    close(source, cross[:, 2], rtol=1e-4, atol=1e-5)
+    close(own, prefix[:, 2], rtol=1e-4, atol=1e-5)
+    source, own = method.attribute(given)
+    close(source, cross[:, -1], rtol=1e-4, atol=1e-5)
+    close(own, prefix[:, -1], rtol=1e-4, atol=1e-5)
+    # the source alone, the decoder's ids as an extra
+    alone = AttentionNorm(HFForward(model, names=("decoder_input_ids",)))
+    close(alone.attribute(given[0], additional_forward_args=given[1]), source)
+    close(AttentionNorm(HFForward(model)).attribute(given), (source, own))
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_rollout_composes_cross_attention_with_the_encoder(family):
+    """Each decoder layer: own attention, then cross-attention into what the encoder's outputs are made of."""
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    encoder = with_residual([c.mean_weights() for c in slow if c.kind == "self"])
+    source, prefix = torch.zeros(2, 4, 6), torch.eye(4).expand(2, 4, 4)
+    for own, cross in zip(
+        *[[c.mean_weights() for c in slow if c.kind == k] for k in ("decoder", "cross")], strict=True
+    ):
+        own = (own + torch.eye(4)) / 2
+        source, prefix = own @ source, own @ prefix
+        source, prefix = (source + cross @ encoder) / 2, prefix / 2
+    found = AttentionRollout(forward_of(family, model)).attribute(tuple(inputs.values()), position="all")
+    close(found, (source, prefix))
+    close(found[0].sum(-1) + found[1].sum(-1), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_kind_self_explains_the_encoder(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = [c for c in slow_calls(tiny(family), **inputs) if c.kind == "self"]
+    forward = HFForward(model, names=("decoder_input_ids",))
+    arguments = {"inputs": inputs["input_ids"], "additional_forward_args": inputs["decoder_input_ids"], "kind": "self"}
+    close(
+        AttentionNorm(forward).attribute(**arguments, position=4),
+        mean([c.summed_norms() for c in slow])[:, 4],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    rollout = with_residual([c.mean_weights() for c in slow])
+    close(AttentionRollout(forward).attribute(**arguments), rollout[:, 0])
+
+
+def test_decoder_ids_that_the_model_makes_itself_are_not_the_source():
+    """BART shifts the source by one for its decoder: the same tokens, but another sequence."""
+    model, tokens = tiny("Bart"), ids(2, 6)
+    shifted = torch.cat([torch.full((2, 1), model.config.decoder_start_token_id), tokens[:, :-1]], dim=1)
+    named = HFForward(model, names=("decoder_input_ids",))
+    for row in INPUT_METHODS:
+        if row.arguments.get("aggregate") != "rollout":
+            expected = row.build(named).attribute(tokens, additional_forward_args=shifted)
+            close(row.build(model).attribute(tokens), expected)
+
+
+def test_pixels_share_their_patchs_score():
+    model = tiny("ViT")
+    slow = mean([c.summed_norms() for c in slow_calls(tiny("ViT"), pixel_values=IMAGE)])
+    method = AttentionNorm(model)
+    found = method.attribute(IMAGE)
+    assert found.shape == IMAGE.shape
+    patches = found.unfold(2, 4, 4).unfold(3, 4, 4).sum(dim=(1, 4, 5)).flatten(1)
+    close(patches, slow[:, 0, 1:], rtol=1e-4, atol=1e-5)
+    assert found[0, :, :4, :4].unique().numel() == 1
+    close(method.report.left_out[0], slow[:, 0, 0] / slow[:, 0].sum(-1))
+    close(method.attribute(IMAGE, position="all"), slow[:, :, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_of_an_image_passes_through_the_class_token():
+    slow = with_residual([c.mean_weights() for c in slow_calls(tiny("ViT"), pixel_values=IMAGE)])
+    method = AttentionRollout(tiny("ViT"))
+    close(method.attribute(IMAGE).sum(dim=(1, 2, 3)), 1 - slow[:, 0, 0])
+    close(method.report.left_out[0], slow[:, 0, 0])
+
+
+def test_sequence_classes_of_torch_have_scores_too():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 5, 8)
+    found = AttentionWeights(model).attribute(x)
+    assert found.shape == x.shape
+    close(found.sum(dim=(1, 2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("row", INPUT_METHODS, ids=lambda row: row.name)
+@pytest.mark.parametrize("family", [*TEXT_ONLY, "Bart"])
+def test_scores_are_non_negative_and_sum_to_what_the_table_says(row, family):
+    if family == "Bart" and row.arguments.get("aggregate") == "rollout":
+        with pytest.raises(ValueError, match="residual=True"):
+            row.build(tiny(family)).attribute(ids(2, 6))
+        return
+    method = row.build(tiny(family))
+    scores = method.attribute(ids(2, 6))
+    assert (scores >= 0).all()
+    assert scores.sum() > 0
+    if row.sums_to is not None and not (family == "Bart" and row.method is AttentionRollout):
+        close(scores.sum(-1), torch.full((2,), row.sums_to))
