@@ -26,12 +26,14 @@ class Method:
         explains: ``"position"``, what one position's representation is made of (attention methods, which do not look at
             the class), or ``"target"``, what one output rests on.
         arguments: what ``attribute`` gets besides the model's inputs.
+        signed: whether its scores tell for from against.
         seeded: whether it draws random numbers; they are drawn from a fixed seed.
     """
 
     source: str
     explains: Literal["position", "target"]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    signed: bool = False
     seeded: bool = False
 
 
@@ -40,11 +42,11 @@ METHODS: dict[str, Method] = {
     "AttentionNorm": Method("captum_norm.attr", "position"),
     "AttentionWeights": Method("captum_norm.attr", "position"),
     "AttentionRollout": Method("captum_norm.attr", "position"),
-    "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}),
-    "InputXGradient": Method("captum.attr", "target"),
+    "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
+    "InputXGradient": Method("captum.attr", "target", signed=True),
     "Saliency": Method("captum.attr", "target"),
-    "FeatureAblation": Method("captum.attr", "target"),
-    "ShapleyValueSampling": Method("captum.attr", "target", {"n_samples": 25}, seeded=True),
+    "FeatureAblation": Method("captum.attr", "target", signed=True),
+    "ShapleyValueSampling": Method("captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True),
 }
 
 DEFAULT = (
@@ -105,7 +107,7 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
     [name] = known_methods([name])
     method = METHODS[name]
     if method.explains == "target" and target is None:
-        raise ValueError(f"{name} explains an output, so it needs a target, and this model has no head to give one.")
+        raise ValueError(f"{name} explains one output of the model, so it needs a target: a class or a token id.")
     forward = HFForward(model, mode="ids" if method.explains == "position" else "gate")
     attribution = getattr(import_module(method.source), name)(forward)
     arguments = {**forward.inputs(encoding), **method.arguments, "target": target}

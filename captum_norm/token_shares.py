@@ -253,6 +253,10 @@ def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
         ...     read_paragraphs(file.name)
         ['A well-known line .']
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(path)}: {'a folder' if Path(path).is_dir() else 'no such file'}. Name a text file."
+        )
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from captum_norm.cli import certify, compare, tokens
 
@@ -40,22 +42,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Help in paragraphs, wrapped to the screen; indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.rstrip().split("\n\n")
+        return "\n\n".join(block if block.startswith("  ") else textwrap.fill(block, width) for block in blocks)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="captum-norm",
         description="How much does each token contribute? Attention by the norm of what it really adds "
         "(Kobayashi et al. 2020), beside other methods, on any transformer.",
-        epilog="example: captum-norm compare 'A delightful, warm film that never feels forced.'",
+        epilog=f"example:\n\n  {compare.EXAMPLE}",
+        formatter_class=_Paragraphs,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=command.SUMMARY,
             description=command.DESCRIPTION,
-            epilog=f"example:\n  {command.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n\n  {command.EXAMPLE}",
+            formatter_class=_Paragraphs,
         )
         command.add_arguments(sub)
     return parser

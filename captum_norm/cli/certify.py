@@ -24,6 +24,9 @@ part of the attention's output. The inputs are made from the model's config (ran
 exit code: 0 if every call is read exactly, 1 if one is refused, 2 for a mistake in what was asked."""
 
 
+_HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--text", metavar="TEXT", help="a text to run the model on (default: made from the config)")
@@ -60,7 +63,7 @@ def _as_text(title: str, calls: Sequence[CheckedCall]) -> str:
     head = f"{title}: {len(calls)} attention calls, " + (f"{len(refused)} refused" if refused else "all read exactly")
     rows = [_row(i, call) for i, call in enumerate(calls)]
     rows = _narrowed(rows) if sys.stdout.isatty() else rows
-    parts = [draw.wrap(head), draw.table(["", "module", "kind", "call", "heads", "W_O", "error"], rows, left=(1, 2, 5))]
+    parts = [draw.wrap(head), draw.table(_HEADERS, rows, left=(1, 2, 5))]
     errors = [call.certificate for call in calls if call.certificate is not None]
     if errors:
         worst = max(errors, key=float)
@@ -78,12 +81,30 @@ def _row(i: int, found: CheckedCall) -> list[str]:
 
 
 def _narrowed(rows: list[list[str]]) -> list[list[str]]:
-    """Names cut from the left where the screen is narrower than they are."""
-    fixed = 2 * 6 + sum(max(len(row[c]) for row in rows) for c in (0, 6)) + len("causal") + len("call") + len("heads")
-    room = max(20, (draw.screen_width() - fixed) // 2)
-    return [
-        [draw.cut(cell, room, keep_end=True) if c in (1, 5) else cell for c, cell in enumerate(row)] for row in rows
-    ]
+    """Where the screen is narrower than the names: what W_O's shares with its module goes first, then beginnings."""
+
+    def over() -> int:
+        widths = [max(map(len, (row[c] for row in [_HEADERS, *rows]))) for c in range(len(_HEADERS))]
+        return sum(widths) + 2 * (len(widths) - 1) - draw.screen_width()
+
+    if over() > 0:
+        rows = [[*row[:5], _beyond(row[1], row[5]), row[6]] for row in rows]
+    for column in (1, 5):
+        excess = over()
+        if excess > 0:
+            room = max(16, max(len(row[column]) for row in rows) - excess)
+            rows = [[draw.cut(c, room, keep_end=True) if i == column else c for i, c in enumerate(row)] for row in rows]
+    return rows
+
+
+def _beyond(module: str, parameter: str) -> str:
+    """``…output.dense.weight`` for the parameter ``layer.0.output.dense.weight`` beside the module ``layer.0.self``."""
+    shared = 0
+    for ours, theirs in zip(module.split("."), parameter.split("."), strict=False):
+        if ours != theirs:
+            break
+        shared += len(theirs) + 1
+    return f"…{parameter[shared:]}" if shared else parameter
 
 
 def _as_dict(found: CheckedCall) -> dict[str, Any]:

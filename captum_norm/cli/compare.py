@@ -33,7 +33,7 @@ Scores every word of a text by several methods, and says how far they agree.
 
 Attention methods say what the representation the model reads its answer from is made of; they do not look at the
 class. The others explain one output: the predicted class of a classifier, the predicted next token of a language
-model, or --target. A model without a head has no output to explain, so only attention methods run on it.
+model, or --target. On a model that predicts neither (a plain encoder), attention methods run alone.
 
 methods: {", ".join(METHODS)}"""
 
@@ -146,14 +146,20 @@ class Comparison:
         """The words shaded by each method."""
         from captum_norm.visualization import method_strips
 
-        return method_strips({name: self.scores(name) for name in self.results}, list(self.words.strings))
+        said = self.prediction
+        return method_strips(
+            {name: self.scores(name) for name in self.results},
+            list(self.words.strings),
+            signed=[name for name in self.results if METHODS[name].signed],
+            title=None if said is None else f"explained: {said.target} ({said.target_probability:.1%})",
+        )
 
     def _head(self) -> str:
         lines = [draw.wrap(draw.shown(self.text.strip()))]
         model = f"{self.loaded.name} ({type(self.loaded.model).__name__})"
         said = self.prediction
         if said is None:
-            lines.append(draw.wrap(f"{model}: no head, so no output to explain; attention methods only"))
+            lines.append(draw.wrap(f"{model} predicts neither classes nor a next token: attention methods only"))
         else:
             found = f"{model} predicts {draw.emphasised(said.label)} ({said.probability:.1%})"
             other = f"; explained: {said.target} ({said.target_probability:.1%})"
@@ -169,7 +175,7 @@ class Comparison:
         tables = ["score of each word, in % of the method's total |score|"]
         for names in _fitting(list(self.results), room):
             top = {name: sorted(map(abs, parts[name]), reverse=True)[:3][-1] for name in names}
-            rows = [[w, *(_part(parts[n][i], top[n], METHODS[n].explains) for n in names)] for i, w in enumerate(words)]
+            rows = [[w, *(_part(parts[n][i], top[n], METHODS[n].signed) for n in names)] for i, w in enumerate(words)]
             seconds = ["seconds", *(f"{self.results[name].seconds:.2f}" for name in names)]
             tables.append(draw.table(["", *map(_two_lines, names)], [*rows, [], seconds]))
         return ["\n".join(tables[:2]), *tables[2:]]
@@ -209,7 +215,7 @@ def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loa
         raise ValueError(f"{refused[0].refusal}. captum-norm certify lists every attention call of the model.")
     prediction = None if loaded.task == "none" else _predict(loaded, encoding, asked.target)
     if prediction is None and asked.target is not None:
-        raise ValueError(f"--target {asked.target}: {loaded.name} has no head, so it has no output to explain.")
+        raise ValueError(f"--target {asked.target}: {loaded.name} predicts neither classes nor a next token.")
     chosen, left_out = _applicable(names, prediction)
     target = None if prediction is None else prediction.target_index
     results = {name: run_method(name, loaded.model, encoding, target) for name in chosen}
@@ -224,7 +230,7 @@ def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> t
     wanting = [name for name in names or DEFAULT if METHODS[name].explains == "target"]
     if names and wanting:
         raise ValueError(
-            f"{wanting[0]} explains an output, and this model has no head to give one. Attention methods run on it: "
+            f"{wanting[0]} explains a class or a next token, and this model predicts neither. What runs on it: "
             f"{', '.join(name for name in METHODS if METHODS[name].explains == 'position')}."
         )
     return tuple(name for name in DEFAULT if name not in wanting), tuple(wanting)
@@ -309,9 +315,9 @@ def _two_lines(name: str) -> str:
     return f"{name[:best]}\n{name[best:]}"
 
 
-def _part(part: float, top: float, explains: str) -> str:
+def _part(part: float, top: float, signed: bool) -> str:
     """A share in per cent, with its sign where the method has signs; the three largest stand out."""
-    cell = f"{part:+.1f}" if explains == "target" else f"{part:.1f}"
+    cell = f"{part:+.1f}" if signed else f"{part:.1f}"
     return draw.emphasised(cell) if abs(part) >= top > 0 else cell
 
 

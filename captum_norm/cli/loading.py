@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ class Loaded:
         model: in evaluation mode, on its device.
         tokenizer: or None, where none was asked for.
         name: what to call it in print.
-        task: what its output says: ``"classes"``, ``"next token"`` or ``"none"`` (no head).
+        task: what its output says: ``"classes"``, ``"next token"`` or ``"none"`` (neither).
     """
 
     model: Any
@@ -82,18 +84,21 @@ class Loaded:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the warnings and progress bars of the libraries below; as before afterwards."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.ERROR)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    speech = transformers.utils.logging
+    hub = logging.getLogger("huggingface_hub")
+    levels, bars = (speech.get_verbosity(), hub.level), speech.is_progress_bar_enabled()
+    speech.set_verbosity_error()  # type: ignore[no-untyped-call]
+    speech.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hub.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
+        speech.set_verbosity(levels[0])
+        hub.setLevel(levels[1])
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            speech.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load(asked: Any, *, head: bool = True, tokenizer: bool = True) -> Loaded:
@@ -147,7 +152,7 @@ def _from_files(name: str, head: bool, tokenizer: bool) -> Loaded:
         config = AutoConfig.from_pretrained(name)
         written = (getattr(config, "architectures", None) or [""])[0]
         task = _head(written)
-        kind = getattr(transformers, written, None) if head and task != "none" else None
+        kind = getattr(transformers, written, None) if head else None
         model, report = (kind or AutoModel).from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     _check_complete(name, model, report)
     if tokenizer:
@@ -197,7 +202,7 @@ def _explained(what: str) -> Iterator[None]:
         AttributeError,
         SafetensorError,
     ) as error:
-        first = " ".join(str(error).split(". ")[0].split())
+        first = " ".join(re.split(r"\.\s", str(error))[0].split())
         raise ValueError(
             f"{what} cannot be loaded: {first.rstrip('.')}. Give the folder that save_pretrained() wrote, or a hub id "
             "that can be reached."

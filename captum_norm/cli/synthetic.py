@@ -30,7 +30,7 @@ def synthetic_inputs(model: Any) -> dict[str, Tensor]:
     made = _MAKERS[name](model.config, random, model)
     if getattr(model.config, "is_encoder_decoder", False):
         start = getattr(model.config, "decoder_start_token_id", None) or 0
-        made["decoder_input_ids"] = torch.full((2, 1), start)
+        made["decoder_input_ids"] = torch.full((2, LENGTH // 2), start)
     floats = model.dtype
     return {k: t.to(device=model.device, dtype=floats if t.is_floating_point() else t.dtype) for k, t in made.items()}
 
