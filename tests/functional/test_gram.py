@@ -75,6 +75,16 @@ def test_a_projection_changed_in_any_way_is_read_anew(linear, attention, change,
         torch.testing.assert_close(lengths, slow_transformed_norms(attention["values"], W_O).float())
 
 
+def test_a_small_change_is_seen_inside_autocast_as_well(linear, attention):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(3):
+            summed_norms(**attention, W_O=projection_of(linear))
+        linear.weight.data.mul_(1.0001)
+        W_O = projection_of(linear)
+        found = summed_norms(**attention, W_O=W_O)
+    torch.testing.assert_close(found, slow_summed_norms(**attention, W_O=W_O).float())
+
+
 def test_two_projections_in_one_memory_are_kept_apart(attention):
     both = torch.randn(2, 20, 12)
     for _ in range(3):
