@@ -8,7 +8,7 @@ much of the model they exercise, and the first one that runs is taken.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Shapes:
         channels = sizes(vision, "num_channels", "in_channels", "in_chans", "num_input_channels", default=3)
         self.channels = channels if isinstance(channels, int) else 3
         self.patch = _one(sizes(vision, "patch_size", default=PATCH))
-        self.temporal = _one(sizes(vision, "temporal_patch_size", default=1))
+        self.temporal = _one(sizes(vision, "temporal_patch_size", "patch_temporal", default=1))
         self.merge = _one(sizes(vision, "spatial_merge_size", "merge_size", "merge_kernel_size", default=sizes(config, "spatial_merge_size", default=1)))
         self.frames = int(sizes(vision, "num_frames", default=FRAMES))
         self.mels = int(sizes(config, "num_mel_bins", "n_mels", "input_feat_per_channel", "feature_size", "input_feat_size", "feature_projection_input_dim", "input_dim", "input_channels", "num_mel_filters", default=16))
@@ -140,7 +140,7 @@ def _text(shapes: Shapes, names: dict[str, bool], length: int = LENGTH) -> Input
         "token_type_ids": lambda: None,
     }
     required = {
-        "task_inputs": lambda: text(shapes),
+        "task_inputs": lambda: text(shapes, int(sizes(shapes.config, "task_seq_len", default=LENGTH))),
         "qformer_input_ids": lambda: text(shapes),
         "query_embeds": lambda: torch.randn(BATCH, 6, shapes.wide),
     }
@@ -198,6 +198,7 @@ def images(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
             "aspect_ratio_mask": torch.ones(BATCH, 1, tiles, dtype=torch.long),
         }
     yield {name: shapes.picture(BATCH, 1)} | extras
+    yield {name: shapes.picture(BATCH, 2)} | extras
     yield {name: shapes.picture(BATCH, 3)} | extras
     yield {name: shapes.picture(BATCH, 5)} | extras
     yield {name: shapes.picture(BATCH, shapes.frames)}
@@ -230,16 +231,16 @@ def sounds(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
     decoder = {"decoder_input_ids": text(shapes, 5)} if "decoder_input_ids" in names else {}
     positions = 2 * int(sizes(shapes.config, "max_source_positions", default=50))
     masks = [n for n in ("input_features_mask", "feature_attention_mask", "audio_mel_mask", "attention_mask", "padding_mask") if n in names]
-    masks = masks[:1]
+    masks = [n for n in masks if n != "attention_mask" or "input_ids" not in names][:1]
     lengths = (positions, 64, 100, 3000)
     if name != "input_values":
-        for length in lengths:
-            mel = torch.randn(BATCH, length, shapes.mels)
+        for length, bands in [(n, shapes.mels) for n in lengths] + [(64, n) for n in (7 * shapes.mels, 80, 128, 160)]:
+            mel = torch.randn(BATCH, length, bands)
             for given in (mel, mel.mT.contiguous()):
                 for n in masks:
                     yield {name: given, n: torch.ones(BATCH, length, dtype=torch.bool if "mel" in n else torch.long)} | decoder
                 yield {name: given} | decoder
-    for length in (2000, 8000, 16000):
+    for length in (3840, 8000, 16000):
         yield {name: torch.randn(BATCH, length)} | decoder
         yield {name: torch.randn(BATCH, 1, length)} | decoder
         for n in masks:
@@ -259,7 +260,8 @@ def _placed(model: PreTrainedModel, shapes: Shapes, names: dict[str, bool], kind
     taken = inspect.signature(getter).parameters
     try:
         with torch.no_grad():
-            features = getter(**{n: v for n, v in extra.items() if n in taken})
+            required = {n: v for n, v in _text(shapes, names).items() if n in taken and "qformer" in n}
+            features = getter(**required | {n: v for n, v in extra.items() if n in taken})
     except Exception:
         return
     rows = _rows(features)
@@ -288,4 +290,70 @@ def _rows(features: Any) -> int:
     return 0
 
 
-SPECIAL: dict[str, Any] = {}
+def _series(shapes: Shapes) -> Inputs:
+    config = shapes.config
+    past = int(sizes(config, "context_length", default=32)) + max(sizes(config, "lags_sequence", default=[0]))
+    ahead = int(sizes(config, "prediction_length", default=4))
+    return {
+        "past_values": torch.randn(BATCH, past),
+        "past_time_features": torch.randn(BATCH, past, 1),
+        "past_observed_mask": torch.ones(BATCH, past),
+        "future_values": torch.randn(BATCH, ahead),
+        "future_time_features": torch.randn(BATCH, ahead, 1),
+    }
+
+
+def _plain_series(shapes: Shapes) -> Inputs:
+    channels = int(sizes(shapes.config, "num_input_channels", default=1))
+    return {"past_values": torch.randn(BATCH, int(sizes(shapes.config, "context_length")), channels)}
+
+
+def _decisions(shapes: Shapes) -> Inputs:
+    config, steps = shapes.config, 5
+    return {
+        "states": torch.randn(BATCH, steps, config.state_dim),
+        "actions": torch.randn(BATCH, steps, config.act_dim),
+        "rewards": torch.randn(BATCH, steps, 1),
+        "returns_to_go": torch.randn(BATCH, steps, 1),
+        "timesteps": torch.arange(steps).repeat(BATCH, 1),
+        "attention_mask": mask(steps),
+    }
+
+
+# Inputs that the names of forward's arguments do not tell.
+SPECIAL: dict[str, Callable[[Shapes], Inputs]] = {
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), _series),
+    **dict.fromkeys(("patchtst", "patchtsmixer"), _plain_series),
+    "decision_transformer": _decisions,
+    "dia": lambda s: _text(s, {"input_ids": True, "attention_mask": True})
+    | {"decoder_input_ids": torch.randint(5, 60, (BATCH, 5, int(sizes(s.config, "num_channels", default=9))))},
+    "blip_2_qformer": lambda s: {
+        "query_embeds": torch.randn(BATCH, 6, s.wide),
+        "encoder_hidden_states": torch.randn(BATCH, 5, int(sizes(s.config, "encoder_hidden_size"))),
+    },
+    "clap": lambda s: {"input_ids": text(s), "attention_mask": mask(), "input_features": torch.randn(BATCH, 1, 256, 16)},
+    "clap_audio_model": lambda s: {"input_features": torch.randn(BATCH, 1, 256, 16)},
+    "depth_pro": lambda s: {"pixel_values": torch.randn(BATCH, 3, 128, 128)},
+    "idefics": lambda s: {
+        "input_ids": text(s), "attention_mask": mask(), "pixel_values": s.picture(BATCH, 1),
+        "image_attention_mask": torch.ones(BATCH, LENGTH, 1, dtype=torch.long),
+    },
+    "kosmos-2": lambda s: {
+        "input_ids": text(s, 12), "attention_mask": mask(12), "pixel_values": s.picture(BATCH),
+        "image_embeds_position_mask": torch.tensor([[0] * 3 + [1] * 6 + [0] * 3] * BATCH),
+    },
+    "lxmert": lambda s: {
+        "input_ids": text(s), "attention_mask": mask(), "visual_feats": torch.randn(BATCH, 5, 16),
+        "visual_pos": torch.rand(BATCH, 5, 4),
+    },
+    "perceiver": lambda s: {"inputs": torch.randn(BATCH, LENGTH, s.wide), "attention_mask": mask()},
+    "seggpt": lambda s: {n: torch.randn(BATCH, 3, 32, 32) for n in ("pixel_values", "prompt_pixel_values", "prompt_masks")},
+    "speecht5": lambda s: {
+        "input_values": torch.randn(BATCH, LENGTH, s.wide), "attention_mask": mask(),
+        "decoder_input_values": torch.randn(BATCH, 5, s.wide),
+    },
+    "timesfm": lambda s: {
+        "past_values": torch.randn(BATCH, 64), "past_values_padding": torch.zeros(BATCH, 64), "freq": torch.zeros(BATCH, 1, dtype=torch.long),
+    },
+    "timesfm2_5": lambda s: {"past_values": torch.randn(BATCH, 64)},
+}

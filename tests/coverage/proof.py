@@ -65,16 +65,16 @@ class _Print:
         x = tensor.detach().double()
         return cls(x.numel(), float(x.sum()), float(x.square().sum()), float(x.abs().max()) if x.numel() else 0.0)
 
-    def repeats(self, other: _Print) -> bool:
-        """This holds what ``other`` holds, each vector as often as the others (shared heads)."""
-        times = self.count / max(other.count, 1)
-        near = 1e-9 * (1 + other.square) ** 0.5 * max(other.count, 1) ** 0.5
+    def shares(self, other: _Print) -> bool:
+        """Both hold the same vectors, one of them each vector several times over (shared heads)."""
+        few, many = sorted((self, other), key=lambda p: p.count)
+        times = many.count / max(few.count, 1)
+        size = (1 + few.square) ** 0.5 * (1 + few.count) ** 0.5
         return (
-            times >= 1
-            and times == int(times)
-            and self.peak == other.peak
-            and abs(self.square / times - other.square) <= 1e-9 * (1 + other.square)
-            and abs(self.total / times - other.total) <= near
+            times == int(times)
+            and few.peak == many.peak
+            and abs(many.square / times - few.square) <= 1e-9 * (1 + few.square)
+            and abs(many.total / times - few.total) <= 1e-9 * size
         )
 
 
@@ -273,7 +273,7 @@ class Prover:
         if not uses:
             return f"no product with {record.call.projection or 'a named W_O'}"
         values, keys = _Print.of(record.values), record.weights.shape[-1]
-        found = [p for p in survey.products if p[3] == keys and p[4].repeats(values)]
+        found = [p for p in survey.products if p[3] == keys and p[4].shares(values)]
         pairs = [(p, use) for p in found for use in uses[:] if use[0] > p[0]]
         if not pairs:
             return "no product holds exactly the recorded values"

@@ -137,6 +137,7 @@ STATUS = {
     "refused": "at least one call refused by name",
     "none": "no softmax attention in it",
     "unbuilt": "could not be built or run here",
+    "overlooked": "**attention that recording did not notice**",
     "wrong": "**wrong**: a bug",
 }
 
@@ -155,9 +156,10 @@ def page(results: Sequence[Result]) -> str:
         f"Every model type in transformers' `MODEL_MAPPING` ({len(results)}), as a tiny random model, run while recording."
         f" transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}, CPU,"
         " float32. Made by\n\n```\npython -m tests.coverage.run --output docs/coverage.md\n```",
-        _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if s != "wrong" or counts[s]]),
+        _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if s not in ("wrong", "overlooked") or counts[s]]),
         _evidence(exact, ran),
         *_grouped("Refused", [r for r in results if r.status == "refused"]),
+        *_grouped("Overlooked", [r for r in results if r.status == "overlooked"]),
         *_grouped("Wrong", [r for r in results if r.status == "wrong"]),
         *_grouped("Could not be built or run", [r for r in results if r.status == "unbuilt"]),
         "## Every type",

@@ -29,7 +29,7 @@ SIZES: dict[str, int] = {
         " projection_dim word_embed_proj_dim out_hidden_size output_hidden_size text_hidden_size vision_hidden_size"
         " conv_dim fpn_hidden_size image_text_hidden_size hidden_size_global encoder_hidden_dim encoder_proj_dim"
         " decoder_hidden_dim query_dim attention_hidden_size projector_hidden_size output_dim vision_output_dim"
-        " mask_feature_size hidden_dim fusion_hidden_size neck_hidden_sizes embed_dims encoder_hidden_sizes audio_hidden_size"
+        " mask_feature_size condition_dim output_channels embed_dim_per_stage backbone_channel_list hidden_dim fusion_hidden_size neck_hidden_sizes embed_dims encoder_hidden_sizes audio_hidden_size"
         " encoder_in_channels decoder_in_channels mm_hidden_size qformer_hidden_size d_latents d_embed ".split(),
         WIDTH,
     ),
@@ -80,7 +80,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys("kv_lora_rank q_lora_rank o_lora_rank".split(), 16),
     **dict.fromkeys("vocab_size vocab_size_per_layer_input input_vocab_size output_vocab_size t2u_vocab_size".split(), VOCABULARY),
     **dict.fromkeys("max_position_embeddings n_positions max_seq_len max_sequence_length n_ctx".split(), 128),
-    **dict.fromkeys("image_size crop_size img_size pretrain_image_size".split(), IMAGE),
+    **dict.fromkeys("image_size crop_size img_size pretrain_image_size max_img_size".split(), IMAGE),
     **dict.fromkeys("max_source_positions max_target_positions".split(), 50),
     **dict.fromkeys("num_mel_bins n_mels input_feat_per_channel".split(), 16),
     **dict.fromkeys("num_query_tokens num_queries num_image_tokens".split(), 6),
@@ -101,6 +101,10 @@ SIZES: dict[str, int] = {
     "attention_window": 4,
     "sliding_window": 4,
     "num_codebooks": 2,
+    "num_filters": 4,
+    "num_pos_feats": 16,
+    "latent_query_num": 6,
+    "base_channels": 8,
 }
 PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types", "layers_block_type")
 
@@ -265,7 +269,7 @@ def vary(model: nn.Module, gain: float = 1.25) -> None:
                 parameter.normal_(std=1 / math.sqrt(max(parameter.shape[-1], 4)))
 
 
-_SWIN = {"image_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [2] * 4}
+_SWIN = {"image_size": 64, "patch_size": 4, "window_size": 2, "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [2] * 4}
 _SERIES = {"prediction_length": 4, "context_length": 8, "num_time_features": 1, "lags_sequence": [1, 2, 3]}
 _HGNET = {
     "stem_channels": [3, 16, 16],
@@ -274,8 +278,11 @@ _HGNET = {
     "stage_out_channels": [32] * 4,
     "stage_num_blocks": [1] * 4,
     "stage_numb_of_layers": [2] * 4,
+    "hidden_sizes": [32] * 4,
 }
 _STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_chunk_size": 4}
+_ROPES = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+_EFFICIENT = {"width_coefficient": 0.1, "depth_coefficient": 1.0, "hidden_dim": 128, "image_size": 64}
 
 # What names alone do not tell.  Keys are model types, of whole models or of parts; the rest nests as configurations do.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -293,23 +300,55 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mimi": {"upsample_groups": 32, "num_filters": 4, "codebook_size": 32, "codebook_dim": 16, "vector_quantization_hidden_dimension": 16},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 32},
+    "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 32},
+    "mimi_decoder": {"upsample_groups": 32},
     "reformer": {
         "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
         "attention_head_size": 8, "num_buckets": 2,
     },
-    "funnel": {"block_sizes": [1, 1]},
+    "funnel": {"block_sizes": [1, 1], "architectures": ["FunnelModel"]},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 16},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
     "xmod": {"default_language": "en_XX"},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 4},
     "gemma3n_text": {"intermediate_size": 64, "activation_sparsity_pattern": [0.95, 0.0]},
-    "bros": {"dim_bbox_sinusoid_emb_2d": 8, "dim_bbox_projection": 8},
-    "bridgetower": {"num_attention_heads": 4},
+    "bros": {"hidden_size": 64},
+    "bridgetower": {"hidden_size": 128, "vision_config": {"hidden_size": 128}, "text_config": {"hidden_size": 128}},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "clap_audio_model": {
+        "spec_size": 64, "patch_embeds_hidden_size": 16, "depths": [1] * 4, "num_attention_heads": [2] * 4, "hidden_size": 128,
+        "window_size": 2, "num_mel_bins": 16,
+    },
+    "clvp_encoder": {"hidden_size": 128, "projection_dim": 128},
+    "clvp_decoder": {"hidden_size": 128},
+    "clvp": {"projection_dim": 128},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2}},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "efficientnet": _EFFICIENT,
+    "align_vision_model": _EFFICIENT,
+    "align": {"projection_dim": 128, "text_config": {"hidden_size": 128}},
+    "efficientloftr": {"out_features": [32] * 4, "stage_num_blocks": [1] * 4},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [32, 32]},
+    "fastspeech2_conformer_with_hifigan": {"vocoder_config": {"model_in_dim": 16, "upsample_initial_channel": 16}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "blip-2": {"image_token_index": 101},
+    "instructblip": {"image_token_index": 101},
+    "instructblipvideo": {"video_token_index": 102},
+    "lw_detr_vit": {"num_windows": 4},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "perceiver": {"num_latents": 6, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 4},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_spark_audio": {"num_hidden_layers": 4},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 6, "vision_end_token_id": 7},
+    "seggpt": {"image_size": [64, 32], "intermediate_hidden_state_indices": [0, 1], "merge_index": 0},
+    "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
+    
+    "emu3": {"vocabulary_map": {"<image>": 101}},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "depth_pro": {"patch_size": 32},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 4},
     "lxmert": {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 16},
     "neomme": {"head_dim": 16},
     "longcat_flash": {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "head_dim": 8, "qk_nope_head_dim": 8},
     "falcon_h1": _STATES | {"mamba_d_ssm": 64},
-    "lw_detr": {},
-    "mllama": {},
 }

@@ -1,0 +1,142 @@
+"""Attention of 45 kinds of models is read exactly, and a record that is wrong in any way is caught.
+
+The whole table, every model type of transformers, is made by ``python -m tests.coverage.run``.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captum_norm.capture import AttentionRecord, recording
+from tests.coverage.check import Result, build, check, forward
+from tests.coverage.proof import Prover, compare_attentions
+from tests.coverage.run import load, page, run
+from tests.coverage.tiny import tiny_config
+
+# One of each kind: encoders, decoders, encoder-decoders, pictures, films, sound, series, tables, several at once;
+# grouped heads, latent values, sinks, gates, norms, relative positions, windows, shared layers, Conv1D, einsum.
+TYPES = """
+    albert bart bert big_bird bitnet bloom clip convbert data2vec-audio deberta-v2 deepseek_v3
+    detr distilbert falcon gemma2 gpt2 gpt_neox gpt_oss gptj jamba layoutlm llama llava longformer mobilebert
+    modernbert mpnet opt patchtst perceiver pvt qwen3_next roberta roformer segformer squeezebert swin t5 time_series_transformer
+    videomae vit wav2vec2 wavlm whisper xlnet
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def _warnings_of_transformers() -> Iterator[None]:
+    """What transformers warns of while building untrained models is not ours to fail on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_there_are_forty_five_types():
+    assert len(TYPES) == len(set(TYPES)) == 45
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_attention_call_is_read_exactly(model_type):
+    result = check(model_type)
+    assert result.status == "exact", result
+    assert result.same
+    assert result.worst <= 1e-5
+    assert result.proved == min(result.calls, 12) and not result.opened, result.notes
+    assert result.attentions[1] == 0
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "resnet"])
+def test_a_model_without_attention_has_no_records(model_type):
+    assert check(model_type).status == "none"
+
+
+@pytest.mark.parametrize("model_type", ["diffllama", "levit"])
+def test_what_cannot_be_read_exactly_is_refused_by_name(model_type):
+    result = check(model_type)
+    assert result.status == "refused"
+    assert result.same
+    assert "(call 0): " in result.reason
+
+
+# ------------------------------------------------------------------------------------------------- negative controls
+
+
+def _keys_permuted(record: AttentionRecord) -> AttentionRecord:
+    order = torch.arange(record.weights.shape[-1]).roll(1)
+    return replace(record, weights=record.weights[..., order], values=record.values[:, :, order])
+
+
+WRONG: dict[str, Callable[[AttentionRecord], AttentionRecord]] = {
+    "rows flipped": lambda r: replace(r, weights=r.weights.flip(2)),
+    "heads rolled": lambda r: replace(r, weights=r.weights.roll(1, dims=1)),
+    "values swapped between keys": lambda r: replace(r, values=r.values[:, :, [1, 0, *range(2, r.values.shape[2])]]),
+    "keys permuted in weights and values together": _keys_permuted,
+    "W_O of another head": lambda r: replace(r, W_O=r.W_O.roll(1, dims=0)),
+    "W_O transposed within heads": lambda r: replace(r, W_O=r.W_O.flip(1)),
+    "examples exchanged": lambda r: replace(r, weights=r.weights.flip(0)),
+    "bias added to a value": lambda r: replace(r, values=r.values + 0.05),
+}
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2", "llama", "t5", "xlnet", "vit"])
+def proved(request) -> tuple[Prover, list[AttentionRecord]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = build(request.param, Result(request.param))
+    assert built is not None
+    model, inputs = built
+    with recording(model=model) as records:
+        forward(model, inputs)
+    return Prover(model, lambda: forward(model, inputs)), list(records)
+
+
+def _every_key(prover: Prover, record: AttentionRecord) -> str:
+    return prover.prove(record, torch.Generator().manual_seed(0), keys=record.weights.shape[-1]).status
+
+
+def test_true_records_are_proved_at_every_key(proved):
+    prover, records = proved
+    assert records
+    assert {_every_key(prover, record) for record in records} == {"proved"}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_record_is_caught(proved, mistake):
+    prover, records = proved
+    assert {_every_key(prover, WRONG[mistake](record)) for record in records} <= {"wrong", "open"}
+    assert _every_key(prover, WRONG[mistake](records[0])) == "wrong" or mistake == "bias added to a value"
+
+
+@pytest.mark.parametrize("mistake", ["rows flipped", "heads rolled", "examples exchanged"])
+def test_wrong_weights_equal_no_returned_attention(proved, mistake):
+    _, records = proved
+    returned = [record.weights.clone() for record in records]
+    assert compare_attentions(returned, records) == (len(records), 0)
+    assert compare_attentions(returned, [WRONG[mistake](record) for record in records]) == (0, len(records))
+
+
+# ------------------------------------------------------------------------------------------------------- the script
+
+
+def test_configurations_of_transformers_are_left_as_they_are():
+    before = copy.deepcopy(tiny_config("qwen2_vl").to_dict())
+    tiny_config("bert")
+    assert tiny_config("qwen2_vl").to_dict() == before
+
+
+def test_a_page_says_exact_refused_none_and_unbuilt(tmp_path):
+    store = tmp_path / "results.jsonl"
+    run(["bert", "levit", "mamba", "timm_wrapper"], store, jobs=1, timeout=60)
+    results = load(store)
+    text = page(list(results.values()))
+    assert {t: r.status for t, r in results.items()} == {
+        "bert": "exact", "levit": "refused", "mamba": "none", "timm_wrapper": "unbuilt",
+    }  # fmt: skip
+    for words in ("## Refused", "not seen to enter an output projection", "requires the timm library", "| bert | BertModel |"):
+        assert words in text
