@@ -45,6 +45,12 @@ _QUESTIONS = (
     "le ge is_same_size _version register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
 ).split()
 RULES.update(dict.fromkeys(_QUESTIONS))
+# New numbers in the shape of old ones: whatever is then written into them is another sequence (BART's shifted ids).
+_FRESH = (
+    "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like "
+    "randint_like"
+)
+RULES.update(dict.fromkeys(_FRESH.split()))
 
 MOVES = frozenset(
     (
@@ -230,7 +236,9 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
     is_patches = kernel == stride and not (any(padding) if isinstance(padding, list | tuple) else padding)
     if max(stride) > 1 or source is not None:
         named = source if source is not None and is_patches else flow.next_embedding()
-        anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor())
+        trace = flow.traces[x]
+        parent = trace.place.anchor if trace is not None and trace.place is not None else None
+        anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor(), parent)
         flow.traces[op.out] = Trace(place=Place(anchor))
     elif (trace := flow.traces[x]) is not None and trace.place and op.out.shape[2:] == x.shape[2:]:
         # A convolution over neighbours, as position embedding or token shift: positions stay where they are.
@@ -255,10 +263,24 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
         flow.traces[op.out] = Trace(weights=True, place=trace.place if trace else None)
 
 
+@rule("log_softmax")
+def _log_softmax(flow: Dataflow, op: Operation) -> None:
+    carry(flow, op)
+    flow.traces.update(op.out, softmax_part="log weights")
+
+
+@rule("logsumexp")
+def _logsumexp(flow: Dataflow, op: Operation) -> None:
+    flow.traces[op.out] = Trace(softmax_part="log normaliser")
+
+
 @rule("exp")
 def _exp(flow: Dataflow, op: Operation) -> None:
+    trace = flow.traces[op.tensors[0]]
     carry(flow, op)
-    if op.out.ndim >= 3:
+    if trace is not None and trace.softmax_part == "log weights":
+        flow.traces.update(op.out, weights=True, softmax_part="")
+    elif op.out.ndim >= 3:
         flow.traces.update(op.out, softmax_part="exponential")
 
 
@@ -605,9 +627,12 @@ def _add(flow: Dataflow, op: Operation) -> None:
     operands = [operand for operand in op.args[:2] if isinstance(operand, Tensor)]
     projections = [trace.projection if (trace := flow.traces[t]) else None for t in operands]
     merged = _merge(flow, op, operands, projections) if any(projections) else None
+    normalised = any((trace := flow.traces[t]) and trace.softmax_part == "log normaliser" for t in operands[1:])
     carry(flow, op)
     if merged is not None:
         flow.traces.update(op.out, projection=merged)
+    if normalised and base_name(op.name) == "sub":  # exp(x - logsumexp(x)) is a softmax
+        flow.traces.update(op.out, softmax_part="log weights")
 
 
 def _merge(
@@ -854,6 +879,8 @@ def carry(flow: Dataflow, op: Operation) -> None:
     if not operands:
         return
     name = base_name(op.name)
+    if name in IDENTITIES:  # x.type_as(other) is x
+        operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:
         flow.traces[out] = Trace(
             weights=_still_weights(name, operands, out),

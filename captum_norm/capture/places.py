@@ -29,12 +29,19 @@ class Anchor:
         shape: shape of the tensor at the anchor.
         position_axes: its axes that hold positions; axis 0 is the batch.
         order: how many anchors there were before.
+        parent: the anchor whose positions these were made of (patches of patches), or None.
     """
 
     source: int | str
     shape: tuple[int, ...]
     position_axes: tuple[int, ...]
     order: int = 0
+    parent: Anchor | None = None
+
+    @property
+    def origin(self) -> Anchor:
+        """The anchor where all of it began: the same for a picture and its reduced keys."""
+        return self if self.parent is None else self.parent.origin
 
     @property
     def length(self) -> int:

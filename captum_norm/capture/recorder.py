@@ -297,11 +297,18 @@ def _kind(mixture: Mixture, weights: Tensor) -> Kind:
     if _cross_attends(mixture.callers):
         return "cross"
     if theirs is not None and ours is not None:
-        if ours.anchor is not theirs.anchor:
+        if ours.anchor.origin is not theirs.anchor.origin:
             return "cross"
-    elif ours is None and theirs is not None and weights.shape[-1] != weights.shape[-2] and not _looks_back(weights):
+    elif ours is None and theirs is not None and weights.shape[-1] != weights.shape[-2]:
         return "cross"  # queries of the module's own, such as a pooling head's
-    return "causal" if _looks_back(weights) else "self"
+    square = weights.shape[-1] == weights.shape[-2]
+    return "causal" if (square or _has_cache(mixture.callers)) and _looks_back(weights) else "self"
+
+
+def _has_cache(callers: tuple[Caller, ...]) -> bool:
+    """The keys of earlier forward passes come before those of this one."""
+    names = ("past_key_values", "past_key_value", "layer_past", "cache")
+    return any(caller.arguments.get(name) is not None for caller in callers for name in names)
 
 
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:

@@ -109,7 +109,8 @@ class Projection:
         return Projection(self.mixture, self.terms + other.terms, bias, self.roots | other.roots)
 
 
-SoftmaxPart = Literal["", "exponential", "normaliser", "spread weights"]
+# Pieces of a softmax, or of a value product, that the model writes out itself.
+SoftmaxPart = Literal["", "exponential", "normaliser", "log weights", "log normaliser", "spread weights"]
 
 
 class Trace(NamedTuple):

@@ -1,0 +1,150 @@
+"""Which input position is each key?  Known exactly, or not claimed."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_norm.capture import recording
+from tests.capture.hand_written import BATCH, HEAD_DIM, HEADS, LENGTH, MODEL, Attention, join, weights
+
+
+def keys_of(write, x=None):
+    attention = Attention(write).eval()
+    x = torch.randn(BATCH, LENGTH, MODEL) if x is None else x
+    with recording(sources=(x,)) as records:
+        attention(x)
+    return records[0].keys, records[0].unknown_keys
+
+
+PERMUTATION = torch.tensor([2, 0, 1, 4, 3])
+
+
+def reordered(move):
+    """Attention whose keys and values went through ``move`` (batch, position, model) before they were used."""
+
+    def write(m, x):
+        moved = move(x)
+        q = m.q(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+        k, v = (f(moved).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for f in (m.k, m.v))
+        return m.o(join(weights(q, k) @ v))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("move", "index"),
+    [
+        (lambda x: x.flip(1), [4, 3, 2, 1, 0]),
+        (lambda x: x[:, PERMUTATION], PERMUTATION.tolist()),
+        (lambda x: x.index_select(1, PERMUTATION), PERMUTATION.tolist()),
+        (lambda x: x.roll(1, 1), [4, 0, 1, 2, 3]),
+        (lambda x: torch.relu(nn.functional.layer_norm(x, (MODEL,)).flip(1) * 2 + 1), [4, 3, 2, 1, 0]),
+        (lambda x: x[:, 1:4], [1, 2, 3]),
+        (lambda x: x.repeat_interleave(2, 1), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+        (lambda x: torch.cat([x.new_zeros(BATCH, 2, MODEL), x], 1), [-1, -1, 0, 1, 2, 3, 4]),
+        (lambda x: nn.functional.pad(x, (0, 0, 1, 0)), [-1, 0, 1, 2, 3, 4]),
+        (lambda x: torch.stack(list(x.unbind(1)[::-1]), 1), None),
+        (lambda x: x.gather(1, PERMUTATION[None, :, None].expand_as(x)), None),
+        (lambda x: x.sort(1).values, None),
+        (lambda x: x.reshape(BATCH * LENGTH, MODEL).flip(0).view(BATCH, LENGTH, MODEL), None),
+        (lambda x: x.mT.contiguous().view(BATCH, LENGTH, MODEL), None),
+        (lambda x: torch.cat([x[..., :6], x[..., 6:].roll(1, 1)], -1), None),
+    ],
+    ids=[
+        "flipped", "indexed", "selected", "rolled", "flipped among elementwise operations", "cut", "repeated",
+        "memory keys", "padded", "stacked", "gathered", "sorted", "flipped across examples", "scrambled",
+        "shifted features",
+    ],
+)  # fmt: skip
+def test_keys_that_were_moved_are_where_they_went_or_unknown(move, index):
+    keys, reason = keys_of(reordered(move))
+    if index is None:
+        assert keys is None
+        assert reason
+    else:
+        assert keys.index.tolist() == index
+
+
+def _layer():
+    return nn.TransformerEncoderLayer(MODEL, HEADS, 16, batch_first=True)
+
+
+def test_windows_are_no_input_positions():
+    def windowed(m, x):
+        windows = x.reshape(BATCH * 2, 3, MODEL)
+        q, k, v = (f(windows).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        return m.o(join(weights(q, k) @ v)).reshape(BATCH, 6, MODEL)
+
+    keys, reason = keys_of(windowed, torch.randn(BATCH, 6, MODEL))
+    assert keys is None
+    assert "4 groups of 3" in reason
+    assert "2 examples of 6" in reason
+
+
+def test_the_residual_stream_remembers_positions_through_layers():
+    encoder = nn.TransformerEncoder(_layer(), 4, enable_nested_tensor=False).eval()
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        encoder(x)
+    assert [record.keys.index.tolist() for record in records] == [list(range(LENGTH))] * 4
+    assert [record.queries.index.tolist() for record in records] == [list(range(LENGTH))] * 4
+
+
+def test_without_sources_positions_count_from_the_embedding():
+    embedding, attention = nn.Embedding(10, MODEL), nn.MultiheadAttention(MODEL, HEADS, batch_first=True)
+    with recording() as records:
+        x = embedding(torch.randint(0, 10, (BATCH, LENGTH)))
+        attention(x, x, x)
+    assert records[0].keys.source == "embedding 0"
+    assert records[0].keys.index.tolist() == list(range(LENGTH))
+
+
+def test_position_first_modules_are_followed_from_batch_first_inputs():
+    attention = nn.MultiheadAttention(MODEL, HEADS)
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        t = x.transpose(0, 1)
+        attention(t, t, t)
+    assert records[0].weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
+    assert records[0].keys.index.tolist() == list(range(LENGTH))
+
+
+def test_extra_keys_of_torch_attention_are_no_inputs():
+    attention = nn.MultiheadAttention(MODEL, HEADS, batch_first=True, add_bias_kv=True, add_zero_attn=True)
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        attention(x, x, x)
+    assert records[0].keys.index.tolist() == [0, 1, 2, 3, 4, -1, -1]
+
+
+def test_patches_have_a_grid_and_the_class_token_is_no_patch():
+    convolution, attention = nn.Conv2d(3, MODEL, 4, 4), nn.MultiheadAttention(MODEL, HEADS, batch_first=True)
+    pixels, first = torch.randn(BATCH, 3, 8, 12), nn.Parameter(torch.randn(1, 1, MODEL))
+    with recording(sources=(pixels,)) as records:
+        patches = convolution(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([first.expand(BATCH, -1, -1), patches], 1)
+        attention(x, x, x)
+    assert records[0].keys.source == 0
+    assert records[0].keys.grid == (2, 3)
+    assert records[0].keys.index.tolist() == [-1, 0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch speaks of its fused fast path
+def test_cross_attention_reads_the_memory_of_another_source():
+    transformer = nn.Transformer(MODEL, HEADS, 1, 1, 16, batch_first=True).eval()
+    source, target = torch.randn(BATCH, LENGTH, MODEL), torch.randn(BATCH, 3, MODEL)
+    with torch.no_grad(), recording(sources=(source, target)) as records:
+        transformer(source, target, tgt_mask=nn.Transformer.generate_square_subsequent_mask(3))
+    assert [record.call.kind for record in records] == ["self", "causal", "cross"]
+    assert [record.keys.source for record in records] == [0, 1, 0]
+    assert [record.queries.source for record in records] == [0, 1, 1]
+
+
+def test_padding_masks_of_torch_modules_tell_real_tokens():
+    encoder = nn.TransformerEncoder(_layer(), 1, enable_nested_tensor=False).eval()
+    x, padded = torch.randn(BATCH, LENGTH, MODEL), torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    padded[0, -2:] = True
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        encoder(x, src_key_padding_mask=padded)
+    assert torch.equal(records[0].key_mask, ~padded)
+    assert torch.equal(records[0].query_mask, ~padded)

@@ -1,0 +1,124 @@
+"""What cannot be read exactly is refused by name: the module, what was found, the way out."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from captum_norm.capture import InexactCaptureError, certificate, recording
+from tests.capture.hand_written import BATCH, HEADS, LENGTH, MODEL, Attention, join, weights
+
+
+def record(write, **changes):
+    attention = Attention(write).eval()
+    for name, value in changes.items():
+        getattr(attention, name).weight.data.fill_(value)
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        attention(x)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda m, x: m.o(join(m.mixed(x)).tanh()), "not seen to enter an output projection"),
+        (lambda m, x: join(m.mixed(x)), "not seen to enter an output projection"),
+        (lambda m, x: m.o(join(m.mixed(x)) + x), "not seen to enter an output projection"),
+        (lambda m, x: m.o(join(m.mixed(x)).cumsum(1)), "not seen to enter an output projection"),
+        (lambda m, x: m.o(F.dropout(join(m.mixed(x)), 0.5, training=True)), "not seen to enter an output projection"),
+        (lambda m, x: m.o(m.norm(join(m.mixed(x))).flip(1)), "a LayerNorm stands between"),
+        (lambda m, x: m.o(join(F.scaled_dot_product_attention(*m.split(x), dropout_p=0.5))), "call model.eval()"),
+        (
+            lambda m, x: m.o(join((weights(*m.split(x)[:2])[..., None] * m.split(x)[2][:, :, None]).sum(3))),
+            "multiplied with the values and summed by hand",
+        ),
+    ],
+    ids=["nonlinear", "no projection", "something added", "sum over queries", "dropout", "late norm", "sdpa dropout",
+         "product by hand"],
+)  # fmt: skip
+def test_what_is_not_linear_or_not_visible_is_refused_by_name(write, reason):
+    with pytest.raises(InexactCaptureError, match=reason) as caught:
+        record(write)
+    assert str(caught.value).startswith("Attention (call 0): ")
+    assert caught.value.call.name == "Attention"
+
+
+def test_values_overwritten_before_the_projection_are_refused():
+    def write(m, x):
+        q, k, v = m.split(x)
+        mixed = weights(q, k) @ v
+        v.mul_(2)
+        return m.o(join(mixed))
+
+    with torch.no_grad(), pytest.raises(InexactCaptureError, match="overwritten in place"):
+        record(write)
+
+
+def test_not_a_number_is_named():
+    with pytest.raises(InexactCaptureError, match="not finite"):
+        record(lambda m, x: m.o(join(m.mixed(x))), v=float("nan"))
+    with pytest.raises(InexactCaptureError, match="not finite"):
+        record(lambda m, x: m.o(join(m.mixed(x))), o=float("inf"))
+
+
+def test_refusals_can_be_collected_instead_of_raised():
+    attention, found = Attention(lambda m, x: m.o(join(m.mixed(x)).tanh())), []
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,), on_inexact=found.append) as records:
+        attention(x)
+    assert records == []
+    assert [type(error) for error in found] == [InexactCaptureError]
+
+
+def test_a_softmax_over_classes_is_no_attention_call():
+    prototypes = torch.randn(4, 8)
+    with recording() as records:
+        torch.randn(3, 4).softmax(-1) @ prototypes
+    assert records == []
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda r: {"weights": r.weights.flip(2)},
+        lambda r: {"weights": r.weights.roll(1, 1)},
+        lambda r: {"values": r.values.flip(2)},
+        lambda r: {"W_O": r.W_O.flip(0)},
+        lambda r: {"W_O": r.W_O * 1.001},
+        lambda r: {"weights": r.weights + 1e-3},
+    ],
+    ids=["rows flipped", "heads rolled", "values swapped", "heads of W_O swapped", "W_O scaled", "weights off"],
+)
+def test_the_certificate_catches_a_wrong_record(disturb):
+    (right,) = record(lambda m, x: m.o(join(m.mixed(x))))
+    r = certificate.Probe().direction(MODEL, right.weights)
+    truth = certificate.predicted(right.weights, right.values, right.W_O, None, r)
+    wrong = {"weights": right.weights, "values": right.values, "W_O": right.W_O} | disturb(right)
+    error = certificate.relative_error(certificate.predicted(**wrong, gate=None, r=r), truth, truth.abs())
+    assert error > certificate.tolerance_for(torch.float32, LENGTH)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_refused_with_the_way_out():
+    flex = pytest.importorskip("torch.nn.attention.flex_attention").flex_attention
+
+    def write(m, x):
+        return m.o(join(flex(*m.split(x))))
+
+    with torch.no_grad(), pytest.raises(InexactCaptureError, match="attn_implementation='sdpa' or 'eager'"):
+        record(write)
+
+
+def test_an_error_of_the_model_is_passed_on_as_it_is():
+    class Unhappy(nn.Module):
+        def forward(self, x):
+            Attention(lambda m, x: m.o(join(m.mixed(x))))(x)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), recording():
+        Unhappy()(torch.randn(BATCH, LENGTH, MODEL))
+
+
+def test_heads_and_length_of_the_fixture_are_not_ambiguous():
+    assert len({BATCH, HEADS, LENGTH, MODEL}) == 4
