@@ -28,7 +28,7 @@ from captum_norm.models.polarity import (
     runs,
     split_snippets,
 )
-from captum_norm.models.train_sentiment import Settings, accuracy, changes, encode, main, prepare, train
+from captum_norm.models.train_sentiment import Settings, accuracy, changes, encode, main, prepare, train, with_gaps
 
 CLEAR = {
     "positive": ["A delightful, moving film.", "One of the best performances of the year!", "I loved every minute."],
@@ -336,25 +336,23 @@ class TestTheSplit:
             "Yes .",
         ]
         assert near(snippets, kept_out) == {0, 1, 2, 3, 4}
+        assert letters(snippets[0])[:20] == letters(kept_out[0])[:20] == "audreytautouisamelie"
 
     def test_like_words_in_other_order_are_another_text(self):
         assert near(["the film is long and the book is short"], ["the book was long , and so is this film"]) == set()
 
     @given(st.permutations(DISTINCT), st.integers(0, 20), st.integers(1, 30))
     def test_nothing_is_shared_and_the_order_of_the_file_does_not_matter(self, texts, kept_out, held_out):
-        barred = DISTINCT[:kept_out]
-        split = split_snippets(
-            [Snippet(text, 0) for text in [*texts, *texts[:5]]], [t.upper() for t in barred], held_out
-        )
-        training, test = ({snippet.text for snippet in part} for part in (split.training, split.held_out))
-        assert len(split.held_out) == len(test) == held_out
-        assert len(split.training) == len(training)
-        assert not training & test
+        barred, twins = DISTINCT[:kept_out], [f"{text} too" for text in texts[:9]]
+        snippets = [Snippet(text, 0) for text in [*texts, *twins, *texts[:5]]]
+        split = split_snippets(snippets, [text.upper() for text in barred], held_out)
+        training, test = ([snippet.text for snippet in part] for part in (split.training, split.held_out))
+        assert len(set(training)) == len(training)
+        assert len(set(test)) == len(test) == held_out
         assert not near([*training, *test], barred)
-        assert not near(list(training), list(test))
-        assert len(split.training) + len(split.held_out) + len(split.removed) == len(texts) + 5
-        usual = split_snippets([Snippet(text, 0) for text in DISTINCT], barred, held_out)
-        assert test == {snippet.text for snippet in usual.held_out}
+        assert not near(training, test)
+        assert len(training) + len(test) + len(split.removed) == len(snippets)
+        assert split_snippets(snippets[::-1], barred, held_out).held_out == split.held_out
 
     def test_too_few_snippets_are_refused(self):
         with pytest.raises(ValueError, match="held_out is 3, but only 2 of 3 remain"):
@@ -486,11 +484,19 @@ class TestTraining:
             torch.manual_seed(0)
             model = build_sentiment(read_encoder("test")[0])
             prepare(model, 1)
-            train(model, data, Settings(epochs=6, batch=4, rank=1))
+            train(model, data, Settings(epochs=6, batch=4, rank=1, learning_rate=2e-3))
             learnt.append(changes(model))
         assert accuracy(model, data) == 1.0
         assert all(torch.equal(tensor, learnt[1][name]) for name, tensor in learnt[0].items())
         assert {name.rsplit(".", 1)[1] for name in learnt[0]} == {"up", "down", "weight", "bias"}
+
+    def test_gaps_hide_words_and_nothing_else(self):
+        ids = torch.tensor([[101, 2023, 2143, 1037, 102, 0]])
+        chance = torch.Generator().manual_seed(0)
+        assert torch.equal(with_gaps(ids, 0.0, chance), ids)
+        assert with_gaps(ids, 1.0, chance).tolist() == [[101, 103, 103, 103, 102, 0]]
+        some = with_gaps(ids.expand(1000, -1), 0.1, chance)
+        assert 0.08 < (some == 103).sum().item() / 3000 < 0.12
 
     @pytest.mark.parametrize(
         ("changed", "message"),
