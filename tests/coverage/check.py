@@ -1,6 +1,6 @@
 """One model type: built tiny, run plainly, run while recording, and proved.
 
-    check("bert")  ->  Result(status="exact", calls=2, kinds={"self": 2}, worst=3.9e-07, ...)
+check("bert")  ->  Result(status="exact", calls=2, kinds={"self": 2}, worst=3.9e-07, ...)
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def build(model_type: str, result: Result) -> tuple[PreTrainedModel, Inputs] | N
             except Exception as error:
                 refused = refused or _short(error)
                 continue
-            if all(bool(torch.isfinite(t).all()) for t in tensors(output) if t.is_floating_point()):
+            if not any(bool(torch.isnan(t).any()) for t in tensors(output) if t.is_floating_point()):
                 result.inputs, result.reason = name, ""
                 return model, inputs
-            refused = refused or "its outputs are not finite"
+            refused = refused or "its outputs are not a number"
         result.reason = refused or "no inputs are known for it"
     return None
 
@@ -153,7 +153,9 @@ def _record(model: PreTrainedModel, inputs: Inputs, result: Result) -> list[Atte
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.nan_to_num() if a.is_floating_point() else a, b.nan_to_num() if b.is_floating_point() else b)
+    return a.shape == b.shape and torch.equal(
+        a.nan_to_num() if a.is_floating_point() else a, b.nan_to_num() if b.is_floating_point() else b
+    )
 
 
 def _prove(model: PreTrainedModel, inputs: Inputs, records: list[AttentionRecord], result: Result) -> None:

@@ -40,23 +40,58 @@ def _one(size: Any) -> int:
 def _two(size: Any) -> tuple[int, int]:
     if isinstance(size, dict):
         return int(size["height"]), int(size["width"])
-    return (int(size[-2]), int(size[-1])) if isinstance(size, (list, tuple)) and len(size) > 1 else (_one(size), _one(size))
+    return (
+        (int(size[-2]), int(size[-1]))
+        if isinstance(size, (list, tuple)) and len(size) > 1
+        else (_one(size), _one(size))
+    )
 
 
 class Shapes:
     """The sizes that inputs are made of."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        vision = next((v for n in ("vision_config", "image_config", "image_model_config", "backbone_config") if isinstance(v := config.__dict__.get(n), PreTrainedConfig)), config)
+        vision = next(
+            (
+                v
+                for n in ("vision_config", "image_config", "image_model_config", "backbone_config")
+                if isinstance(v := config.__dict__.get(n), PreTrainedConfig)
+            ),
+            config,
+        )
         self.config, self.vision = config, vision
-        self.height, self.width = _two(sizes(vision, "image_size", "img_size", default=sizes(config, "image_size", default=IMAGE)))
+        self.height, self.width = _two(
+            sizes(vision, "image_size", "img_size", default=sizes(config, "image_size", default=IMAGE))
+        )
         channels = sizes(vision, "num_channels", "in_channels", "in_chans", "num_input_channels", default=3)
         self.channels = channels if isinstance(channels, int) else 3
         self.patch = _one(sizes(vision, "patch_size", default=PATCH))
         self.temporal = _one(sizes(vision, "temporal_patch_size", "patch_temporal", default=1))
-        self.merge = _one(sizes(vision, "spatial_merge_size", "merge_size", "merge_kernel_size", default=sizes(config, "spatial_merge_size", default=1)))
+        self.merge = _one(
+            sizes(
+                vision,
+                "spatial_merge_size",
+                "merge_size",
+                "merge_kernel_size",
+                default=sizes(config, "spatial_merge_size", default=1),
+            )
+        )
         self.frames = int(sizes(vision, "num_frames", default=FRAMES))
-        self.mels = int(sizes(config, "num_mel_bins", "n_mels", "input_feat_per_channel", "feature_size", "input_feat_size", "feature_projection_input_dim", "input_dim", "input_channels", "num_mel_filters", default=16))
+        self.mels = int(
+            sizes(
+                config,
+                "num_mel_bins",
+                "n_mels",
+                "input_feat_per_channel",
+                "feature_size",
+                "input_feat_size",
+                "feature_projection_input_dim",
+                "input_dim",
+                "input_channels",
+                "num_mel_filters",
+                default=16,
+            )
+        )
         self.vocabulary = int(sizes(config, "vocab_size", default=VOCABULARY))
         self.wide = int(sizes(config, "hidden_size", "d_model", "n_embd", default=WIDTH))
 
@@ -160,7 +195,14 @@ def images(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
         extras["image_sizes"] = size
     if "pixel_mask" in names:
         extras["pixel_mask"] = torch.ones(BATCH, shapes.height, shapes.width, dtype=torch.long)
-    grid = next((n for n in ("image_grid_thw", "grid_thw", "image_grid_hws", "grid_hws", "spatial_shapes", "target_sizes") if n in names), None)
+    grid = next(
+        (
+            n
+            for n in ("image_grid_thw", "grid_thw", "image_grid_hws", "grid_hws", "spatial_shapes", "target_sizes")
+            if n in names
+        ),
+        None,
+    )
     if grid is not None or "pixel_position_ids" in names or "image_position_ids" in names:
         side = max(2 * shapes.merge, 4)
         side += -side % shapes.merge
@@ -186,7 +228,11 @@ def images(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
         yield {name: flat.unflatten(-1, (shapes.channels, -1, shapes.patch, shapes.patch))} | more
         yield {name: flat[:, : shapes.channels * shapes.patch**2]} | more
         yield {name: flat[:, : shapes.channels * shapes.patch**2].unflatten(0, (BATCH, side * side))} | more
-        yield {name: flat[:, : shapes.channels * shapes.patch**2].unflatten(-1, (shapes.channels, shapes.patch, shapes.patch))} | more
+        yield {
+            name: flat[:, : shapes.channels * shapes.patch**2].unflatten(
+                -1, (shapes.channels, shapes.patch, shapes.patch)
+            )
+        } | more
     yield {name: shapes.picture(BATCH)} | extras
     if extras:
         yield {name: shapes.picture(BATCH)}
@@ -230,7 +276,11 @@ def sounds(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
         return
     decoder = {"decoder_input_ids": text(shapes, 5)} if "decoder_input_ids" in names else {}
     positions = 2 * int(sizes(shapes.config, "max_source_positions", default=50))
-    masks = [n for n in ("input_features_mask", "feature_attention_mask", "audio_mel_mask", "attention_mask", "padding_mask") if n in names]
+    masks = [
+        n
+        for n in ("input_features_mask", "feature_attention_mask", "audio_mel_mask", "attention_mask", "padding_mask")
+        if n in names
+    ]
     masks = [n for n in masks if n != "attention_mask" or "input_ids" not in names][:1]
     lengths = (positions, 64, 100, 3000)
     if name != "input_values":
@@ -238,7 +288,10 @@ def sounds(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
             mel = torch.randn(BATCH, length, bands)
             for given in (mel, mel.mT.contiguous()):
                 for n in masks:
-                    yield {name: given, n: torch.ones(BATCH, length, dtype=torch.bool if "mel" in n else torch.long)} | decoder
+                    yield {
+                        name: given,
+                        n: torch.ones(BATCH, length, dtype=torch.bool if "mel" in n else torch.long),
+                    } | decoder
                 yield {name: given} | decoder
     for length in (3840, 8000, 16000):
         yield {name: torch.randn(BATCH, length)} | decoder
@@ -250,7 +303,9 @@ def sounds(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
         yield {name: torch.randn(BATCH, 64, shapes.wide)} | decoder
 
 
-def _placed(model: PreTrainedModel, shapes: Shapes, names: dict[str, bool], kind: str, extra: Inputs) -> Iterator[tuple[str, Inputs]]:
+def _placed(
+    model: PreTrainedModel, shapes: Shapes, names: dict[str, bool], kind: str, extra: Inputs
+) -> Iterator[tuple[str, Inputs]]:
     """Text with as many placeholders as the picture or sound has features."""
     token = sizes(model.config, f"{kind}_token_id", f"{kind}_token_index", "media_placeholder_token_id")
     typed = extra.pop("_types", None)
@@ -268,7 +323,11 @@ def _placed(model: PreTrainedModel, shapes: Shapes, names: dict[str, bool], kind
     if not rows:
         return
     for per in dict.fromkeys((max(1, rows // BATCH), rows)):
-        start, end = (sizes(model.config, f"{word}_{side}_token_id", default=6) for word in ("vision",) for side in ("start", "end"))
+        start, end = (
+            sizes(model.config, f"{word}_{side}_token_id", default=6)
+            for word in ("vision",)
+            for side in ("start", "end")
+        )
         ids = text(shapes, LENGTH)
         middle = torch.tensor([start] + [token] * per + [end]).repeat(BATCH, 1)
         ids = torch.cat([ids[:, :3], middle, ids[:, 3:]], dim=1)
@@ -286,7 +345,13 @@ def _rows(features: Any) -> int:
         if getattr(features, name, None) is not None:
             return _rows(getattr(features, name))
     if isinstance(features, (list, tuple)):
-        return sum(map(_rows, features)) if all(isinstance(f, Tensor) for f in features) else _rows(features[0]) if features else 0
+        return (
+            sum(map(_rows, features))
+            if all(isinstance(f, Tensor) for f in features)
+            else _rows(features[0])
+            if features
+            else 0
+        )
     return 0
 
 
@@ -325,35 +390,62 @@ SPECIAL: dict[str, Callable[[Shapes], Inputs]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), _series),
     **dict.fromkeys(("patchtst", "patchtsmixer"), _plain_series),
     "decision_transformer": _decisions,
-    "dia": lambda s: _text(s, {"input_ids": True, "attention_mask": True})
-    | {"decoder_input_ids": torch.randint(5, 60, (BATCH, 5, int(sizes(s.config, "num_channels", default=9))))},
+    "dia": lambda s: (
+        _text(s, {"input_ids": True, "attention_mask": True})
+        | {"decoder_input_ids": torch.randint(5, 60, (BATCH, 5, int(sizes(s.config, "num_channels", default=9))))}
+    ),
     "blip_2_qformer": lambda s: {
         "query_embeds": torch.randn(BATCH, 6, s.wide),
         "encoder_hidden_states": torch.randn(BATCH, 5, int(sizes(s.config, "encoder_hidden_size"))),
     },
-    "clap": lambda s: {"input_ids": text(s), "attention_mask": mask(), "input_features": torch.randn(BATCH, 1, 256, 16)},
-    "clap_audio_model": lambda s: {"input_features": torch.randn(BATCH, 1, 256, 16)},
+    "clap": lambda s: {
+        "input_ids": text(s),
+        "attention_mask": mask(),
+        "input_features": torch.randn(BATCH, 1, 128, 32),
+    },
+    "clap_audio_model": lambda s: {"input_features": torch.randn(BATCH, 1, 128, 32)},
     "depth_pro": lambda s: {"pixel_values": torch.randn(BATCH, 3, 128, 128)},
     "idefics": lambda s: {
-        "input_ids": text(s), "attention_mask": mask(), "pixel_values": s.picture(BATCH, 1),
+        "input_ids": text(s),
+        "attention_mask": mask(),
+        "pixel_values": s.picture(BATCH, 1),
         "image_attention_mask": torch.ones(BATCH, LENGTH, 1, dtype=torch.long),
     },
     "kosmos-2": lambda s: {
-        "input_ids": text(s, 12), "attention_mask": mask(12), "pixel_values": s.picture(BATCH),
+        "input_ids": text(s, 12),
+        "attention_mask": mask(12),
+        "pixel_values": s.picture(BATCH),
         "image_embeds_position_mask": torch.tensor([[0] * 3 + [1] * 6 + [0] * 3] * BATCH),
     },
     "lxmert": lambda s: {
-        "input_ids": text(s), "attention_mask": mask(), "visual_feats": torch.randn(BATCH, 5, 16),
+        "input_ids": text(s),
+        "attention_mask": mask(),
+        "visual_feats": torch.randn(BATCH, 5, 16),
         "visual_pos": torch.rand(BATCH, 5, 4),
     },
     "perceiver": lambda s: {"inputs": torch.randn(BATCH, LENGTH, s.wide), "attention_mask": mask()},
-    "seggpt": lambda s: {n: torch.randn(BATCH, 3, 32, 32) for n in ("pixel_values", "prompt_pixel_values", "prompt_masks")},
+    "tvp": lambda s: {"input_ids": text(s), "attention_mask": mask(), "pixel_values": torch.randn(BATCH, 4, 3, 64, 64)},
+    "pi0": lambda s: {
+        "input_ids": torch.cat(
+            [torch.full((BATCH, 16), int(sizes(s.config, "image_token_id", "image_token_index"))), text(s)], 1
+        ),
+        "attention_mask": mask(LENGTH + 16),
+        "pixel_values": s.picture(BATCH, 1),
+        "action_embeds": torch.randn(BATCH, 5, s.wide),
+        "pixel_attention_mask": torch.ones(BATCH, 1, dtype=torch.bool),
+    },
+    "seggpt": lambda s: {
+        n: torch.randn(BATCH, 3, 32, 32) for n in ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    },
     "speecht5": lambda s: {
-        "input_values": torch.randn(BATCH, LENGTH, s.wide), "attention_mask": mask(),
+        "input_values": torch.randn(BATCH, LENGTH, s.wide),
+        "attention_mask": mask(),
         "decoder_input_values": torch.randn(BATCH, 5, s.wide),
     },
     "timesfm": lambda s: {
-        "past_values": torch.randn(BATCH, 64), "past_values_padding": torch.zeros(BATCH, 64), "freq": torch.zeros(BATCH, 1, dtype=torch.long),
+        "past_values": torch.randn(BATCH, 64),
+        "past_values_padding": torch.zeros(BATCH, 64),
+        "freq": torch.zeros(BATCH, 1, dtype=torch.long),
     },
     "timesfm2_5": lambda s: {"past_values": torch.randn(BATCH, 64)},
 }

@@ -90,7 +90,7 @@ _PRODUCTS: dict[str, tuple[tuple[int, int], ...]] = {  # operation: (argument, a
 _NORMS = ("native_layer_norm", "native_group_norm", "rsqrt", "_fused_rms_norm")
 
 
-class _Done(Exception):
+class _Done(Exception):  # noqa: N818  (no error: the way out of a forward)
     """The projection has been reached; the rest of the forward is not needed."""
 
 
@@ -98,12 +98,15 @@ class _Done(Exception):
 class _Survey:
     """One plain run: every product by what it holds, every use of a parameter by its memory."""
 
-    products: list[tuple[int, int, int, int, _Print]] = field(default_factory=list)  # event, argument, axis, size, contents
+    products: list[tuple[int, int, int, int, _Print]] = field(
+        default_factory=list
+    )  # event, argument, axis, size, contents
     uses: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # memory -> events and outputs
     norms: dict[int, Any] = field(default_factory=dict)
-    copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # memory of a copy -> the parameter's, kept alive
+    copies: dict[int, tuple[int, Tensor]] = field(
+        default_factory=dict
+    )  # memory of a copy -> the parameter's, kept alive
     means: int = 0  # products with an operand whose rows are weights that add up to one
-
 
     def parameter(self, tensor: Any, memories: frozenset[int]) -> int:
         """The memory of the parameter that this is (a view or a copy of); 0 for anything else."""
@@ -247,7 +250,9 @@ class Prover:
             held |= was_held
             error = _difference(output - changed, expected)
             if error is None:
-                return Finding(name, "open", note=f"the projection has other rows ({tuple(output.shape)}) than the record")
+                return Finding(
+                    name, "open", note=f"the projection has other rows ({tuple(output.shape)}) than the record"
+                )
             worst, tried = max(worst, error / scale), tried + 1
             if tried == keys:
                 break
@@ -314,7 +319,9 @@ def _difference(actual: Tensor, expected: Tensor) -> float | None:
     return min(float((rows - e).abs().max()) for e in either)
 
 
-def compare_attentions(returned: Sequence[Tensor], records: Sequence[AttentionRecord], tolerance: float = 1e-5) -> tuple[int, int]:
+def compare_attentions(
+    returned: Sequence[Tensor], records: Sequence[AttentionRecord], tolerance: float = 1e-5
+) -> tuple[int, int]:
     """How many of the returned attentions equal a record's weights, and how many of a record's shape equal none.
 
     Some models return something else under that name: scores before the softmax are passed over, and a mean over heads

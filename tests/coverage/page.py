@@ -1,0 +1,123 @@
+"""The page that says which models are read exactly, from the results of a run."""
+
+from __future__ import annotations
+
+import collections
+import platform
+from collections.abc import Sequence
+
+import torch
+import transformers
+
+from tests.coverage.check import Result
+
+STATUS = {
+    "exact": "every attention call read exactly",
+    "refused": "at least one call refused by name; the others were read exactly",
+    "none": "no softmax attention in it",
+    "unbuilt": "could not be built or run here",
+    "overlooked": "attention that recording did not notice",
+    "wrong": "a bug",
+}
+HEAD = ["type", "class", "inputs", "calls", "error", "zeroed", "returned", "status"]
+LEGEND = (
+    "*calls*: attention calls in one forward, by kind. *error*: the worst certificate, relative to the attention part."
+    " *zeroed*: calls proved by zeroing keys, of those tried. *returned*: attentions that the eager model returns and"
+    " that equal the recorded weights."
+)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """One line of counts."""
+    counts = collections.Counter(r.status for r in results)
+    return ", ".join(f"{counts[s]} {s}" for s in STATUS if counts[s]) + f", of {len(results)}"
+
+
+def page(results: Sequence[Result]) -> str:
+    """The whole page, Markdown."""
+    counts = collections.Counter(r.status for r in results)
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    parts = [
+        "# Which models are read exactly",
+        f"Every model type in transformers' `MODEL_MAPPING` ({len(results)}) as a tiny random model, run while"
+        f" recording; {versions}, CPU, float32. Made by",
+        "```\npython -m tests.coverage.run --output docs/coverage.md\n```",
+        _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if counts[s]]),
+        _evidence([r for r in results if r.status == "exact"], [r for r in results if r.status != "unbuilt"]),
+    ]
+    titles = {
+        "refused": "Refused",
+        "overlooked": "Overlooked",
+        "wrong": "Wrong",
+        "unbuilt": "Could not be built or run",
+    }
+    for status, title in titles.items():
+        parts += _grouped(title, [r for r in results if r.status == status])
+    parts += ["## Every type", LEGEND, _table(HEAD, [_row(r) for r in results])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _evidence(exact: Sequence[Result], ran: Sequence[Result]) -> str:
+    proved, opened = sum(r.proved for r in ran), sum(r.opened for r in ran)
+    disagreed = sum(len(r.wrong) for r in ran)
+    held = sum(any("1/sigma held" in note for note in r.notes) for r in ran)
+    calls, worst = sum(r.calls for r in exact), max((r.worst for r in exact), default=0.0)
+    equal, different = sum(r.attentions[0] for r in ran), sum(r.attentions[1] for r in ran)
+    overlooked = sum(r.status == "overlooked" for r in ran)
+    off = max((r.proof_error for r in ran), default=0.0)
+    return "\n".join(
+        [
+            f"* **Untouched.** Outputs while recording are bit-equal to those without in {sum(r.same for r in ran)} of"
+            f" {len(ran)} types (torch's fused fast path is off in both).",
+            f"* **Certified.** The exact types make {calls} attention calls; the worst certificate error is {worst:.1e}"
+            " of the attention part.",
+            "* **Proved without the certificate.** One key's values are set to zero inside the running model, one level"
+            " below where recording looks; what the output projection then lacks is the record's own vector, at every"
+            f" query, in {proved} of {proved + opened + disagreed} calls tried (largest difference {off:.1e} of the"
+            f" output; {disagreed} disagreed, {opened} could not be tried). In {held} types a norm stands between"
+            " attention and W_O: its 1/σ, which depends on the values, was held, as a record holds it.",
+            f"* **Compared.** {equal} attention tensors that eager models return equal the recorded weights to 1e-5;"
+            f" {different} do not.",
+            "* **Nothing passed over.** One level below, products of computed tensors with rows of weights that add up"
+            f" to one are counted; in {overlooked} types there are more of them than recorded calls.",
+        ]
+    )
+
+
+def _grouped(title: str, results: Sequence[Result]) -> list[str]:
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for r in results:
+        groups[_reason(r)].append(r.model_type)
+    rows = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    table = _table(["types", "reason", "which"], [[str(len(types)), why, ", ".join(types)] for why, types in rows])
+    return [f"## {title}", table] if results else []
+
+
+def _reason(result: Result) -> str:
+    """Without the names of modules, so that equal reasons are counted together."""
+    if result.status == "refused" and "): " in result.reason:
+        return result.reason.split("): ", 1)[1]
+    return result.reason
+
+
+def _row(r: Result) -> list[str]:
+    notes = f" ({'; '.join(r.notes)})" if r.notes else ""
+    status = r.status + (f": {_reason(r)}" if r.reason else "") + notes
+    if not r.calls:
+        return [r.model_type, r.cls, r.inputs, "", "", "", "", status]
+    calls = ", ".join(f"{n} {kind}" for kind, n in r.kinds.items()) + (f", {r.gated} gated" if r.gated else "")
+    zeroed = f"{r.proved}/{r.proved + r.opened + len(r.wrong)}"
+    return [r.model_type, r.cls, r.inputs, calls, f"{r.worst:.1e}", zeroed, str(r.attentions[0] or ""), status]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """No line breaks, and nothing that Markdown would read as more than text."""
+    text = " ".join(text.split())
+    for mark in ("\\", "|", "*", "_", "<", "[", "`"):
+        text = text.replace(mark, "\\" + mark)
+    return text
