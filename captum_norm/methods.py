@@ -8,6 +8,7 @@ Nothing here imports captum or torch's models until a method is run: a list of n
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -111,9 +112,11 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
     forward = HFForward(model, mode="ids" if method.explains == "position" else "gate")
     attribution = getattr(import_module(method.source), name)(forward)
     arguments = {**forward.inputs(encoding), **method.arguments, "target": target}
-    start = time.perf_counter()
-    scores = _seeded(attribution.attribute, arguments) if method.seeded else attribution.attribute(**arguments)
-    seconds = time.perf_counter() - start
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
+        start = time.perf_counter()
+        scores = _seeded(attribution.attribute, arguments) if method.seeded else attribution.attribute(**arguments)
+        seconds = time.perf_counter() - start
     return TokenScores(scores.detach().cpu(), seconds)
 
 

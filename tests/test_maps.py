@@ -244,13 +244,13 @@ def test_choices_that_do_not_exist_are_named(emitting, choice, message):
 
 def test_a_call_that_cannot_be_read_is_an_error_unless_it_was_not_asked_for(emitting):
     model = emitting(record("a"), inexact("b"), record("c"))
-    with pytest.raises(InexactCaptureError, match="off by 0.5"):
+    with pytest.raises(InexactCaptureError, match=r"off by 0\.5"):
         attention_maps(model, IDS)
     assert [call.name for call in attention_maps(model, IDS, layers=["a", 2]).calls] == ["a", "c"]
 
 
 def test_a_model_in_which_no_attention_is_seen_is_an_error_with_the_way_out():
-    with pytest.raises(ValueError, match='Linear ran, but no attention call was seen.*attn_implementation="sdpa"'):
+    with pytest.raises(ValueError, match=r'Linear ran, but no attention call was seen.*attn_implementation="sdpa"'):
         attention_maps(nn.Linear(3, 3), torch.randn(2, 4, 3))
 
 
@@ -456,7 +456,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
 
 
 def test_a_folder_that_does_not_exist_is_named(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
         saved[0].save(tmp_path / "nowhere" / "maps")
 
 

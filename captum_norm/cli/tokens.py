@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captum_norm.cli.loading import Loaded
     from captum_norm.token_shares import TokenShares
 
+MAX_TOKENS = 128
 SUMMARY = "what special tokens, punctuation and the rest receive, by weight and by norm"
 EXAMPLE = "captum-norm tokens --text wiki.valid.raw --max-sequences 200 --figure shares.png"
 DESCRIPTION = """\
@@ -37,7 +38,8 @@ lines and headings (= Title =) are skipped, and WikiText's marks @-@ @,@ @.@ are
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--text", metavar="FILE", required=True, help="a text file, one paragraph per line")
-    parser.add_argument("--max-tokens", type=_positive, default=128, metavar="N", help="per sequence (default: 128)")
+    limit = f"per sequence (default: {MAX_TOKENS}, or what the model takes)"
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help=limit)
     parser.add_argument("--max-sequences", type=_positive, metavar="N", help="take the first N (default: all)")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
     add_model_arguments(parser, default="the embedded MiniLM-L6 encoder")
@@ -56,10 +58,11 @@ def run(asked: argparse.Namespace) -> int:
     with loading.quiet():
         loaded = loading.load(asked, head=False)
         limit = loading.longest(loaded)
-        if limit is not None and asked.max_tokens > limit:
+        if limit is not None and asked.max_tokens is not None and asked.max_tokens > limit:
             raise ValueError(f"--max-tokens {asked.max_tokens}: {loaded.name} takes {limit} tokens at most.")
-        shares = _count(loaded, paragraphs, asked.max_tokens, asked.batch_size)
-        print(_as_text(f"{loaded.name} on {asked.text}", shares, asked.max_tokens))
+        max_tokens = asked.max_tokens or min(MAX_TOKENS, limit or MAX_TOKENS)
+        shares = _count(loaded, paragraphs, max_tokens, asked.batch_size)
+        print(_as_text(f"{loaded.name} on {asked.text}", shares, max_tokens))
         if asked.json:
             write_json(asked.json, {"model": loaded.name, "text": asked.text, **shares.as_dict()})
         if asked.figure:

