@@ -267,6 +267,24 @@ def test_the_gate_reaches_ids_whose_image_places_were_filled_in():
     torch.testing.assert_close(HFForward(model, "gate", names=(), position=3)(gate, ids), expected[:, 3])
 
 
+def test_only_the_ids_are_gated_not_what_else_goes_through_the_table():
+    """Not the same ids once more (a decoder that copies its encoder), nor others that agree here and there."""
+    table = nn.Embedding(50, 8)
+
+    class Copying(nn.Module):
+        def get_input_embeddings(self):
+            return table
+
+        def forward(self, input_ids):
+            return table(input_ids.roll(1, dims=1)) + table(input_ids.clone()) + table(input_ids.clone())
+
+    ids, gate = torch.tensor([[6, 6, 7, 8]]), torch.rand(1, 4)
+    expected = table(ids.roll(1, dims=1)) + table(ids) * gate[..., None] + table(ids)
+    for position in range(4):
+        found = HFForward(Copying(), "gate", position=position)(gate, ids)
+        torch.testing.assert_close(found, expected[:, position])
+
+
 def test_an_adapter_around_the_embedding_is_gated_as_a_whole_and_once():
     model = copy.deepcopy(model_of("bert"))
 
@@ -363,10 +381,16 @@ def test_two_threads_share_one_model():
     model, encoding = model_of("bert"), text()
     forward = HFForward(model, "gate")
     extras = forward.inputs(encoding)["additional_forward_args"]
-    gates = [torch.ones(3, 7), torch.zeros(3, 7)]
+    gates = [torch.rand(3, 7), torch.rand(3, 7)]
     expected = [forward(gate, *extras) for gate in gates]
     both_inside = threading.Barrier(2, timeout=30)
-    handle = model.bert.embeddings.register_forward_pre_hook(lambda *args: (both_inside.wait(), None)[1])
+
+    def wait(*args):
+        both_inside.wait()
+
+    # Both have set up their gate before one embeds, and both have embedded before one takes its gate down.
+    table = model.bert.embeddings
+    handles = [table.register_forward_pre_hook(wait), table.register_forward_hook(wait)]
     found: dict[int, Tensor] = {}
 
     def work(index):
@@ -377,7 +401,8 @@ def test_two_threads_share_one_model():
         thread.start()
     for thread in threads:
         thread.join()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     assert all(torch.equal(found[index], expected[index]) for index in range(2))
     assert hooks(model) == 0
 
@@ -409,7 +434,7 @@ def test_a_forward_cut_short_to_count_patches_leaves_no_hook():
 # -- the embeddings --
 
 
-@pytest.mark.parametrize("name", ["bert", "deberta", "modernbert", "gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("name", ["bert", "deberta", "roberta", "modernbert", "gpt2", "llama", "t5", "bart"])
 def test_embeddings_give_what_ids_give(name):
     encoding = encoding_for(name)
     torch.testing.assert_close(
@@ -494,13 +519,13 @@ def test_measuring_causality_is_seen_by_nobody():
 
     forward = HFForward(model)
     arguments = forward.inputs(text())
-    state = torch.get_rng_state()
     with Count(), torch.inference_mode():
         torch.manual_seed(3)
         first = forward(arguments["inputs"], *arguments["additional_forward_args"])
+        after_first = torch.get_rng_state()
         torch.manual_seed(3)
         second = forward(arguments["inputs"], *arguments["additional_forward_args"])
-    torch.set_rng_state(state)
+    assert torch.equal(torch.get_rng_state(), after_first)
     assert torch.equal(first, second)
     assert Count.calls == 2 * 2  # tokens and positions, twice
     assert len(runs) == 3
@@ -514,6 +539,30 @@ def test_a_model_whose_causality_cannot_be_measured_asks_for_the_position():
     with pytest.raises(ValueError, match=r"cannot be measured.*Give position: -1, 0"):
         HFForward(model, names=())(torch.tensor([[3, 4, 5]]))
     assert HFForward(model, names=(), position=-1)(torch.tensor([[3, 4, 5]])).shape == (1, 4)
+
+
+def test_causality_is_measured_where_the_model_adds_to_its_embeddings_in_place():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(50, 4)
+
+        def forward(self, input_ids):
+            embeds = self.table(input_ids)
+            embeds += 1.0
+            return embeds.cumsum(1)
+
+    model = InPlace()
+    torch.testing.assert_close(HFForward(model)(IDS), model(IDS)[:, -1])
+
+
+def test_causality_is_measured_on_an_example_with_more_than_one_token():
+    """The first example has one real token, which depends on nothing else in any model."""
+    encoding = {"input_ids": text()["input_ids"], "attention_mask": text()["attention_mask"].clone()}
+    encoding["attention_mask"][0, 1:] = 0
+    with torch.no_grad():
+        expected = model_of("roberta")(**encoding).logits[:, 0]
+    assert torch.equal(call(HFForward(model_of("roberta")), encoding), expected)
 
 
 @pytest.mark.parametrize("position", [2, -5, [2, 2, 2], (2, 2, 2), torch.tensor(2), torch.tensor([2, 2, 2])])
