@@ -21,6 +21,8 @@ from captum_norm.attr._placing import spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import AttributionReport, KindType, Reduction, check_kind
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from captum_norm.forward import HFForward
+from captum_norm.inputs import check_inputs
 
 
 class Method:
@@ -62,6 +64,7 @@ class Method:
         model = getattr(forward, "model", None)
         with torch.no_grad():
             try:
+                _check_raw_model(forward, inputs, extras)
                 with recording(
                     on_record,
                     sources=sources,
@@ -187,6 +190,12 @@ def _sources(forward: Callable[..., Any], inputs: tuple[Tensor, ...], extras: tu
     return (extras[0], *inputs[1:]) if gated else inputs
 
 
+def _check_raw_model(forward: Callable[..., Any], inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> None:
+    """Refuse what a Hugging Face model cannot take (empty or too long texts, ids it does not know) before it runs."""
+    if isinstance(forward, Module) and not isinstance(forward, HFForward):  # which checks for itself
+        check_inputs(forward, (*inputs, *extras))
+
+
 def _position_given(forward: Callable[..., Any], extras: tuple[Any, ...]) -> PositionType:
     """HFForward's position: the last of the extras if it was passed along, else the object's own."""
     names = getattr(forward, "names", None)
@@ -199,7 +208,9 @@ def _position_given(forward: Callable[..., Any], extras: tuple[Any, ...]) -> Pos
 def _explain_float_ids(title: str, inputs: tuple[Tensor, ...], error: Exception) -> None:
     """Raise what to do instead if the model refused float numbers where it looks up ids."""
     floats = [number for number, tensor in enumerate(inputs) if tensor.is_floating_point()]
-    if floats and "'indices' to have one of the following scalar types" in str(error):
+    if floats and any(
+        words in str(error) for words in ("'indices' to have one of the following", "looks up token ids")
+    ):
         raise TypeError(
             f"{title}: inputs[{floats[0]}] holds float numbers, but the model looks up token ids (long). Methods that "
             "add noise to the inputs or scale them (NoiseTunnel, sensitivity_max) need HFForward(model, mode='gate') "

@@ -40,10 +40,15 @@ class AttributionReport:
 
 @dataclass
 class Stacks:
-    """What the records tell about each sequence: its length, its real tokens, whether it only looks back."""
+    """What the records tell about each sequence: its real tokens, whether it only looks back.
+
+    ``doubled`` are those that feed an encoder and a decoder alike, so that their self-attention calls cannot be told
+    apart.
+    """
 
     real: dict[Stack, Tensor] = field(default_factory=dict)
     causal: dict[Stack, bool] = field(default_factory=dict)
+    doubled: set[Stack] = field(default_factory=set)
 
     def note(self, record: AttentionRecord) -> Route | None:
         """Take in a record; the route of its map, or None where its keys are not known."""
@@ -52,8 +57,10 @@ class Stacks:
         keys: Stack = record.keys.source
         queries: Stack = keys
         if record.call.kind == "cross":
-            known = record.queries is not None and record.queries.source != keys
-            queries = record.queries.source if record.queries is not None and known else _UNNAMED
+            queries = _UNNAMED if record.queries is None else record.queries.source
+            if queries == keys:
+                self.doubled.add(keys)
+                queries = _UNNAMED
         else:
             self.causal[keys] = self.causal.get(keys, True) and record.call.kind == "causal"
         for stack, mask in ((queries, record.query_mask), (keys, record.key_mask)):
@@ -191,6 +198,11 @@ class Reduction:
             )
         if not crossing and own not in routes:
             raise ValueError(self._nothing_for(number, like))
+        if stack in self._stacks.doubled and not (crossing and self._aggregate.by_row):
+            raise ValueError(
+                f"{self._title}: inputs[{number}] is read by an encoder and by a decoder, whose self-attention calls "
+                "cannot be told apart. Give the decoder an input of its own: inputs=(source, prefix)."
+            )
         self._refuse_unknown(number, crossing=bool(crossing))
         return crossing[0] if crossing else own
 

@@ -160,9 +160,7 @@ class LayerMethod(Method, LayerAttribution):  # type: ignore[misc]  # Captum is 
         named = model.named_modules() if model is not None else ()
         name = next((name for name, module in named if module is layer), None)
         kind = type(layer).__name__
-        return (
-            f"layer {name!r} ({kind})" if name is not None else f"a {kind} that forward_func does not hold"
-        )
+        return f"layer {name!r} ({kind})" if name is not None else f"a {kind} that forward_func does not hold"
 
 
 class LayerAttentionWeights(LayerMethod):

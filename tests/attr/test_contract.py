@@ -659,6 +659,37 @@ def test_an_unknown_aggregate_is_refused_with_what_there_is():
         AttentionNorm(tiny("Bert"), aggregate=2).attribute(TOKENS)
 
 
+@every_input_method
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [(torch.empty(1, 0).long(), "input_ids is empty"), (ids(1, 40), "40 tokens.*ends at 32"), (TOKENS + 60, "0 to 59")],
+    ids=["empty", "too long", "unknown ids"],
+)
+def test_texts_the_model_cannot_take_are_refused(row, tokens, message):
+    for forward in (tiny("Bert"), HFForward(tiny("Bert"))):
+        with pytest.raises(ValueError, match=message):
+            built(row, forward).attribute(tokens)
+
+
+@every_input_method
+def test_one_tensor_for_encoder_and_decoder_is_never_mixed_up(row):
+    """Both stacks attend to the one input: cross-attention can be told, their self-attention cannot."""
+    torch.manual_seed(0)
+    model = nn.Transformer(8, 2, 2, 2, 16, batch_first=True).eval()
+    x, method = torch.randn(2, 5, 8), row.build(lambda x: model(x, x.clone()))
+    if row.arguments.get("aggregate") == "rollout":
+        with pytest.raises(ValueError, match="residual=True"):
+            method.attribute(x)
+    elif row.method.__name__ == "AttentionRollout":
+        with pytest.raises(ValueError, match="by an encoder and by a decoder"):
+            method.attribute(x)
+    else:
+        source, _ = row.build(model).attribute((x, x.clone()), position=0)
+        close(method.attribute(x, position=0), source)
+        with pytest.raises(ValueError, match="by an encoder and by a decoder"):
+            method.attribute(x, kind="self")
+
+
 def test_inputs_that_are_no_tensors_are_refused():
     with pytest.raises(TypeError, match="inputs should be a tensor or a tuple of tensors, got dict"):
         AttentionNorm(tiny("Bert")).attribute({"input_ids": TOKENS})
