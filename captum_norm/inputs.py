@@ -142,7 +142,10 @@ def _check_ids(model: Callable[..., Any], name: str, ids: Tensor) -> None:
 
 
 def _vocabulary(model: Callable[..., Any]) -> int | None:
-    table = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        table = getattr(model, "get_input_embeddings", lambda: None)()
+    except (AttributeError, NotImplementedError):  # models without one table for their input say so in either way
+        return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
