@@ -120,7 +120,7 @@ def test_the_users_rc_params_neither_matter_nor_change(draw):
         torch.manual_seed(1)
         figure = draw()
         assert dict(matplotlib.rcParams) == before
-    assert pixels(figure) == expected
+        assert pixels(figure) == expected
 
 
 def test_drawing_chooses_no_backend_and_leaves_no_pyplot_figure_behind():

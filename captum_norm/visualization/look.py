@@ -111,8 +111,6 @@ def page(width: float, height: float) -> Iterator[Page]:
     with look():
         drawn = Page(figsize=(width, height), dpi=DPI)
         yield drawn
-        # Ticks are made when they are first drawn, from the rcParams of that moment: so make them now.
-        drawn.draw_without_rendering()
 
 
 @contextmanager
