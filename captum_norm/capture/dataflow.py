@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,10 +133,10 @@ class Dataflow:
         known = self._sources.get(id(tensor))
         return known[1] if known is not None and known[0] is tensor else None
 
-    def see(self, operation: Operation) -> None:
-        rule = rule_for(operation.name)
-        if rule is not None:
-            rule(self, operation)
+    def rule_for(self, name: str) -> Callable[[Operation], None] | None:
+        """What to do with operations of this name."""
+        rule = rule_for(name)
+        return None if rule is None else partial(rule, self)
 
     # ---- attention calls
 
@@ -766,6 +767,8 @@ def _on_cpu(value: Any) -> Any:
 
 def _key(value: Any) -> Hashable:
     """Equal for equal arguments; small tensors (indices) by their content."""
+    if isinstance(value, tuple) and all(type(item) is int for item in value):
+        return value
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.shape), value.numpy().tobytes())
     if isinstance(value, list | tuple):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,39 +30,45 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
-class Operation(NamedTuple):
-    """One torch operation as it was called, and what it returned."""
+class Operation:
+    """One torch operation as it was called, and what it returned.
 
-    name: str
-    func: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
+    Attributes:
+        name: its one name, see :func:`operation_name`.
+        func, args, kwargs: the call, as the model wrote it.
+        out: what it returned.
+        tensors: all tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened.
+    """
+
+    __slots__ = ("args", "func", "kwargs", "name", "out", "tensors")
+
+    def __init__(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
+        self.tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or by keyword, whichever way the model passed it."""
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened."""
-        return list(_tensors((*self.args, *self.kwargs.values())))
-
-    @property
     def outputs(self) -> list[Tensor]:
-        return list(_tensors((self.out,)))
+        return [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
 
     @property
     def in_place(self) -> bool:
         return self.name.endswith("_")
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, Tensor))
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found
 
 
 @cache

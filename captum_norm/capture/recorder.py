@@ -22,7 +22,7 @@ from torch.nn import Module
 
 from captum_norm.capture.callers import Caller, real_tokens
 from captum_norm.capture.certificate import at_least_float32, predicted, relative_error, tolerance_for
-from captum_norm.capture.dataflow import CentredNorm, Dataflow, rule_for
+from captum_norm.capture.dataflow import CentredNorm, Dataflow
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
@@ -71,7 +71,7 @@ def recording(
     records: list[AttentionRecord] = []
     reader = _Reader(model, on_record or records.append, on_inexact)
     flow = Dataflow(sources, reader.finish)
-    mode = OperationMode(lambda name: None if rule_for(name) is None else flow.see)
+    mode = OperationMode(flow.rule_for)
     try:
         with _uncompiled(), mode:
             yield records
@@ -328,6 +328,10 @@ def _looks_back(weights: Tensor) -> bool:
     if key < query or key == 1:
         return False
     first = weights[:, 0]
+    if query == key:  # most encoders show it in their first row
+        row = first[:, 0]
+        if bool(((row[:, 1:].amax(-1) > 0) & (row.amax(-1) != row.amin(-1))).any()):
+            return False
     ahead = first.triu(key - query + 1).amax(-1) > 0
     says_nothing = first.amax(-1) == first.amin(-1)
     if bool((ahead & ~says_nothing).any()):
