@@ -41,6 +41,8 @@ class Result:
         proved, opened, wrong: calls by what the intervention says; ``notes`` say why open.
         attentions: returned by the eager model: how many equal a record, and how many do not.
         products: weighted means seen one level below; more of them than calls were overlooked.
+        other_softmaxes: those over three axes or more that are no call: their output mixes no values by a product
+            (gates of experts, deformable attention's weights for sampled pixels, pooling).
         eager_calls: calls recorded from the eager implementation, where it returns attentions.
     """
 
@@ -64,6 +66,7 @@ class Result:
     proof_error: float = 0.0
     attentions: list[int] = field(default_factory=lambda: [0, 0])
     products: int = 0
+    other_softmaxes: int = 0
     eager_calls: int = 0
 
 
@@ -161,6 +164,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _prove(model: PreTrainedModel, inputs: Inputs, records: list[AttentionRecord], result: Result) -> None:
     prover = Prover(model, lambda: forward(model, inputs))
     result.products = prover.weighted_means()
+    result.other_softmaxes = max(0, prover.softmaxes() - result.calls - len(result.refusals))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(records), generator=generator)[:MOST_PROVED].sort().values.tolist()
     findings = [prover.prove(records[i], generator) for i in chosen]

@@ -23,7 +23,8 @@ HEAD = ["type", "class", "inputs", "calls", "error", "zeroed", "returned", "stat
 LEGEND = (
     "*calls*: attention calls in one forward, by kind. *error*: the worst certificate, relative to the attention part."
     " *zeroed*: calls proved by zeroing keys, of those tried. *returned*: attentions that the eager model returns and"
-    " that equal the recorded weights."
+    " that equal the recorded weights. *other softmaxes*: over three axes or more, whose output mixes no values by a"
+    " product: gates of experts, deformable attention's weights of sampled pixels."
 )
 
 
@@ -101,7 +102,8 @@ def _reason(result: Result) -> str:
 
 
 def _row(r: Result) -> list[str]:
-    notes = f" ({'; '.join(r.notes)})" if r.notes else ""
+    found = [*r.notes, *([f"{r.other_softmaxes} other softmaxes"] if r.other_softmaxes else [])]
+    notes = f" ({'; '.join(found)})" if found else ""
     status = r.status + (f": {_reason(r)}" if r.reason else "") + notes
     if not r.calls:
         return [r.model_type, r.cls, r.inputs, "", "", "", "", status]

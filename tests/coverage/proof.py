@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_norm.capture import AttentionRecord
@@ -87,7 +88,9 @@ _PRODUCTS: dict[str, tuple[tuple[int, int], ...]] = {  # operation: (argument, a
     "_scaled_dot_product_flash_attention": ((2, -2),),
     "_scaled_dot_product_efficient_attention": ((2, -2),),
 }
-_NORMS = ("native_layer_norm", "native_group_norm", "rsqrt", "_fused_rms_norm")
+_SOFTMAXES = ("_softmax", "_safe_softmax")
+_SCALES = ("rsqrt", "sqrt", "linalg_vector_norm")  # what norms written out take 1/sigma from; also a power of -1/2
+_NORMS = ("native_layer_norm", "_fused_rms_norm", "pow", *_SCALES)
 
 
 class _Done(Exception):  # noqa: N818  (no error: the way out of a forward)
@@ -106,6 +109,7 @@ class _Survey:
     copies: dict[int, tuple[int, Tensor]] = field(
         default_factory=dict
     )  # memory of a copy -> the parameter's, kept alive
+    softmaxes: int = 0  # over three axes or more, those inside fused calls included
     means: int = 0  # products with an operand whose rows are weights that add up to one
 
     def parameter(self, tensor: Any, memories: frozenset[int]) -> int:
@@ -144,6 +148,8 @@ class _Watch(TorchDispatchMode):
     def _note(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         survey = self.survey
         assert survey is not None
+        fused = len(_PRODUCTS.get(name, ())) == 1
+        survey.softmaxes += fused or (name in _SOFTMAXES and args[0].ndim > 2)
         survey.means += _is_weighted_mean(name, args, self.memories)
         for argument, axis in _PRODUCTS.get(name, ()):
             operand = args[argument]
@@ -173,7 +179,7 @@ class _Watch(TorchDispatchMode):
         out, before = func(*args, **kwargs), self.base.norms.get(self.event)
         if before is None:
             return out
-        if name == "rsqrt":
+        if name in _SCALES or (name == "pow" and isinstance(args[1], float) and args[1] < 0):
             self.held |= not torch.equal(out, before)
             return before
         if name == "native_layer_norm":
@@ -260,6 +266,10 @@ class Prover:
             return Finding(name, "open", note="no key changes the output visibly")
         return Finding(name, "proved" if worst <= TOLERANCE else "wrong", worst, "1/sigma held" if held else "")
 
+    def softmaxes(self) -> int:
+        """How many softmaxes over three axes or more this forward computes, those inside fused calls included."""
+        return self._surveyed().softmaxes
+
     def weighted_means(self) -> int:
         """How many products of this forward are attention by their arithmetic alone."""
         return self._surveyed().means
@@ -309,14 +319,20 @@ def contribution(record: AttentionRecord, key: int) -> Tensor:
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float | None:
-    """max |actual - expected|, where a model may keep (batch, query) or (query, batch) rows; None if neither fits."""
+    """max |actual - expected|, with zeros expected in rows that are not the record's; None where it does not fit.
+
+    A model may keep (batch, query) or (query, batch) rows, and may project several attention calls at once, one after
+    the other (the pictures of a batch).
+    """
     if actual.ndim > 2 and actual.shape[-1] != expected.shape[-1] and actual.shape[1] == expected.shape[-1]:
         actual = actual.movedim(1, -1)  # a convolution's channels
-    if actual.numel() != expected.numel():
+    if actual.shape[-1] != expected.shape[-1]:
         return None
     rows = actual.double().reshape(-1, expected.shape[-1])
+    spare = len(rows) - expected.shape[:2].numel()
     either = (expected.flatten(0, 1), expected.transpose(0, 1).flatten(0, 1))
-    return min(float((rows - e).abs().max()) for e in either)
+    placed = (pad(e, (0, 0, start, spare - start)) for e in either for start in range(spare + 1))
+    return min((float((rows - p).abs().max()) for p in placed), default=None)
 
 
 def compare_attentions(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -288,6 +289,8 @@ def vary(model: nn.Module, gain: float = 1.25) -> None:
                 continue
             if isinstance(module, nn.Linear) and name == "weight":
                 parameter.normal_(std=gain / math.sqrt(parameter.shape[1]))
+            elif isinstance(module, _ConvNd) and parameter.ndim > 1:
+                parameter.normal_(std=1 / math.sqrt(parameter[0].numel()))
             elif isinstance(module, nn.Embedding):
                 parameter.normal_(std=0.5)
             elif (
@@ -407,6 +410,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "seggpt": {"image_size": [64, 32], "intermediate_hidden_state_indices": [0, 1], "merge_index": 0},
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
     "tvp": {"visual_prompt_size": 4, "max_img_size": 64},
+    "chameleon": {"vocabulary_map": {"<image>": 101, "IMGIMGAZ": 110}},
     "emu3": {"vocabulary_map": {"<image>": 101}},
     "cohere_compass_text": {"rope_parameters": _ROPES, "layer_types": ["sliding_attention", "full_attention"]},
     "depth_pro": {
