@@ -26,7 +26,7 @@ from captum_norm.capture.dataflow import CentredNorm, Dataflow
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
-from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind
+from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind, Positions
 from captum_norm.capture.traces import Mixture, Projection, Term
 
 OnRecord = Callable[[AttentionRecord], None]
@@ -148,7 +148,7 @@ class _Reader:
             mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query"
         )
         keys, unknown = self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
-        kind = _kind(mixture, weights)
+        kind = _kind(mixture, weights, queries, keys)
         batch, _, query, key = weights.shape
         cross = kind == "cross"
         return AttentionRecord(
@@ -291,7 +291,7 @@ def _what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:
     )
 
 
-def _kind(mixture: Mixture, weights: Tensor) -> Kind:
+def _kind(mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:
     """Self, causal or cross: by where queries and keys come from, then by whether any query looks ahead."""
     ours, theirs = mixture.weights_place, mixture.values_place
     if _cross_attends(mixture.callers):
@@ -301,14 +301,8 @@ def _kind(mixture: Mixture, weights: Tensor) -> Kind:
             return "cross"
     elif ours is None and theirs is not None and weights.shape[-1] != weights.shape[-2]:
         return "cross"  # queries of the module's own, such as a pooling head's
-    square = weights.shape[-1] == weights.shape[-2]
-    return "causal" if (square or _has_cache(mixture.callers)) and _looks_back(weights) else "self"
-
-
-def _has_cache(callers: tuple[Caller, ...]) -> bool:
-    """The keys of earlier forward passes come before those of this one."""
-    names = ("past_key_values", "past_key_value", "layer_past", "cache")
-    return any(caller.arguments.get(name) is not None for caller in callers for name in names)
+    ahead = _ahead(weights, queries, keys, _has_cache(mixture.callers))
+    return "causal" if ahead is not None and _looks_back(weights, ahead) else "self"
 
 
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:
@@ -322,23 +316,43 @@ def _cross_attends(callers: tuple[Caller, ...]) -> bool:
     return any(value is memory for value in given.values() for memory in memories if isinstance(memory, Tensor))
 
 
-def _looks_back(weights: Tensor) -> bool:
-    """No query gives weight to later keys; rows without any allowed key (left padding) are uniform and say nothing."""
+def _has_cache(callers: tuple[Caller, ...]) -> bool:
+    """The keys of earlier forward passes come before those of this one."""
+    names = ("past_key_values", "past_key_value", "layer_past", "cache")
+    return any(caller.arguments.get(name) is not None for caller in callers for name in names)
+
+
+def _ahead(weights: Tensor, queries: Positions | None, keys: Positions | None, has_cache: bool) -> Tensor | None:
+    """(query, key) bool, True where the key comes after the query; None where nothing tells."""
     query, key = weights.shape[-2:]
-    if key < query or key == 1:
-        return False
-    first = weights[:, 0]
-    if query == key:  # most encoders show it in their first row
-        row = first[:, 0]
-        if bool(((row[:, 1:].amax(-1) > 0) & (row.amax(-1) != row.amin(-1))).any()):
-            return False
-    ahead = first.triu(key - query + 1).amax(-1) > 0
-    says_nothing = first.amax(-1) == first.amin(-1)
-    if bool((ahead & ~says_nothing).any()):
+    if queries is not None and keys is not None and queries.source == keys.source:
+        return keys.index[None, :] > queries.index[:, None]
+    if query == key or (has_cache and query < key):
+        return torch.ones(query, key, dtype=torch.bool, device="cpu").triu(key - query + 1)
+    return None
+
+
+def _looks_back(weights: Tensor, ahead: Tensor) -> bool:
+    """No query gives weight to later keys; rows without any allowed key (left padding) are uniform and say nothing.
+
+    Args:
+        weights: (batch, head, query, key); one head is looked at.
+        ahead: (query, key) bool, True where the key comes after the query.
+    """
+    query, key = ahead.shape
+    if key == 1:
         return False
     if query == 1:
-        return True
-    return bool((~ahead[:, :-1] & ~says_nothing[:, :-1]).any())
+        return not bool(ahead.any())  # one step of generation
+    could = ahead.any(-1).nonzero()[:, 0]
+    tells = torch.zeros((), dtype=torch.bool)
+    for chosen in (could[:1], could):  # the first row that could look ahead settles it for most encoders
+        row = weights[:, 0, chosen.to(weights.device)]
+        looks = (row * ahead[chosen].to(row.device)).amax(-1) > 0
+        tells = row.amax(-1) != row.amin(-1)
+        if bool((looks & tells).any()):
+            return False
+    return bool(tells.any())
 
 
 class _Names:

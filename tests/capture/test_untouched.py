@@ -1,0 +1,197 @@
+"""The model does not notice that it is being read."""
+
+import copy
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from captum_norm.capture import InexactCaptureError, recording
+from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention
+
+IDS = torch.tensor([[2, 14, 9, 33, 3], [2, 7, 3, 0, 0]])
+MASK = (IDS != 0).long()
+
+
+def bert(implementation="sdpa", **changes):
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = BertConfig(**sizes, intermediate_size=32, attn_implementation=implementation, **changes)
+    return BertModel(config).eval()
+
+
+def hooks(model):
+    names = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs"))]
+    return {(module, name): len(getattr(module, name)) for module in model.modules() for name in names}
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request):
+    return bert(request.param)
+
+
+def test_outputs_are_bit_equal_with_and_without_gradients(model):
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            expected = model(IDS, attention_mask=MASK)
+            with recording():
+                output = model(IDS, attention_mask=MASK)
+        assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
+        assert torch.equal(output.pooler_output, expected.pooler_output)
+
+
+def test_gradients_through_a_recorded_forward_are_bit_equal(model):
+    def gradients(context):
+        model.zero_grad()
+        with context:
+            model(IDS, attention_mask=MASK).last_hidden_state.sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    plain, recorded = gradients(torch.enable_grad()), gradients(recording())
+    assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+
+
+@pytest.mark.parametrize("ending", ["success", "error", "interrupt", "refusal"])
+def test_nothing_is_left_behind(model, ending):
+    before = (hooks(model), model.config.to_dict(), model.training, torch.get_rng_state())
+    state = copy.deepcopy(model.state_dict())
+    try:
+        with recording():
+            model(IDS, attention_mask=MASK)
+            if ending == "error":
+                raise RuntimeError
+            if ending == "interrupt":
+                raise KeyboardInterrupt
+            if ending == "refusal":
+                raise InexactCaptureError
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    after = (hooks(model), model.config.to_dict(), model.training, torch.get_rng_state())
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model(IDS).last_hidden_state.grad_fn is not None
+
+
+def test_train_mode_dropout_draws_the_same_random_numbers_in_eager_attention():
+    model = bert("eager").train()
+    torch.manual_seed(1)
+    expected = model(IDS).last_hidden_state
+    torch.manual_seed(1)
+    with recording() as records:
+        output = model(IDS).last_hidden_state
+    assert torch.equal(output, expected)
+    assert (records[0].weights == 0).any()  # the weights after dropout are what multiplied the values
+
+
+def test_records_are_dropped_as_soon_as_they_are_handed_over(model):
+    alive, seen = [], []
+
+    def look(record):
+        gc.collect()
+        seen.append(sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(record.weights))
+
+    with torch.no_grad(), recording(look) as records:
+        model(IDS)
+    assert records == []
+    assert seen == [0, 0]
+
+
+def test_another_thread_is_not_recorded():
+    attention, x = Attention(WRITTEN["plain"]), torch.randn(BATCH, LENGTH, MODEL)
+    with recording() as records:
+        thread = threading.Thread(target=attention, args=(x,))
+        thread.start()
+        thread.join()
+    assert records == []
+
+
+def test_four_threads_record_the_same_model_at_once(model):
+    with recording() as expected:
+        model(IDS)
+    found = {}
+
+    def work(name):
+        with recording() as records:
+            model(IDS)
+        found[name] = records
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for records in found.values():
+        assert all(torch.equal(a.weights, b.weights) for a, b in zip(records, expected, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_recomputes_without_a_word(reentrant):
+    attention = Attention(WRITTEN["scaled_dot_product_attention"])
+    x = torch.randn(BATCH, LENGTH, MODEL, requires_grad=True)
+    with recording() as records:
+        output = checkpoint(attention, x, use_reentrant=reentrant)
+    output.sum().backward()
+    assert len(records) == 1
+    assert x.grad is not None
+
+
+def test_compiled_models_run_eagerly_for_the_time_being():
+    attention = Attention(WRITTEN["plain"])
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    compiled = torch.compile(attention, backend="eager")
+    with torch.no_grad(), recording() as records:
+        compiled(x)
+    assert len(records) == 1
+
+
+def test_recordings_nest():
+    attention, x = Attention(WRITTEN["plain"]), torch.randn(BATCH, LENGTH, MODEL)
+    with recording() as outer:
+        attention(x)
+        with recording() as inner:
+            attention(x)
+    assert len(inner) == 1
+    assert len(outer) == 2
+
+
+def test_generation_with_a_cache_is_recorded_step_by_step():
+    config = GPT2Config(vocab_size=60, n_embd=24, n_layer=2, n_head=3, n_positions=32, bos_token_id=0, eos_token_id=59)
+    model = GPT2LMHeadModel(config).eval()
+    arguments = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(IDS, **arguments)
+    with recording() as records:
+        output = model.generate(IDS, **arguments)
+    assert torch.equal(output, expected)
+    first = [record for record in records if record.call.name.endswith("h.0.attn")]
+    assert [record.call.call for record in first] == [0, 1, 2]
+    assert [tuple(record.weights.shape[-2:]) for record in first] == [(5, 5), (1, 6), (1, 7)]
+    assert {record.call.kind for record in records} == {"causal"}
+    assert first[0].keys is not None
+    assert first[1].keys is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_is_certified_with_its_own_tolerance(dtype):
+    model = bert().to(dtype)
+    with torch.no_grad(), recording() as records:
+        model(IDS, attention_mask=MASK)
+    assert all(float(record.certificate) <= record.certificate.tolerance for record in records)
+    assert records[0].values.dtype == dtype
+
+
+def test_inference_mode_is_fine():
+    with torch.inference_mode(), recording() as records:
+        bert()(IDS)
+    assert len(records) == 2
+
+
+def test_one_module_called_many_times_counts_its_calls():
+    attention, x = Attention(WRITTEN["plain"]), torch.randn(BATCH, LENGTH, MODEL)
+    with recording() as records:
+        attention(attention(x))
+    assert [record.call.call for record in records] == [0, 1]
