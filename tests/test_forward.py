@@ -44,6 +44,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongformerConfig,
+    LongformerForMaskedLM,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MarianConfig,
@@ -122,6 +124,7 @@ MODELS = {
     "xlnet": lambda: XLNetLMHeadModel(
         XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=4, d_inner=32, initializer_range=0.3, **specials())
     ),
+    "longformer": lambda: LongformerForMaskedLM(LongformerConfig(**ENCODER, attention_window=[4, 4])),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT, **specials())),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**ENCODER, num_key_value_heads=2)),
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**ENCODER, num_key_value_heads=2, num_local_experts=4)),
@@ -133,7 +136,7 @@ MODELS = {
     "m2m100": lambda: M2M100ForConditionalGeneration(M2M100Config(**TRANSLATOR)),
 }
 CAUSAL = ("gpt2", "llama", "mixtral")
-LOOKS_AHEAD = ("roberta", "modernbert", "xlnet")
+LOOKS_AHEAD = ("roberta", "modernbert", "xlnet", "longformer")
 TRANSLATORS = ("t5", "bart", "marian", "m2m100")
 
 

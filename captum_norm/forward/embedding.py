@@ -34,22 +34,22 @@ class EmbeddingSites:
 
     def __init__(self, model: nn.Module, main: str, named: str | None) -> None:
         self.model, self.main, self.named = model, main, named
-        self.declared = _declared_embeddings(unwrapped(model))
-        self.modules = self._candidates()
+        everything = list(unwrapped(model).modules())
+        self.declared = _declared_embeddings(everything)
+        self.modules = self._candidates(everything)
 
-    def _candidates(self) -> list[nn.Module]:
-        core = unwrapped(self.model)
+    def _candidates(self, everything: list[nn.Module]) -> list[nn.Module]:
         if self.named is not None:
-            return [core.get_submodule(self.named)]
+            return [unwrapped(self.model).get_submodule(self.named)]
         if self.main.endswith("input_ids"):
             # A wrapper around one table (an adapter) counts as a whole; one around several adds more than the ids.
             whole = [m for m in self.declared if sum(isinstance(part, nn.Embedding) for part in m.modules()) <= 1]
             inside = {part for m in whole for part in m.modules() if part is not m}
-            tables = [m for m in core.modules() if isinstance(m, nn.Embedding)]
+            tables = [m for m in everything if isinstance(m, nn.Embedding)]
             return [m for m in dict.fromkeys([*whole, *tables]) if m not in inside]
         if self.main == "pixel_values":
             patches = [m for m in self.declared if not isinstance(m, nn.Embedding)]
-            return patches or [m for m in core.modules() if isinstance(m, _CONVOLUTIONS)]
+            return patches or [m for m in everything if isinstance(m, _CONVOLUTIONS)]
         return []
 
     @contextmanager
@@ -72,7 +72,7 @@ class EmbeddingSites:
             if layout is None:
                 return None
             seen.append(module)
-            return _changed(module, output, change, layout)
+            return _changed(module, output, change, layout, main.shape[-1])
 
         try:
             for module in self.modules:
@@ -89,7 +89,7 @@ class EmbeddingSites:
         if self.named is not None:
             return "batch first" if first else None
         given = next((item for item in arguments if isinstance(item, Tensor)), None)
-        if given is None or given.is_floating_point() != main.is_floating_point() or given.numel() != main.numel():
+        if given is None or given.is_floating_point() != main.is_floating_point() or given.numel() < main.numel():
             return None
         known = main.is_floating_point() or module in self.declared
         if given.data_ptr() == main.data_ptr() or (first and known):
@@ -169,11 +169,14 @@ class _EmbeddingSeen(Exception):  # noqa: N818  (no error: it ends a forward who
         self.gate = gate
 
 
-_Layout = Literal["batch first", "sequence first"]
+_Layout = Literal["batch first", "sequence first", "padded"]
 
 
 def _layout_of(given: Tensor, main: Tensor) -> _Layout | None:
     """Which way round a module was given ``main`` or a copy of it; None where it was given something else."""
+    if given.numel() > main.numel():  # Longformer and BigBird fill up to a multiple of their window
+        padded = given.shape[:-1] == main.shape[:-1] and torch.equal(given[..., : main.shape[-1]], main)
+        return "padded" if padded and not main.is_floating_point() else None
     alike = given.shape[-1] == main.shape[-1]
     if alike and given.data_ptr() == main.data_ptr() and given.stride(-1) == main.stride(-1):
         return "batch first"
@@ -196,9 +199,11 @@ def _is_copy(given: Tensor, ids: Tensor) -> bool:
     return bool(same.any()) and len(stand_ins) == 1 and not torch.isin(ids[same], replaced).any()
 
 
-def _changed(module: nn.Module, output: Any, change: Change, layout: _Layout) -> Any:
+def _changed(module: nn.Module, output: Any, change: Change, layout: _Layout, length: int) -> Any:
     if isinstance(output, tuple):
-        return (_changed(module, output[0], change, layout), *output[1:])
+        return (_changed(module, output[0], change, layout, length), *output[1:])
+    if layout == "padded":
+        return torch.cat([change(module, output[:, :length]), output[:, length:]], dim=1)
     if layout == "sequence first":
         return change(module, output.transpose(0, 1)).transpose(0, 1)
     return change(module, output)
@@ -216,12 +221,12 @@ def _one_per_vector(module: nn.Module, output: Tensor) -> torch.Size:
     )
 
 
-def _declared_embeddings(model: nn.Module) -> list[nn.Module]:
-    """What the model and the models inside it call their input embeddings."""
+def _declared_embeddings(modules: list[nn.Module]) -> list[nn.Module]:
+    """What the models among ``modules`` call their input embeddings."""
     found = []
-    for module in model.modules():
-        declare: Any = getattr(module, "get_input_embeddings", None)
-        if declare is not None:
+    for module in modules:
+        if hasattr(type(module), "get_input_embeddings"):
+            declare: Any = module.get_input_embeddings
             try:
                 found.append(declare())
             except (AttributeError, NotImplementedError):  # models without one say so in either way
