@@ -147,6 +147,11 @@ def test_calls_are_chosen_by_index_or_by_name(emitting, layers, names):
     assert len(maps) == len(maps.weights) == len(names)
 
 
+def test_layer_1_is_not_layer_10(emitting):
+    maps = attention_maps(emitting(record("layer.10"), record("layer.1")), IDS, layers="layer.1")
+    assert [call.name for call in maps.calls] == ["layer.1"]
+
+
 def test_a_module_called_twice_is_two_calls(emitting):
     maps = attention_maps(emitting(record("shared", call=0), record("shared", call=1)), IDS)
     assert [(call.name, call.call) for call in maps.calls] == [("shared", 0), ("shared", 1)]

@@ -84,7 +84,7 @@ def test_the_correlation_is_taken_within_each_sequence_and_head(bert, shares):
 def test_batches_with_padding_say_what_one_by_one_says(bert, shares, side):
     counter = ShareCounter(bert)
     for batch in (SENTENCES[:1], SENTENCES[1:]):
-        longest = max(map(len, batch))
+        longest = max(map(len, batch)) + 6
         pad = [[0] * (longest - len(s)) for s in batch]
         ids = torch.tensor([p + s if side == "left" else s + p for s, p in zip(batch, pad, strict=True)])
         mask = (ids != 0).long()

@@ -32,7 +32,8 @@ Shares are taken per query and averaged over queries, heads and sequences; below
 divided by the row, the mean length of f(x) per class, and Spearman's correlation of weight and length.
 
 The text file is UTF-8 with one paragraph per line, and every paragraph is one sequence, cut at --max-tokens. Blank
-lines and headings (= Title =) are skipped, and WikiText's marks @-@ @,@ @.@ are undone."""
+lines and headings (= Title =) are skipped, and WikiText's marks @-@ @,@ @.@ are undone. [UNK] and [MASK] stand for a
+word and count as other tokens."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +79,13 @@ def _count(loaded: Loaded, paragraphs: Sequence[str], max_tokens: int, batch_siz
     from captum_norm.token_shares import ShareCounter
     from captum_norm.tokens import token_classes
 
+    # These stand for a word of the text, unlike those that the tokenizer puts around it.
+    words = {loaded.tokenizer.unk_token, loaded.tokenizer.mask_token}
     counter = ShareCounter(loaded.text_model())
     with tqdm(total=len(paragraphs), unit="seq", disable=None, leave=False) as progress:
         for encoding in _batches(loaded, paragraphs, max_tokens, batch_size):
-            classes = [token_classes(ids, loaded.tokenizer) for ids in encoding["input_ids"]]
+            found = [token_classes(ids, loaded.tokenizer) for ids in encoding["input_ids"]]
+            classes = [["other" if name in words else name for name in names] for names in found]
             counter.add(encoding, classes)
             progress.update(len(classes))
     return counter.result()
