@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -16,6 +19,8 @@ from captum_norm.attr import (
     LayerAttentionNorm,
     LayerAttentionWeights,
 )
+from captum_norm.attr._reduction import without_padding
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Positions
 from captum_norm.forward import HFForward
 
 from .methods import INPUT_METHODS
@@ -247,3 +252,98 @@ def test_scores_are_non_negative_and_sum_to_what_the_table_says(row, family):
     assert scores.sum() > 0
     if row.sums_to is not None and not (family == "Bart" and row.method is AttentionRollout):
         close(scores.sum(-1), torch.full((2,), row.sums_to))
+
+
+class Gated(nn.Module):
+    """Attention whose mixed values are multiplied by a gate of the query before W_O."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.gate, self.out = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        gate = self.gate(x).sigmoid().unflatten(-1, (2, 4)).transpose(1, 2)
+        return (q @ k.mT).softmax(-1), v, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, v, gate = self.parts(x)
+        return self.out((weights @ v * gate).transpose(1, 2).flatten(2))
+
+
+def test_an_elementwise_gate_follows_its_row():
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(3, 5, 8)
+    weights, v, gate = (t.detach() for t in model.parts(x))
+    W_O = model.out.weight.detach().T.unflatten(0, (2, 4))
+    slow = torch.einsum("bhqk,bhke,bhqe,hed->bqkd", weights, v, gate, W_O).norm(dim=-1)
+    method = AttentionNorm(model)
+    close(method.attribute(x, position="all"), slow, rtol=1e-4, atol=1e-5)
+    close(method.attribute(x, position=[4, 0, 2]).sum(-1), slow[range(3), [4, 0, 2]], rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_around_the_call_does_not_coarsen_the_product():
+    model, tokens = tiny("Bert"), ids(2, 6)
+    found: list[Tensor] = []
+    for enabled in (False, True):
+        # weights of uniform attention are the same in any precision: what differs is our own arithmetic
+        with torch.no_grad():
+            for layer in model.bert.encoder.layer:
+                layer.attention.self.query.weight.zero_()
+                layer.attention.self.query.bias.zero_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(AttentionRollout(model).attribute(tokens))
+    close(found[1].sum(-1), found[0].sum(-1), rtol=0, atol=5e-3)
+    assert found[1].dtype is torch.float32
+
+
+def test_padding_that_holds_nan_reaches_no_score():
+    """Some models compute NaN for queries that may attend to nothing, and carry it into the next layer's values."""
+    clean = _record(torch.rand(1, 2, 3, 3), torch.randn(1, 2, 3, 4))
+    weights, values = clean.weights.clone(), clean.values.clone()
+    weights[:, :, 2], values[:, :, 2] = float("nan"), float("nan")
+    real = torch.tensor([[True, True, False]])
+    stained = replace(clean, weights=weights, values=values, query_mask=real, key_mask=real)
+    expected = AttentionNorm(nn.Identity()).measure(without_padding(replace(clean, query_mask=real, key_mask=real)))
+    close(AttentionNorm(nn.Identity()).measure(without_padding(stained)), expected)
+    assert (expected[:, 2] == 0).all()
+    assert (expected[:, :, 2] == 0).all()
+
+
+def _record(weights: Tensor, values: Tensor) -> AttentionRecord:
+    heads, head_dim = values.shape[1], values.shape[3]
+    call, positions = AttentionCall("attention", "self", 0, heads, "W_O"), Positions(0, torch.arange(weights.shape[3]))
+    W_O = torch.randn(heads, head_dim, 8)
+    return AttentionRecord(
+        call, weights, values, W_O, None, None, positions, positions, "", None, None, Certificate(0, 1)
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "rollout"])
+def test_keys_that_are_not_known_are_refused_with_the_reason(aggregate, monkeypatch):
+    record = replace(
+        _record(torch.rand(2, 2, 3, 3), torch.randn(2, 2, 3, 4)), keys=None, unknown_keys="they are windows"
+    )
+
+    @contextmanager
+    def recording(on_record: Any, **_: Any) -> Iterator[None]:
+        yield
+        on_record(record)
+
+    monkeypatch.setattr("captum_norm.attr._base.recording", recording)
+    with pytest.raises(ValueError, match=r"inputs\[0\] cannot be scored.*'attention'.*they are windows.*Layer class"):
+        AttentionNorm(nn.Identity(), aggregate=aggregate).attribute(torch.ones(2, 3))
+
+
+def test_padding_of_the_prefix_is_zero_in_cross_attention_too():
+    model = tiny("Bart")
+    forward = HFForward(model)
+    mask, prefix_mask = torch.ones(2, 6).long(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    extras = (mask, ids(2, 4, seed=1), prefix_mask)
+    cross = LayerAttentionNorm(forward, model.model.decoder.layers[1]).attribute(ids(2, 6), None, extras, kind="cross")
+    assert (cross[1, :, 2:] == 0).all()
+    assert (cross[1, :, :2] > 0).all()
+    method = AttentionNorm(forward)
+    close(method.attribute(ids(2, 6), None, extras), method.attribute(ids(2, 6), None, extras, position=[3, 1]))
+    with pytest.raises(ValueError, match="position 3 of example 1 is padding"):
+        method.attribute(ids(2, 6), None, extras, position=3)
