@@ -44,6 +44,11 @@ class Anchor:
         return self if self.parent is None else self.parent.origin
 
     @property
+    def preference(self) -> tuple[bool, int]:
+        """Where two sequences meet, the smaller one stays: named sources first, then what was there first."""
+        return (not isinstance(self.source, int), self.order)
+
+    @property
     def length(self) -> int:
         return math.prod(self.grid)
 

@@ -22,11 +22,12 @@ from torch.nn import Module
 
 from captum_norm.capture.callers import Caller, real_tokens
 from captum_norm.capture.certificate import at_least_float32, predicted, relative_error, tolerance_for
-from captum_norm.capture.dataflow import CentredNorm, Dataflow
+from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
 from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind, Positions
+from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term
 
 OnRecord = Callable[[AttentionRecord], None]

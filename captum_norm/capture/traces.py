@@ -122,6 +122,12 @@ class Trace(NamedTuple):
     place: Place | None = None
     softmax_part: SoftmaxPart = ""
 
+    def after(self, step: Step) -> Trace:
+        """What is known after one more move."""
+        mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
+        whole = self.projection is None or self.projection.parts_axis is None
+        return Trace(self.weights, mixed, self.projection if whole else None, self.place and self.place.then(step))
+
     def __bool__(self) -> bool:
         return any((self.weights, self.mixed, self.projection, self.place, self.softmax_part))
 

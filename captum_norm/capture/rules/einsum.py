@@ -1,0 +1,143 @@
+"""``einsum`` is a value product, an output projection or neither, as its letters say."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.layout import Step
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.places import Features, Place
+from captum_norm.capture.rules.products import is_weights, value_product
+from captum_norm.capture.traces import Projection, Term, Trace
+
+
+@rule("einsum")
+def _einsum(flow: Dataflow, op: Operation) -> None:
+    parsed = _parse_einsum(op)
+    if parsed is None:
+        return
+    (left, right), (lhs, rhs), res = parsed
+    if is_weights(flow, right) and not is_weights(flow, left):
+        left, right, lhs, rhs = right, left, rhs, lhs
+    if is_weights(flow, left):
+        _einsum_on_weights(flow, left, right, lhs, rhs, res, op.out)
+        return
+    trace = flow.traces[left]
+    if trace is None or not (trace.mixed or trace.projection):
+        other = flow.traces[right]
+        if other is not None and (other.mixed or other.projection):
+            left, right, lhs, rhs, trace = right, left, rhs, lhs, other
+    if trace is not None and (trace.mixed or trace.projection):
+        _einsum_projection(flow, trace, left, right, lhs, rhs, res, op.out)
+    elif trace is not None and trace.place is not None:
+        _einsum_place(flow, trace.place, lhs, rhs, res, op.out, left)
+
+
+def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str], str] | None:
+    """Two operands with their letters; ``...`` is written out with letters of its own."""
+    if not op.args or not isinstance(op.args[0], str):
+        return None
+    operands = op.tensors
+    equation = op.args[0].replace(" ", "")
+    if len(operands) != 2 or "->" not in equation:
+        return None
+    inputs, res = equation.split("->")
+    lhs, rhs = inputs.split(",")
+    spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    pairs = zip((lhs, rhs), operands, strict=True)
+    widths = [tensor.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, tensor in pairs]
+    dots = spare[: max(widths)]
+    lhs, rhs = (s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip((lhs, rhs), widths, strict=True))
+    return (operands[0], operands[1]), (lhs, rhs), res.replace("...", "".join(dots))
+
+
+def _einsum_on_weights(
+    flow: Dataflow, weights: Tensor, values: Tensor, lhs: str, rhs: str, res: str, out: Tensor
+) -> None:
+    batch = [c for c in lhs if c in rhs and c in res]
+    key = [c for c in lhs if c in rhs and c not in res]
+    query = [c for c in lhs if c not in rhs]
+    head_dim = [c for c in rhs if c not in lhs]
+    if isinstance(values, torch.nn.Parameter) or len(head_dim) == 0:
+        if len(res) == len(lhs):  # a linear map of the weights over heads: talking heads
+            flow.traces[out] = Trace(weights=True)
+        return
+    if len(key) != 1:
+        return
+    # Letters that only one of the two has, beyond one each, are batch axes that the other one lacks.
+    extra_query, extra_values = query[:-1], head_dim[:-1]
+    if extra_values or not query:
+        return
+    shared = [c for c in lhs if c in batch or c in extra_query]
+    order = [*shared, query[-1], key[0]]
+    turned = flow.step(weights, _letters(lhs, order))
+    moved = flow.step(values, _letters(rhs, [*shared, key[0], head_dim[0]]))
+    steps: tuple[Step, ...] = ()
+    result = [*shared, query[-1], head_dim[0]]
+    if "".join(result) != res:
+        axes = [result.index(c) for c in res]
+        steps = (Step(("permute", *axes), lambda t: t.permute(axes)),)
+    shape = torch.Size([out.shape[res.index(c)] for c in result])
+    value_product(flow, turned, moved, out, shape, steps)
+
+
+def _letters(have: str, want: list[str]) -> Step:
+    """Permute axes named by the letters ``have`` to ``want``; a letter that is missing becomes an axis of one."""
+    axes = [have.index(c) for c in want if c in have]
+    missing = [axis for axis, c in enumerate(want) if c not in have]
+
+    def apply(t: Tensor) -> Tensor:
+        t = t.permute(axes)
+        for axis in missing:
+            t = t.unsqueeze(axis)
+        return t
+
+    return Step(("letters", have, tuple(want)), apply)
+
+
+def _einsum_projection(
+    flow: Dataflow, trace: Trace, x: Tensor, W: Tensor, lhs: str, rhs: str, res: str, out: Tensor
+) -> None:
+    """x (..., columns) times W (columns, model): all columns at once, or head by head with the sum still to come."""
+    columns = [c for c in lhs if c in rhs and c not in res]
+    heads = [c for c in lhs if c in rhs and c in res]
+    model = [c for c in rhs if c not in lhs]
+    rows = [c for c in lhs if c not in rhs]
+    if not columns or len(model) != 1 or len(heads) > 1 or (heads and not trace.mixed):
+        return
+    inner = heads + columns
+    axes, start = [lhs.index(c) for c in rows + inner], len(rows)
+    step = Step(("einsum projection", *axes, start), lambda t: t.permute(axes).flatten(start))
+    flat = step.apply(x)
+    matrix = W.permute([rhs.index(c) for c in inner + model]).flatten(0, -2)
+    flow.traces[flat] = trace.after(step)
+    if not heads:
+        y = out.permute([res.index(c) for c in rows + model])
+        flow.project(flat, matrix, None, y, W)
+        flow.traces[out] = flow.traces[y] or Trace()
+        return
+    mixed = trace.mixed[0]
+    term = Term((*mixed.steps, step), flat.detach(), matrix.detach(), W)
+    parts = Projection(mixed.mixture, (term,), None, frozenset((id(term),)), parts_axis=res.index(heads[0]))
+    flow.traces[out] = Trace(projection=parts)
+
+
+def _einsum_place(flow: Dataflow, place: Place, lhs: str, rhs: str, res: str, out: Tensor, left: Tensor) -> None:
+    """Positions of a general einsum: those of its first operand, along the letters that survive."""
+    kept = [c for c in lhs if c in res]
+    lost = [lhs.index(c) for c in lhs if c not in res]
+    shape = tuple(out.shape)
+
+    def apply(numbers: Tensor) -> Tensor:
+        for axis in sorted(lost, reverse=True):
+            numbers = Features(1).apply(numbers.movedim(axis, -1))[..., 0]
+        remaining = [c for i, c in enumerate(lhs) if i not in lost]
+        numbers = numbers.permute([remaining.index(c) for c in res if c in kept])
+        for axis, letter in enumerate(res):
+            if letter not in kept:
+                numbers = numbers.unsqueeze(axis)
+        return numbers.expand(shape)
+
+    flow.traces[out] = Trace(place=place.then(Step(("einsum place", lhs, rhs, res, shape), apply)))

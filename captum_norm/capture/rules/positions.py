@@ -1,0 +1,71 @@
+"""Where positions come from: embeddings, and convolutions that cut a picture into patches."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.layout import Step
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.places import Anchor, Features, Place
+from captum_norm.capture.traces import Trace
+
+
+@rule("embedding")
+def _embedding(flow: Dataflow, op: Operation) -> None:
+    ids = op.tensors[0]
+    trace = flow.traces[ids]
+    place = trace.place if trace else None
+    if place is not None and place.named:
+        place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1))).then(Features(op.out.shape[-1]))
+        # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
+        anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
+        flow.traces[op.out] = Trace(place=Place(anchor, place.steps))
+    elif ids.ndim == 2:
+        anchor = Anchor(flow.next_embedding(), tuple(op.out.shape), (1,), flow.next_anchor())
+        flow.traces[op.out] = Trace(place=Place(anchor))
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(flow: Dataflow, op: Operation) -> None:
+    x, weight = op.tensors[:2]
+    if _is_pointwise(op, weight):
+        trace = flow.traces[x]
+        if trace is None:
+            return
+        if trace.weights:  # talking heads: a linear map over the heads of the weights
+            flow.traces[op.out] = Trace(weights=True, place=None)
+        elif trace.mixed or trace.projection:
+            last = x.ndim - 1
+            to_last = Step(("movedim", 1, last, x.ndim), lambda t: t.movedim(1, last))
+            moved = x.movedim(1, last)
+            flow.traces[moved] = trace.after(to_last)
+            out = op.out.movedim(1, last)
+            flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
+            flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
+        return
+    source = flow.source_of(x)
+    stride = op.argument(3, "stride", 1)
+    padding = op.argument(4, "padding", 0)
+    kernel = tuple(weight.shape[2:])
+    stride = tuple(stride) if isinstance(stride, list | tuple) else (stride,) * len(kernel)
+    is_patches = kernel == stride and not (any(padding) if isinstance(padding, list | tuple) else padding)
+    if max(stride) > 1 or source is not None:
+        named = source if source is not None and is_patches else flow.next_embedding()
+        trace = flow.traces[x]
+        parent = trace.place.anchor if trace is not None and trace.place is not None else None
+        anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor(), parent)
+        flow.traces[op.out] = Trace(place=Place(anchor))
+    elif (trace := flow.traces[x]) is not None and trace.place and op.out.shape[2:] == x.shape[2:]:
+        # A convolution over neighbours, as position embedding or token shift: positions stay where they are.
+        channels = op.out.shape[1]
+        step = Step(("channels", channels), lambda n: n[:, :1].expand(n.shape[0], channels, *n.shape[2:]))
+        flow.traces[op.out] = Trace(place=trace.place.then(step))
+
+
+def _is_pointwise(op: Operation, weight: Tensor) -> bool:
+    return math.prod(weight.shape[2:]) == 1 and op.argument(6, "groups", 1) == 1 and op.argument(3, "stride", 1) in (
+        1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1],
+    )  # fmt: skip

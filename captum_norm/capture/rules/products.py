@@ -1,0 +1,148 @@
+"""The value product: weights meet values, and an attention call begins."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.callers import running_modules
+from captum_norm.capture.certificate import at_least_float32
+from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.layout import Step
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.places import Features
+from captum_norm.capture.traces import Mixture, Trace
+
+
+@rule("scaled_dot_product_attention")
+def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
+    query, key, value = (op.argument(i, name) for i, name in enumerate(("query", "key", "value")))
+    problem = ""
+    if op.argument(4, "dropout_p", 0.0):
+        problem = (
+            "scaled_dot_product_attention drops out weights that it does not return; call model.eval() "
+            "(or run in train mode with attn_implementation='eager')"
+        )
+    weights = attention_weights(
+        query.detach(), key.detach(), op.argument(3, "attn_mask"), bool(op.argument(5, "is_causal", False)),
+        op.kwargs.get("scale"),
+    )  # fmt: skip
+    places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
+    values = value.detach()
+    if values.ndim > 2 and values.shape[-3] not in (1, query.shape[-3]):
+        repeats = query.shape[-3] // values.shape[-3]
+        step = Step(("repeat_interleave", repeats, -3), lambda t: t.repeat_interleave(repeats, -3))
+        values = values.repeat_interleave(repeats, -3)
+        places[1] = places[1] and places[1].then(step)
+    weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
+    lead = tuple(op.out.shape[:-2])
+    mixture = Mixture(weights, values, lead, running_modules(), weights_place, places[1], problem)
+    flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(values.shape[-1])))
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> Tensor:
+    """The weights that ``scaled_dot_product_attention`` uses and does not return: softmax(q k^T scale + mask).
+
+    Args:
+        query: (..., head, query, head_dim).
+        key: (..., head or key/value head, key, head_dim).
+
+    Returns:
+        (..., head, query, key), float32 for half inputs; rows with no key allowed are zero, as in torch.
+    """
+    dtype = at_least_float32(query.dtype)
+    query = query.to(dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    key = key.to(dtype)
+    if key.ndim > 2 and key.shape[-3] != query.shape[-3]:  # groups of heads share a key head
+        grouped = query.reshape(*query.shape[:-3], key.shape[-3], -1, *query.shape[-2:])
+        scores = (grouped @ key.unsqueeze(-3).mT).flatten(-4, -3)
+    else:
+        scores = query @ key.mT
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores.masked_fill_(~allowed, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+    weights = scores.softmax(-1)
+    if mask is not None:
+        weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    return weights
+
+
+def hidden_product(flow: Dataflow, op: Operation) -> None:
+    """(weights * values).sum(): a value product we do not take apart."""
+    problem = "its weights are multiplied with the values and summed by hand; use matmul, einsum or SDPA there"
+    empty = torch.empty(0, 0, 0)
+    mixture = Mixture(empty, empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
+    flow.mix(mixture, op.out, (), None)
+
+
+@rule("flex_attention", "flash_attn_func", "flash_attn_varlen_func")
+def _hidden_attention(flow: Dataflow, op: Operation) -> None:
+    empty = torch.empty(0, 0)
+    problem = f"{op.name} does not return its weights; load the model with attn_implementation='sdpa' or 'eager'"
+    out = op.outputs[0]
+    mixture = Mixture(empty, empty, tuple(out.shape[:-2]), running_modules(), None, None, problem)
+    flow.mix(mixture, out, (), None)
+
+
+def is_weights(flow: Dataflow, tensor: Tensor) -> bool:
+    trace = flow.traces[tensor]
+    return trace is not None and trace.weights
+
+
+def _may_be_values(tensor: Tensor, weights: Tensor) -> bool:
+    return not isinstance(tensor, torch.nn.Parameter) and (tensor.ndim >= 3 or weights.ndim == tensor.ndim)
+
+
+@rule("matmul", "rmatmul")
+def _matmul(flow: Dataflow, op: Operation) -> None:
+    left, right = op.tensors[:2]
+    if op.name == "rmatmul":
+        left, right = right, left
+    if is_weights(flow, left) and _may_be_values(right, left):
+        value_product(flow, left, right, op.out, op.out.shape, ())
+    elif is_weights(flow, right) and _may_be_values(left, right):
+        flip = Step(("transpose", -1, -2), lambda t: t.transpose(-1, -2))
+        shape = flip.apply(op.out).shape
+        value_product(flow, flow.step(right, flip), flow.step(left, flip), op.out, shape, (flip,))
+    elif right.ndim == 2 and not is_weights(flow, left):
+        flow.project(left, right, None, op.out, right)
+    else:
+        _product_place(flow, left, op.out)
+
+
+@rule("baddbmm")
+def _baddbmm(flow: Dataflow, op: Operation) -> None:
+    _, left, right = op.tensors[:3]
+    if op.argument(3, "beta", 1) == 0 and op.kwargs.get("alpha", 1) == 1 and is_weights(flow, left):
+        value_product(flow, left, right, op.out, op.out.shape, ())
+    else:
+        _product_place(flow, left, op.out)
+
+
+def _product_place(flow: Dataflow, left: Tensor, out: Tensor) -> None:
+    trace = flow.traces[left]
+    if trace is not None and trace.place is not None and out.ndim >= left.ndim:
+        flow.traces[out] = Trace(place=trace.place.then(Features(out.shape[-1])))
+
+
+def value_product(
+    flow: Dataflow, weights: Tensor, values: Tensor, out: Tensor, shape: torch.Size, steps: tuple[Step, ...]
+) -> None:
+    """weights (..., query, key) @ values (..., key, head_dim) = a view of out with this shape."""
+    places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (weights, values)]
+    problem = ""
+    if (trace := flow.traces[values]) is not None and trace.mixed:
+        problem = "its values are themselves mixed values of another attention call, with no projection between"
+    mixture = Mixture(
+        weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem
+    )
+    place = places[0] and places[0].then(Features(shape[-1]))
+    for step in steps:
+        place = place and place.then(step)
+    flow.mix(mixture, out, steps, place)

@@ -1,0 +1,104 @@
+"""The output projection W_O: a linear map of the mixed values, with adapters beside it or one part per head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from captum_norm.capture.dataflow import Dataflow, base_name, rule
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.places import Features
+from captum_norm.capture.rules.elementwise import carry
+from captum_norm.capture.rules.products import hidden_product
+from captum_norm.capture.traces import Projection, Trace
+
+
+@rule("linear")
+def _linear(flow: Dataflow, op: Operation) -> None:
+    x, weight = op.argument(0, "input"), op.argument(1, "weight")
+    trace = flow.traces[x]
+    if trace is None:
+        return
+    if trace.mixed or trace.projection:
+        plain = type(weight) in (Tensor, torch.nn.Parameter)
+        eye = None if plain else torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        matrix = weight.t() if eye is None else F.linear(eye, weight)  # a weight in a format of its own says what it is
+        flow.project(x, matrix, op.argument(2, "bias"), op.out, weight)
+    elif trace.place:
+        flow.traces[op.out] = Trace(place=trace.place.then(Features(op.out.shape[-1])))
+
+
+@rule("addmm")
+def _addmm(flow: Dataflow, op: Operation) -> None:
+    bias, x, weight = op.tensors[:3]
+    if bias.ndim == 1 and op.kwargs.get("beta", 1) == 1 and op.kwargs.get("alpha", 1) == 1:
+        flow.project(x, weight, bias, op.out, weight)
+
+
+@rule("add", "sub")
+def _add(flow: Dataflow, op: Operation) -> None:
+    operands = [operand for operand in op.args[:2] if isinstance(operand, Tensor)]
+    projections = [trace.projection if (trace := flow.traces[t]) else None for t in operands]
+    merged = _merge(flow, op, operands, projections) if any(projections) else None
+    normalised = any((trace := flow.traces[t]) and trace.softmax_part == "log normaliser" for t in operands[1:])
+    carry(flow, op)
+    if merged is not None:
+        flow.traces.update(op.out, projection=merged)
+    if normalised and base_name(op.name) == "sub":  # exp(x - logsumexp(x)) is a softmax
+        flow.traces.update(op.out, softmax_part="log weights")
+
+
+def _merge(
+    flow: Dataflow, op: Operation, operands: list[Tensor], projections: list[Projection | None]
+) -> Projection | None:
+    """The sum of two branches of one W_O (an adapter beside it, one projection per head), or W_O and its bias."""
+    sign = (-1.0 if base_name(op.name) == "sub" else 1.0) * op.kwargs.get("alpha", 1)
+    if len(operands) == 1:  # y + 0, as Python's sum() begins
+        number = op.args[1] if isinstance(op.args[0], Tensor) else op.args[0]
+        return projections[0] if number == 0 else None
+    first, second = projections
+    if first is not None and second is not None:
+        if first.mixture is not second.mixture or first.roots & second.roots or first.parts_axis or second.parts_axis:
+            return None
+        if sign != 1.0:
+            second = second.times(lambda matrix: matrix * sign)
+        return flow.propose(first.plus(second), op.out)
+    whole, other = (first, operands[1]) if first is not None else (second, operands[0])
+    if whole is not None and whole.r is not None and sign == 1.0 and other.shape == op.out.shape[-1:]:
+        bias = Projection(whole.mixture, (), other, frozenset())
+        return flow.propose(whole.plus(bias), op.out)
+    return None
+
+
+@rule("sum")
+def _sum(flow: Dataflow, op: Operation) -> None:
+    trace = flow.traces[op.tensors[0]]
+    if trace is None:
+        return
+    if trace.softmax_part == "exponential":
+        flow.traces[op.out] = Trace(softmax_part="normaliser")
+    elif trace.softmax_part == "spread weights":
+        hidden_product(flow, op)
+    parts = trace.projection
+    axis = op.argument(1, "dim")
+    axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
+    if parts is None or parts.parts_axis is None or not isinstance(axis, int):
+        return
+    if axis % op.tensors[0].ndim == parts.parts_axis and parts.mixture.projection is None:
+        flow.traces[op.out] = Trace(projection=flow.propose(parts, op.out))
+
+
+@rule("stack")
+def _stack(flow: Dataflow, op: Operation) -> None:
+    traces = [flow.traces[tensor] for tensor in op.tensors]
+    projections = [trace.projection for trace in traces if trace is not None and trace.projection is not None]
+    if len(projections) == len(traces) and len({id(p.mixture) for p in projections}) == 1:
+        total = projections[0]
+        for projection in projections[1:]:
+            total = total.plus(projection)
+        axis = op.argument(1, "dim", 0) % op.out.ndim
+        parts = Projection(total.mixture, total.terms, total.bias, total.roots, axis)
+        # One part alone looked like the whole projection until its siblings arrived.
+        total.mixture.projection = None
+        flow.traces[op.out] = Trace(projection=parts)

@@ -1,0 +1,45 @@
+"""Attention weights: a softmax, or the same written out by hand."""
+
+from __future__ import annotations
+
+from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.rules.elementwise import carry
+from captum_norm.capture.traces import Trace
+
+
+@rule("softmax")
+def _softmax(flow: Dataflow, op: Operation) -> None:
+    if op.out.ndim >= 2:
+        trace = flow.traces[op.tensors[0]]
+        flow.traces[op.out] = Trace(weights=True, place=trace.place if trace else None)
+
+
+@rule("log_softmax")
+def _log_softmax(flow: Dataflow, op: Operation) -> None:
+    carry(flow, op)
+    flow.traces.update(op.out, softmax_part="log weights")
+
+
+@rule("logsumexp")
+def _logsumexp(flow: Dataflow, op: Operation) -> None:
+    flow.traces[op.out] = Trace(softmax_part="log normaliser")
+
+
+@rule("exp")
+def _exp(flow: Dataflow, op: Operation) -> None:
+    trace = flow.traces[op.tensors[0]]
+    carry(flow, op)
+    if trace is not None and trace.softmax_part == "log weights":
+        flow.traces.update(op.out, weights=True, softmax_part="")
+    elif op.out.ndim >= 3:
+        flow.traces.update(op.out, softmax_part="exponential")
+
+
+@rule("div")
+def _div(flow: Dataflow, op: Operation) -> None:
+    """exp(x) / sum(exp(x)): a softmax written by hand."""
+    carry(flow, op)
+    parts = [trace.softmax_part if (trace := flow.traces[tensor]) else "" for tensor in op.tensors[:2]]
+    if parts == ["exponential", "normaliser"]:
+        flow.traces.update(op.out, weights=True, softmax_part="")
