@@ -279,10 +279,12 @@ def test_only_the_ids_are_gated_not_what_else_goes_through_the_table():
             return table
 
         def forward(self, input_ids):
-            return table(input_ids.roll(1, dims=1)) + table(input_ids.clone()) + table(input_ids.clone())
+            others = table(input_ids.roll(1, dims=1)) + table(input_ids[:, [0, 1, 3, 2]])
+            return others + table(input_ids.clone()) + table(input_ids.clone())
 
     ids, gate = torch.tensor([[6, 6, 7, 8]]), torch.rand(1, 4)
-    expected = table(ids.roll(1, dims=1)) + table(ids) * gate[..., None] + table(ids)
+    others = table(ids.roll(1, dims=1)) + table(ids[:, [0, 1, 3, 2]])
+    expected = others + table(ids) * gate[..., None] + table(ids)
     for position in range(4):
         found = HFForward(Copying(), "gate", position=position)(gate, ids)
         torch.testing.assert_close(found, expected[:, position])
