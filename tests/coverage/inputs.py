@@ -424,6 +424,10 @@ SPECIAL: dict[str, Callable[[Shapes], Inputs]] = {
         "visual_pos": torch.rand(BATCH, 5, 4),
     },
     "perceiver": lambda s: {"inputs": torch.randn(BATCH, LENGTH, s.wide), "attention_mask": mask()},
+    **dict.fromkeys(
+        ("mimi_decoder", "pocket_tts_audio_tokenizer_decoder"),
+        lambda s: {"latents": torch.randn(BATCH, s.wide, 8)},
+    ),
     "tvp": lambda s: {"input_ids": text(s), "attention_mask": mask(), "pixel_values": torch.randn(BATCH, 4, 3, 64, 64)},
     "pi0": lambda s: {
         "input_ids": torch.cat(

@@ -205,9 +205,14 @@ def _is_weighted_mean(name: str, args: Any, parameters: frozenset[int]) -> bool:
     a, b = args[first], args[second]
     if not (a.is_floating_point() and a.ndim == 3) or {_memory(a), _memory(b)} & parameters:
         return False
+    # What is mixed has signs: powers of an adjacency matrix are no attention.
     return any(
-        w.shape[axis] > 1 and bool((w >= 0).all()) and bool(((w.sum(axis) - 1).abs() < 1e-4).all()) and _varied(w)
-        for w, axis in ((a, -1), (b, -2))
+        bool((other < 0).any())
+        and w.shape[axis] > 1
+        and bool((w >= 0).all())
+        and bool(((w.sum(axis) - 1).abs() < 1e-4).all())
+        and _varied(w)
+        for w, other, axis in ((a, b, -1), (b, a, -2))
     )
 
 
@@ -329,10 +334,16 @@ def _difference(actual: Tensor, expected: Tensor) -> float | None:
     if actual.shape[-1] != expected.shape[-1]:
         return None
     rows = actual.double().reshape(-1, expected.shape[-1])
-    spare = len(rows) - expected.shape[:2].numel()
-    either = (expected.flatten(0, 1), expected.transpose(0, 1).flatten(0, 1))
-    placed = (pad(e, (0, 0, start, spare - start)) for e in either for start in range(spare + 1))
-    return min((float((rows - p).abs().max()) for p in placed), default=None)
+    batch, queries, model = expected.shape
+    if len(rows) % batch or len(rows) < batch * queries:
+        return None
+    spare = len(rows) // batch - queries
+    best = float("inf")
+    for start in range(spare + 1):
+        placed = pad(expected, (0, 0, start, spare - start))
+        for either in (placed, placed.transpose(0, 1)):
+            best = min(best, float((rows - either.reshape(-1, model)).abs().max()))
+    return best
 
 
 def compare_attentions(
