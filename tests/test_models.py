@@ -58,6 +58,11 @@ def copied(tmp_path):
     return tmp_path / SENTIMENT_WEIGHTS.name
 
 
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 class TestWhatIsLoaded:
     def test_the_classifier_is_an_ordinary_bert_at_rest(self, sentiment):
         model, _ = sentiment
@@ -75,11 +80,12 @@ class TestWhatIsLoaded:
             logits = model(**tokenizer(text, return_tensors="pt")).logits
         assert model.config.id2label[logits.argmax().item()] == label
 
-    def test_logits_are_the_same_each_time_it_is_loaded(self, sentiment):
+    def test_it_is_the_same_each_time_it_is_loaded(self, sentiment):
         again, tokenizer = load_sentiment()
+        assert same_weights(again, sentiment[0])
         encoding = tokenizer("An odd film, neither good nor bad.", return_tensors="pt")
         with torch.inference_mode():
-            assert torch.equal(sentiment[0](**encoding).logits, again(**encoding).logits)
+            torch.testing.assert_close(sentiment[0](**encoding).logits, again(**encoding).logits)
 
     def test_attention_implementations_agree_and_can_be_chosen(self, sentiment):
         model, tokenizer = sentiment
@@ -133,7 +139,8 @@ class TestWhatIsLoaded:
         text = AutoTokenizer.from_pretrained(tmp_path)(CLEAR["negative"][2], return_tensors="pt")
         assert text["input_ids"].tolist() == [tokenizer(CLEAR["negative"][2])["input_ids"]]
         with torch.inference_mode():
-            assert torch.equal(again(**text).logits, model(**text).logits)
+            torch.testing.assert_close(again(**text).logits, model(**text).logits)
+        assert same_weights(again, model)
         assert again.config.id2label == model.config.id2label
 
 
