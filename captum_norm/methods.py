@@ -116,8 +116,9 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
         warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
         start = time.perf_counter()
         scores = _seeded(attribution.attribute, arguments) if method.seeded else attribution.attribute(**arguments)
+        scores = scores.detach().cpu()  # a GPU has finished only when its numbers are here
         seconds = time.perf_counter() - start
-    return TokenScores(scores.detach().cpu(), seconds)
+    return TokenScores(scores, seconds)
 
 
 def _seeded(attribute: Callable[..., Tensor], arguments: Mapping[str, Any]) -> Tensor:

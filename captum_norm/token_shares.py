@@ -185,7 +185,7 @@ class _Mean:
     count: int = 0
 
     def add(self, numbers: Tensor) -> None:
-        self.total = self.total + numbers.double().sum().cpu()
+        self.total = self.total + numbers.cpu().double().sum()
         self.count += numbers.numel()
 
     def mean(self) -> Tensor:
@@ -228,7 +228,7 @@ class _CallSums:
             received = record.weights[example][:, queries[example]].mean(dim=1)  # (head, key)
             plain = torch.tensor([name in ("punctuation", "other") for name in classes], device=keys.device)
             for which, chosen in (("all", keys[example]), ("not special", keys[example] & plain)):
-                rho = spearman(received[:, chosen], f_norms[example][:, chosen])
+                rho = spearman(received[:, chosen].cpu(), f_norms[example][:, chosen].cpu())
                 self.correlation[which].add(rho[rho.isfinite()])
 
     def mean(self, sums: dict[str, _Mean], classes: Sequence[str]) -> Tensor:

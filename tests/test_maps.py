@@ -9,8 +9,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from captum_norm import functional
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Positions
@@ -183,6 +194,18 @@ def test_where_keys_and_rows_lie_is_told_by_the_inputs_name(bert):
     assert maps.key_tokens(0, example=1) == ["3", "4", "5", "0", "0"]
     assert maps.versions["model"] == "BertModel"
     assert maps.versions["torch"] == torch.__version__
+
+
+def test_a_tokenizers_encoding_brings_its_tokens_as_strings(bert):
+    pieces = Tokenizer(WordLevel({"[PAD]": 0, "a": 1, "warm": 2, "film": 3}, unk_token="a"))
+    pieces.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="[PAD]")
+    encoding = tokenizer(["a warm film", "film"], padding=True, return_tensors="pt", return_token_type_ids=False)
+    maps = attention_maps(bert, encoding)
+    assert maps.tokens == (("a", "warm", "film"), ("film", "[PAD]", "[PAD]"))
+    assert maps.query_tokens(1, example=1) == ["film", "[PAD]", "[PAD]"]
+    plain = attention_maps(bert, dict(encoding))
+    assert plain.tokens == ((1, 2, 3), (3, 0, 0))
 
 
 def test_layers_are_listed_with_those_that_cannot_be_read(emitting):

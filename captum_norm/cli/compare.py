@@ -244,7 +244,7 @@ def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> 
     forward = HFForward(loaded.model)
     given = forward.inputs(encoding)
     with torch.no_grad():
-        [chances] = forward(given["inputs"], *(given["additional_forward_args"] or ())).double().softmax(dim=-1)
+        [chances] = forward(given["inputs"], *(given["additional_forward_args"] or ())).cpu().double().softmax(dim=-1)
     index = int(chances.argmax())
     target = index if asked is None else _target(loaded, asked, len(chances))
     return Prediction(
