@@ -381,6 +381,30 @@ def test_one_head_all_heads_and_all_calls_can_be_drawn():
     assert np.allclose(shown(calls[4]), maps.summed_norms[1][0].double().numpy())
 
 
+def test_transformed_norms_are_drawn_with_a_row_per_head():
+    maps = some_maps()
+    maps.transformed_norms = [torch.rand(2, 2, 4) for _ in range(3)]
+    maps.key_masks = [torch.tensor([[True] * 4, [True, True, True, False]])] * 3
+    [axes] = panels(plot(maps, call=1, quantities="transformed_norms", example=1))
+    assert np.allclose(shown(axes), maps.transformed_norms[1][1, :, :3].double().numpy())
+    assert labels(axes.get_yticklabels()) == ["head 0", "head 1"]
+    assert labels(axes.get_xticklabels()) == TOKENS[:3]
+    assert axes.get_ylabel() == ""
+    grid = panels(plot(maps, quantities="transformed_norms", columns=2))
+    assert [axes.get_title(loc="left") for axes in grid] == ["Layer 0", "Layer 1", "Layer 2"]
+    assert grid[2].get_position().x0 == grid[0].get_position().x0
+    with pytest.raises(ValueError, match="a row per head, not per query; draw it alone"):
+        plot(maps, call=0, quantities=("weights", "transformed_norms"))
+
+
+def test_rows_that_are_no_tokens_are_called_what_they_are():
+    rows = {"query_tokens": list("ABC"), "key_tokens": TOKENS}
+    layers = torch.rand(3, 4)
+    assert panels(token_map(layers, **rows))[0].get_ylabel() == "Attending token"
+    assert panels(token_map(layers, **rows, query_axis="Layer"))[0].get_ylabel() == "Layer"
+    assert panels(token_map(layers, **rows, query_axis=""))[0].get_ylabel() == ""
+
+
 def test_heads_keep_the_models_numbers():
     maps = some_maps()
     maps.head_indices = (3, 0)

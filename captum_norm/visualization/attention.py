@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from captum_norm.visualization.look import Page
-from captum_norm.visualization.maps import axis_tokens, map_grid, panel_of, side_by_side
+from captum_norm.visualization.maps import ATTENDING, axis_tokens, map_grid, panel_of, side_by_side
 
 Scale: TypeAlias = Literal["shared", "each"]
+BY_HEAD = "transformed_norms"  # has no query: its rows are heads
 
 
 def plot(
@@ -24,6 +25,7 @@ def plot(
     title: str | None = None,
     log: bool = False,
     scale: Scale = "shared",
+    columns: int | None = None,
 ) -> Page:
     """What ``attention_maps`` found: weight beside norm for one attention call, or a grid over calls or heads.
 
@@ -33,10 +35,10 @@ def plot(
         example: which example of the batch; its padding is left out.
         heads: None: the weights on the mean over heads beside ``summed_norms``; an int: that head's weights beside
             its ``head_norms``; ``"each"``: a grid over the heads of one call.
-        quantities: which quantities instead.
+        quantities: which quantities instead.  ``"transformed_norms"`` has a row per head and stands alone.
         title: what the figure shows; by default which call it is.
         log: as in ``token_map``.
-        scale: of a grid, as in ``map_grid``.
+        scale, columns: of a grid, as in ``map_grid``.
 
     Returns:
         The figure.
@@ -55,17 +57,23 @@ def plot(
     source = _Source(maps, example)
     names = source.quantities(quantities, heads)
     if call is None and len(maps.calls) > 1:
-        return _all_calls(source, names, heads, title, log, scale)
+        return _all_calls(source, names, heads, title, log, scale, columns)
     call = source.checked_call(call or 0)
     if title is None:
         title = f"Attention call {call}: {maps.calls[call].name or 'unnamed'} ({maps.calls[call].kind})"
     if heads == "each":
-        return _each_head(source, call, names, title, log, scale)
+        return _each_head(source, call, names, title, log, scale, columns)
     return _one_call(source, call, names, heads, title, log)
 
 
 def _all_calls(
-    source: _Source, names: Sequence[str], heads: int | str | None, title: str | None, log: bool, scale: Scale
+    source: _Source,
+    names: Sequence[str],
+    heads: int | str | None,
+    title: str | None,
+    log: bool,
+    scale: Scale,
+    columns: int | None,
 ) -> Page:
     if heads == "each":
         raise ValueError("plot: heads='each' draws the heads of one attention call; say which with call=.")
@@ -75,16 +83,19 @@ def _all_calls(
     if len(shapes) > 1:
         found = ", ".join(map(str, sorted(shapes)))
         raise ValueError(f"plot: the attention calls differ in (query, key): {found}; say which one with call=.")
-    rows, columns = source.common_tokens()
-    titles = _call_titles(calls)
-    return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+    rows, keys = source.common_tokens(names[0])
+    tokens: Any = {"query_tokens": rows, "key_tokens": keys}
+    return map_grid(lines, _call_titles(calls), **tokens, title=title, log=log, scale=scale, columns=columns)
 
 
-def _each_head(source: _Source, call: int, names: Sequence[str], title: str, log: bool, scale: Scale) -> Page:
+def _each_head(
+    source: _Source, call: int, names: Sequence[str], title: str, log: bool, scale: Scale, columns: int | None
+) -> Page:
     lines = {name: list(source.map(name, call, "each")) for name in names}
     titles = [f"Head {head}" for head in source.head_numbers(call, len(lines[names[0]]))]
-    rows, columns = source.tokens(call)
-    return map_grid(lines, titles, query_tokens=rows, key_tokens=columns, title=title, log=log, scale=scale)
+    rows, keys = source.tokens(call, names[0])
+    tokens: Any = {"query_tokens": rows, "key_tokens": keys}
+    return map_grid(lines, titles, **tokens, title=title, log=log, scale=scale, columns=columns)
 
 
 def _one_call(source: _Source, call: int, names: Sequence[str], heads: int | str | None, title: str, log: bool) -> Page:
@@ -92,8 +103,8 @@ def _one_call(source: _Source, call: int, names: Sequence[str], heads: int | str
     for name in names:
         panel = panel_of("plot", name, source.map(name, call, heads), "score", log)
         panels.append(replace(panel, title=panel.title + source.which_heads(name, call, heads)))
-    rows, columns = axis_tokens("plot", panels, None, *source.tokens(call))
-    return side_by_side(panels, rows, columns, title, log)
+    rows, columns = axis_tokens("plot", panels, None, *source.tokens(call, names[0]))
+    return side_by_side(panels, rows, columns, title, log, "" if names[0] == BY_HEAD else ATTENDING)
 
 
 class _Source:
@@ -106,7 +117,7 @@ class _Source:
 
     def quantities(self, wanted: Sequence[str] | None, heads: int | str | None) -> list[str]:
         """The quantities to draw; an error where one was not computed."""
-        held = [name for name in ("weights", "head_norms", "summed_norms") if hasattr(self.maps, name)]
+        held = [name for name in ("weights", "head_norms", "summed_norms", BY_HEAD) if hasattr(self.maps, name)]
         default = ["weights", "summed_norms" if heads is None else "head_norms"]
         names = [wanted] if isinstance(wanted, str) else list(wanted or [name for name in default if name in held])
         missing = [name for name in names if not hasattr(self.maps, name)]
@@ -116,6 +127,8 @@ class _Source:
                 f"plot: maps does not hold {what}; ask for it: attention_maps(model, inputs, quantities=(...)). "
                 f"It holds {', '.join(held) or 'no map'}."
             )
+        if BY_HEAD in names and (len(names) > 1 or heads is not None):
+            raise ValueError(f"plot: {BY_HEAD} has a row per head, not per query; draw it alone and leave heads out.")
         return names
 
     def checked_call(self, call: int) -> int:
@@ -125,8 +138,11 @@ class _Source:
         return call % count
 
     def map(self, name: str, call: int, heads: int | str | None) -> Tensor:
-        """(query, key) of this example, or (head, query, key) for ``heads="each"``, real tokens only."""
+        """(query, key) of this example; (head, query, key) for ``heads="each"``; (head, key) for ‖f(x)‖."""
         one = self._scores(name, call)[self.example]
+        keys = self._real("key_masks", call)
+        if name == BY_HEAD:
+            return one if keys is None else one[..., keys]
         if one.ndim == 3 and heads is None:
             one = one.mean(0)
         elif one.ndim == 3 and isinstance(heads, int):
@@ -136,14 +152,14 @@ class _Source:
             one = one[numbers.index(heads)]
         elif one.ndim == 2 and heads is not None:
             raise ValueError(f"plot: {name} has no heads; leave heads out, or draw head_norms.")
-        queries, keys = self._real("query_masks", call), self._real("key_masks", call)
+        queries = self._real("query_masks", call)
         one = one if queries is None else one[..., queries, :]
         return one if keys is None else one[..., keys]
 
     def _scores(self, name: str, call: int) -> Tensor:
         """The quantity of this call, (batch, query, key) or (batch, head, query, key)."""
         found: Tensor = getattr(self.maps, name)[call]
-        if found.ndim not in (3, 4) or name == "transformed_norms":
+        if found.ndim not in (3, 4):
             raise ValueError(f"plot: {name} of call {call} is no map over queries and keys, {tuple(found.shape)}.")
         if not -len(found) <= self.example < len(found):
             raise ValueError(f"plot: example is {self.example}, but the batch holds {len(found)}.")
@@ -163,13 +179,17 @@ class _Source:
             return f", head {heads}"
         return "" if shape[1] == 1 else f", mean of {shape[1]} heads"
 
-    def tokens(self, call: int) -> tuple[list[str] | None, list[str] | None]:
-        """The labels of the queries and of the keys."""
-        return self._labels("query", call), self._labels("key", call)
+    def tokens(self, call: int, name: str) -> tuple[list[str] | None, list[str] | None]:
+        """The labels of the rows, which are queries or heads, and of the keys."""
+        if name != BY_HEAD:
+            return self._labels("query", call), self._labels("key", call)
+        numbers = self.head_numbers(call, self._scores(name, call).shape[1])
+        return [f"head {number}" for number in numbers], self._labels("key", call)
 
-    def common_tokens(self) -> tuple[list[str] | None, list[str] | None]:
+    def common_tokens(self, name: str) -> tuple[list[str] | None, list[str] | None]:
         """The labels of all calls, where they have the same ones."""
-        rows, columns = zip(*map(self.tokens, range(len(self.maps.calls))), strict=True)
+        labels = [self.tokens(call, name) for call in range(len(self.maps.calls))]
+        rows, columns = zip(*labels, strict=True)
         same_rows, same_columns = all(one == rows[0] for one in rows), all(one == columns[0] for one in columns)
         return rows[0] if same_rows else None, columns[0] if same_columns else None
 

@@ -38,6 +38,7 @@ from captum_norm.visualization.look import (
 )
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
 
+ATTENDING = "Attending token"
 _EDGE = 0.3
 _LONGEST = 14  # characters of a token
 _LETTERS = (6.5, BODY)  # the smallest and largest size of token labels, in points
@@ -72,6 +73,7 @@ def token_map(
     *,
     query_tokens: Sequence[str] | None = None,
     key_tokens: Sequence[str] | None = None,
+    query_axis: str = ATTENDING,
     title: str | None = None,
     unit: str = "score",
     log: bool = False,
@@ -84,6 +86,7 @@ def token_map(
         tokens: the tokens of both axes (self-attention).
         query_tokens: the tokens of the rows, where they are others.
         key_tokens: the tokens of the columns, where they are others.
+        query_axis: what the rows are, where they are no tokens; ``""`` where their names say it.
         title: what the figure shows.
         unit: what a map that brings no unit along is measured in; stands at its colour bar.
         log: colours by order of magnitude, down to 1/10000 of the largest score; smaller ones are drawn as that.
@@ -104,7 +107,7 @@ def token_map(
     named = dict(scores) if isinstance(scores, Mapping) else {"": scores}
     panels = [panel_of("token_map", name, values, unit, log) for name, values in named.items()]
     rows, columns = axis_tokens("token_map", panels, tokens, query_tokens, key_tokens)
-    return side_by_side(panels, rows, columns, title, log)
+    return side_by_side(panels, rows, columns, title, log, query_axis)
 
 
 def map_grid(
@@ -201,7 +204,12 @@ def axis_tokens(
 
 
 def side_by_side(
-    panels: Sequence[Panel], rows: Sequence[str], columns: Sequence[str], title: str | None, log: bool
+    panels: Sequence[Panel],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str | None,
+    log: bool,
+    query_axis: str = ATTENDING,
 ) -> Page:
     """Panels of one shape beside each other, each with its colour bar."""
     cell = _cell(max(len(rows), len(columns)))
@@ -223,7 +231,7 @@ def side_by_side(
             image = _draw(box, panel.values, _norm(panel.values, log), panel.colours)
             box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
             _name_tokens(box, labels, upright, with_rows=place == 0)
-            _name_axes(box, labels, with_rows=place == 0 and height > 1.1)
+            _name_axes(box, labels, query_axis if place == 0 and height > 1.1 else "")
             bar = figure.box(left + place * slot + width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
             _colour_bar(figure, bar, image, panel)
     return figure
@@ -383,12 +391,12 @@ def _name_tokens(
     )
 
 
-def _name_axes(box: Axes, labels: _Labels, with_rows: bool) -> None:
+def _name_axes(box: Axes, labels: _Labels, query_axis: str) -> None:
     few = len(labels.named_columns) < len(labels.columns)
     note = f" ({len(labels.columns)}; those that receive most are named)" if few else ""
     box.set_xlabel(f"Attended token{note}", fontsize=SMALL, color=MUTED, labelpad=6)
-    if with_rows:
-        box.set_ylabel("Attending token", fontsize=SMALL, color=MUTED, labelpad=6)
+    if query_axis:
+        box.set_ylabel(printable(query_axis), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)
 
 
 def _norm(values: Numbers, log: bool) -> Normalize:
