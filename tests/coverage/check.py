@@ -6,6 +6,7 @@ check("bert")  ->  Result(status="exact", calls=2, kinds={"self": 2}, worst=3.9e
 from __future__ import annotations
 
 import collections
+import re
 import traceback
 from collections.abc import Iterator
 from copy import deepcopy
@@ -225,4 +226,5 @@ def _short(error: Exception) -> str:
     text = " ".join(lines)
     if isinstance(error, ImportError):
         text = next((line for line in lines if "requires" in line), text).split(" but it was not found")[0]
+    text = re.sub(r"/\S*/site-packages/", "", text)  # where this machine keeps its libraries is nobody's concern
     return f"{type(error).__name__}: {text[:240]}"

@@ -428,6 +428,10 @@ SPECIAL: dict[str, Callable[[Shapes], Inputs]] = {
         ("mimi_decoder", "pocket_tts_audio_tokenizer_decoder"),
         lambda s: {"latents": torch.randn(BATCH, s.wide, 8)},
     ),
+    **dict.fromkeys(
+        ("xcodec2", "neucodec"),
+        lambda s: {"input_values": torch.randn(BATCH, 1, 3840), "input_features": torch.randn(BATCH, 64, 160)},
+    ),
     "tvp": lambda s: {"input_ids": text(s), "attention_mask": mask(), "pixel_values": torch.randn(BATCH, 4, 3, 64, 64)},
     "pi0": lambda s: {
         "input_ids": torch.cat(

@@ -409,7 +409,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"vision_start_token_id": 6, "vision_end_token_id": 7},
     "seggpt": {"image_size": [64, 32], "intermediate_hidden_state_indices": [0, 1], "merge_index": 0},
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
-    "tvp": {"visual_prompt_size": 4, "max_img_size": 64},
+    "tvp": {"visual_prompt_size": 4, "max_img_size": 64, "num_frames": 4},
     "paddleocr_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
     "chameleon": {"vocabulary_map": {"<image>": 101, "IMGIMGAZ": 110}},
     "emu3": {"vocabulary_map": {"<image>": 101}},
