@@ -15,7 +15,6 @@ from captum_norm.attr._captum import LayerAttribution, as_tuple, extra_arguments
 from captum_norm.attr._reduction import (
     AttributionReport,
     KindType,
-    Stacks,
     check_kind,
     matches,
     nothing_seen,
@@ -38,16 +37,12 @@ class _LayerMaps:
     measure: Callable[[AttentionRecord], Tensor]
     found: dict[int, list[Tensor]] = field(default_factory=dict)
     seen: list[tuple[AttentionCall, Certificate]] = field(default_factory=list)
-    stacks: Stacks = field(default_factory=Stacks)
 
     def add(self, record: AttentionRecord) -> None:
         self.seen.append((replace(record.call, modules=()), record.certificate))
-        route = self.stacks.note(record)
         owners = self._owners(record.call) if matches(record.call, self.kind) else []
         if not owners:
             return
-        if route is not None and record.query_mask is None:
-            record = replace(record, query_mask=self.stacks.real.get(route[0]))
         one = self.measure(without_padding(record)).to(score_dtype(record))
         for owner in owners:
             self.found.setdefault(owner, []).append(one)

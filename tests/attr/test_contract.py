@@ -20,7 +20,7 @@ from captum.attr import Attribution, LayerAttribution, NoiseTunnel
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-from captum_norm.attr import AttentionNorm, LayerAttentionNorm
+from captum_norm.attr import AttentionNorm, AttentionWeights, LayerAttentionNorm, LayerAttentionWeights
 from captum_norm.forward import HFForward
 
 from .methods import INPUT_METHODS, LAYER_METHODS, METHODS, Row
@@ -163,6 +163,25 @@ def test_half_models_give_float32_and_double_models_float64(row, dtype, expected
     assert result.dtype is expected
     reference = built(row).attribute(TOKENS).to(expected)
     close(result, reference, rtol=0.3, atol=0.1 * float(reference.max()))
+
+
+def test_the_mean_over_heads_is_not_rounded_to_half_precision():
+    model = tiny("Bert").bfloat16()
+    each = LayerAttentionWeights(model, layer_of(model)).attribute(TOKENS)
+    found = AttentionWeights(model, aggregate=-1).attribute(TOKENS, position="all")
+    close(found, each.mean(1), rtol=1e-6, atol=1e-7)
+
+
+@every_input_method
+def test_a_gate_belongs_to_the_encoders_tokens(row):
+    """Also where the prefix is as long as the source, so that nothing but the data flow tells them apart."""
+    if row.arguments.get("aggregate") == "rollout":
+        return
+    model = tiny("Bart")
+    encoding = {"input_ids": TOKENS, "decoder_input_ids": ids(3, 6, seed=1)}
+    forwards = [HFForward(model, mode) for mode in ("ids", "gate")]
+    scores = [built(row, forward).attribute(**forward.inputs(encoding)) for forward in forwards]
+    assert torch.equal(scores[0], scores[1])
 
 
 # 3: layers
@@ -584,6 +603,13 @@ def test_the_forward_functions_position_holds_unless_another_is_asked_for(row):
         forward = HFForward(model, mode, position=[1, 2, 3])
         given = forward.inputs({"input_ids": TOKENS})
         close(built(row, forward).attribute(**given), plain.attribute(TOKENS, position=[1, 2, 3]), rtol=0, atol=0)
+        third = {"inputs": given["inputs"][2:], "additional_forward_args": _of_example(given, 2)}
+        close(built(row, forward).attribute(**third), plain.attribute(TOKENS[2:], position=3), rtol=0, atol=0)
+
+
+def _of_example(given: dict[str, Any], number: int) -> tuple[Any, ...]:
+    extras = given["additional_forward_args"]
+    return tuple(None if extra is None else extra[number : number + 1] for extra in extras)
 
 
 @every_method
