@@ -58,10 +58,18 @@ def _positional(forward: Any) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-# The names under which modules are told which tokens are real; True or 1 at real tokens ...
-_REAL = ("attention_mask", "padding_mask", "input_mask")
-# ... and those where True (or -inf) means padding, as in torch.nn.
-_PADDED = ("key_padding_mask", "src_key_padding_mask", "tgt_key_padding_mask")
+# The names under which modules are told which tokens are real (True at real tokens), and, as in torch.nn, which are
+# padding (False here).  Whose tokens: the module's own, those of what it cross-attends to, or those of a decoder seen
+# from the whole encoder-decoder.
+_OWN = {
+    "attention_mask": True, "padding_mask": True, "input_mask": True,
+    "key_padding_mask": False, "src_key_padding_mask": False, "tgt_key_padding_mask": False,
+}  # fmt: skip
+_DECODERS_OWN = {"attention_mask": True, "tgt_key_padding_mask": False}
+_DECODER_FROM_OUTSIDE = {"decoder_attention_mask": True}
+_MEMORY = {"encoder_attention_mask": True, "memory_key_padding_mask": False}
+_MEMORY_OF_ATTENTION = {"key_padding_mask": False}  # nn.MultiheadAttention speaks of its keys
+_MEMORY_FROM_OUTSIDE = {"attention_mask": True, "src_key_padding_mask": False}
 
 
 def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bool = False) -> Tensor | None:
@@ -77,20 +85,7 @@ def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bo
     """
     in_decoder = False
     for _, arguments in reversed(callers):
-        names = dict.fromkeys(_REAL, True) | dict.fromkeys(_PADDED, False)
-        if memory:
-            if (in_decoder and "decoder_attention_mask" in arguments) or "decoder_input_ids" in arguments:
-                names = {"attention_mask": True, "src_key_padding_mask": False}
-            elif _is_decoder(arguments):
-                names = {"encoder_attention_mask": True, "memory_key_padding_mask": False}
-            elif "key_padding_mask" in arguments:  # nn.MultiheadAttention speaks of its keys
-                names = {"key_padding_mask": False}
-            else:
-                names = {"memory_key_padding_mask": False, "encoder_attention_mask": True}
-        elif in_decoder and ("decoder_attention_mask" in arguments or "decoder_input_ids" in arguments):
-            names = {"decoder_attention_mask": True}
-        elif in_decoder or "memory" in arguments or "tgt" in arguments:
-            names = {"attention_mask": True, "tgt_key_padding_mask": False}
+        names = _memory_names(arguments, in_decoder) if memory else _own_names(arguments, in_decoder)
         for name, marks_real in names.items():
             mask = arguments.get(name)
             if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch and mask.shape[1] >= length:
@@ -98,6 +93,20 @@ def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bo
                 return (marked if marks_real else ~marked)[:, -length:].detach()
         in_decoder = in_decoder or _is_decoder(arguments)
     return None
+
+
+def _own_names(arguments: dict[str, Any], in_decoder: bool) -> dict[str, bool]:
+    if in_decoder and ("decoder_attention_mask" in arguments or "decoder_input_ids" in arguments):
+        return _DECODER_FROM_OUTSIDE
+    return _DECODERS_OWN if in_decoder or "memory" in arguments or "tgt" in arguments else _OWN
+
+
+def _memory_names(arguments: dict[str, Any], in_decoder: bool) -> dict[str, bool]:
+    if (in_decoder and "decoder_attention_mask" in arguments) or "decoder_input_ids" in arguments:
+        return _MEMORY_FROM_OUTSIDE
+    if not _is_decoder(arguments) and "key_padding_mask" in arguments:
+        return _MEMORY_OF_ATTENTION
+    return _MEMORY
 
 
 def _is_decoder(arguments: dict[str, Any]) -> bool:

@@ -122,14 +122,21 @@ class Trace(NamedTuple):
     place: Place | None = None
     softmax_part: SoftmaxPart = ""
 
+    @property
+    def in_attention(self) -> bool:
+        """It is on the way from a softmax to W_O; otherwise only its positions are known."""
+        return self.weights or bool(self.mixed) or self.projection is not None or bool(self.softmax_part)
+
     def after(self, step: Step) -> Trace:
         """What is known after one more move."""
+        if not self.in_attention:
+            return Trace(place=self.place and self.place.then(step))
         mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
         whole = self.projection is None or self.projection.parts_axis is None
         return Trace(self.weights, mixed, self.projection if whole else None, self.place and self.place.then(step))
 
     def __bool__(self) -> bool:
-        return any((self.weights, self.mixed, self.projection, self.place, self.softmax_part))
+        return self.place is not None or self.in_attention
 
 
 class Traces:

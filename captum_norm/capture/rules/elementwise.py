@@ -75,6 +75,8 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[x]
     if trace is None:
         return
+    if op.out is x:
+        return
     drops = bool(op.argument(2, "training", True)) and op.argument(1, "p", 0.5) > 0
     flow.traces[op.out] = trace._replace(mixed=(), projection=None) if drops else trace
 
@@ -83,9 +85,13 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
 def carry(flow: Dataflow, op: Operation) -> None:
     """Any other operation: what it keeps of what is known of its operands."""
     operands = [(tensor, trace) for tensor in op.tensors if (trace := flow.traces[tensor]) is not None]
-    if not operands:
+    if not operands or (op.name in IDENTITIES and op.out is op.args[0]):
         return
     name = base_name(op.name)
+    if not any(trace.in_attention for _, trace in operands):  # most operations of a model
+        for out in op.outputs:
+            flow.traces[out] = Trace(place=_same_place(name, operands, out))
+        return
     if name in IDENTITIES:  # x.type_as(other) is x
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:

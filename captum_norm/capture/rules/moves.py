@@ -26,7 +26,7 @@ MOVES = frozenset(
 @rule(*MOVES)
 def _move(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]] if op.tensors else None
-    if trace is None:
+    if trace is None or op.out is op.tensors[0]:  # contiguous() and reshape() may have had nothing to do
         return
     for k, out in enumerate(op.outputs):
         flow.traces[out] = trace.after(_step_of(op, k if isinstance(op.out, list | tuple) else None))

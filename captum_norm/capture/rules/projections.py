@@ -39,14 +39,14 @@ def _addmm(flow: Dataflow, op: Operation) -> None:
 @rule("add", "sub")
 def _add(flow: Dataflow, op: Operation) -> None:
     operands = [operand for operand in op.args[:2] if isinstance(operand, Tensor)]
-    projections = [trace.projection if (trace := flow.traces[t]) else None for t in operands]
+    traces = [flow.traces[operand] or Trace() for operand in operands]
+    projections = [trace.projection for trace in traces]
     merged = _merge(flow, op, operands, projections) if any(projections) else None
-    normalised = any((trace := flow.traces[t]) and trace.softmax_part == "log normaliser" for t in operands[1:])
     carry(flow, op)
     if merged is not None:
         flow.traces.update(op.out, projection=merged)
-    if normalised and base_name(op.name) == "sub":  # exp(x - logsumexp(x)) is a softmax
-        flow.traces.update(op.out, softmax_part="log weights")
+    if len(traces) == 2 and traces[1].softmax_part == "log normaliser" and base_name(op.name) == "sub":
+        flow.traces.update(op.out, softmax_part="log weights")  # exp(x - logsumexp(x)) is a softmax
 
 
 def _merge(
