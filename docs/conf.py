@@ -29,12 +29,14 @@ add_module_names = False
 nitpicky = False  # torch's and captum's own names cannot be looked up without a network
 
 # Notebooks live in tutorials/ at the top of the repository, but Sphinx reads only what lies below this folder.  They
-# are copied, with their times: a second build executes only those that changed.
+# are copied, with their times (a second build executes only those that changed) and with their links to these pages.
 copies = HERE / "tutorials"
 shutil.rmtree(copies, ignore_errors=True)
 copies.mkdir()
 for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
-    shutil.copy2(notebook, copies / notebook.name)
+    text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    (copies / notebook.name).write_text(text, encoding="utf-8")
+    shutil.copystat(notebook, copies / notebook.name)
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
