@@ -1,6 +1,36 @@
 """The maths of norm-based attribution: tensors in, tensors out.  It knows no model, hook or tokenizer."""
 
 from captum_norm.functional.aggregate import mean, rollout
+from captum_norm.functional.alti import alti
+from captum_norm.functional.block import (
+    block_quantities,
+    globenc_norms,
+    mixing_attn,
+    mixing_res,
+    mixing_res_ln,
+    mixing_res_weights,
+    mixing_weights,
+    res_ln_norms,
+    res_norms,
+)
+from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 
-__all__ = ["head_norms", "mean", "rollout", "summed_norms", "transformed_norms"]
+__all__ = [
+    "FrozenNorm",
+    "alti",
+    "block_quantities",
+    "globenc_norms",
+    "head_norms",
+    "mean",
+    "mixing_attn",
+    "mixing_res",
+    "mixing_res_ln",
+    "mixing_res_weights",
+    "mixing_weights",
+    "res_ln_norms",
+    "res_norms",
+    "rollout",
+    "summed_norms",
+    "transformed_norms",
+]

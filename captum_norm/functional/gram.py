@@ -5,7 +5,8 @@ For one key j, with f_h = v_h W_O^h the vector of head h, the Gram matrix M[h, h
     ||f_h||^2 = M[h, h]        ||sum_h a_h f_h||^2 = a^T M a,
 
 so that no vector of the model's size is needed per query.  Its entries are v_h (W_O^h W_O^h'^T) v_h': the middle
-part depends on W_O alone and is kept from call to call.
+part depends on W_O alone and is kept from call to call.  So does that of a projection with normalisations after it,
+whose centring and gamma fold into W_O.
 
 In float64 throughout.  Squaring costs half of the digits where heads cancel: with ||sum|| at 1e-3 of sum||.||, a Gram
 matrix in float32 is off by 24 %, one in float64 by 1e-10.
@@ -20,6 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, UntypedStorage
 
+from captum_norm.functional.normalization import Norms, fold
+
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
 
@@ -27,16 +30,17 @@ Pairs = list[Tensor]
 """One entry per head h: that head with itself and each later head, so (head - h, ...)."""
 
 
-def head_products(W_O: Tensor, keys: int) -> Callable[[Tensor], Pairs]:
+def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor], Pairs]:
     """A function from values (batch, head, key, head_dim) to M: per head h, <f_h', f_h> as (head - h, batch, key).
 
     Args:
         W_O: each head's slice of the output projection, (head, head_dim, model).
         keys: how many keys, over the whole batch, are about to be asked for; tells which way is cheaper.
+        after: normalisations that follow W_O; their divisors are left out.
     """
-    middle = middle_parts(W_O, keys)
+    middle = middle_parts(W_O, keys, after)
     if middle is None:
-        projection = W_O.double()
+        projection = fold(W_O, after)
         return lambda values: _products_of_vectors(values, projection)
     return lambda values: _products_by_middle(values, middle)
 
@@ -60,7 +64,7 @@ def _products_of_vectors(values: Tensor, projection: Tensor) -> Pairs:
     return [gram[h, h:].contiguous() for h in range(len(gram))]
 
 
-def middle_parts(W_O: Tensor, keys: int) -> Pairs | None:
+def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:
     """W_O^h' W_O^h^T of all pairs of heads, each ((head - h) * head_dim, head_dim) in float64, or None.
 
     Making them costs as much as ``model`` keys do by way of their vectors.  So they are made where there are as many
@@ -68,22 +72,23 @@ def middle_parts(W_O: Tensor, keys: int) -> Pairs | None:
     """
     rows = W_O.shape[0] * W_O.shape[1]
     if rows > _LARGEST_KEPT:
-        return _make_middle_parts(W_O) if keys >= rows else None
+        return _make_middle_parts(fold(W_O, after)) if keys >= rows else None
     entries = _kept.setdefault(W_O.untyped_storage(), {})
-    place = (W_O.storage_offset(), W_O.shape, W_O.stride(), W_O.dtype)
-    print_now = _fingerprint(W_O)
+    folds = tuple((norm.centred, norm.weight is None) for norm in after)
+    place = (W_O.storage_offset(), W_O.shape, W_O.stride(), W_O.dtype, folds)
+    scales = [norm.weight.float() for norm in after if norm.weight is not None]
+    print_now = torch.cat([_fingerprint(W_O), *scales])
     print_then, middle = entries.get(place, (None, None))
     seen = print_then is not None and torch.equal(print_then, print_now)
     if not seen:
         middle = None
     if middle is None and (seen or keys >= rows):
-        middle = _make_middle_parts(W_O)
+        middle = _make_middle_parts(fold(W_O, after))
     entries[place] = (print_now, middle)
     return middle
 
 
-def _make_middle_parts(W_O: Tensor) -> Pairs:
-    W = W_O.double()
+def _make_middle_parts(W: Tensor) -> Pairs:
     return [W[h:].flatten(0, 1) @ W[h].mT for h in range(len(W))]
 
 

@@ -29,6 +29,8 @@ from torch.linalg import qr, vector_norm
 
 from captum_norm.functional.axes import check_axes, check_finite
 from captum_norm.functional.gram import head_products, middle_parts
+from captum_norm.functional.normalization import Norms, fold
+from captum_norm.functional.row import fill_summed_norms_of_row
 
 _VALUES = "batch head key head_dim"
 _WEIGHTS = "batch head query key"
@@ -98,7 +100,7 @@ def head_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
     result = _empty(sizes, _WEIGHTS, weights, values, W_O, gate)
     if result.numel() == 0:
         return result
-    if _is_elementwise(gate):
+    if is_elementwise(gate):
         _fill_gated_head_norms(result, weights, values, W_O, gate)
     else:
         # alpha is a scalar, so it comes out of the norm: the (query, key, model) vectors are never built.
@@ -141,15 +143,27 @@ def summed_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | No
     """
     sizes, inputs = _check_inputs("summed_norms", weights, values, W_O, gate)
     result = _empty(sizes, "batch query key", weights, values, W_O, gate)
-    if result.numel() == 0 or sizes["head"] == 0:
-        return result.zero_()
-    if _is_elementwise(gate):
-        _fill_gated_summed_norms(result, weights, values, W_O, gate)
-    elif result.dtype == torch.float64:
-        _fill_summed_norms_by_factors(result, weights, values, W_O, gate)
-    else:
-        _fill_summed_norms_by_products(result, weights, values, W_O, gate)
+    fill_summed_norms(result, weights, values, W_O, gate)
     return check_finite("summed_norms", result, **inputs)
+
+
+def fill_summed_norms(
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, after: Norms = ()
+) -> None:
+    """Writes into result (batch, query, key), float32 or float64, the summed norms behind W_O and normalisations.
+
+    What a query is divided by in these is left out: ``normalization.divided`` does that.
+    """
+    if result.numel() == 0 or weights.shape[1] == 0:
+        result.zero_()
+    elif is_elementwise(gate):
+        _fill_gated_summed_norms(result, weights, values, fold(W_O, after), gate)
+    elif result.dtype == torch.float64:
+        _fill_summed_norms_by_factors(result, weights, values, fold(W_O, after), gate)
+    elif weights.shape[2] == 1 and not after:
+        fill_summed_norms_of_row(result, weights, values, W_O, gate)
+    else:
+        fill_summed_norms_by_products(result, weights, values, W_O, gate, after)
 
 
 def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None:
@@ -163,11 +177,12 @@ def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None
         result[b, :, k] = squares.sqrt_()
 
 
-def _fill_summed_norms_by_products(
-    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+def fill_summed_norms_by_products(
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, after: Norms = ()
 ) -> None:
+    """For float32 results: in float64, but with half of its digits where heads cancel."""
     head, head_dim, _ = W_O.shape
-    products_of = head_products(W_O, keys=values.shape[0] * values.shape[2])
+    products_of = head_products(W_O, values.shape[0] * values.shape[2], after)
     for b, k in _key_blocks(values, head * head_dim):
         products = [part.unsqueeze(2) for part in products_of(values[b, :, k])]  # (head - h, batch, 1, key)
         for part in products:
@@ -226,28 +241,41 @@ def _gated(weights: Tensor, gate: Tensor | None) -> Tensor:
     return weights if gate is None else weights * gate
 
 
-def _is_elementwise(gate: Tensor | None) -> TypeGuard[Tensor]:
+def is_elementwise(gate: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether f itself depends on the query."""
     return gate is not None and gate.shape[-1] != 1
 
 
 def _check_inputs(
     caller: str, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
 ) -> tuple[dict[str, int], dict[str, tuple[Tensor, str]]]:
+    inputs = attention_inputs(weights, values, W_O, gate)
+    return check_axes(caller, **inputs), inputs
+
+
+def attention_inputs(
+    weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+) -> dict[str, tuple[Tensor, str]]:
+    """The tensors of an attention call with their axes, as ``check_axes`` takes them."""
     inputs = {"weights": (weights, _WEIGHTS), "values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
     if gate is not None:
         last = "one" if isinstance(gate, Tensor) and gate.ndim and gate.shape[-1] == 1 else "head_dim"
         inputs["gate"] = (gate, f"batch head query {last}")
-    return check_axes(caller, **inputs), inputs
+    return inputs
 
 
-def _empty(sizes: dict[str, int], axes: str, *tensors: Tensor | None) -> Tensor:
-    given = [tensor for tensor in tensors if tensor is not None]
-    double = any(tensor.dtype == torch.float64 for tensor in given)
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any of the tensors is, else float32."""
+    double = any(tensor.dtype == torch.float64 for tensor in tensors if tensor is not None)
+    return torch.float64 if double else torch.float32
+
+
+def _empty(sizes: dict[str, int], axes: str, first: Tensor, *tensors: Tensor | None) -> Tensor:
     shape = [sizes[axis] for axis in axes.split()]
-    return torch.empty(shape, dtype=torch.float64 if double else torch.float32, device=given[0].device)
+    return torch.empty(shape, dtype=result_dtype(first, *tensors), device=first.device)
 
 
-def _work(tensor: Tensor) -> int:
+def work(tensor: Tensor) -> int:
     """How many float64 numbers to hold at once: what a core keeps in its cache, or on a GPU what keeps it busy."""
     return 1 << 19 if tensor.device.type == "cpu" else 1 << 25
 
@@ -255,32 +283,33 @@ def _work(tensor: Tensor) -> int:
 def _key_blocks(values: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
     """Slices of batch and key that cover values (batch, head, key, head_dim), at ``width`` numbers to a key."""
     batch, _, key, _ = values.shape
-    columns = max(32, _work(values) // max(1, width))
+    columns = max(32, work(values) // max(1, width))
     keys = min(key, columns)
-    for b in _slices(batch, columns // keys):
-        for k in _slices(key, keys):
+    for b in slices(batch, columns // keys):
+        for k in slices(key, keys):
             yield b, k
 
 
 def _query_blocks(weights: Tensor) -> Iterator[slice]:
     """Slices of query that cover weights (batch, head, query, key), at two numbers to a weight."""
     batch, head, query, key = weights.shape
-    yield from _slices(query, _work(weights) // (2 * batch * head * key))
+    yield from slices(query, work(weights) // (2 * batch * head * key))
 
 
 def _pair_blocks(result: Tensor, width: int) -> Iterator[tuple[int, slice, slice]]:
     """Batch and slices of query and key that cover result (batch, ..., query, key), at ``width`` numbers to a pair."""
     query, key = result.shape[-2:]
     # Never all pairs at once, however few: that would be the (query, key, model) tensor we promise not to build.
-    pairs = max(1, min(_work(result) // max(1, width), query * key // 2))
+    pairs = max(1, min(work(result) // max(1, width), query * key // 2))
     keys = min(key, pairs)
     for b in range(len(result)):
-        for q in _slices(query, pairs // keys):
-            for k in _slices(key, keys):
+        for q in slices(query, pairs // keys):
+            for k in slices(key, keys):
                 yield b, q, k
 
 
-def _slices(size: int, step: int) -> Iterator[slice]:
+def slices(size: int, step: int) -> Iterator[slice]:
+    """Slices of at most ``step``, and of one at least, that cover range(size)."""
     step = max(1, step)
     for start in range(0, size, step):
         yield slice(start, start + step)

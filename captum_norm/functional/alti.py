@@ -1,0 +1,181 @@
+"""How much nearer does input j bring output i of a block to what it became?
+
+With t_ij the vector that j adds to output y_i (see ``block``: attention, residual and norms, which are linear with
+their divisors held fixed), the contribution of j to i is
+
+    c_ij = max(0, ||y_i|| - ||y_i - t_ij||) / sum_j',        by default with the norm L1:
+
+0 where taking t_ij away leaves no less than there was.  The rows add up to 1, and ``rollout`` without a residual takes
+them through the layers.
+
+Sources: Ferrando et al. (2022), "Measuring the Mixing of Contextual Information in the Transformer" (ALTI),
+https://arxiv.org/abs/2203.04212; Ferrando et al. (2022), "Towards Opening the Black Box of Neural Machine Translation"
+(ALTI+), https://arxiv.org/abs/2205.11631.
+
+L1 has no closed form: vectors are built, for a small block of queries and keys at a time.  L2 has one,
+||y - t||^2 = ||y||^2 - 2 <y, t> + ||t||^2, with <y_i, f_h(x_j)> = <y_i W_O^h^T, v_hj>, for float32 results; for float64
+results, of which it would cost half of the digits, vectors are built as well.
+
+Axes: b batch, h head, q query (i), k key (j), e head_dim, d model.
+"""
+
+import warnings
+from dataclasses import replace
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from captum_norm.functional.axes import check_finite
+from captum_norm.functional.block import Block, BlockOptions
+from captum_norm.functional.normalization import FrozenNorm, divided, fold
+from captum_norm.functional.norms import fill_summed_norms_by_products, is_elementwise, slices
+
+# What the authors' code adds to each coordinate of a difference: a default of torch's pairwise_distance.
+_PUBLISHED_EPS = 1e-6
+
+# Numbers in a block of vectors: a core's second cache holds them.
+_VECTORS = 1 << 17
+
+
+@torch.no_grad()
+def alti(
+    weights: Tensor,
+    values: Tensor,
+    W_O: Tensor,
+    residual: Tensor,
+    norm: FrozenNorm | None = None,
+    *,
+    output: Tensor | None = None,
+    p: int = 1,
+    as_published: bool = False,
+    **options: Unpack[BlockOptions],
+) -> Tensor:
+    """The contributions of ALTI, in shares of each row.
+
+    Args:
+        weights: attention weights alpha, (batch, head, query, key).
+        values: x W_V + b_V, (batch, head, key, head_dim).
+        W_O: each head's slice of the output projection, (head, head_dim, model).
+        residual: what the model adds to attention's output, (batch, query, model).
+        norm: the norm behind the residual (post-LN), at the state it normalised; ``None`` in pre-LN blocks.
+        output: y, what the block gave out with all biases, (batch, query, model).  ``None``: what ``norm`` made of its
+            state; without a norm (pre-LN) it must be given, attention + b_O + residual.
+        p: 1 for the L1 norm, 2 for L2.
+        as_published: as the authors' code computes it: the norm divides without its eps, and 1e-6 is added to each
+            coordinate of t - y.
+        options: ``gate``, ``inner`` and ``residual_key``, see ``BlockOptions``.  In cross-attention (ALTI+)
+            ``residual_key="column"`` gives (batch, query, key + 1), the residual last.
+
+    Returns:
+        (batch, query, key), non-negative, each row with the sum 1, or 0 where no input brings the output nearer (with
+        a warning).  float64 if any tensor is float64, else float32.
+
+    Raises:
+        TypeError: if a tensor is not of the dtype it should be.
+        ValueError: if the output is not known, if ``p`` is neither 1 nor 2, if shapes or devices disagree, or if a
+            tensor holds NaN or infinity.
+
+    Example:
+        Three inputs of one output, of which the last points away from it:
+
+        >>> weights, values = torch.ones(1, 1, 1, 3), torch.tensor([[[[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]]])
+        >>> nothing = torch.zeros(1, 1, 2)
+        >>> y = torch.tensor([[[2.0, 2.0]]])
+        >>> alti(weights, values, torch.eye(2)[None], nothing, output=y, residual_key="column")
+        tensor([[[0.5000, 0.2500, 0.0000, 0.0000]]])
+    """
+    if p not in (1, 2):
+        raise ValueError(f"alti: p should be 1 or 2, got {p!r}.")
+    if as_published and norm is not None:
+        norm = replace(norm, eps=0.0)
+    block = Block("alti", weights, values, W_O, residual, norm, output=output, **options)
+    y = _output(block)
+    # Attribution may run inside an autocast region, which would take these products to half precision.
+    with torch.autocast(weights.device.type, enabled=False):
+        length = vector_norm(y, ord=p, dim=-1, keepdim=True)
+        y = y - _PUBLISHED_EPS if as_published else y
+        own = vector_norm(y - block.own_part(), ord=p, dim=-1)
+        nearer = length - block.with_own(_distances(block, y, p), own)
+    check_finite("alti", nearer, **block.inputs)
+    return _shares(nearer.clamp_min_(0)).to(block.dtype)
+
+
+def _output(block: Block) -> Tensor:
+    if block.output is not None:
+        return block.output.double()
+    if block.norm is None or block.norm.state is None:
+        raise ValueError("alti: without a norm behind the residual, pass output=, what the block gave out.")
+    return block.norm.output()
+
+
+def _distances(block: Block, y: Tensor, p: int) -> Tensor:
+    """||y_i - t_ij|| without the residual, (batch, query, key) in float64."""
+    after = block.behind_attention(block.norms)
+    projection = fold(block.W_O, after)
+    scales = divided(torch.ones_like(y[..., :1]), after)
+    if p == 2 and block.dtype == torch.float32 and not is_elementwise(block.gate):
+        return _distances_by_products(block, y, projection, scales)
+    batch, _, query, key = block.weights.shape
+    distances = y.new_empty(batch, query, key)
+    for b in range(batch):
+        for k in slices(key, 64):
+            _fill_distances(distances[b, :, k], block, b, k, y[b], projection, scales[b], p)
+    return distances
+
+
+def _fill_distances(
+    distances: Tensor, block: Block, b: int, keys: slice, y: Tensor, projection: Tensor, scales: Tensor, p: int
+) -> None:
+    """Vector by vector, a few queries and keys at a time."""
+    weights = block.weights[b, :, :, keys].permute(2, 1, 0).double() * scales  # (key, query, head)
+    values = block.values[b, :, keys].transpose(0, 1).double()  # (key, head, head_dim)
+    gate = None if block.gate is None else block.gate[b].transpose(0, 1).double()  # (query, head, head_dim or 1)
+    if gate is not None and not is_elementwise(gate):
+        weights, gate = weights * gate[..., 0], None
+    f = torch.einsum("khe,hed->khd", values, projection)
+    query = min(len(y), 64)
+    for k in slices(len(values), _VECTORS // max(1, query * projection.shape[2])):
+        for q in slices(len(y), query):
+            if gate is None:
+                left = (weights[k, q] @ f[k]).sub_(y[q])
+            else:
+                mixed = weights[k, q, :, None] * values[k, None] * gate[q]
+                left = (mixed.flatten(2) @ projection.flatten(0, 1)).sub_(y[q])
+            distances[q, k] = (left.abs_().sum(-1) if p == 1 else vector_norm(left, dim=-1)).T
+
+
+def _distances_by_products(block: Block, y: Tensor, projection: Tensor, scales: Tensor) -> Tensor:
+    """||y - t||_2 from ||y||^2 - 2 <y, t> + ||t||^2."""
+    batch, head, query, key = block.weights.shape
+    distances = y.new_empty(batch, query, key)
+    if head == 0:
+        return distances.copy_(vector_norm(y, dim=-1, keepdim=True).expand_as(distances))
+    fill_summed_norms_by_products(
+        distances, block.weights, block.values, block.W_O, block.gate, block.behind_attention(block.norms)
+    )
+    images = ((y * scales) @ projection.flatten(0, 1).mT).view(batch, query, head, -1).transpose(1, 2)
+    if block.gate is not None:
+        images = images * block.gate
+    values = block.values.double().mT
+    for q in slices(query, 64):
+        squares = (distances[:, q] * scales[:, q]).square_() + y[:, q].square().sum(-1, keepdim=True)
+        for h in range(head):
+            squares.addcmul_(block.weights[:, h, q].double(), images[:, h, q] @ values[:, h], value=-2)
+        distances[:, q] = squares.clamp_min_(0).sqrt_()
+    return distances
+
+
+def _shares(contributions: Tensor) -> Tensor:
+    """Contributions (batch, query, key) divided by their row sums."""
+    totals = contributions.sum(-1, keepdim=True)
+    empty = totals[..., 0] == 0
+    if empty.any():
+        place = tuple(empty.nonzero()[0].tolist())
+        warnings.warn(
+            f"alti: no input brings the output nearer at {int(empty.sum())} of {empty.numel()} queries, first at "
+            f"(batch, query) = {place}; their contributions are zero.",
+            stacklevel=3,
+        )
+    return contributions / totals.masked_fill(totals == 0, 1)

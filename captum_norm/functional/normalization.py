@@ -1,0 +1,108 @@
+"""What does a normalisation do to the parts of its input?  With its divisor held fixed it is linear: it sorts them out.
+
+    LayerNorm(u) = gamma * (u - mean u) / sigma + beta,    sigma^2 = var(u) + eps,
+    RMSNorm(u)   = gamma * u / sigma,                      sigma^2 = mean(u^2) + eps.
+
+Where u is a sum of vectors, each is centred by its own mean and divided by the sigma of the whole, as the model saw it;
+beta belongs to none of them.  What does not depend on the query (centring, gamma) folds into the projection before it.
+
+Source: Kobayashi et al. (2021), "Incorporating Residual and Normalization Layers into Analysis of Masked Language
+Models", https://arxiv.org/abs/2109.07152, section 3.  Variances are those of the population, as in the models.
+
+Axes: b batch, q query, d model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A normalisation whose divisor is held at what it was when the model ran.
+
+    Attributes:
+        state: what the model normalised, (batch, query, model).  ``None``: nothing divides, as in a fixed scale of the
+            attention's output (LayerScale, a gate of one number).
+        weight: gamma, (model,); where a model multiplies with 1 + w (Gemma), that sum.  ``None``: ones.
+        bias: beta, (model,), or ``None``.
+        eps: what is added to the variance, inside the root.
+        centred: True for LayerNorm, False for RMSNorm and fixed scales.
+
+    Example:
+        >>> import torch
+        >>> state = torch.tensor([[[1.0, 3.0]]])                           # mean 2, deviation 1
+        >>> norm = FrozenNorm(state, weight=torch.tensor([10.0, 1.0]), eps=0.0)
+        >>> norm(torch.tensor([[[0.0, 4.0]]]))
+        tensor([[[-20.,   2.]]], dtype=torch.float64)
+        >>> norm.output()
+        tensor([[[-10.,   1.]]], dtype=torch.float64)
+    """
+
+    state: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    centred: bool = True
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """What becomes of one part of the state per query, (batch, query, model); in float64."""
+        out = self.fold(part)
+        return out if self.deviation is None else out / self.deviation[..., None]
+
+    def output(self) -> Tensor:
+        """What the model's normalisation gave out, (batch, query, model), in float64.
+
+        Raises:
+            ValueError: if the state is not known.
+        """
+        if self.state is None:
+            raise ValueError("FrozenNorm.output: the norm has no state, so that its output is not known.")
+        out = self(self.state)
+        return out if self.bias is None else out + self.bias
+
+    def fold(self, rows: Tensor) -> Tensor:
+        """The part that is the same for all queries, centring and gamma, on rows (..., model); in float64."""
+        rows = rows.double()
+        if self.centred:
+            rows = rows - rows.mean(-1, keepdim=True)
+        return rows if self.weight is None else rows * self.weight
+
+    @cached_property
+    def deviation(self) -> Tensor | None:
+        """sigma of each query, (batch, query) in float64, or None where nothing divides.
+
+        Raises:
+            ValueError: if a state is constant and eps is 0, so that the model divided by zero.
+        """
+        if self.state is None:
+            return None
+        state = self.state.double()
+        squares = state.var(-1, unbiased=False) if self.centred else state.square().mean(-1)
+        deviation = (squares + self.eps).sqrt_()
+        if (deviation == 0).any():
+            place = tuple((deviation == 0).nonzero()[0].tolist())
+            raise ValueError(f"FrozenNorm: the state at (batch, query) = {place} has no spread, and eps is 0.")
+        return deviation
+
+
+Norms = Sequence[FrozenNorm]
+"""Normalisations in the order in which they are applied."""
+
+
+def fold(W_O: Tensor, after: Norms) -> Tensor:
+    """W_O with all that comes after it for every query alike: centring and gamma; in float64."""
+    W_O = W_O.double()
+    for norm in after:
+        W_O = norm.fold(W_O)
+    return W_O
+
+
+def divided(norms: Tensor, after: Norms) -> Tensor:
+    """Norms (batch, query, key) after a folded projection, divided in place by what each query is divided by."""
+    for norm in after:
+        if norm.deviation is not None:
+            norms /= norm.deviation[..., None]
+    return norms
