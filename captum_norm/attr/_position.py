@@ -46,19 +46,22 @@ class Rows:
         """Whether a row or two are enough, so that no other row needs to be computed."""
         return not isinstance(self.position, str)
 
-    def candidates(self, batch: int, queries: int, real: Tensor | None) -> Tensor:
+    def candidates(self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False) -> Tensor:
         """The rows that may be asked for, before it is known whether the model is causal.
 
         Args:
             batch: size of the batch.
             queries: length of the query axis.
             real: (batch, query) bool, True at real tokens; None where all are real.
+            looks_ahead: it is known that the model is not causal.
 
         Returns:
-            (batch, row) long, where row is the one asked for, or (first real token, last real token) for None.
+            (batch, row) long, where row is the one asked for, or for None the first real token and, unless
+            ``looks_ahead``, the last.
         """
         if self.position is None:
-            ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in (False, True)]
+            causals = (False,) if looks_ahead else (False, True)
+            ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in causals]
             return torch.stack(ends, dim=1)
         return self._one(batch, queries, None, causal=False)[:, None]
 
@@ -91,7 +94,7 @@ class Rows:
             ValueError: as :meth:`pick`.
         """
         self._one(len(scores), queries, real, causal)
-        return scores[:, int(causal) if self.position is None else 0]
+        return scores[:, -1 if causal and self.position is None else 0]
 
     def _one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
         assert not isinstance(self.position, str)

@@ -102,7 +102,7 @@ class Reduction:
         self._kind, self._call, self._device = kind, call, device
         self._stacks = Stacks()
         self._lengths: dict[Stack, int] = {}
-        self._cut: dict[Stack, Tensor] = {}
+        self._cut: dict[Stack, tuple[Tensor, bool]] = {}
         self._unknown: list[tuple[AttentionCall, str]] = []
         self.certificates: list[tuple[AttentionCall, Certificate]] = []
 
@@ -163,11 +163,14 @@ class Reduction:
         batch, _, queries, _ = record.weights.shape
         if not (self._rows.few and self._aggregate.by_row):
             return record
+        # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
+        known = self._cut.get(stack)
+        settled = self._stacks.causal.get(stack) is False if known is None else known[1]
         try:
-            rows = self._rows.candidates(batch, queries, self._stacks.real.get(stack))
+            rows = self._rows.candidates(batch, queries, self._stacks.real.get(stack), looks_ahead=settled)
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record
-        self._cut.setdefault(stack, rows)
+        self._cut.setdefault(stack, (rows, settled))
         gate = None if record.gate is None else take_rows(record.gate, rows)
         return replace(record, weights=take_rows(record.weights, rows), gate=gate, queries=None, query_mask=None)
 
@@ -179,7 +182,8 @@ class Reduction:
         causal = self._stacks.looks_back(stack)
         if stack not in self._cut:
             return self._rows.pick(scores, real, causal)
-        if not torch.equal(self._cut[stack].cpu(), self._rows.candidates(batch, length, real).cpu()):
+        rows, settled = self._cut[stack]
+        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
             raise ValueError(
                 f"{self._title}: which tokens are real became known only after their first attention call. Give "
                 "position= explicitly."

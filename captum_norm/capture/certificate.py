@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 # Of the size of the attention part, per dtype the model computes in.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -31,28 +32,42 @@ def tolerance_for(dtype: torch.dtype, values: int) -> float:
 
 
 class Probe:
-    """Random directions in model space, from a generator of its own: the user's random state is never touched."""
+    """One random direction for each size of model space.
+
+    Drawn from a generator of its own: the user's random state is never touched.  W_O r is remembered for parameters,
+    so that later recordings of the same model need not read W_O again.
+    """
 
     def __init__(self, seed: int = 0) -> None:
-        self._generator = torch.Generator(device="cpu").manual_seed(seed)
+        self._seed = seed
+        self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def direction(self, size: int, like: Tensor) -> Tensor:
         """(model,) of normal numbers in at least float32, on the device of ``like``."""
-        drawn = torch.randn(size, generator=self._generator, dtype=torch.float64, device="cpu")
-        return drawn.to(device=like.device, dtype=at_least_float32(like.dtype))
+        key = (size, at_least_float32(like.dtype), like.device)
+        if key not in self._directions:
+            generator = torch.Generator(device="cpu").manual_seed(self._seed + size)
+            drawn = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+            self._directions[key] = drawn.to(device=like.device, dtype=key[1])
+        return self._directions[key]
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def predicted(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, r: Tensor) -> Tensor:
-    """sum_h (weights_h values_h [* gate_h]) W_O_h r, (batch, query), without ever forming the output."""
-    weights, values = weights.to(r.dtype), values.to(r.dtype)
-    # One matrix-vector product: as a batch over heads it would copy W_O, which is a view of the model's parameter.
-    read = (W_O.to(r.dtype).flatten(0, 1) @ r).view(W_O.shape[:2])  # (head, head_dim)
+def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None) -> Tensor:
+    """sum_h (weights_h values_h [* gate_h]) W_O_h r, (batch, query), without ever forming the output.
+
+    Args:
+        weights: (batch, head, query, key).
+        values: (batch, head, key, head_dim).
+        read: W_O r, (head, head_dim), from :func:`read_along`.
+        gate: (batch, head, query, head_dim or 1), or None.
+    """
+    weights, values = weights.to(read.dtype), values.to(read.dtype)
     if gate is not None and gate.shape[-1] > 1:
-        return torch.einsum("bhqe,bhqe,he->bq", weights @ values, gate.to(r.dtype), read)
+        return torch.einsum("bhqe,bhqe,he->bq", weights @ values, gate.to(read.dtype), read)
     along_r = torch.einsum("bhke,he->bhk", values, read)
     total = weights.new_zeros(weights.shape[0], weights.shape[2])
     # A product and a sum, for as many heads as stay small: torch's batched matrix-vector product is fifteen times
@@ -61,8 +76,34 @@ def predicted(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None,
     for start in range(0, weights.shape[1], some):
         heads = slice(start, start + some)
         part = (weights[:, heads] * along_r[:, heads, None]).sum(-1)
-        total += (part if gate is None else part * gate[:, heads, :, 0].to(r.dtype)).sum(1)
+        total += (part if gate is None else part * gate[:, heads, :, 0].to(read.dtype)).sum(1)
     return total
+
+
+_read: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> (what else it depends on, W_O r)
+
+
+def read_along(W_O: Tensor, r: Tensor, parameter: Tensor | None = None) -> Tensor:
+    """W_O r, (head, head_dim).
+
+    Args:
+        W_O: (head, head_dim, model).
+        r: (model,).
+        parameter: the parameter that W_O is a view of, for which the result is remembered until it is written to.
+            A write that torch does not count (through ``.data``) makes the check fail, which then reads again.
+    """
+    if parameter is None or parameter.is_inference():
+        return _read_along(W_O, r)
+    depends_on = (parameter._version, W_O.shape, W_O.stride(), W_O.storage_offset(), id(r))
+    known = _read.get(parameter)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != depends_on:
+        known = _read[parameter] = (depends_on, _read_along(W_O, r), r)
+    return known[1]
+
+
+def _read_along(W_O: Tensor, r: Tensor) -> Tensor:
+    # One matrix-vector product: as a batch over heads it would copy W_O, which is a view of the model's parameter.
+    return (W_O.to(r.dtype).flatten(0, 1) @ r).view(W_O.shape[:2])
 
 
 def relative_error(expected: Tensor, actual: Tensor, size: Tensor) -> float:

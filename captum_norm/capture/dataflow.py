@@ -52,12 +52,14 @@ def rule_for(name: str) -> Rule | None:
     return RULES.get(base_name(name), RULES[ANY_OTHER])
 
 
+_PROBE = Probe()
+
+
 class Dataflow:
     """What is known of the tensors of one running forward, and the attention calls that are under way."""
 
     def __init__(self, sources: Iterable[Tensor], finish: Callable[[Mixture], None]) -> None:
         self.traces = Traces()
-        self.probe = Probe()
         self._finish = finish
         self._open: list[Mixture] = []
         self._anchors = 0
@@ -141,7 +143,7 @@ class Dataflow:
     def propose(self, projection: Projection, out: Tensor) -> Projection:
         """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
         y = out.detach().reshape(-1, out.shape[-1])
-        r = self.probe.direction(y.shape[-1], y)
+        r = _PROBE.direction(y.shape[-1], y)
         y = y.to(r.dtype)
         if projection.bias is not None:
             y = y - projection.bias.detach().to(r.dtype)

@@ -11,6 +11,7 @@ as soon as it is complete.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -21,7 +22,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture.callers import Caller, real_tokens
-from captum_norm.capture.certificate import at_least_float32, predicted, relative_error, tolerance_for
+from captum_norm.capture.certificate import (
+    at_least_float32,
+    predicted,
+    read_along,
+    relative_error,
+    tolerance_for,
+)
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
@@ -100,6 +107,7 @@ class _Reader:
         self._layouts: dict[Any, Layout] = {}
         self._positions = PositionReader()
         self._counts: dict[int, int] = {}
+        self._ahead: dict[tuple[int, int, int, int], _Ahead] = {}
 
     def finish(self, mixture: Mixture) -> None:
         """Read, check and hand over one call."""
@@ -140,16 +148,13 @@ class _Reader:
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
         heads = [self._heads(mixture, terms) for terms in _by_input(projection.terms)]
         layout, weights, values, W_O, gate, offsets = _join(heads)
-        error = self._error(projection, layout, weights, values, W_O, gate, offsets)
         dtype = projection.terms[0].x.dtype
-        certificate = Certificate(error, tolerance_for(dtype, weights.shape[-1]))
-        if not error <= certificate.tolerance:
-            raise InexactCaptureError(_what_is_wrong(error, certificate.tolerance, weights, values, W_O))
+        certificate = _certify(projection, layout, weights, values, W_O, gate, offsets, dtype)
         queries, _ = self._positions.read(
             mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query"
         )
         keys, unknown = self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
-        kind = _kind(mixture, weights, queries, keys)
+        kind = self._kind(mixture, weights, queries, keys)
         batch, _, query, key = weights.shape
         cross = kind == "cross"
         return AttentionRecord(
@@ -166,6 +171,26 @@ class _Reader:
             key_mask=real_tokens(mixture.callers, batch, key, memory=cross),
             certificate=certificate,
         )
+
+    def _kind(self, mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:
+        """Self, causal or cross: by where queries and keys come from, then by whether any query looks ahead."""
+        ours, theirs = mixture.weights_place, mixture.values_place
+        query, key = weights.shape[-2:]
+        if _cross_attends(mixture.callers):
+            return "cross"
+        if theirs is not None and ours is not None:
+            if ours.anchor.origin is not theirs.anchor.origin:
+                return "cross"
+        elif ours is None and theirs is not None and key != query:
+            return "cross"  # queries of the module's own, such as a pooling head's
+        if queries is None or keys is None or queries.source != keys.source:
+            queries = keys = None
+            if query != key and not (query < key and _has_cache(mixture.callers)):
+                return "self"
+        name = (query, key, id(queries), id(keys))
+        if name not in self._ahead:
+            self._ahead[name] = _Ahead(query, key, queries, keys)
+        return "causal" if self._ahead[name].is_avoided(weights) else "self"
 
     def _heads(self, mixture: Mixture, terms: list[Term]) -> _Heads:
         """The heads that one projection input holds."""
@@ -192,19 +217,34 @@ class _Reader:
         values = layout.values(mixture.values, mixture.lead)
         return _Heads(layout, weights, values, W_O, gate, offset)
 
-    @staticmethod
-    def _error(
-        projection: Projection, layout: Layout, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None,
-        offsets: list[tuple[Tensor, Tensor]],
-    ) -> float:  # fmt: skip
-        r, actual, size = projection.r, projection.actual, projection.size
-        if r is None or actual is None or size is None:
-            raise InexactCaptureError("its output projection was seen only in part")
-        for x, W in offsets:
-            actual = actual - (x.to(r.dtype) @ (W.to(r.dtype) @ r))
-            size = actual.abs()
-        tokens = layout.tokens.to(actual.device)
-        return relative_error(predicted(weights, values, W_O, gate, r), actual[tokens], size[tokens])
+
+def _certify(
+    projection: Projection, layout: Layout, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None,
+    offsets: list[tuple[Tensor, Tensor]], dtype: torch.dtype,
+) -> Certificate:  # fmt: skip
+    """The check that the record reproduces what the projection wrote, along one random direction.
+
+    Raises:
+        InexactCaptureError: where it does not.
+    """
+    r, actual, size = projection.r, projection.actual, projection.size
+    if r is None or actual is None or size is None:
+        raise InexactCaptureError("its output projection was seen only in part")
+    for x, W in offsets:
+        actual = actual - (x.to(r.dtype) @ (W.to(r.dtype) @ r))
+        size = actual.abs()
+    tokens = layout.tokens.to(actual.device)
+    actual, size = actual[tokens], size[tokens]
+    parameter = projection.terms[0].parameter
+    is_view = W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+    tolerance = tolerance_for(dtype, weights.shape[-1])
+    error = math.nan
+    for known in (parameter, None) if is_view else (None,):
+        expected = predicted(weights, values, read_along(W_O, r, known), gate)
+        error = relative_error(expected, actual, size)
+        if error <= tolerance:
+            return Certificate(error, tolerance)
+    raise InexactCaptureError(_what_is_wrong(error, tolerance, weights, values, W_O))
 
 
 class _Heads:
@@ -292,20 +332,6 @@ def _what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:
     )
 
 
-def _kind(mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:
-    """Self, causal or cross: by where queries and keys come from, then by whether any query looks ahead."""
-    ours, theirs = mixture.weights_place, mixture.values_place
-    if _cross_attends(mixture.callers):
-        return "cross"
-    if theirs is not None and ours is not None:
-        if ours.anchor.origin is not theirs.anchor.origin:
-            return "cross"
-    elif ours is None and theirs is not None and weights.shape[-1] != weights.shape[-2]:
-        return "cross"  # queries of the module's own, such as a pooling head's
-    ahead = _ahead(weights, queries, keys, _has_cache(mixture.callers))
-    return "causal" if ahead is not None and _looks_back(weights, ahead) else "self"
-
-
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:
     """The innermost module was given what a module around it was given to cross-attend to."""
     if not callers:
@@ -323,37 +349,41 @@ def _has_cache(callers: tuple[Caller, ...]) -> bool:
     return any(caller.arguments.get(name) is not None for caller in callers for name in names)
 
 
-def _ahead(weights: Tensor, queries: Positions | None, keys: Positions | None, has_cache: bool) -> Tensor | None:
-    """(query, key) bool, True where the key comes after the query; None where nothing tells."""
-    query, key = weights.shape[-2:]
-    if queries is not None and keys is not None and queries.source == keys.source:
-        return keys.index[None, :] > queries.index[:, None]
-    if query == key or (has_cache and query < key):
-        return torch.ones(query, key, dtype=torch.bool, device="cpu").triu(key - query + 1)
-    return None
+class _Ahead:
+    """Which keys come after which queries, and so whether weights that avoid them are causal.
 
-
-def _looks_back(weights: Tensor, ahead: Tensor) -> bool:
-    """No query gives weight to later keys; rows without any allowed key (left padding) are uniform and say nothing.
-
-    Args:
-        weights: (batch, head, query, key); one head is looked at.
-        ahead: (query, key) bool, True where the key comes after the query.
+    Attributes:
+        mask: (query, key) bool, True where the key comes after the query.
+        rows: the queries that have keys after them.
     """
-    query, key = ahead.shape
-    if key == 1:
-        return False
-    if query == 1:
-        return not bool(ahead.any())  # one step of generation
-    could = ahead.any(-1).nonzero()[:, 0]
-    tells = torch.zeros((), dtype=torch.bool)
-    for chosen in (could[:1], could):  # the first row that could look ahead settles it for most encoders
-        row = weights[:, 0, chosen.to(weights.device)]
-        looks = (row * ahead[chosen].to(row.device)).amax(-1) > 0
-        tells = row.amax(-1) != row.amin(-1)
-        if bool((looks & tells).any()):
+
+    def __init__(self, query: int, key: int, queries: Positions | None, keys: Positions | None) -> None:
+        if queries is not None and keys is not None:
+            self.mask = keys.index[None, :] > queries.index[:, None]
+        else:
+            self.mask = torch.ones(query, key, dtype=torch.bool, device="cpu").triu(key - query + 1)
+        self.rows = self.mask.any(-1).nonzero()[:, 0]
+        self._kept = (queries, keys)  # the cache is keyed by their identity
+
+    def is_avoided(self, weights: Tensor) -> bool:
+        """No query gives weight to later keys; rows without an allowed key (left padding) are uniform: no sign.
+
+        Args:
+            weights: (batch, head, query, key); one head is looked at.
+        """
+        query, key = self.mask.shape
+        if key == 1:
             return False
-    return bool(tells.any())
+        if query == 1:
+            return not len(self.rows)  # one step of generation
+        # The first query that could look ahead settles it for most encoders.
+        return self._some_say_so(weights, self.rows[:1]) and self._some_say_so(weights, self.rows)
+
+    def _some_say_so(self, weights: Tensor, rows: Tensor) -> bool:
+        chosen = weights[:, 0, int(rows[0]) : int(rows[0]) + 1] if len(rows) == 1 else weights[:, 0, rows]
+        looks = (chosen * self.mask[rows].to(chosen.device)).amax(-1) > 0
+        tells = chosen.amax(-1) != chosen.amin(-1)
+        return bool(~(looks & tells).any() & (tells.any() | (len(rows) == 1)))
 
 
 class _Names:

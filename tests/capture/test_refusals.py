@@ -93,10 +93,24 @@ def test_a_softmax_over_classes_is_no_attention_call():
 def test_the_certificate_catches_a_wrong_record(disturb):
     (right,) = record(lambda m, x: m.o(join(m.mixed(x))))
     r = certificate.Probe().direction(MODEL, right.weights)
-    truth = certificate.predicted(right.weights, right.values, right.W_O, None, r)
-    wrong = {"weights": right.weights, "values": right.values, "W_O": right.W_O} | disturb(right)
-    error = certificate.relative_error(certificate.predicted(**wrong, gate=None, r=r), truth, truth.abs())
+
+    def along_r(weights, values, W_O):
+        return certificate.predicted(weights, values, certificate.read_along(W_O, r), None)
+
+    parts = {"weights": right.weights, "values": right.values, "W_O": right.W_O}
+    truth = along_r(**parts)
+    error = certificate.relative_error(along_r(**parts | disturb(right)), truth, truth.abs())
     assert error > certificate.tolerance_for(torch.float32, LENGTH)
+
+
+@pytest.mark.parametrize("write", ["counted", "uncounted"])
+def test_a_projection_changed_between_recordings_is_read_anew(write):
+    attention, x = Attention(lambda m, x: m.o(join(m.mixed(x)))), torch.randn(BATCH, LENGTH, MODEL)
+    for _ in range(2):
+        with torch.no_grad(), recording(sources=(x,)) as records:
+            attention(x)
+        assert torch.equal(records[0].W_O.flatten(0, 1), attention.o.weight.t())
+        (attention.o.weight if write == "counted" else attention.o.weight.data).detach().mul_(3)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -1,0 +1,60 @@
+"""One query's norms, computed the short way, are the same as in the whole map."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captum_norm.functional import summed_norms
+from tests.functional.make_cancelling_heads import FILE, KINDS, RATIOS
+
+BATCH, HEADS, QUERIES, KEYS, HEAD_DIM, MODEL = 2, 3, 4, 6, 5, 16
+
+
+def draw(dtype=torch.float32):
+    weights = torch.randn(BATCH, HEADS, QUERIES, KEYS).softmax(-1).to(dtype)
+    values, W_O = torch.randn(BATCH, HEADS, KEYS, HEAD_DIM).to(dtype), torch.randn(HEADS, HEAD_DIM, MODEL).to(dtype)
+    return weights, values, W_O
+
+
+def definition(weights, values, W_O, gate=None):
+    weights = weights.double() if gate is None else weights.double() * gate.double()
+    return torch.einsum("bhqk,bhke,hed->bqkd", weights, values.double(), W_O.double()).norm(dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_alone_is_that_row_of_the_map(dtype):
+    weights, values, W_O = draw(dtype)
+    row = summed_norms(weights[:, :, 2:3], values, W_O)
+    assert row.dtype == torch.float32
+    torch.testing.assert_close(row.double(), definition(weights[:, :, 2:3], values, W_O), rtol=1e-6, atol=0)
+    torch.testing.assert_close(row, summed_norms(weights, values, W_O)[:, 2:3], rtol=2e-6, atol=0)
+
+
+def test_a_gate_on_heads_scales_the_row():
+    weights, values, W_O = draw()
+    gate = torch.rand(BATCH, HEADS, 1, 1)
+    row = summed_norms(weights[:, :, :1], values, W_O, gate)
+    torch.testing.assert_close(row.double(), definition(weights[:, :, :1], values, W_O, gate), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("left", [1e-1, 1e-3, 1e-5, 0.0])
+def test_heads_that_cancel_keep_their_digits(left):
+    weights, values, W_O = draw()
+    weights[:, 1], values[:, 1], W_O[1] = weights[:, 0], values[:, 0], W_O[0] * (left - 1)
+    weights[:, 2] = 0
+    row = summed_norms(weights[:, :, :1], values, W_O)
+    torch.testing.assert_close(row.double(), definition(weights[:, :, :1], values, W_O), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [f"{kind}/{ratio}" for kind in KINDS for ratio in RATIOS])
+def test_the_committed_cancelling_heads_hold_row_by_row(name):
+    tensors = load_file(FILE)
+    weights, values, W_O = (tensors[f"{name}/{part}"] for part in ("weights", "values", "W_O"))
+    expected = definition(weights[:, :, :1], values, W_O)
+    error = (summed_norms(weights[:, :, :1], values, W_O).double() - expected).abs() / expected
+    assert error.max() <= 2e-6
+
+
+def test_zero_weights_give_zero():
+    weights, values, W_O = draw()
+    assert (summed_norms(torch.zeros_like(weights[:, :, :1]), values, W_O) == 0).all()
