@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from captum_norm.models.embedded import LABELS, build_sentiment, load_encoder, load_sentiment, read_encoder
