@@ -7,7 +7,6 @@ max|m| ||W_O||_F; a key whose vector is much shorter than that (heads cancel) is
 Axes: b batch, h head, q query (one), k key, e head_dim, d model.
 """
 
-import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
