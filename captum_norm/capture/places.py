@@ -78,6 +78,16 @@ class Place:
     def named(self) -> bool:
         return isinstance(self.anchor.source, int)
 
+    def numbers(self) -> Tensor | None:
+        """The anchor's numbers where they are now, a tensor of the followed tensor's shape; None if torn apart."""
+        numbers = self.anchor.numbers()
+        try:
+            for step in self.steps:
+                numbers = step.apply(numbers)
+        except (UnplacedError, RuntimeError, IndexError, ValueError):
+            return None
+        return numbers
+
     def then(self, step: Step) -> Place:
         """The place after one more step; of two that only change the features, the last one counts."""
         if isinstance(step, Features) and self.steps and isinstance(self.steps[-1], Features):
@@ -142,13 +152,13 @@ class PositionReader:
     def _read(
         place: Place, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
     ) -> tuple[Positions | None, str]:
-        numbers = place.anchor.numbers()
+        numbers = place.then(Features(1)).numbers()
+        if numbers is None:
+            return None, f"the {axis} positions were taken apart on the way: an operation reads several at once"
         try:
-            for step in (*place.steps, Features(1)):
-                numbers = step.apply(numbers)
             numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
-        except (UnplacedError, RuntimeError, IndexError, ValueError) as error:
-            return None, f"the {axis} positions were taken apart on the way ({error})"
+        except RuntimeError:
+            return None, f"the {axis}s are shaped otherwise than the inputs they come from"
         rows = numbers[layout.rows[:, :, 0]]  # (batch, head, query or key)
         if axis == "query":
             rows = rows.gather(-1, layout.queries)

@@ -111,8 +111,8 @@ class _Reader:
 
     def finish(self, mixture: Mixture) -> None:
         """Read, check and hand over one call."""
-        if mixture.projection is None and mixture.weights.ndim == 2 and not mixture.problem:
-            return  # a softmax over classes that weighs something: no attention
+        if mixture.projection is None and not mixture.problem and not _is_attention(mixture):
+            return
         call = self._call(mixture)
         try:
             record = self._read(mixture, call)
@@ -216,6 +216,18 @@ class _Reader:
         weights = layout.weights(mixture.weights, mixture.lead)
         values = layout.values(mixture.values, mixture.lead)
         return _Heads(layout, weights, values, W_O, gate, offset)
+
+
+def _is_attention(mixture: Mixture) -> bool:
+    """Whether weights that meet values mix positions.
+
+    A softmax over classes that weighs something does not, nor does one that mixes several streams of one position.
+    """
+    if mixture.weights.ndim == 2:
+        return False
+    place, key = mixture.values_place, mixture.values.shape[-2]
+    numbers = None if place is None else place.numbers()
+    return numbers is None or key == 1 or not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers))
 
 
 def _certify(

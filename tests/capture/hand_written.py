@@ -114,6 +114,13 @@ def head_slices_concatenated(m, x):
 
 
 @written
+def a_stack_that_is_never_summed(m, x):
+    output = m.o(join(m.mixed(x)))
+    torch.stack([output])
+    return output
+
+
+@written
 def heads_interleaved(m, x):
     return m.o(rearrange(m.mixed(x), "b h n d -> b n (d h)"))
 

@@ -129,6 +129,21 @@ def test_patches_have_a_grid_and_the_class_token_is_no_patch():
     assert records[0].keys.index.tolist() == [-1, 0, 1, 2, 3, 4, 5]
 
 
+def test_a_pooling_head_with_a_query_of_its_own_is_read():
+    query = nn.Parameter(torch.randn(1, HEADS, 1, HEAD_DIM))
+
+    def pool(m, x):
+        _, k, v = m.split(x)
+        return m.o(join(weights(query.expand(BATCH, -1, -1, -1), k) @ v).mean(1))
+
+    attention, x = Attention(pool), torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        attention(x)
+    assert records[0].call.kind == "cross"
+    assert records[0].weights.shape == (BATCH, HEADS, 1, LENGTH)
+    assert records[0].keys.index.tolist() == list(range(LENGTH))
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch speaks of its fused fast path
 def test_cross_attention_reads_the_memory_of_another_source():
     transformer = nn.Transformer(MODEL, HEADS, 1, 1, 16, batch_first=True).eval()

@@ -78,6 +78,16 @@ def test_a_softmax_over_classes_is_no_attention_call():
     assert records == []
 
 
+def test_a_softmax_that_mixes_streams_of_one_position_is_no_attention_call():
+    def write(m, x):
+        streams = x.unsqueeze(2).expand(-1, -1, 3, -1)
+        alpha = torch.randn(BATCH, LENGTH, 3, 3).softmax(-1)
+        return m.o(join(m.mixed((alpha @ streams).sum(2))))
+
+    (found,) = record(write)
+    assert found.weights.shape == (BATCH, HEADS, LENGTH, LENGTH)
+
+
 @pytest.mark.parametrize(
     "disturb",
     [

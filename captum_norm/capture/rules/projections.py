@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, base_name, rule
+from captum_norm.capture.layout import Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Features
 from captum_norm.capture.rules.elementwise import carry
@@ -80,18 +81,39 @@ def _sum(flow: Dataflow, op: Operation) -> None:
         flow.traces[op.out] = Trace(softmax_part="normaliser")
     elif trace.softmax_part == "spread weights":
         hidden_product(flow, op)
-    parts = trace.projection
+    _sum_over_one(flow, op)
+    parts, axis = trace.projection, _only_axis(op)
+    if parts is None or parts.parts_axis is None or axis is None:
+        return
+    whole = parts.mixture.projection
+    # One of several parts looks like the whole projection until its siblings arrive.
+    if axis == parts.parts_axis and (whole is None or parts.roots > whole.roots):
+        flow.traces[op.out] = Trace(projection=flow.propose(parts, op.out))
+
+
+@rule("mean")
+def _sum_over_one(flow: Dataflow, op: Operation) -> None:
+    """A sum or mean over an axis of one entry only takes the axis away."""
+    x, axis = op.tensors[0], _only_axis(op)
+    trace = flow.traces[x]
+    if trace is not None and axis is not None and x.shape[axis] == 1 and not trace.projection:
+        flow.traces[op.out] = trace.after(Step((op.name, axis, op.out.ndim), lambda t: t.reshape(op.out.shape)))
+
+
+def _only_axis(op: Operation) -> int | None:
     axis = op.argument(1, "dim")
     axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
-    if parts is None or parts.parts_axis is None or not isinstance(axis, int):
-        return
-    if axis % op.tensors[0].ndim == parts.parts_axis and parts.mixture.projection is None:
-        flow.traces[op.out] = Trace(projection=flow.propose(parts, op.out))
+    return axis % op.tensors[0].ndim if isinstance(axis, int) else None
 
 
 @rule("stack")
 def _stack(flow: Dataflow, op: Operation) -> None:
     traces = [flow.traces[tensor] for tensor in op.tensors]
+    places = [trace.place for trace in traces if trace is not None and trace.place is not None]
+    if len(places) == len(traces) and all(place.key == places[0].key for place in places):
+        dim, shape = op.argument(1, "dim", 0) % op.out.ndim, op.out.shape
+        step = Step(("stack", dim, tuple(shape)), lambda n: n.unsqueeze(dim).expand(shape))
+        flow.traces[op.out] = Trace(place=places[0].then(step))
     projections = [trace.projection for trace in traces if trace is not None and trace.projection is not None]
     if len(projections) == len(traces) and len({id(p.mixture) for p in projections}) == 1:
         total = projections[0]
@@ -99,6 +121,4 @@ def _stack(flow: Dataflow, op: Operation) -> None:
             total = total.plus(projection)
         axis = op.argument(1, "dim", 0) % op.out.ndim
         parts = Projection(total.mixture, total.terms, total.bias, total.roots, axis)
-        # One part alone looked like the whole projection until its siblings arrived.
-        total.mixture.projection = None
-        flow.traces[op.out] = Trace(projection=parts)
+        flow.traces.update(op.out, projection=parts)
