@@ -1,6 +1,6 @@
 """The maths of norm-based attribution: tensors in, tensors out.  It knows no model, hook or tokenizer."""
 
-from captum_norm.functional.aggregate import mean, rollout
+from captum_norm.functional.aggregate import flow, mean, rollout, rollout_encoder_decoder
 from captum_norm.functional.alti import alti
 from captum_norm.functional.block import (
     block_quantities,
@@ -20,6 +20,7 @@ __all__ = [
     "FrozenNorm",
     "alti",
     "block_quantities",
+    "flow",
     "globenc_norms",
     "head_norms",
     "mean",
@@ -31,6 +32,7 @@ __all__ = [
     "res_ln_norms",
     "res_norms",
     "rollout",
+    "rollout_encoder_decoder",
     "summed_norms",
     "transformed_norms",
 ]

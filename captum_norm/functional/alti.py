@@ -84,7 +84,7 @@ def alti(
         >>> nothing = torch.zeros(1, 1, 2)
         >>> y = torch.tensor([[[2.0, 2.0]]])
         >>> alti(weights, values, torch.eye(2)[None], nothing, output=y, residual_key="column")
-        tensor([[[0.5000, 0.2500, 0.0000, 0.0000]]])
+        tensor([[[0.6667, 0.3333, 0.0000, 0.0000]]])
     """
     if p not in (1, 2):
         raise ValueError(f"alti: p should be 1 or 2, got {p!r}.")
