@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tests.coverage.tiny import IMAGE, PATCH, VOCABULARY, WIDTH
 
@@ -21,7 +21,7 @@ BATCH, LENGTH, FRAMES = 2, 7, 4
 Inputs = dict[str, Any]
 
 
-def sizes(config: PreTrainedConfig, *names: str, default: Any = None) -> Any:
+def sizes(config: PretrainedConfig, *names: str, default: Any = None) -> Any:
     """The first of these fields found in the configuration or, breadth first, in its parts."""
     level = [config]
     while level:
@@ -29,7 +29,7 @@ def sizes(config: PreTrainedConfig, *names: str, default: Any = None) -> Any:
             for part in level:
                 if part.__dict__.get(name) is not None:
                     return part.__dict__[name]
-        level = [v for part in level for v in part.__dict__.values() if isinstance(v, PreTrainedConfig)]
+        level = [v for part in level for v in part.__dict__.values() if isinstance(v, PretrainedConfig)]
     return default
 
 
@@ -50,12 +50,12 @@ def _two(size: Any) -> tuple[int, int]:
 class Shapes:
     """The sizes that inputs are made of."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         vision = next(
             (
                 v
                 for n in ("vision_config", "image_config", "image_model_config", "backbone_config")
-                if isinstance(v := config.__dict__.get(n), PreTrainedConfig)
+                if isinstance(v := config.__dict__.get(n), PretrainedConfig)
             ),
             config,
         )

@@ -9,16 +9,17 @@ Weights are drawn so that mistakes show: attention far from uniform, biases that
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WIDTH, HEADS, HEAD_DIM, LAYERS, VOCABULARY, IMAGE, PATCH = 32, 4, 8, 2, 160, 32, 8
@@ -153,30 +154,33 @@ VARIANTS = (
 )
 
 
-def tiny_config(model_type: str, variant: Variant = VARIANTS[0]) -> PreTrainedConfig:
+def tiny_config(model_type: str, variant: Variant = VARIANTS[0]) -> PretrainedConfig:
     """The default configuration of a model type, shrunk."""
     return shrink(CONFIG_MAPPING[model_type](), OVERRIDES.get(model_type, {}), variant)
 
 
-def shrink(config: PreTrainedConfig, overrides: dict[str, Any], variant: Variant) -> PreTrainedConfig:
+def shrink(config: PretrainedConfig, overrides: dict[str, Any], variant: Variant) -> PretrainedConfig:
     """The same class of configuration with small numbers; ``overrides`` are kept as they are, nested by field."""
     if config.model_type == "timm_backbone":  # timm is no dependency: the same place, filled by a ResNet
         config = CONFIG_MAPPING["resnet"](out_features=["stage1", "stage2", "stage3", "stage4"])
     overrides = OVERRIDES.get(config.model_type, {}) | overrides
     kwargs: dict[str, Any] = {}
-    own = {field.name: field.default for field in fields(config)}
+    own = _defaults(config)
     for name, default in own.items():
         value = config.__dict__.get(config.attribute_map.get(name, name))
         given = overrides.get(name)
-        if isinstance(value, PreTrainedConfig) and (given is None or isinstance(given, dict)):
-            kwargs[name] = shrink(value, given or {}, variant)
+        if isinstance(value, PretrainedConfig) and (given is None or isinstance(given, dict)):
+            part = shrink(value, given or {}, variant)
+            kwargs[name] = part if is_dataclass(config) else part.to_dict()  # transformers 4 takes its parts as dicts
         elif name in overrides:
             kwargs[name] = given
-        elif not name.startswith("_"):
+        elif not name.startswith("_") and config.attribute_map.get(name, name) in config.__dict__:
             shrunk = _shrink_field(name, value, default, variant)
             if shrunk is not _DERIVED:
                 kwargs[name] = shrunk
     kwargs |= {name: value for name, value in overrides.items() if name not in own}
+    if kwargs.get("use_timm_backbone"):
+        kwargs |= {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
     kwargs |= _stages(config, kwargs)
     kwargs |= _layer_types(config, own, overrides, variant)
     if "rope_parameters" not in overrides and (rope := _rotary_sections(config, kwargs)):
@@ -184,7 +188,15 @@ def shrink(config: PreTrainedConfig, overrides: dict[str, Any], variant: Variant
     return type(config)(**kwargs)
 
 
-def _rotary_sections(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def _defaults(config: PretrainedConfig) -> dict[str, Any]:
+    """Fields and their defaults; before transformers 5 they are the arguments of ``__init__``."""
+    if is_dataclass(config):
+        return {field.name: field.default for field in fields(config)}
+    parameters = inspect.signature(type(config)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+
+def _rotary_sections(config: PretrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Multimodal rotary positions split half a head between time, height and width: the same for a small head."""
     rope = deepcopy(config.__dict__.get("rope_parameters"))
     if not isinstance(rope, dict) or not rope:
@@ -242,7 +254,7 @@ def _token(name: str, value: int) -> int:
     return 100 + sum(map(ord, stem)) % 59
 
 
-def _stages(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _stages(config: PretrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Backbones: the feature maps handed on, counted in stages that still exist."""
     if not hasattr(config, "_out_indices"):
         return {}
@@ -255,7 +267,7 @@ def _stages(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_types(
-    config: PreTrainedConfig, own: dict[str, Any], overrides: dict[str, Any], variant: Variant
+    config: PretrainedConfig, own: dict[str, Any], overrides: dict[str, Any], variant: Variant
 ) -> dict[str, Any]:
     """One layer of each type where a configuration lists types by layer."""
     lists = {name: config.__dict__.get(name) for name in PER_LAYER if name in own and name not in overrides}
@@ -273,7 +285,7 @@ def _layer_types(
     return result
 
 
-def tiny_model(config: PreTrainedConfig, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
+def tiny_model(config: PretrainedConfig, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModel.from_config(config, **kwargs).float().eval()
     vary(model)
@@ -339,7 +351,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hgnet_v2": _HGNET,
     "bamba": _STATES | {"attn_layer_indices": [1]},
     "granitemoehybrid": _STATES | {"layer_types": ["mamba", "attention"]},
-    "jamba": {"num_hidden_layers": 2, "attn_layer_offset": 1, "attn_layer_period": 2},
+    "jamba": {"num_hidden_layers": 2, "attn_layer_offset": 1, "attn_layer_period": 2, "use_mamba_kernels": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mimi": {
         "upsample_groups": 32,
