@@ -461,7 +461,7 @@ def test_bars_are_as_long_as_the_shares_with_their_mean_below():
     left, right = figure.axes
     widths = torch.tensor([bar.get_width() for bar in left.patches]).reshape(3, 3)
     torch.testing.assert_close(widths, torch.vstack([shares, shares.mean(0)]))
-    assert labels(left.get_yticklabels()) == ["1", "2", "mean"]
+    assert labels(left.get_yticklabels()) == ["0", "1", "mean"]
     assert left.get_ylim()[0] > left.get_ylim()[1]  # the first layer is on top
     assert left.get_xlabel() == "Share, %"
     assert [text.get_text() for text in left.texts] == ["60", "10", "30", "20", "10", "70", "40", "10", "50"]

@@ -137,7 +137,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
             InexactCaptureError: if an attention call cannot be read exactly.
             AssertionError: Captum's, if ``target`` does not fit the output.
         """
-        given = as_tuple(inputs)
+        given = _distinct(as_tuple(inputs))
         extras = extra_arguments(additional_forward_args)
         if position is None:
             position = _position_given(unwrapped(self.forward_func), extras)
@@ -160,6 +160,14 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
             )
         self.report = AttributionReport(tuple(reduction.certificates), tuple(left_out for _, left_out, _ in answers))
         return scores if is_tuple(inputs) else scores[0]
+
+
+def _distinct(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One tensor given twice (the same text to encoder and decoder) is two inputs, each with scores of its own."""
+    return tuple(
+        tensor.clone() if any(tensor is other for other in inputs[:number]) else tensor
+        for number, tensor in enumerate(inputs)
+    )
 
 
 def finished(scores: Tensor, like: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ class Comparison:
             {name: self.scores(name) for name in self.results},
             list(self.words.strings),
             signed=[name for name in self.results if METHODS[name].signed],
-            title=None if said is None else f"explained: {said.target} ({said.target_probability:.1%})",
+            title=None if said is None else f"Explained: {said.target} ({said.target_probability:.1%})",
         )
 
     def _head(self) -> str:

@@ -69,7 +69,8 @@ def run(asked: argparse.Namespace) -> int:
         if asked.figure:
             from captum_norm.visualization import class_shares
 
-            write_figure(asked.figure, class_shares(shares.shares, shares.classes))
+            title = f"Who receives the attention of {loaded.name}"
+            write_figure(asked.figure, class_shares(shares.shares, shares.classes, title=title))
     return 0
 
 
@@ -138,7 +139,7 @@ def _block(shares: TokenShares, tables: dict[str, Tensor], measures: Sequence[st
         return [f"{factor * number:.{digits}f}" for part in of for number in part.tolist()]
 
     names = [_short(name) for name in shares.classes]
-    rows = [[str(i + 1), *cells(i)] for i in range(len(shares.calls))]
+    rows = [[str(i), *cells(i)] for i in range(len(shares.calls))]
     groups = [("", 1), *((MEASURES[measure], len(names)) for measure in measures)]
     blind = [f"{100 * part:.1f}" for part in shares.token_share.tolist()] * len(measures)
     tokens = [["tokens", *blind]] if factor == 100 else []
@@ -149,7 +150,7 @@ def _f_norms(shares: TokenShares) -> str:
     if bool(shares.f_norms.isnan().all()):
         return draw.wrap("f(x) has no length of its own here: an element-wise gate makes it depend on the query.")
     rows = [
-        [str(i + 1), *(f"{n:.2f}" for n in norms.tolist()), *(_rho(r[i]) for r in shares.correlation.values())]
+        [str(i), *(f"{n:.2f}" for n in norms.tolist()), *(_rho(r[i]) for r in shares.correlation.values())]
         for i, norms in enumerate(shares.f_norms)
     ]
     mean = ["mean", *(f"{n:.2f}" for n in shares.f_norms.mean(dim=0).tolist())]

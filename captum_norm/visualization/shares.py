@@ -48,7 +48,7 @@ def class_shares(
             ``"summed_norms"``) bring their titles along.  Where every layer's shares add up to 1 they are written as
             per cent; else (the paper's unnormalised sums) as they are, each measure on its own scale.
         classes: the classes, in the order in which they are stacked from the left.
-        layers: what to call the layers; by default their numbers from 1.
+        layers: what to call the layers; by default their numbers, from 0 as in the models' own names.
         title: what the figure shows.
 
     Returns:
@@ -103,7 +103,7 @@ def _layers(tables: Mapping[str, Numbers], classes: Sequence[str], layers: Seque
             raise ValueError(f"class_shares: shares[{name!r}] holds negative numbers, which are no shares.")
     count = counts.pop()
     if layers is None:
-        return [str(layer) for layer in range(1, count + 1)]
+        return [str(layer) for layer in range(count)]
     check_count("class_shares", "layers", layers, "layer", count)
     return [str(layer) for layer in layers]
 

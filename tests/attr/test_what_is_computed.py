@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_norm.attr import (
     AttentionNorm,
@@ -347,3 +348,38 @@ def test_padding_of_the_prefix_is_zero_in_cross_attention_too():
     close(method.attribute(ids(2, 6), None, extras), method.attribute(ids(2, 6), None, extras, position=[3, 1]))
     with pytest.raises(ValueError, match="position 3 of example 1 is padding"):
         method.attribute(ids(2, 6), None, extras, position=3)
+
+
+def test_one_tensor_given_as_source_and_prefix_is_two_inputs():
+    model, text = tiny("Bart"), ids(2, 6)
+
+    def forward(source, prefix):
+        output = model(input_ids=source, decoder_input_ids=prefix)
+        return output[0][:, -1]
+
+    twice, apart = (AttentionNorm(forward).attribute(pair) for pair in ((text, text), (text, text.clone())))
+    assert all(torch.equal(a, b) for a, b in zip(twice, apart, strict=True))
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.largest = max([self.largest, *(tensor.numel() for tensor in made if isinstance(tensor, Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("position", [None, "all"])
+def test_no_vector_is_made_per_query_and_key(position):
+    length, model = 32, tiny("Bert")
+    text = ids(1, length)
+    AttentionNorm(model).attribute(text)  # what is kept per parameter is made
+    with _LargestTensor() as seen:
+        AttentionNorm(model).attribute(text, position=position)
+    assert seen.largest < length * length * model.config.hidden_size
