@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
-from tests.coverage.inputs import Inputs, candidates
+from tests.coverage.inputs import Inputs, candidates, sizes
 from tests.coverage.proof import Prover, compare_attentions
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
@@ -163,7 +163,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _prove(model: PreTrainedModel, inputs: Inputs, records: list[AttentionRecord], result: Result) -> None:
-    prover = Prover(model, lambda: forward(model, inputs))
+    prover = Prover(model, lambda: forward(model, inputs), streams=sizes(model.config, "hc_mult", default=0))
     result.products = prover.weighted_means()
     result.other_softmaxes = max(0, prover.softmaxes() - result.calls - len(result.refusals))
     generator = torch.Generator().manual_seed(0)

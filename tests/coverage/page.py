@@ -80,7 +80,8 @@ def _evidence(exact: Sequence[Result], ran: Sequence[Result]) -> str:
             f"* **Compared.** {equal} attention tensors that eager models return equal the recorded weights to 1e-5;"
             f" {different} do not.",
             "* **Nothing passed over.** One level below, products of computed tensors with rows of weights that add up"
-            f" to one are counted; in {overlooked} types there are more of them than recorded calls.",
+            f" to one are counted; in {overlooked} types there are more of them than recorded calls. Hyper-connections,"
+            " which mix the residual streams of one position, are no attention and not counted.",
         ]
     )
 

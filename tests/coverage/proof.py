@@ -111,6 +111,7 @@ class _Survey:
     )  # memory of a copy -> the parameter's, kept alive
     softmaxes: int = 0  # over three axes or more, those inside fused calls included
     means: int = 0  # products with an operand whose rows are weights that add up to one
+    streams: int = 0  # products with (streams, streams) weights mix what one position holds, and are no attention
 
     def parameter(self, tensor: Any, memories: frozenset[int]) -> int:
         """The memory of the parameter that this is (a view or a copy of); 0 for anything else."""
@@ -150,7 +151,7 @@ class _Watch(TorchDispatchMode):
         assert survey is not None
         fused = len(_PRODUCTS.get(name, ())) == 1
         survey.softmaxes += fused or (name in _SOFTMAXES and args[0].ndim > 2)
-        survey.means += _is_weighted_mean(name, args, self.memories)
+        survey.means += _is_weighted_mean(name, args, self.memories, survey.streams)
         for argument, axis in _PRODUCTS.get(name, ()):
             operand = args[argument]
             if operand.is_floating_point() and operand.ndim >= 2 and _memory(operand) not in self.memories:
@@ -196,7 +197,7 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def _is_weighted_mean(name: str, args: Any, parameters: frozenset[int]) -> bool:
+def _is_weighted_mean(name: str, args: Any, parameters: frozenset[int], streams: int = 0) -> bool:
     """An attention by its arithmetic alone: rows of weights that add up to one times something computed."""
     places = _PRODUCTS.get(name, ())
     if len(places) < 2:
@@ -209,6 +210,7 @@ def _is_weighted_mean(name: str, args: Any, parameters: frozenset[int]) -> bool:
     return any(
         bool((other < 0).any())
         and w.shape[axis] > 1
+        and not w.shape[-2] == w.shape[-1] == streams
         and bool((w >= 0).all())
         and bool(((w.sum(axis) - 1).abs() < 1e-4).all())
         and _varied(w)
@@ -235,10 +237,11 @@ class Prover:
     Args:
         model: in evaluation mode; the records' names are relative to it.
         forward: runs it once, the same way each time (a fixed seed included).
+        streams: how many residual streams each position has, in models that mix them.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[], Any]) -> None:
-        self._forward = forward
+    def __init__(self, model: nn.Module, forward: Callable[[], Any], streams: int = 0) -> None:
+        self._forward, self._streams = forward, streams
         parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
         self._parameters = {name: _memory(p) for name, p in parameters.items()}
         self._survey: _Survey | None = None
@@ -281,7 +284,7 @@ class Prover:
 
     def _surveyed(self) -> _Survey:
         if self._survey is None:
-            self._survey = _Survey()
+            self._survey = _Survey(streams=self._streams)
             with torch.no_grad(), _Watch(frozenset(self._parameters.values()), self._survey):
                 self._forward()
         return self._survey
