@@ -98,6 +98,7 @@ def test_what_was_kept_goes_with_the_projection(attention):
     linear = nn.Linear(12, 20, bias=False)
     for _ in range(3):
         summed_norms(**attention, W_O=projection_of(linear))
+    gc.collect()  # what earlier tests left behind
     before = len(gram._kept)
     del linear
     gc.collect()
