@@ -176,6 +176,6 @@ def _shares(contributions: Tensor) -> Tensor:
         warnings.warn(
             f"alti: no input brings the output nearer at {int(empty.sum())} of {empty.numel()} queries, first at "
             f"(batch, query) = {place}; their contributions are zero.",
-            stacklevel=3,
+            stacklevel=4,  # the caller of alti, past the decorator
         )
     return contributions / totals.masked_fill(totals == 0, 1)

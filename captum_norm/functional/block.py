@@ -340,7 +340,7 @@ class Block:
     def own_part(self) -> Tensor:
         """The vector that a position keeps of itself, behind all norms and divided; (batch, query, model), float64."""
         queries = slices(self.weights.shape[2], _QUERIES)
-        vectors = torch.cat([self._projected(self._mixed_from_itself, q, self.residual) for q in queries], dim=1)
+        vectors = torch.cat([self._projected(self._mixed_from_itself, q, self.residual)[0] for q in queries], dim=1)
         vectors = vectors if self.inner is None else self.inner(vectors)
         vectors = vectors if self.residual is None else vectors + self.residual
         for norm in self.norms:
@@ -349,35 +349,38 @@ class Block:
 
     def _lengths(self, mix: Mix, residual: Tensor | None) -> Tensor:
         queries = slices(self.weights.shape[2], _QUERIES)
-        return torch.cat([self._stages(self._projected(mix, q, residual), q, residual) for q in queries], dim=2)
+        return torch.cat([self._projected(mix, q, residual)[1] for q in queries], dim=2)
 
-    def _projected(self, mix: Mix, queries: slice, residual: Tensor | None) -> Tensor:
-        """What some queries mixed, behind W_O, (batch, query, model) in float64.
+    def _projected(self, mix: Mix, queries: slice, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What some queries mixed, behind W_O, (batch, query, model), and its lengths at all stages; in float64.
 
         Where float32 results are asked for, W_O is applied in float32, as the model does, and once more in float64 to
-        queries where much cancels: among the terms of the sum, or with the residual.
+        queries where much cancels: among the terms of the sum, with the residual, or with the mean in a norm.
         """
-        projection, rows = self._projection
+        projection, rows, gains = self._projection
         mixed = mix(queries, projection.dtype)
         vectors = (mixed @ projection).double()
+        lengths = self._stages(vectors, queries, residual)
         if projection.dtype == torch.float64:
-            return vectors
-        length = vector_norm(vectors, dim=-1)
-        if residual is not None:
-            length = length.minimum(vector_norm(vectors + residual[:, queries], dim=-1))
+            return vectors, lengths
         # Sums of n unrelated terms are about 1 / sqrt(n) of the sum of their lengths.
-        quiet = 4 * len(rows) ** 0.5 * length < mixed.abs() @ rows
+        quiet = 4 * len(rows) ** 0.5 * (lengths / gains).amin(0) < mixed.abs() @ rows
         if quiet.any():
             again = quiet.any(0).nonzero()[:, 0]
             vectors[:, again] = mix(again + queries.start, torch.float64) @ self.W_O.double().flatten(0, 1)
-        return vectors
+            lengths = self._stages(vectors, queries, residual)
+        return vectors, lengths
 
     @cached_property
-    def _projection(self) -> tuple[Tensor, Tensor]:
-        """W_O of all heads, (head * head_dim, model), in the precision to begin with, and the lengths of its rows."""
+    def _projection(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W_O of all heads, (head * head_dim, model), in the precision to begin with; the lengths of its rows; and how
+        much longer the norms make a vector at most, up to each stage, (stage, 1, 1)."""
         exact = self.dtype == torch.float64 or self.inner is not None
         projection = self.W_O.to(torch.float64 if exact else torch.float32).flatten(0, 1)
-        return projection, vector_norm(projection, dim=1)
+        gains = torch.ones(2 + len(self.norms), 1, 1, dtype=torch.float64, device=projection.device)
+        for stage, norm in enumerate(self.norms, start=2):
+            gains[stage] = gains[stage - 1] * (1 if norm.weight is None else norm.weight.double().abs().amax())
+        return projection, vector_norm(projection, dim=1), gains
 
     def _stages(self, vectors: Tensor, queries: slice, residual: Tensor | None) -> Tensor:
         """How long vectors are on their way, (stage, batch, query)."""

@@ -12,6 +12,8 @@ import argparse
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from statistics import median
 from time import process_time
 
@@ -20,23 +22,51 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.functional import gelu, linear
 
-from captum_norm.functional import head_norms, rollout, summed_norms
+from captum_norm.functional import FrozenNorm, alti, block_quantities, globenc_norms, head_norms, rollout, summed_norms
 
 LAYERS, HEADS, MODEL = 12, 12, 768
+
+# Attn-N apart, all that Kobayashi et al. (2021) look at.
+KOBAYASHI_2021 = [
+    "res_norms",
+    "res_ln_norms",
+    "mixing_attn",
+    "mixing_res",
+    "mixing_res_ln",
+    "mixing_weights",
+    "mixing_res_weights",
+]
 
 
 def make_layer() -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(MODEL, HEADS, 4 * MODEL, dropout=0.0, batch_first=True).eval()
 
 
-def run_layer(layer: nn.TransformerEncoderLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The layer with attention written out: its output, weights and values."""
+def run_layer(layer: nn.TransformerEncoderLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The layer with attention written out: its output, weights, values and the states of its norms."""
     attention = layer.self_attn
     projected = linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = projected.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
-    x = layer.norm1(x + attention.out_proj((weights @ v).transpose(1, 2).flatten(2)))
-    return layer.norm2(x + layer.linear2(gelu(layer.linear1(x)))), weights, v
+    state = x + attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    x = layer.norm1(state)
+    second_state = x + layer.linear2(gelu(layer.linear1(x)))
+    return layer.norm2(second_state), weights, v, state, second_state
+
+
+def blocks_of(layers: list[nn.TransformerEncoderLayer], x: Tensor) -> list[dict]:
+    """The arguments of the block norms, layer by layer."""
+    blocks = []
+    for layer in layers:
+        _, weights, values, *states = run_layer(layer, x)
+        norms = [
+            FrozenNorm(state, norm.weight, norm.bias, norm.eps)
+            for state, norm in zip(states, (layer.norm1, layer.norm2), strict=True)
+        ]
+        W_O = layer.self_attn.out_proj.weight.T.unflatten(0, (HEADS, -1))
+        block = {"weights": weights, "values": values, "W_O": W_O, "residual": x}
+        blocks.append(block | dict(zip(("norm", "second_norm"), norms, strict=True)))
+    return blocks
 
 
 def summed_norms_by_definition(weights: Tensor, values: Tensor, W_O: Tensor) -> Tensor:
@@ -58,21 +88,32 @@ def megabytes() -> float:
 def bench(length: int, repeats: int) -> None:
     layers = [make_layer() for _ in range(LAYERS)]
     x = torch.randn(1, length, MODEL)
-    read = [run_layer(layer, x)[1:] for layer in layers]
+    read = [run_layer(layer, x)[1:3] for layer in layers]
     W_O = [layer.self_attn.out_proj.weight.T.unflatten(0, (HEADS, -1)) for layer in layers]
     maps = [summed_norms(weights, values, w) for (weights, values), w in zip(read, W_O, strict=True)]
 
     def over_layers(norms: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], object]:
         return lambda: [norms(weights, values, w) for (weights, values), w in zip(read, W_O, strict=True)]
 
+    blocks = blocks_of(layers, x)
+
+    def over_blocks(norms: Callable[..., object], *kept: str) -> Callable[[], object]:
+        """With norms made anew, as each forward pass does: they keep what they divide by."""
+        fixed = ("weights", "values", "W_O", "residual")
+        return lambda: [norms(**{n: b[n] for n in fixed}, **{n: replace(b[n]) for n in kept}) for b in blocks]
+
     jobs: dict[str, Callable[[], object]] = {
         "layer": lambda: [run_layer(layer, x) for layer in layers],
         "head_norms": over_layers(head_norms),
         "summed_norms": over_layers(summed_norms),
+        "2021 quantities together": over_blocks(partial(block_quantities, KOBAYASHI_2021), "norm"),
+        "globenc_norms": over_blocks(globenc_norms, "norm", "second_norm"),
+        "alti, L1": over_blocks(alti, "norm"),
+        "alti, L2": over_blocks(partial(alti, p=2), "norm"),
         "rollout": lambda: rollout(maps, residual=True),
         "rollout of a row": lambda: rollout(maps, residual=True, position=0),
     }
-    for run in jobs.values():
+    for run in list(jobs.values()) * 2:  # the second call with one W_O keeps part of the work
         run()
     before = megabytes()
     times: dict[str, list[float]] = {name: [] for name in jobs}
