@@ -21,14 +21,28 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, t
 _SMALL = 1 << 18  # numbers, 1 MiB in float32: stays in a core's cache
 
 
-def tolerance_for(dtype: torch.dtype, values: int) -> float:
-    """Largest relative error that rounding explains, for sums over ``values`` numbers of this dtype.
+def tolerance_for(dtype: torch.dtype, keys: int, beside: float = 0.0) -> float:
+    """Largest relative error that rounding explains.
 
-    >>> tolerance_for(torch.float32, 512)
-    1e-05
+    Args:
+        dtype: what the model computes in.
+        keys: how many values were summed; rounding errors of a sum grow with the root of its length, and the table is
+            met with room to spare up to 4096.
+        beside: how large what was added to the attention part (b_O) is, as a multiple of the attention part.  Their
+            sum is rounded as a whole, to ``beside`` times the dtype's resolution.
+
+    Returns:
+        The tolerance, as a part of the attention part's size.
+
+    Example:
+        >>> tolerance_for(torch.float32, keys=512)
+        1e-05
+        >>> f"{tolerance_for(torch.float32, keys=512, beside=100):.1e}"
+        '5.8e-05'
     """
-    # Rounding errors of a sum grow with the root of its length; the table is met with room to spare up to 4096 terms.
-    return TOLERANCES.get(dtype, 1e-5) * max(1.0, (values / 4096) ** 0.5)
+    return TOLERANCES.get(dtype, 1e-5) * max(1.0, (keys / 4096) ** 0.5) + 4 * torch.finfo(dtype).eps * beside
+
+
 
 
 class Probe:

@@ -113,6 +113,26 @@ def test_the_certificate_catches_a_wrong_record(disturb):
     assert error > certificate.tolerance_for(torch.float32, LENGTH)
 
 
+@pytest.mark.parametrize("bias", [1.0, 100.0, 1e4])
+def test_a_bias_much_larger_than_the_attention_part_is_no_error_of_the_record(bias):
+    attention, x = Attention(lambda m, x: m.o(join(m.mixed(x)))), torch.randn(BATCH, LENGTH, MODEL)
+    attention.v.weight.data.mul_(0.01)
+    attention.v.bias.data.zero_()
+    attention.o.bias.data.normal_(std=bias)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x)
+    assert float(records[0].certificate) <= records[0].certificate.tolerance
+
+
+def test_the_tolerance_grows_with_the_bias_and_no_further_than_rounding_does():
+    attention, x = Attention(lambda m, x: m.o(join(m.mixed(x)))), torch.randn(BATCH, LENGTH, MODEL)
+    attention.o.bias.data.normal_(std=100)
+    tolerances = []
+    with torch.no_grad(), recording(lambda record: tolerances.append(record.certificate.tolerance), sources=(x,)):
+        attention(x)
+    assert 1e-5 < tolerances[0] < 1e-2
+
+
 @pytest.mark.parametrize("write", ["counted", "uncounted"])
 def test_a_projection_changed_between_recordings_is_read_anew(write):
     attention, x = Attention(lambda m, x: m.o(join(m.mixed(x)))), torch.randn(BATCH, LENGTH, MODEL)
