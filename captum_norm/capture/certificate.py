@@ -43,8 +43,6 @@ def tolerance_for(dtype: torch.dtype, keys: int, beside: float = 0.0) -> float:
     return TOLERANCES.get(dtype, 1e-5) * max(1.0, (keys / 4096) ** 0.5) + 4 * torch.finfo(dtype).eps * beside
 
 
-
-
 class Probe:
     """One random direction for each size of model space.
 

@@ -1,0 +1,81 @@
+"""From a running model to the papers' own figures: a tiny BERT in float64, four padded sentences, read end to end."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from captum_norm import AttentionNorm, AttentionRollout, AttentionWeights, LayerAttentionNorm, attention_maps
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def reference(request, oracles):
+    """The model, its inputs, and what its authors' code computed."""
+    forward, weights = np.load(oracles / "tiny_forward.npz"), np.load(oracles / "tiny_weights.npz")
+    config = BertConfig(**json.loads(str(forward["config"])), attn_implementation=request.param)
+    model = BertForSequenceClassification(config).double().eval()
+    parameters = {name: torch.from_numpy(weights[name]) for name in weights.files if weights[name].dtype.kind == "f"}
+    model.load_state_dict(parameters, strict=False)
+    inputs = {name: torch.from_numpy(forward[name]) for name in INPUTS}
+    return model, inputs, forward
+
+
+def real(inputs):
+    """(batch, query, key) bool: both are real tokens."""
+    mask = inputs["attention_mask"].bool()
+    return mask[:, :, None] & mask[:, None, :]
+
+
+def test_the_model_is_the_reference_model(reference):
+    model, inputs, forward = reference
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, torch.from_numpy(forward["logits"]), **EXACT)
+
+
+def test_maps_are_the_published_figures(reference, oracles):
+    model, inputs, forward = reference
+    published = np.load(oracles / "tiny_kobayashi2020.npz")
+    maps = attention_maps(model, inputs, ("weights", "transformed_norms", "head_norms", "summed_norms"))
+    pairs, keys = real(inputs), inputs["attention_mask"].bool()
+    for layer in range(len(maps.calls)):
+        for found, expected in (
+            (maps.weights[layer], forward["attentions"][layer]),
+            (maps.head_norms[layer], published["head_norm"][layer]),
+        ):
+            both = pairs[:, None].expand_as(found)
+            torch.testing.assert_close(found[both], torch.from_numpy(expected)[both], **EXACT)
+        found, expected = maps.summed_norms[layer], torch.from_numpy(published["summed_norm"][layer])
+        torch.testing.assert_close(found[pairs], expected[pairs], **EXACT)
+        found, expected = maps.transformed_norms[layer], torch.from_numpy(published["fx_norm"][layer])
+        heads = keys[:, None].expand_as(found)
+        torch.testing.assert_close(found[heads], expected[heads], **EXACT)
+
+
+def test_classes_give_rows_of_the_published_maps(reference, oracles):
+    model, inputs, forward = reference
+    published = torch.from_numpy(np.load(oracles / "tiny_kobayashi2020.npz")["summed_norm"])
+    ids, *extras = inputs.values()
+    mask = inputs["attention_mask"]
+    row = AttentionNorm(model).attribute(ids, additional_forward_args=tuple(extras), target=1)
+    torch.testing.assert_close(row, published.mean(0)[:, 0] * mask, **EXACT)
+    attentions = torch.from_numpy(forward["attentions"])
+    row = AttentionWeights(model, aggregate=1).attribute(ids, additional_forward_args=tuple(extras))
+    torch.testing.assert_close(row, attentions[1].mean(1)[:, 0], **EXACT)
+    layer = LayerAttentionNorm(model, model.bert.encoder.layer[2])
+    found = layer.attribute(ids, additional_forward_args=tuple(extras), heads="sum")
+    torch.testing.assert_close(found[real(inputs)], published[2][real(inputs)], **EXACT)
+
+
+def test_rollout_is_the_published_rollout(reference, oracles):
+    model, inputs, forward = reference
+    published = np.load(oracles / "tiny_rollout_flow.npz")
+    ids, *extras = inputs.values()
+    found = AttentionRollout(model).attribute(ids, additional_forward_args=tuple(extras), position="all")
+    for example, length in enumerate(forward["lengths"].tolist()):
+        expected = torch.from_numpy(published[f"rollout_{example}"][-1])
+        torch.testing.assert_close(found[example, :length, :length], expected, **EXACT)
