@@ -24,7 +24,7 @@ other positions' part of a ratio in float32, where nothing cancels) and returned
 else in float32.  No gradient flows through them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypedDict, Unpack
@@ -339,8 +339,8 @@ class Block:
 
     def own_part(self) -> Tensor:
         """The vector that a position keeps of itself, behind all norms and divided; (batch, query, model), float64."""
-        queries = slices(self.weights.shape[2], _QUERIES)
-        vectors = torch.cat([self._projected(self._mixed_from_itself, q, self.residual)[0] for q in queries], dim=1)
+        parts = [self._projected(self._mixed_from_itself, q, self.residual)[0] for q in self._query_blocks()]
+        vectors = torch.cat(parts, dim=1)
         vectors = vectors if self.inner is None else self.inner(vectors)
         vectors = vectors if self.residual is None else vectors + self.residual
         for norm in self.norms:
@@ -348,8 +348,11 @@ class Block:
         return vectors
 
     def _lengths(self, mix: Mix, residual: Tensor | None) -> Tensor:
-        queries = slices(self.weights.shape[2], _QUERIES)
-        return torch.cat([self._projected(mix, q, residual)[1] for q in queries], dim=2)
+        return torch.cat([self._projected(mix, q, residual)[1] for q in self._query_blocks()], dim=2)
+
+    def _query_blocks(self) -> Iterator[slice]:
+        """At least one, so that there is something to join."""
+        return slices(max(1, self.weights.shape[2]), _QUERIES)
 
     def _projected(self, mix: Mix, queries: slice, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """What some queries mixed, behind W_O, (batch, query, model), and its lengths at all stages; in float64.
@@ -380,6 +383,7 @@ class Block:
         gains = torch.ones(2 + len(self.norms), 1, 1, dtype=torch.float64, device=projection.device)
         for stage, norm in enumerate(self.norms, start=2):
             gains[stage] = gains[stage - 1] * (1 if norm.weight is None else norm.weight.double().abs().amax())
+        gains.clamp_min_(torch.finfo(torch.float64).tiny)
         return projection, vector_norm(projection, dim=1), gains
 
     def _stages(self, vectors: Tensor, queries: slice, residual: Tensor | None) -> Tensor:

@@ -80,8 +80,9 @@ class FrozenNorm:
         if self.state is None:
             return None
         state = self.state.double()
-        squares = state.var(-1, unbiased=False) if self.centred else state.square().mean(-1)
-        deviation = (squares + self.eps).sqrt_()
+        if self.centred:
+            state = state - state.mean(-1, keepdim=True)
+        deviation = (state.square().mean(-1) + self.eps).sqrt_()
         if (deviation == 0).any():
             place = tuple((deviation == 0).nonzero()[0].tolist())
             raise ValueError(f"FrozenNorm: the state at (batch, query) = {place} has no spread, and eps is 0.")

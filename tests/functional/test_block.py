@@ -365,3 +365,14 @@ def test_unknown_quantities_and_constant_states_are_refused():
         FrozenNorm(weight=torch.ones(3)).output()
     with pytest.raises(TypeError, match="mixing_weights: weights should be of floating point"):
         mixing_weights(torch.ones(1, 1, 2, 2).long())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("sizes", [(0, 2, 3, 1, 4, 6), (2, 2, 0, 1, 4, 6), (2, 2, 3, 1, 0, 6)], ids=str)
+def test_an_axis_of_length_zero_gives_empty_norms_or_those_of_the_residual_alone(sizes, keys, dtype):
+    block, own = draw(sizes, dtype, keys=keys) if keys != "per example" or sizes[2] else draw(sizes, dtype)
+    expected = by_definition(block, own)
+    for name, found in block_quantities(NORMS, **block).items():
+        torch.testing.assert_close(found.double(), expected[name], rtol=1e-6, atol=1e-7)
+    assert block_quantities(["mixing_res"], **block)["mixing_res"].shape == sizes[:1] + sizes[2:3]
