@@ -119,7 +119,7 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
     numbers = torch.arange(math.prod(lead) * query * head_dim, device="cpu").view(*lead, query, head_dim)
     for step in steps:
         if not step.scales:
-            numbers = step.apply(numbers)
+            numbers = _moved(numbers, step)
     if numbers.shape[-1] != width:
         raise LayoutError(f"the projection reads rows of {width}, mixed values come in rows of {numbers.shape[-1]}")
     numbers = numbers.reshape(-1, width)
@@ -149,6 +149,13 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
     columns_in_order = torch.equal(columns.flatten(), torch.arange(width, device="cpu"))
     rest = (~own).nonzero()[:, 0]
     return Layout(rows, queries, tokens, columns, rest, in_order, columns_in_order, values_in_order)
+
+
+def _moved(numbers: Tensor, step: Step) -> Tensor:
+    try:
+        return step.apply(numbers)
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise LayoutError(f"a move between its value product and W_O, {step.key}, cannot be repeated: {error}") from error
 
 
 def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
