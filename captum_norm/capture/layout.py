@@ -155,7 +155,7 @@ def _moved(numbers: Tensor, step: Step) -> Tensor:
     try:
         return step.apply(numbers)
     except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise LayoutError(f"a move between its value product and W_O, {step.key}, cannot be repeated: {error}") from error
+        raise LayoutError(f"a move on the way to W_O, {step.key}, cannot be repeated: {error}") from error
 
 
 def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
