@@ -301,6 +301,16 @@ def test_a_changed_gamma_is_seen_though_the_projection_is_kept():
             torch.testing.assert_close(found[name].double(), expected[name], **tolerance(torch.float32))
 
 
+def test_norms_of_two_forms_with_one_gamma_are_kept_apart():
+    block, own = draw((1, 2, 20, 0, 3, 6), torch.float32)
+    for _ in range(3):
+        for centred in (True, False):
+            block["norm"] = FrozenNorm(block["norm"].state, block["norm"].weight, centred=centred)
+            expected = by_definition(block, own)["res_ln_norms"]
+            found = block_quantities(["res_ln_norms"], **block)["res_ln_norms"]
+            torch.testing.assert_close(found.double(), expected, **tolerance(torch.float32))
+
+
 def test_nothing_changes_under_inference_mode_or_autocast_and_no_gradients_are_made():
     block, _ = draw((1, 2, 3, 0, 4, 6), torch.float32)
     expected = block_quantities([*NORMS, *MIXING], **block)
