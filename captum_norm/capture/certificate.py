@@ -67,6 +67,7 @@ class Probe:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that checks are computed in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

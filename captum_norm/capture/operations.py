@@ -45,6 +45,8 @@ class Operation:
     def __init__(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
+        if kwargs:
+            args, kwargs = _positional(args, kwargs)
         self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
         self.tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
 
@@ -59,6 +61,14 @@ class Operation:
     @property
     def in_place(self) -> bool:
         return self.name.endswith("_")
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The operands where they usually stand: ``torch.add(input=x, other=y)`` is ``torch.add(x, y)``."""
+    for position, name in enumerate(("input", "other")):
+        if len(args) == position and name in kwargs:
+            args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
+    return args, kwargs
 
 
 def _tensors(values: tuple[Any, ...]) -> list[Tensor]:

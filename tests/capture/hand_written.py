@@ -261,6 +261,16 @@ def layer_norm_before_the_projection(m, x):
 
 
 @written
+def everything_by_keyword(m, x):
+    q, k, v = m.split(x)
+    scores = torch.mul(input=torch.matmul(input=q, other=k.mT), other=HEAD_DIM**-0.5)
+    mixed = torch.matmul(input=F.softmax(input=scores, dim=-1), other=v)
+    mixed = torch.reshape(input=torch.transpose(input=mixed, dim0=1, dim1=2), shape=(BATCH, LENGTH, MODEL))
+    mixed = F.layer_norm(input=torch.clone(input=mixed), normalized_shape=(MODEL,), weight=m.norm.weight)
+    return torch.add(input=F.linear(input=mixed, weight=m.o.weight), other=m.o.bias)
+
+
+@written
 def rms_norm_before_the_projection(m, x):
     return m.o(m.rms(join(m.mixed(x))))
 

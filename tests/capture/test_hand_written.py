@@ -5,14 +5,13 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionRecord, recording
-from tests.capture.hand_written import ADAPTERS, BATCH, LENGTH, MODEL, WRITTEN, Attention
+from tests.capture.hand_written import ADAPTERS, BATCH, LENGTH, MODEL, WRITTEN, Attention, join, weights
 
 # Here the module's output is more than what attention wrote.
 _WRITES_ATTENTION_ALONE = sorted(WRITTEN.keys() - {"a_linear_map_follows", "something_else_beside_the_heads"})
 # Here the value projection is a module of its own, and nothing after it depends on the values' size.
-_CAN_ERASE_A_VALUE = [
-    name for name in _WRITES_ATTENTION_ALONE if "norm" not in name and name != "fused_projection_of_q_k_v"
-]
+_CANNOT_ERASE = {"fused_projection_of_q_k_v", "everything_by_keyword"}
+_CAN_ERASE_A_VALUE = [name for name in _WRITES_ATTENTION_ALONE if "norm" not in name and name not in _CANNOT_ERASE]
 
 
 def contributions(record: AttentionRecord) -> Tensor:
@@ -111,3 +110,18 @@ def test_gates_say_how_fine_they_are():
     assert element.gate.shape == (BATCH, 3, LENGTH, 4)
     assert head.gate.shape == (BATCH, 3, LENGTH, 1)
     assert none.gate is None
+
+
+def test_calls_that_share_one_projection_by_rows_are_recorded_one_by_one():
+    """Packed pictures: attention runs piece by piece, W_O once over all of them."""
+
+    def packed(m, x):
+        q, k, v = m.split(x)
+        pieces = [weights(q[:, :, i], k[:, :, i]) @ v[:, :, i] for i in (slice(0, 2), slice(2, LENGTH))]
+        return m.o(join(torch.cat(pieces, 2)))
+
+    attention, _, _, output, records = run(packed)
+    assert [tuple(record.weights.shape[2:]) for record in records] == [(2, 2), (3, 3)]
+    assert [record.keys.index.tolist() for record in records] == [[0, 1], [2, 3, 4]]
+    total = torch.cat([contributions(record).sum(2) for record in records], 1)
+    torch.testing.assert_close(total + attention.o.bias, output)

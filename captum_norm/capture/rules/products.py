@@ -91,6 +91,7 @@ def _hidden_attention(flow: Dataflow, op: Operation) -> None:
 
 
 def is_weights(flow: Dataflow, tensor: Tensor) -> bool:
+    """Whether the tensor is a softmax that may be attention."""
     trace = flow.traces[tensor]
     return trace is not None and trace.weights
 
