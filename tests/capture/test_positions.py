@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import BartConfig, BartModel
 
 from captum_norm.capture import recording
 from tests.capture.hand_written import BATCH, HEAD_DIM, HEADS, LENGTH, MODEL, Attention, join, weights
@@ -163,3 +164,45 @@ def test_padding_masks_of_torch_modules_tell_real_tokens():
         encoder(x, src_key_padding_mask=padded)
     assert torch.equal(records[0].key_mask, ~padded)
     assert torch.equal(records[0].query_mask, ~padded)
+
+
+def test_queries_and_keys_of_two_sequences_are_cross_attention_whatever_their_names():
+    attention = Attention(lambda m, x: x)
+    ours, theirs = torch.randn(BATCH, LENGTH, MODEL), torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(ours, theirs)) as records:
+        q, k, v = attention.split(ours)[0], *attention.split(theirs)[1:]
+        attention.o(join(weights(q, k) @ v))
+    assert records[0].call.kind == "cross"
+    assert (records[0].queries.source, records[0].keys.source) == (0, 1)
+
+
+def test_keys_reduced_from_the_same_picture_are_self_attention():
+    """Spatial reduction as in PVT and SegFormer: fewer keys than queries, made of the same patches."""
+    patches, reduce = nn.Conv2d(3, MODEL, 2, 2), nn.Conv2d(MODEL, MODEL, 2, 2)
+    attention = Attention(lambda m, x: x)
+    with recording() as records:
+        picture = patches(torch.randn(BATCH, 3, 8, 8))
+        q = attention.split(picture.flatten(2).transpose(1, 2))[0]
+        _, k, v = attention.split(reduce(picture).flatten(2).transpose(1, 2))
+        attention.o(join(weights(q, k) @ v))
+    assert records[0].weights.shape[-2:] == (16, 4)
+    assert records[0].call.kind == "self"
+
+
+def test_encoder_and_decoder_have_masks_of_their_own():
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = BartModel(BartConfig(vocab_size=30, pad_token_id=1, **sizes, **heads)).eval()
+    source, prefix = torch.randint(5, 30, (2, 6)), torch.randint(5, 30, (2, 6))
+    source_mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    prefix_mask = torch.tensor([[1] * 3 + [0] * 3, [1] * 6])
+    with torch.no_grad(), recording() as records:
+        model(source, attention_mask=source_mask, decoder_input_ids=prefix, decoder_attention_mask=prefix_mask)
+        model(source, attention_mask=source_mask, decoder_input_ids=prefix)
+    encoder, decoder, cross = ((r.query_mask.int().tolist(), r.key_mask.int().tolist()) for r in records[:3])
+    assert encoder == (source_mask.tolist(), source_mask.tolist())
+    assert decoder == (prefix_mask.tolist(), prefix_mask.tolist())
+    assert cross == (prefix_mask.tolist(), source_mask.tolist())
+    assert records[4].key_mask is None
+    assert records[5].query_mask is None
+    assert records[5].key_mask.int().tolist() == source_mask.tolist()
