@@ -305,7 +305,8 @@ ADAPTERS: dict[str, Callable[[Attention, Tensor], Tensor]] = {
     "added": adapter(lambda m, x, A, B: m.o(x) + F.linear(F.linear(x, A.t()), B.t())),
     "added_first": adapter(lambda m, x, A, B: F.linear(F.linear(x, A.t()), B.t()) * 1.0 + m.o(x)),
     "added_in_place": adapter(lambda m, x, A, B: m.o(x).add_(x @ A @ B)),
-    "added_with_alpha": adapter(lambda m, x, A, B: torch.add(m.o(x), x @ A @ B, alpha=1)),
+    "added_with_alpha": adapter(lambda m, x, A, B: torch.add(m.o(x), x @ A @ (B / 2), alpha=2)),
+    "subtracted": adapter(lambda m, x, A, B: m.o(x) - x @ A @ -B),
     "scaled": adapter(lambda m, x, A, B: m.o(x) + (F.dropout(x, 0.1, training=False) @ A @ B / 2) * 2),
     "merged": adapter(lambda m, x, A, B: F.linear(x, m.o.weight + (A @ B).t(), m.o.bias)),
 }
