@@ -33,25 +33,26 @@ INPUTS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def case(name: str, method: Any, mode: str, target: Any, layer: Any = None, **more: Any) -> dict[str, Any]:
-    inputs, extras = INPUTS[mode]
+def case(name: str, method: Any, model: HFForward, target: Any, layer: Any = None, **more: Any) -> dict[str, Any]:
+    inputs, extras = INPUTS[model.mode]
     arguments = {"inputs": inputs, "additional_forward_args": extras, "target": target, **more.pop("arguments", {})}
-    found = {"name": name, "algorithms": [method], "model": HFForward(tiny("Bert"), mode), "attribute_args": arguments}
+    found = {"name": name, "algorithms": [method], "model": model, "attribute_args": arguments}
     return found | ({} if layer is None else {"layer": layer}) | more
 
 
 def our_cases() -> Iterator[dict[str, Any]]:
     methods = {row.method: row for row in METHODS if not row.arguments}
+    models = {mode: HFForward(tiny("Bert"), mode) for mode in INPUTS}
     for method, row in methods.items():
         layer = LAYER if row.layer else None
-        for mode in INPUTS:
+        for mode, model in models.items():
             for name, target in TARGETS.items():
-                yield case(f"{mode}_{name}", method, mode, target, layer)
+                yield case(f"{mode}_{name}", method, model, target, layer)
             if mode != "ids" and not row.layer:
                 noise = {"stdevs": 0.0, "nt_samples": 3}
-                yield case(f"{mode}_list", method, mode, TARGETS["list"], noise_tunnel=True, arguments=noise)
+                yield case(f"{mode}_list", method, model, TARGETS["list"], noise_tunnel=True, arguments=noise)
         if row.layer:
-            yield case("several", method, "ids", 1, [LAYER, LAYER.replace("1", "0")])
+            yield case("several", method, models["ids"], 1, [LAYER, LAYER.replace("1", "0")])
 
 
 @pytest.fixture(autouse=True)
