@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_norm import capture, functional, models, tokens, visualization
     from captum_norm.attr import (
+        AttentionFlow,
         AttentionNorm,
         AttentionRollout,
         AttentionWeights,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
 
 _HOME = {
+    "AttentionFlow": "attr",
     "AttentionNorm": "attr",
     "AttentionRollout": "attr",
     "AttentionWeights": "attr",
@@ -41,6 +43,7 @@ _HOME = {
 _SUBMODULES = ("capture", "functional", "models", "tokens", "visualization")
 
 __all__ = [
+    "AttentionFlow",
     "AttentionMaps",
     "AttentionNorm",
     "AttentionRollout",

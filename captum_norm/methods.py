@@ -43,6 +43,7 @@ METHODS: dict[str, Method] = {
     "AttentionNorm": Method("captum_norm.attr", "position"),
     "AttentionWeights": Method("captum_norm.attr", "position"),
     "AttentionRollout": Method("captum_norm.attr", "position"),
+    "AttentionFlow": Method("captum_norm.attr", "position"),
     "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
     "InputXGradient": Method("captum.attr", "target", signed=True),
     "Saliency": Method("captum.attr", "target"),
@@ -58,7 +59,7 @@ DEFAULT = (
     "InputXGradient",
     "FeatureAblation",
 )
-"""The methods compared where none are named."""
+"""The methods compared where none are named: those that take seconds.  AttentionFlow may take minutes on long texts."""
 
 
 @dataclass(frozen=True)

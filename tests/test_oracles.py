@@ -7,7 +7,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from captum_norm import AttentionNorm, AttentionRollout, AttentionWeights, LayerAttentionNorm, attention_maps
+from captum_norm import (
+    AttentionFlow,
+    AttentionNorm,
+    AttentionRollout,
+    AttentionWeights,
+    LayerAttentionNorm,
+    attention_maps,
+)
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -79,3 +86,16 @@ def test_rollout_is_the_published_rollout(reference, oracles):
     for example, length in enumerate(forward["lengths"].tolist()):
         expected = torch.from_numpy(published[f"rollout_{example}"][-1])
         torch.testing.assert_close(found[example, :length, :length], expected, **EXACT)
+
+
+def test_flow_is_the_published_flow(reference, oracles):
+    model, inputs, forward = reference
+    published = np.load(oracles / "tiny_rollout_flow.npz")
+    ids, *extras = inputs.values()
+    method = AttentionFlow(model)
+    every = method.attribute(ids, additional_forward_args=tuple(extras), position="all")
+    first = method.attribute(ids, additional_forward_args=tuple(extras))
+    for example, length in enumerate(forward["lengths"].tolist()):
+        expected = torch.from_numpy(published[f"flow_last_layer_{example}"])
+        torch.testing.assert_close(every[example, :length, :length], expected, **EXACT)
+        torch.testing.assert_close(first[example, :length], expected[0], **EXACT)

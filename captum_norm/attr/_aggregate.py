@@ -1,22 +1,24 @@
-"""How the maps of many attention calls become one: their mean, one of them, or their product along the model (rollout).
+"""How the maps of many attention calls become one: their mean, one of them, their product along the model (rollout), or
+how much can pass through them all (flow).
 
 A *stack* is the sequence that an axis of a map counts: the index of an input, or a name where it is no input.  A map's
 *route* is (stack of its queries, stack of its keys): (0, 0) in an encoder, (1, 0) in a decoder's cross-attention.
 
-Axes: b batch, q query, k key.
+Axes: b batch, q query, r row asked for, k key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, Positions
-from captum_norm.functional import rollout
+from captum_norm.functional import flow, rollout
 
 Stack = int | str
 Route = tuple[Stack, Stack]
@@ -52,8 +54,11 @@ class Aggregate(Protocol):
     def routes(self) -> list[Route]:
         """The routes there is a result for."""
 
-    def result(self, route: Route) -> CallMap:
-        """The aggregated map; its ``call`` is the last one that went into it."""
+    def keys(self, route: Route) -> Positions:
+        """Where the key axis of a route's result lies, without computing the result."""
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
+        """The aggregated map, or those ``rows`` (batch, row) of it; its ``call`` is the last one that went into it."""
 
 
 class Mean:
@@ -77,9 +82,12 @@ class Mean:
     def routes(self) -> list[Route]:
         return list(self._sums)
 
-    def result(self, route: Route) -> CallMap:
+    def keys(self, route: Route) -> Positions:
+        return self._sums[route].keys
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         total = self._sums[route]
-        return CallMap(total.call, route, total.scores / self._counts[route], total.keys)
+        return CallMap(total.call, route, _rows(total.scores, rows) / self._counts[route], total.keys)
 
 
 class Single:
@@ -103,7 +111,14 @@ class Single:
     def routes(self) -> list[Route]:
         return list(self._counts)
 
-    def result(self, route: Route) -> CallMap:
+    def keys(self, route: Route) -> Positions:
+        return self._one(route).keys
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
+        one = self._one(route)
+        return replace(one, scores=_rows(one.scores, rows))
+
+    def _one(self, route: Route) -> CallMap:
         count = self._counts[route]
         if not -count <= self._n < count:
             raise ValueError(
@@ -145,18 +160,17 @@ class Rollout:
     def routes(self) -> list[Route]:
         return [(queries, keys) for queries, reached in self._reach.items() for keys in reached if keys in self._keys]
 
-    def result(self, route: Route) -> CallMap:
+    def keys(self, route: Route) -> Positions:
+        return self._keys[route[1]]
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         queries, keys = route
-        return CallMap(self._last[queries], route, self._reach[queries][keys], self._keys[keys])
+        return CallMap(self._last[queries], route, _rows(self._reach[queries][keys], rows), self._keys[keys])
 
     def _through_itself(self, one: CallMap) -> None:
         stack = one.route[0]
         one = _square(one)
-        known = self._keys.setdefault(stack, one.keys)
-        if known.index.shape != one.keys.index.shape or not torch.equal(known.index, one.keys.index):
-            raise ValueError(
-                f"{_title(one.call)}: its keys are not those of the calls before it; they have no product."
-            )
+        _check_same_keys(self._keys.setdefault(stack, one.keys), one, "product")
         step = rollout([one.scores], residual=self._residual)
         reached = self._reach.get(stack)
         self._reach[stack] = {stack: step} if reached is None else {s: step @ r for s, r in reached.items()}
@@ -178,31 +192,88 @@ class Rollout:
         self._reach[queries] = reached
 
 
-_BY_NAME: dict[str, Callable[[bool], Aggregate]] = {"mean": lambda residual: Mean(), "rollout": Rollout}
+class Flow:
+    """How much can pass along the self-attention calls of a sequence, from each input to each output.
+
+    Every entry of a map, or with ``residual`` of (A + I) / row sum, is the most that can pass along that edge; a score
+    is the maximum flow between one input and one output, and the scores of an output are divided by their sum (Abnar
+    and Zuidema 2020, https://arxiv.org/abs/2005.00928).  A flow is computed for each pair on its own, so all maps are
+    kept, and a result is computed for the rows asked for alone.
+    """
+
+    by_row = False  # a row of the result needs every row of the earlier maps
+
+    def __init__(self, residual: bool) -> None:
+        self._residual = residual
+        self._steps: dict[Route, list[Tensor]] = {}
+        self._keys: dict[Route, Positions] = {}
+        self._last: dict[Route, AttentionCall] = {}
+
+    def add(self, one: CallMap) -> None:
+        if one.route[0] != one.route[1]:
+            raise ValueError(
+                f"{_title(one.call)} is cross-attention, and attention flow is defined within one sequence. Use "
+                'kind="self" for each sequence by itself, or AttentionRollout, which composes both.'
+            )
+        one = _square(one)
+        _check_same_keys(self._keys.setdefault(one.route, one.keys), one, "flow")
+        self._last[one.route] = one.call
+        self._steps.setdefault(one.route, []).append(rollout([one.scores], residual=self._residual))
+
+    def routes(self) -> list[Route]:
+        return list(self._steps)
+
+    def keys(self, route: Route) -> Positions:
+        return self._keys[route]
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
+        *lower, last = self._steps[route]
+        scores = flow([*lower, _rows(last, rows)])
+        return CallMap(self._last[route], route, scores, self._keys[route])
+
+
+_BY_NAME: dict[str, Callable[[bool], Aggregate]] = {
+    "mean": lambda residual: Mean(),
+    "rollout": Rollout,
+    "flow": Flow,
+}
+_WITH_RESIDUAL = ("rollout", "flow")
 
 
 def make_aggregate(aggregate: AggregateType, residual: bool = False) -> Aggregate:
     """A fresh aggregate for one pass over a model.
 
     Args:
-        aggregate: ``"mean"`` over calls, ``"rollout"``, or the number of one call (negative from the last).
-        residual: rollout only: give the residual stream the same share as attention, (A + I) / row sum.
+        aggregate: ``"mean"`` over calls, ``"rollout"``, ``"flow"``, or the number of one call (negative from the last).
+        residual: rollout and flow only: give the residual stream the same share as attention, (A + I) / row sum.
 
     Raises:
-        ValueError: if there is no such aggregate, or ``residual`` is asked of one that has no product.
+        ValueError: if there is no such aggregate, or ``residual`` is asked of one that has none.
 
     Example:
         >>> type(make_aggregate(-1)).__name__
         'Single'
     """
-    if residual and aggregate != "rollout":
-        raise ValueError(f'residual=True belongs to aggregate="rollout", not to {aggregate!r}: only a product has it.')
+    if residual and aggregate not in _WITH_RESIDUAL:
+        raise ValueError(
+            f'residual=True belongs to aggregate="rollout" or "flow", not to {aggregate!r}: only these follow paths '
+            "through the model."
+        )
     if isinstance(aggregate, str) and aggregate in _BY_NAME:
         return _BY_NAME[aggregate](residual)
     if isinstance(aggregate, SupportsIndex) and not isinstance(aggregate, bool):
         return Single(aggregate.__index__())
     known = ", ".join(f'"{name}"' for name in _BY_NAME)
     raise ValueError(f"aggregate={aggregate!r} is not known: use {known}, or an integer for one attention call.")
+
+
+def _rows(scores: Tensor, rows: Tensor | None) -> Tensor:
+    return scores if rows is None else take_rows(scores, rows)
+
+
+def _check_same_keys(known: Positions, one: CallMap, what: str) -> None:
+    if known.index.shape != one.keys.index.shape or not torch.equal(known.index, one.keys.index):
+        raise ValueError(f"{_title(one.call)}: its keys are not those of the calls before it; they have no {what}.")
 
 
 def _check_alike(known: CallMap, one: CallMap) -> None:
@@ -221,8 +292,8 @@ def _square(one: CallMap) -> CallMap:
     own = (one.keys.index >= 0).nonzero().flatten().to(one.scores.device)
     if len(own) != one.scores.shape[1]:
         raise ValueError(
-            f"{_title(one.call)} has {one.scores.shape[1]} queries and {len(own)} keys that are inputs: rollout needs "
-            'as many of one as of the other. Use aggregate="mean".'
+            f"{_title(one.call)} has {one.scores.shape[1]} queries and {len(own)} keys that are inputs: rollout "
+            'and flow need as many of one as of the other. Use aggregate="mean".'
         )
     keys = Positions(one.keys.source, one.keys.index[one.keys.index >= 0], one.keys.grid)
     return CallMap(one.call, one.route, one.scores[..., own], keys)

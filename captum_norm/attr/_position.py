@@ -27,8 +27,8 @@ class Rows:
         ValueError: if ``position`` is another word.
 
     Example:
-        >>> Rows(1).pick(torch.tensor([[[1.0, 0.0], [0.3, 0.7]]]), real=None, causal=False)
-        tensor([[0.3000, 0.7000]])
+        >>> Rows(-1).one(batch=2, queries=5, real=None, causal=False)
+        tensor([4, 4])
     """
 
     def __init__(self, position: PositionType) -> None:
@@ -63,26 +63,19 @@ class Rows:
             causals = (False,) if looks_ahead else (False, True)
             ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in causals]
             return torch.stack(ends, dim=1)
-        return self._one(batch, queries, None, causal=False)[:, None]
+        return self.one(batch, queries, None, causal=False)[:, None]
 
-    def pick(self, scores: Tensor, real: Tensor | None, causal: bool) -> Tensor:
-        """The rows asked for, of a whole map.
+    def pick(self, scores: Tensor, real: Tensor | None) -> Tensor:
+        """``"mean"`` or ``"all"`` of a whole map.
 
         Args:
             scores: (batch, query, key).
             real: (batch, query) bool, True at real tokens; None where all are real.
-            causal: whether every self-attention call of these queries is causal.
 
         Returns:
             (batch, key); (batch, query, key) for ``"all"``, with zeros in padding rows.
-
-        Raises:
-            TypeError: if the position is no integer.
-            ValueError: if a row asked for is out of range or padding.
         """
         batch, queries, _ = scores.shape
-        if not isinstance(self.position, str):
-            return take_rows(scores, self._one(batch, queries, real, causal)[:, None])[:, 0]
         mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
         scores = scores.masked_fill(~mask, 0)
         return scores if self.all else scores.sum(1) / mask.sum(1)
@@ -91,12 +84,27 @@ class Rows:
         """The rows asked for, (batch, key), of scores (batch, row, key) that hold the :meth:`candidates` only.
 
         Raises:
-            ValueError: as :meth:`pick`.
+            TypeError, ValueError: as :meth:`one`.
         """
-        self._one(len(scores), queries, real, causal)
+        self.one(len(scores), queries, real, causal)
         return scores[:, -1 if causal and self.position is None else 0]
 
-    def _one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+    def one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+        """The one row per example that is asked for, where it is not ``"mean"`` or ``"all"``.
+
+        Args:
+            batch: size of the batch.
+            queries: length of the query axis.
+            real: (batch, query) bool, True at real tokens; None where all are real.
+            causal: whether every self-attention call of these queries is causal.
+
+        Returns:
+            (batch,) long.
+
+        Raises:
+            TypeError: if the position is no integer.
+            ValueError: if a row asked for is out of range or padding.
+        """
         assert not isinstance(self.position, str)
         return resolve_position(self.position, real, batch, queries, causal)
 

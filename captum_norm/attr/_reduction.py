@@ -101,7 +101,7 @@ class Reduction:
         self._title, self._measure, self._aggregate, self._rows = title, measure, aggregate, rows
         self._kind, self._call, self._device = kind, call, device
         self._stacks = Stacks()
-        self._lengths: dict[Stack, int] = {}
+        self._shapes: dict[Stack, tuple[int, int]] = {}
         self._cut: dict[Stack, tuple[Tensor, bool]] = {}
         self._unknown: list[tuple[AttentionCall, str]] = []
         self.certificates: list[tuple[AttentionCall, Certificate]] = []
@@ -116,7 +116,7 @@ class Reduction:
         if route is None or keys is None:
             self._unknown.append((replace(record.call, modules=()), record.unknown_keys))
             return
-        self._lengths[route[0]] = record.weights.shape[2]
+        self._shapes[route[0]] = (record.weights.shape[0], record.weights.shape[2])
         # The model may be running under autocast, which would take products of maps to half precision.
         with torch.autocast(record.weights.device.type, enabled=False):
             scores = self._measure(without_padding(self._needed_rows(record, route[0])))
@@ -140,8 +140,8 @@ class Reduction:
             keys that are no input, (batch,) or (batch, query); the grid of the positions.
         """
         route = self._route(number, like)
-        found = self._aggregate.result(route)
-        row = self._pick(found.scores, route[0])
+        keys = self._aggregate.keys(route)
+        row = self._row(route)
         real = self._stacks.real.get(route[1])
         if real is not None and real.shape[1] == row.shape[-1]:
             row = row.masked_fill(~_between(real, row).to(row.device), 0)
@@ -150,10 +150,10 @@ class Reduction:
                 f"{self._title}: inputs[{number}] is a batch of {len(like)}, but the model attended over a batch of "
                 f"{len(row)}: its maps cannot be told apart by example. Use attention_maps or a Layer class."
             )
-        placed = place(row, found.keys, count_positions(like, found.keys))
+        placed = place(row, keys, count_positions(like, keys))
         if not torch.isfinite(placed).all():
             raise ValueError(f"{self._title}: inputs[{number}] has scores that are not finite: the model computes NaN.")
-        return placed, share_left_out(row, placed), found.keys.grid
+        return placed, share_left_out(row, placed), keys.grid
 
     def _counts(self, call: AttentionCall) -> bool:
         return matches(call, self._kind) and self._call in (None, call.call)
@@ -174,21 +174,26 @@ class Reduction:
         gate = None if record.gate is None else take_rows(record.gate, rows)
         return replace(record, weights=take_rows(record.weights, rows), gate=gate, queries=None, query_mask=None)
 
-    def _pick(self, scores: Tensor, stack: Stack) -> Tensor:
+    def _row(self, route: Route) -> Tensor:
+        """What is asked for of an aggregated map: (batch, key), or (batch, query, key) for ``"all"``."""
+        stack = route[0]
         real = self._stacks.real.get(stack)
-        batch, length = len(scores), self._lengths[stack]
+        batch, length = self._shapes[stack]
         if real is not None and real.shape != (batch, length):
             real = None
         causal = self._stacks.looks_back(stack)
+        if not self._rows.few:
+            return self._rows.pick(self._aggregate.result(route).scores, real)
         if stack not in self._cut:
-            return self._rows.pick(scores, real, causal)
+            rows = self._rows.one(batch, length, real, causal)[:, None]
+            return self._aggregate.result(route, rows).scores[:, 0]
         rows, settled = self._cut[stack]
         if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
             raise ValueError(
                 f"{self._title}: which tokens are real became known only after their first attention call. Give "
                 "position= explicitly."
             )
-        return self._rows.pick_from_candidates(scores, length, real, causal)
+        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal)
 
     def _route(self, number: int, like: Tensor) -> Route:
         """Which map answers for an input: what the last stack reads from it, or its own self-attention."""
@@ -220,7 +225,7 @@ class Reduction:
         return named.pop() if len(named) == 1 else number
 
     def _covers(self, route: Route, like: Tensor) -> bool:
-        index = self._aggregate.result(route).keys.index
+        index = self._aggregate.keys(route).index
         return like.ndim > 1 and like.shape[1] == len(index) and bool((index.cpu() == torch.arange(len(index))).all())
 
     def _refuse_unknown(self, number: int, crossing: bool) -> None:

@@ -14,9 +14,9 @@ class AttentionNorm(InputAttribution):
 
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
-        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"`` (the plain product), or an integer for
-            one call.
-        residual: for ``"rollout"``, mix each map with the identity: (A + I) / row sum.
+        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"`` (the plain product), ``"flow"``
+            (slow: see ``AttentionFlow``), or an integer for one call.
+        residual: for ``"rollout"`` and ``"flow"``, mix each map with the identity: (A + I) / row sum.
 
     Scores are lengths in the units of the residual stream; they are not normalised.
 

@@ -14,8 +14,9 @@ class AttentionWeights(InputAttribution):
 
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
-        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"``, or an integer for one call.
-        residual: for ``"rollout"``, mix each map with the identity: (A + I) / row sum.
+        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"``, ``"flow"`` (slow: see
+            ``AttentionFlow``), or an integer for one call.
+        residual: for ``"rollout"`` and ``"flow"``, mix each map with the identity: (A + I) / row sum.
 
     Raises:
         ValueError: if there is no such aggregate.

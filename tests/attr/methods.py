@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_norm.attr import (
+    AttentionFlow,
     AttentionNorm,
     AttentionRollout,
     AttentionWeights,
@@ -36,6 +37,13 @@ class Row:
     def name(self) -> str:
         return "-".join([self.method.__name__, *(f"{k}={v}" for k, v in self.arguments.items())])
 
+    @property
+    def refuses_cross(self) -> str:
+        """What the error says to do where cross-attention cannot be taken in; "" where it can."""
+        if self.method is AttentionFlow:
+            return 'kind="self"'
+        return "residual=True" if self.arguments.get("aggregate") == "rollout" else ""
+
     def build(self, forward_func: Any, layer: Any = None) -> Any:
         """The method on a forward function; a layer class needs the layer."""
         return self.method(forward_func, *([layer] if self.layer else []), **self.arguments)
@@ -49,6 +57,7 @@ METHODS = (
     Row(AttentionNorm, {"aggregate": 0}),
     Row(AttentionNorm, {"aggregate": "rollout"}),
     Row(AttentionRollout, sums_to=1.0),
+    Row(AttentionFlow, sums_to=1.0),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),
 )

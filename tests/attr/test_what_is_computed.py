@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_norm.attr import (
+    AttentionFlow,
     AttentionNorm,
     AttentionRollout,
     AttentionWeights,
     LayerAttentionNorm,
     LayerAttentionWeights,
+    _aggregate,
 )
 from captum_norm.attr._reduction import without_padding
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Positions
 from captum_norm.forward import HFForward
+from captum_norm.functional import flow
 
 from .methods import INPUT_METHODS
 from .models import FAMILIES, SlowCall, ids, slow_calls, tiny
@@ -112,6 +115,115 @@ def test_the_plain_product_of_norms():
     first, second = (c.summed_norms() for c in slow_calls(tiny("Bert"), input_ids=tokens))
     found = AttentionNorm(model, aggregate="rollout").attribute(tokens, position="all")
     close(found, second @ first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TEXT_ONLY)
+def test_flow_is_the_maximum_flow_through_the_models_own_weights(family):
+    model, tokens = tiny(family), ids(2, 6)
+    slow = [c.mean_weights() for c in slow_calls(tiny(family), input_ids=tokens)]
+    expected = flow(slow, residual=True)
+    close(AttentionFlow(model).attribute(tokens, position="all"), expected)
+    close(AttentionFlow(model).attribute(tokens, position=[2, -1]), expected[[0, 1], [2, 5]])
+    close(AttentionFlow(model).attribute(tokens, position="mean"), expected.mean(1))
+    close(AttentionFlow(model, residual=False).attribute(tokens, position=3), flow(slow, position=3))
+    assert ((expected > 0) == (slow[0] + slow[1] > 0)).all()  # nothing flows from what comes later
+
+
+def test_the_flow_of_norms():
+    model, tokens = tiny("Bert"), ids(2, 6)
+    slow = [c.summed_norms() for c in slow_calls(tiny("Bert"), input_ids=tokens)]
+    for residual in (False, True):
+        found = AttentionNorm(model, aggregate="flow", residual=residual).attribute(tokens, position=1)
+        close(found, flow(slow, residual=residual, position=1), rtol=1e-4, atol=1e-5)
+
+
+class GivenWeights(nn.Module):
+    """Layers of attention whose weights, (query, key), are given rather than computed."""
+
+    def __init__(self, *maps: list[list[float]]) -> None:
+        super().__init__()
+        self.logits = [torch.tensor(a).log() for a in maps]
+        self.out = nn.ModuleList(nn.Linear(4, 4) for _ in maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for logits, out in zip(self.logits, self.out, strict=True):
+            x = out((0 * (x @ x.mT) + logits).softmax(-1) @ x)
+        return x
+
+
+def test_a_flow_that_is_solved_by_hand():
+    """Output 0 takes half from each position; position 1 holds .8 of input 0, .2 of input 1: 1 can pass from 0."""
+    model, x = GivenWeights([[1.0, 0.0], [0.8, 0.2]], [[0.5, 0.5], [0.0, 1.0]]), torch.randn(1, 2, 4)
+    found = AttentionFlow(model, residual=False).attribute(x, position="all")
+    close(found, torch.tensor([[[1 / 1.2, 0.2 / 1.2], [0.8, 0.2]]]))
+    # (A + I) / 2 is [1 0; .4 .6] below [.75 .25; 0 1]: from 0, .75 and .25 of .4; from 1, .25 of .6
+    found = AttentionFlow(model).attribute(x, position="all")
+    close(found, torch.tensor([[[1 / 1.25, 0.25 / 1.25], [0.4, 0.6]]]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", TEXT_ONLY)
+@pytest.mark.parametrize("residual", [False, True])
+def test_padding_is_no_part_of_the_network_that_flows(family, side, residual):
+    tokens, mask = ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, slice(0, 2) if side == "left" else slice(4, 6)] = 0
+    real, model = mask[1].bool(), tiny(family)
+
+    def forward(tokens: Tensor, mask: Tensor) -> Any:
+        positions = (mask.cumsum(1) - 1).clamp(0)  # padding on the left moves no token
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions)
+
+    method = AttentionFlow(forward, residual=residual)
+    for position in (None, "mean", "all"):
+        together = method.attribute(tokens, additional_forward_args=mask, position=position)
+        alone = method.attribute(tokens[1:, real], additional_forward_args=mask[1:, real], position=position)
+        found = together[1][real] if position == "all" else together[1]
+        close(found[..., real], alone[0], rtol=1e-4, atol=1e-6)
+        assert (together[1][..., ~real] == 0).all()
+        assert position != "all" or (together[1][~real] == 0).all()
+
+
+def test_flow_is_computed_for_the_rows_asked_for_alone(monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr(_aggregate, "flow", lambda maps: seen.append(maps[-1].shape[1]) or flow(maps))
+    method = AttentionFlow(tiny("Bert"))
+    for position in (None, 2, [1, 3], "mean", "all"):
+        method.attribute(ids(2, 6), position=position)
+    assert seen == [1, 1, 1, 6, 6]
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, AttentionFlow])
+def test_a_key_that_is_no_input_passes_nothing_on(method):
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True) for _ in range(2)).eval()
+    x, maps = torch.randn(2, 4, 8), []
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in layers:
+            x, weights = layer(x, x, x)
+            maps.append(weights.detach()[..., :4])
+        return x
+
+    forward(x)
+    expected = flow(maps, residual=True) if method is AttentionFlow else with_residual_rows(maps)
+    close(method(forward).attribute(x, position="all"), expected)
+
+
+def with_residual_rows(maps: list[Tensor]) -> Tensor:
+    """The product where rows of A sum to less than 1."""
+    mixed = [a + torch.eye(a.shape[-1]) for a in maps]
+    return reduce(lambda product, a: a @ product, [a / a.sum(-1, keepdim=True) for a in mixed])
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_flow_stays_within_a_sequence(family):
+    model, inputs = tiny(family), inputs_of(family)
+    slow = slow_calls(tiny(family), **inputs)
+    method, given = AttentionFlow(forward_of(family, model)), tuple(inputs.values())
+    with pytest.raises(ValueError, match=r'is cross-attention.*kind="self".*AttentionRollout'):
+        method.attribute(given)
+    for found, kind in zip(method.attribute(given, position=1, kind="self"), ("self", "decoder"), strict=True):
+        close(found, flow([c.mean_weights() for c in slow if c.kind == kind], residual=True, position=1))
 
 
 def test_the_mean_over_real_rows():
@@ -205,7 +317,7 @@ def test_decoder_ids_that_the_model_makes_itself_are_not_the_source():
     shifted = torch.cat([torch.full((2, 1), model.config.decoder_start_token_id), tokens[:, :-1]], dim=1)
     named = HFForward(model, names=("decoder_input_ids",))
     for row in INPUT_METHODS:
-        if row.arguments.get("aggregate") != "rollout":
+        if not row.refuses_cross:
             expected = row.build(named).attribute(tokens, additional_forward_args=shifted)
             close(row.build(model).attribute(tokens), expected)
 
@@ -243,8 +355,8 @@ def test_sequence_classes_of_torch_have_scores_too():
 @pytest.mark.parametrize("row", INPUT_METHODS, ids=lambda row: row.name)
 @pytest.mark.parametrize("family", [*TEXT_ONLY, "Bart"])
 def test_scores_are_non_negative_and_sum_to_what_the_table_says(row, family):
-    if family == "Bart" and row.arguments.get("aggregate") == "rollout":
-        with pytest.raises(ValueError, match="residual=True"):
+    if family == "Bart" and row.refuses_cross:
+        with pytest.raises(ValueError, match=row.refuses_cross):
             row.build(tiny(family)).attribute(ids(2, 6))
         return
     method = row.build(tiny(family))
