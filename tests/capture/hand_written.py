@@ -208,6 +208,12 @@ def sdpa_with_a_boolean_mask_and_a_scale(m, x):
 
 
 @written
+def sdpa_with_a_query_that_may_see_nothing(m, x):
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(-1)
+    return m.o(join(F.scaled_dot_product_attention(*m.split(x), attn_mask=mask)))
+
+
+@written
 def sdpa_with_a_bias(m, x):
     bias = torch.linspace(-1, 1, LENGTH * LENGTH).view(LENGTH, LENGTH).to(x.dtype)
     return m.o(join(F.scaled_dot_product_attention(*m.split(x), attn_mask=bias)))
