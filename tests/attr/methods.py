@@ -40,7 +40,7 @@ class Row:
     @property
     def refuses_cross(self) -> str:
         """What the error says to do where cross-attention cannot be taken in; "" where it can."""
-        if self.method is AttentionFlow:
+        if self.method is AttentionFlow or self.arguments.get("aggregate") == "flow":
             return 'kind="self"'
         return "residual=True" if self.arguments.get("aggregate") == "rollout" else ""
 
@@ -57,6 +57,7 @@ METHODS = (
     Row(AttentionNorm, {"aggregate": 0}),
     Row(AttentionNorm, {"aggregate": "rollout"}),
     Row(AttentionRollout, sums_to=1.0),
+    Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),

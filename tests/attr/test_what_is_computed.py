@@ -22,6 +22,7 @@ from captum_norm.attr import (
     LayerAttentionWeights,
     _aggregate,
 )
+from captum_norm.attr._aggregate import CallMap, make_aggregate
 from captum_norm.attr._reduction import without_padding
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Positions
 from captum_norm.forward import HFForward
@@ -207,6 +208,19 @@ def test_a_key_that_is_no_input_passes_nothing_on(method):
     forward(x)
     expected = flow(maps, residual=True) if method is AttentionFlow else with_residual_rows(maps)
     close(method(forward).attribute(x, position="all"), expected)
+
+
+@pytest.mark.parametrize("aggregate", ["rollout", "flow"])
+def test_paths_lead_through_calls_over_the_same_positions_alone(aggregate):
+    call, scores = _record(torch.rand(1, 2, 3, 3), torch.randn(1, 2, 3, 4)).call, torch.rand(1, 3, 3)
+    made = make_aggregate(aggregate)
+    made.add(CallMap(call, (0, 0), scores, Positions(0, torch.arange(3))))
+    with pytest.raises(
+        ValueError, match=r"'attention' \(self, call 0\): its keys are not those of the calls before it"
+    ):
+        made.add(CallMap(call, (0, 0), scores, Positions(0, torch.arange(1, 4))))
+    with pytest.raises(ValueError, match="has 2 queries and 3 keys that are inputs"):
+        made.add(CallMap(call, (0, 0), scores[:, :2], Positions(0, torch.arange(3))))
 
 
 def with_residual_rows(maps: list[Tensor]) -> Tensor:
