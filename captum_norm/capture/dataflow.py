@@ -65,14 +65,15 @@ class Dataflow:
         self._anchors = 0
         self._embeddings = 0
         self._roots = 0
-        self._sources: dict[int, tuple[Tensor, int]] = {}
         for index, source in enumerate(sources):
             self._name_source(index, source)
 
     def _name_source(self, index: int, source: Tensor) -> None:
-        self._sources.setdefault(id(source), (source, index))
-        if source.ndim in (2, 3):  # ids or gate (batch, position), vectors (batch, position, model); images: see conv
-            self.traces[source] = Trace(place=Place(Anchor(index, tuple(source.shape), (1,), self.next_anchor())))
+        if source.ndim < 2 or self.traces[source] is not None:
+            return
+        # Ids or a gate (batch, position), vectors (batch, position, model), pictures (batch, channel, *grid).
+        axes = (1,) if source.ndim < 4 else tuple(range(2, source.ndim))
+        self.traces[source] = Trace(place=Place(Anchor(index, tuple(source.shape), axes, self.next_anchor())))
 
     def next_anchor(self) -> int:
         self._anchors += 1
@@ -81,11 +82,6 @@ class Dataflow:
     def next_embedding(self) -> str:
         self._embeddings += 1
         return f"embedding {self._embeddings - 1}"
-
-    def source_of(self, tensor: Tensor) -> int | None:
-        """Index of the named source that this tensor is, or None."""
-        known = self._sources.get(id(tensor))
-        return known[1] if known is not None and known[0] is tensor else None
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
@@ -119,7 +115,6 @@ class Dataflow:
         """Drop everything that is held."""
         self._open.clear()
         self.traces.clear()
-        self._sources.clear()
 
     def project(self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor) -> None:
         """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O."""

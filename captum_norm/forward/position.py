@@ -93,6 +93,7 @@ def resolve_position(position: Position, mask: Tensor | None, batch: int, length
 
 
 def check_kind(position: Any) -> None:
+    """Refuse what can be no position: a word other than "mean", or something that is no integer."""
     if isinstance(position, str):
         if position != "mean":
             raise ValueError(
@@ -127,6 +128,7 @@ def as_indices(position: Any) -> Tensor:
 
 
 def in_range(indices: Tensor, length: int) -> Tensor:
+    """Indices counted from the start, 0 to length - 1; an index outside is refused."""
     wrong = indices[(indices < -length) | (indices >= length)].flatten().tolist()
     if wrong:
         raise ValueError(

@@ -125,3 +125,11 @@ def test_calls_that_share_one_projection_by_rows_are_recorded_one_by_one():
     assert [record.keys.index.tolist() for record in records] == [[0, 1], [2, 3, 4]]
     total = torch.cat([contributions(record).sum(2) for record in records], 1)
     torch.testing.assert_close(total + attention.o.bias, output)
+
+
+@pytest.mark.parametrize("name", ["softmax_by_hand", "plain"])
+def test_a_single_key_is_attention_too(name):
+    attention, x = Attention(WRITTEN[name]), torch.randn(BATCH, 1, MODEL)
+    with recording(sources=(x,)) as records:
+        attention(x)
+    assert records[0].weights.shape[-2:] == (1, 1)

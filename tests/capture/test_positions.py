@@ -206,3 +206,27 @@ def test_encoder_and_decoder_have_masks_of_their_own():
     assert records[4].key_mask is None
     assert records[5].query_mask is None
     assert records[5].key_mask.int().tolist() == source_mask.tolist()
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda p: p.double(), lambda p: (p - 0.5) / 0.25, lambda p: p * torch.ones(3, 1, 1)],
+    ids=["another dtype", "normalised", "scaled by channel"],
+)  # fmt: skip
+@pytest.mark.parametrize("padding", [0, "valid"])
+def test_pictures_are_recognised_after_elementwise_preparation(prepare, padding):
+    convolution, attention = nn.Conv2d(3, MODEL, 4, 4, padding=padding), Attention(lambda m, x: m.o(join(m.mixed(x))))
+    pixels = torch.randn(BATCH, 3, 8, 12)
+    dtype = prepare(pixels).dtype
+    convolution, attention = convolution.to(dtype), attention.to(dtype)
+    with recording(sources=(pixels,)) as records:
+        attention(convolution(prepare(pixels)).flatten(2).transpose(1, 2))
+    assert (records[0].keys.source, records[0].keys.grid) == (0, (2, 3))
+    assert records[0].keys.index.tolist() == list(range(6))
+
+
+def test_a_turned_picture_is_not_taken_for_the_picture():
+    convolution, attention = nn.Conv2d(3, MODEL, 4, 4), Attention(lambda m, x: m.o(join(m.mixed(x))))
+    pixels = torch.randn(BATCH, 3, 8, 8)
+    with recording(sources=(pixels,)) as records:
+        attention(convolution(pixels.flip(3)).flatten(2).transpose(1, 2))
+    assert records[0].keys.source != 0

@@ -46,23 +46,26 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
             flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
         return
-    source = flow.source_of(x)
+    trace = flow.traces[x]
+    origin = trace.place if trace is not None else None
+    # The picture itself, or what elementwise operations (another dtype, a normalisation) made of it.
+    source = origin.anchor.source if origin is not None and origin.named and not origin.steps else None
     stride = op.argument(3, "stride", 1)
     padding = op.argument(4, "padding", 0)
     kernel = tuple(weight.shape[2:])
     stride = tuple(stride) if isinstance(stride, list | tuple) else (stride,) * len(kernel)
-    is_patches = kernel == stride and not (any(padding) if isinstance(padding, list | tuple) else padding)
+    is_padded = any(padding) if isinstance(padding, list | tuple) else padding not in (0, "valid")
+    is_patches = kernel == stride and not is_padded
     if max(stride) > 1 or source is not None:
         named = source if source is not None and is_patches else flow.next_embedding()
-        trace = flow.traces[x]
-        parent = trace.place.anchor if trace is not None and trace.place is not None else None
+        parent = None if origin is None else origin.anchor
         anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor(), parent)
         flow.traces[op.out] = Trace(place=Place(anchor))
-    elif (trace := flow.traces[x]) is not None and trace.place and op.out.shape[2:] == x.shape[2:]:
+    elif origin is not None and op.out.shape[2:] == x.shape[2:]:
         # A convolution over neighbours, as position embedding or token shift: positions stay where they are.
         channels = op.out.shape[1]
         step = Step(("channels", channels), lambda n: n[:, :1].expand(n.shape[0], channels, *n.shape[2:]))
-        flow.traces[op.out] = Trace(place=trace.place.then(step))
+        flow.traces[op.out] = Trace(place=origin.then(step))
 
 
 def _is_pointwise(op: Operation, weight: Tensor) -> bool:

@@ -60,7 +60,8 @@ def _merge(
         return projections[0] if number == 0 else None
     first, second = projections
     if first is not None and second is not None:
-        if first.mixture is not second.mixture or first.roots & second.roots or first.parts_axis or second.parts_axis:
+        in_parts = first.parts_axis is not None or second.parts_axis is not None
+        if first.mixture is not second.mixture or first.roots & second.roots or in_parts:
             return None
         if sign != 1.0:
             second = second.times(lambda matrix: matrix * sign)
@@ -79,8 +80,10 @@ def _sum(flow: Dataflow, op: Operation) -> None:
         return
     if trace.softmax_part == "exponential":
         flow.traces[op.out] = Trace(softmax_part="normaliser")
-    elif trace.softmax_part == "spread weights":
+        return
+    if trace.softmax_part == "spread weights":
         hidden_product(flow, op)
+        return
     _sum_over_one(flow, op)
     parts, axis = trace.projection, _only_axis(op)
     if parts is None or parts.parts_axis is None or axis is None:
