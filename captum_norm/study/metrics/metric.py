@@ -1,0 +1,86 @@
+"""What every metric says of itself, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_norm.forward import HFForward
+from captum_norm.study.scored import Scored
+
+Attribute = Callable[..., Tensor]
+"""A method on a forward of the metric's choice: ``attribute(forward, inputs, *, target, additional_forward_args)``
+makes the method anew on ``forward``, an :class:`HFForward` in mode "gate", and returns its scores (batch, token):
+``lambda forward, inputs, **arguments: Saliency(forward).attribute(inputs, **arguments)``."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for each example of how good its scores are.
+
+    A subclass defines :meth:`measure`; its fields are the metric's parameters.
+
+    Attributes:
+        max_rows: how many perturbed copies the model runs at once.
+        name: how it is called in tables.
+        formula: what it computes.
+        source: who proposed it, with a link.
+        undefined: for which examples it is NaN; "" if for none.
+        higher_is_better: its direction.
+        needs_evidence: whether it compares with ``Scored.evidence``.
+        needs_attribute: whether it runs the method again and needs ``attribute=``.
+        perturbs: whether it runs the model on perturbed copies.
+    """
+
+    max_rows: int = 64
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    undefined: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = True
+    needs_evidence: ClassVar[bool] = False
+    needs_attribute: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1:
+            raise ValueError(f"{self.name}: max_rows should be at least 1, got {self.max_rows}.")
+
+    def __call__(self, forward: HFForward, scored: Scored, *, attribute: Attribute | None = None) -> Tensor:
+        """The metric of each example.
+
+        Args:
+            forward: the model, as ``HFForward(model)`` in mode "ids".
+            scored: the examples and their scores.
+            attribute: the method itself, for the metrics that run it again (``needs_attribute``), see `Attribute`.
+
+        Returns:
+            (batch,) float64 on the CPU; NaN exactly where the metric is ``undefined``.
+
+        Raises:
+            ValueError: where the metric needs evidence or the method and there is none, or where the model's outputs
+                are no finite numbers or cannot be perturbed in the way asked for.
+        """
+        if forward.mode != "ids":
+            raise ValueError(f"{self.name}: forward should be HFForward(model) in mode 'ids', not {forward.mode!r}.")
+        if self.needs_evidence and scored.evidence is None:
+            raise ValueError(f"{self.name} compares with evidence, and there is none: give Scored(evidence=...).")
+        if self.needs_attribute and attribute is None:
+            raise ValueError(
+                f"{self.name} runs the method again, so stored scores are not enough: give attribute=, a function "
+                "(forward, inputs, *, target, additional_forward_args) -> scores."
+            )
+        with torch.no_grad():
+            return self.measure(forward, scored, attribute).double().cpu()
+
+    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
+        """The metric itself; see :meth:`__call__`."""
+        raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        """The parameters that its value depends on, for the record: all fields but ``max_rows``."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_rows"}

@@ -1,0 +1,98 @@
+"""What a metric measures: a padded batch of examples, and the score that one method gave to every token.
+
+Axes: b batch, s sequence (the tokens as the model takes them, padding included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A padded batch, the scores of its tokens, and what is known of it.
+
+    Scores are read as "how much does this token speak for ``target``": the largest first, signs and all.  What stands
+    at tokens that are not ``removable`` is never looked at.
+
+    Args:
+        inputs: what the model takes, ``input_ids`` (b, s), ``attention_mask`` and so on, as a tokenizer pads it.
+        scores: (b, s), in the method's own unit; kept in float64.
+        target: (b,) long, the class that was explained.
+        removable: (b, s) bool, True where a token may be removed: real and not special.
+        evidence: (b, s) bool, True at the tokens that are known to matter; None where it is not known.
+        mask_id: the id of the tokenizer's [MASK] token, ``tokenizer.mask_token_id``; None where it has none.
+        memo: results that do not depend on the scores, kept for the next metric or method on the same batch:
+            ``dataclasses.replace(scored, scores=others)`` shares it.
+
+    Raises:
+        ValueError: where shapes disagree, an example has no removable token, or a removable token's score is NaN or
+            infinite.
+
+    Example:
+        >>> ids = torch.tensor([[2, 7, 8, 3]])
+        >>> scored = Scored({"input_ids": ids}, torch.tensor([[0.0, 0.9, 0.1, 0.0]]), torch.tensor([1]),
+        ...                 torch.tensor([[False, True, True, False]]))
+        >>> scored.scores.dtype
+        torch.float64
+    """
+
+    inputs: Mapping[str, Tensor]
+    scores: Tensor
+    target: Tensor
+    removable: Tensor
+    evidence: Tensor | None = None
+    mask_id: int | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scores = self.scores.detach().double().cpu()
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "target", self.target.detach().cpu())
+        if scores.ndim != 2:
+            raise ValueError(f"Scored: scores should be (batch, token), got shape {tuple(scores.shape)}.")
+        for name in ("removable", "evidence"):
+            mask = getattr(self, name)
+            if mask is not None:
+                object.__setattr__(self, name, _checked_mask(name, mask, scores))
+        if self.target.shape != scores.shape[:1] or self.target.is_floating_point():
+            raise ValueError(
+                f"Scored: target should be one class per example, ({len(scores)},) long, got {self.target.dtype} of "
+                f"shape {tuple(self.target.shape)}."
+            )
+        for name, tensor in self.inputs.items():
+            if tensor.ndim == 0 or len(tensor) != len(scores):
+                raise ValueError(f"Scored: {name} is {tuple(tensor.shape)}, but scores hold {len(scores)} examples.")
+        self._check_scores()
+
+    def _check_scores(self) -> None:
+        empty = (~self.removable.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"Scored: example {empty[0]} has no token that may be removed: all are special or padding. "
+                "Leave empty texts out."
+            )
+        wrong = (self.removable & ~torch.isfinite(self.scores)).nonzero().tolist()
+        if wrong:
+            example, token = wrong[0]
+            raise ValueError(
+                f"Scored: the score of token {token} of example {example} is {self.scores[example, token]}; "
+                "a token without a finite score has no rank."
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def _checked_mask(name: str, mask: Tensor, scores: Tensor) -> Tensor:
+    if mask.shape != scores.shape or mask.dtype is not torch.bool:
+        raise ValueError(
+            f"Scored: {name} should be bool of the scores' shape {tuple(scores.shape)}, got {mask.dtype} of "
+            f"{tuple(mask.shape)}."
+        )
+    return mask.detach().cpu()
