@@ -1,21 +1,28 @@
-"""The methods that can be compared on one text: ours and Captum's, one row each, all through the same forward.
+"""The methods that can be compared on a text: ours and Captum's, one row each, all through the same forward.
 
 Attention methods read a model while it runs; gradient and perturbation methods scale each token's embedding by a gate
-of ones (`captum_norm.forward.HFForward`).  Every method gives one score per token, so they can be laid side by side.
-Nothing here imports captum or torch's models until a method is run: a list of names should cost nothing.
+of ones (`captum_norm.forward.HFForward`).  Every method gives one score per token, so they can be laid side by side:
+``captum-norm compare`` does so on one text, `captum_norm.study` on many.  Nothing here imports captum or torch's models
+until a method is run: a list of names should cost nothing.
+
+Axes: b batch, s token.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from captum_norm.forward import Position
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,16 @@ class Method:
     """How to run one method on a model.
 
     Attributes:
-        source: the module its class is imported from.
+        source: the module its class is imported from.  Captum's own classes are run through a gate of ones.
         explains: ``"position"``, what one position's representation is made of (attention methods, which do not look at
             the class), or ``"target"``, what one output rests on.
         arguments: what ``attribute`` gets besides the model's inputs.
         signed: whether its scores tell for from against.
-        seeded: whether it draws random numbers; they are drawn from a fixed seed.
+        seeded: whether it draws random numbers; they are drawn from a given seed.
+        options: what its class is made with, besides the forward.
+        over: the method that it wraps, for those that wrap one.
+        baseline: whether ``attribute`` must be told what absence is: a gate of zeros.
+        alone: whether an example's scores depend on the padding beside it, or the method takes one example at a time.
     """
 
     source: str
@@ -36,6 +47,15 @@ class Method:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     signed: bool = False
     seeded: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    over: str = ""
+    baseline: bool = False
+    alone: bool = False
+
+    @property
+    def mode(self) -> Literal["ids", "gate"]:
+        """What its inputs are, as `HFForward` calls it."""
+        return "gate" if self.source.split(".")[0] == "captum" else "ids"
 
 
 # A new method is one row here; its name is the name of its class.
@@ -47,8 +67,27 @@ METHODS: dict[str, Method] = {
     "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
     "InputXGradient": Method("captum.attr", "target", signed=True),
     "Saliency": Method("captum.attr", "target"),
+    "DeepLift": Method("captum.attr", "target", signed=True),
+    "GradientShap": Method(
+        "captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True, baseline=True, alone=True
+    ),
     "FeatureAblation": Method("captum.attr", "target", signed=True),
-    "ShapleyValueSampling": Method("captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True),
+    "Occlusion": Method("captum.attr", "target", {"sliding_window_shapes": (3,)}, signed=True, alone=True),
+    "ShapleyValueSampling": Method("captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True, alone=True),
+    "KernelShap": Method(
+        "captum.attr", "target", {"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True
+    ),
+    "Lime": Method(
+        "captum.attr", "target", {"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True
+    ),
+    "NoiseTunnel": Method(
+        "captum.attr",
+        "target",
+        {"nt_type": "smoothgrad", "nt_samples": 10, "nt_samples_batch_size": 10, "stdevs": 0.2},
+        seeded=True,
+        over="Saliency",
+        alone=True,
+    ),
 }
 
 DEFAULT = (
@@ -92,6 +131,91 @@ def known_methods(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(by_lower[name.lower()] for name in names))
 
 
+class Attributor:
+    """One method made ready for one model, to be asked about many texts.
+
+    Args:
+        name: which of `METHODS`.
+        model: a Hugging Face model, in evaluation mode.
+        options: what the class is made with, over what its row says (``aggregate="rollout"``).
+        arguments: what ``attribute`` gets, over what its row says (``n_steps=20``).
+        over: the method that it wraps, over what its row says; only for methods that wrap one.
+        position: whose row is explained, as for `HFForward`.
+
+    Raises:
+        ValueError: for an unknown method or one that cannot be wrapped, and for options its class does not take.
+
+    Example:
+        >>> from captum_norm.models import load_sentiment
+        >>> model, tokenizer = load_sentiment()
+        >>> rollout = Attributor("AttentionNorm", model, options={"aggregate": "rollout"})
+        >>> rollout(tokenizer(["A warm film."], return_tensors="pt")).shape
+        torch.Size([1, 6])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        options: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        over: str | None = None,
+        position: Position = None,
+    ) -> None:
+        from captum_norm.forward import HFForward
+
+        [self.name] = known_methods([name])
+        self.method = METHODS[self.name]
+        self.forward_func = HFForward(model, mode=self.method.mode, position=position)
+        self.arguments = {**self.method.arguments, **(arguments or {})}
+        self.attribution = self._made({**self.method.options, **(options or {})}, over)
+
+    def __call__(self, encoding: Mapping[str, Any], target: int | Tensor | None = None, seed: int = 0) -> Tensor:
+        """One score per token.
+
+        Args:
+            encoding: the tokenizer's output as tensors.
+            target: the class or token id whose output is explained, or one per example; attention methods ignore it.
+            seed: where the method's random numbers start; the caller's are left as they were.
+
+        Returns:
+            (batch, token), detached, on the model's device.
+
+        Raises:
+            ValueError: for a method that explains an output where ``target`` is None.
+        """
+        if self.method.explains == "target" and target is None:
+            raise ValueError(
+                f"{self.name} explains one output of the model, so it needs a target: a class or token id."
+            )
+        given = {**self.forward_func.inputs(encoding), **self.arguments, "target": target}
+        if self.method.baseline:
+            given.setdefault("baselines", torch.zeros_like(given["inputs"]))
+        with warnings.catch_warnings(), _seeded(seed if self.method.seeded else None, given["inputs"].device):
+            warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
+            warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes on non-linear")
+            scores: Tensor = self.attribution.attribute(**given)
+        return scores.detach()
+
+    def _made(self, options: Mapping[str, Any], over: str | None) -> Any:
+        make = getattr(import_module(self.method.source), self.name)
+        wrapped = over or self.method.over
+        try:
+            return make(self._wrapped(wrapped) if wrapped else self.forward_func, **options)
+        except TypeError as error:
+            raise ValueError(f"{self.name} cannot be made with {dict(options)}: {error}.") from error
+
+    def _wrapped(self, over: str) -> Any:
+        [inner] = known_methods([over])
+        if not self.method.over:
+            raise ValueError(f"{self.name} wraps no other method, so over={over!r} says nothing.")
+        if METHODS[inner].mode != "gate" or METHODS[inner].over:
+            raise ValueError(f"{self.name} changes its inputs, which are a gate; {inner} reads ids or wraps another.")
+        self.arguments = {**METHODS[inner].arguments, **self.arguments}
+        return getattr(import_module(METHODS[inner].source), inner)(self.forward_func)
+
+
 def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target: int | None = None) -> TokenScores:
     """One score per token by one method.
 
@@ -104,26 +228,25 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
     Raises:
         ValueError: for an unknown method, or a method that explains an output where ``target`` is None.
     """
-    from captum_norm.forward import HFForward
-
-    [name] = known_methods([name])
-    method = METHODS[name]
-    if method.explains == "target" and target is None:
-        raise ValueError(f"{name} explains one output of the model, so it needs a target: a class or a token id.")
-    forward = HFForward(model, mode="ids" if method.explains == "position" else "gate")
-    attribution = getattr(import_module(method.source), name)(forward)
-    arguments = {**forward.inputs(encoding), **method.arguments, "target": target}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
-        start = time.perf_counter()
-        scores = _seeded(attribution.attribute, arguments) if method.seeded else attribution.attribute(**arguments)
-        scores = scores.detach().cpu()  # a GPU has finished only when its numbers are here
-        seconds = time.perf_counter() - start
-    return TokenScores(scores, seconds)
+    attributor = Attributor(name, model)
+    start = time.perf_counter()
+    scores = attributor(encoding, target).cpu()  # a GPU has finished only when its numbers are here
+    return TokenScores(scores, time.perf_counter() - start)
 
 
-def _seeded(attribute: Callable[..., Tensor], arguments: Mapping[str, Any]) -> Tensor:
-    """The same random numbers every time, and the caller's left as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return attribute(**arguments)
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """The same random numbers every time, and the caller's left as they were; with None nothing is touched."""
+    if seed is None:
+        yield
+        return
+    import numpy as np  # GradientShap draws from numpy
+
+    state = np.random.get_state()
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
