@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         AttentionWeights,
         LayerAttentionNorm,
         LayerAttentionWeights,
+        LLMAttentionAttribution,
     )
     from captum_norm.capture import InexactCaptureError
     from captum_norm.forward import HFForward
@@ -32,6 +33,7 @@ _HOME = {
     "AttentionNorm": "attr",
     "AttentionRollout": "attr",
     "AttentionWeights": "attr",
+    "LLMAttentionAttribution": "attr",
     "LayerAttentionNorm": "attr",
     "LayerAttentionWeights": "attr",
     "InexactCaptureError": "capture",
@@ -50,6 +52,7 @@ __all__ = [
     "AttentionWeights",
     "HFForward",
     "InexactCaptureError",
+    "LLMAttentionAttribution",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
     "attention_layers",

@@ -3,6 +3,7 @@
 from captum_norm.attr._reduction import AttributionReport
 from captum_norm.attr.flow import AttentionFlow
 from captum_norm.attr.layer import LayerAttentionNorm, LayerAttentionWeights
+from captum_norm.attr.llm import LLMAttentionAttribution, LLMAttributionReport
 from captum_norm.attr.norm import AttentionNorm
 from captum_norm.attr.rollout import AttentionRollout
 from captum_norm.attr.weights import AttentionWeights
@@ -13,6 +14,8 @@ __all__ = [
     "AttentionRollout",
     "AttentionWeights",
     "AttributionReport",
+    "LLMAttentionAttribution",
+    "LLMAttributionReport",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
 ]

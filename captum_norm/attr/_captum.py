@@ -11,13 +11,25 @@ from captum._utils.common import (  # type: ignore[import-untyped]
     _run_forward,
     _select_targets,
 )
-from captum.attr import Attribution, LayerAttribution  # type: ignore[import-untyped]
+from captum.attr import (  # type: ignore[import-untyped]
+    Attribution,
+    LayerAttribution,
+    LLMAttributionResult,
+    TextTemplateInput,
+    TextTokenInput,
+)
+from captum.attr._core.llm_attr import DEFAULT_GEN_ARGS, BaseLLMAttribution  # type: ignore[import-untyped]
 from captum.log import log_usage  # type: ignore[import-untyped]
 from torch import Tensor
 
 __all__ = [
+    "DEFAULT_GEN_ARGS",
     "Attribution",
+    "BaseLLMAttribution",
+    "LLMAttributionResult",
     "LayerAttribution",
+    "TextTemplateInput",
+    "TextTokenInput",
     "as_tuple",
     "check_target",
     "extra_arguments",

@@ -1,0 +1,198 @@
+"""What a prompt is made of: its token ids, and which of its tokens belong to which feature that gets a score.
+
+Axes: t token of the prompt, f feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_norm.attr._captum import TextTemplateInput, TextTokenInput
+
+PromptType: TypeAlias = "str | Sequence[int] | Sequence[str] | Tensor | TextTokenInput | TextTemplateInput"
+TokensType: TypeAlias = Sequence[int] | Sequence[str] | None
+
+_Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and what is scored of it.
+
+    Attributes:
+        ids: (1, token) long, special tokens included.
+        names: one for each feature of the result.
+        shares: (feature, token), how much of a token's score a feature gets; a column sums to 1, or to 0 for a token
+            that is in no feature.
+        formatted: from (..., feature) to one score for each of ``names`` (Captum repeats a group's for its members).
+        left_out: the tokens that are in no feature, as text, in order.
+    """
+
+    ids: Tensor
+    names: list[str]
+    shares: Tensor
+    formatted: Callable[[Tensor], Tensor]
+    left_out: tuple[str, ...]
+
+    def scores(self, of_tokens: Tensor) -> Tensor:
+        """From (target, token) to (target, name)."""
+        return self.formatted(of_tokens @ self.shares.to(of_tokens).T)
+
+
+def read_prompt(given: PromptType, tokenizer: Any, skip_tokens: TokensType = None) -> Prompt:
+    """The prompt's ids and features.
+
+    Args:
+        given: text; ids or tokens, a list of one prompt or (token,) or (1, token); or one of Captum's text inputs.
+        tokenizer: the model's tokenizer.
+        skip_tokens: ids or tokens that get no score.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if the prompt is empty, a token is not in the vocabulary, nothing is left to score, or a template
+            changes its values.
+    """
+    skipped = known_ids("skip_tokens", skip_tokens or (), tokenizer)
+    if isinstance(given, TextTemplateInput):
+        return _of_template(given, tokenizer, skipped)
+    if isinstance(given, TextTokenInput):
+        ids = given.inp_tensor
+        kept = torch.ones(ids.shape[1], dtype=torch.bool) if given.itp_mask is None else given.itp_mask[0].cpu()
+        return _of_tokens(ids, tokenizer, kept & ~_among(ids[0], skipped), given.tokenizer.convert_ids_to_tokens)
+    if isinstance(given, str):
+        ids = tokenizer.encode(given, return_tensors="pt") if given else torch.empty(1, 0, dtype=torch.long)
+    else:
+        ids = known_ids("inp", given, tokenizer)[None]
+    return _of_tokens(ids, tokenizer, ~_among(ids[0], skipped), lambda some: token_texts(some, tokenizer))
+
+
+def known_ids(what: str, given: Sequence[int] | Sequence[str] | Tensor, tokenizer: Any) -> Tensor:
+    """Ids, (token,) long, of ids or of tokens as the vocabulary writes them.
+
+    Raises:
+        TypeError: if ``given`` is something else, a text among others.
+        ValueError: if a token or id is not in the vocabulary, or there is more than one example.
+    """
+    if isinstance(given, Tensor):
+        given = _one_example(what, given).tolist()
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"{what} should be a list of ids or of tokens, got {type(given).__name__} {given!r}.")
+    ids = [_known_id(what, token, tokenizer) for token in given]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
+    """Each token as text, without the vocabulary's marks where it stands for characters by itself."""
+    return [_text(token, tokenizer) for token in tokenizer.convert_ids_to_tokens(ids)]
+
+
+def _of_tokens(ids: Tensor, tokenizer: Any, kept: Tensor, names: Callable[[list[int]], list[str]]) -> Prompt:
+    _refuse_empty(ids)
+    if not kept.any():
+        raise ValueError(f"skip_tokens leaves nothing of the prompt, {token_texts(ids[0].tolist(), tokenizer)}.")
+    shares = torch.eye(ids.shape[1])[kept]
+    return Prompt(ids, names(ids[0, kept].tolist()), shares, lambda scores: scores, _texts(ids[0, ~kept], tokenizer))
+
+
+def _of_template(inp: TextTemplateInput, tokenizer: Any, skipped: Tensor) -> Prompt:
+    """Captum's template: a feature is a value, or the values of one mask index, wherever they stand in the text."""
+    text = inp.to_model_input()
+    ids, offsets = _with_offsets(text, tokenizer)
+    _refuse_empty(ids)
+    groups = range(inp.n_features) if inp.mask is None else inp.formatted_mask
+    characters = torch.zeros(inp.n_itp_features, len(text))
+    for value, group in enumerate(groups):
+        for start, end in _spans_of_value(inp, value, text):
+            characters[group, start:end] = 1
+    counts = torch.stack([characters[:, start:end].sum(1) for start, end in offsets], dim=1)
+    counts[:, _among(ids[0], skipped)] = 0
+    total = counts.sum(0)
+    if not total.any():
+        raise ValueError(f"no token of the prompt {text!r} belongs to a value of the template and is not skipped.")
+    shares = counts / total.clamp_min(1)
+    return Prompt(ids, list(inp.values), shares, inp.format_attr, _texts(ids[0, total == 0], tokenizer))
+
+
+def _with_offsets(text: str, tokenizer: Any) -> tuple[Tensor, list[_Span]]:
+    try:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    except (NotImplementedError, KeyError) as error:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands for, as a TextTemplateInput "
+            "needs: use a fast tokenizer, or a TextTokenInput."
+        ) from error
+    return torch.tensor([ids], dtype=torch.long), [(int(start), int(end)) for start, end in offsets]
+
+
+def _spans_of_value(inp: TextTemplateInput, value: int, text: str) -> list[_Span]:
+    """Where a value stands in the text: the template is filled in once more, with marks around it."""
+    opening, closing = "\U000f0000", "\U000f0001"  # private characters, which no text means anything by
+    values = list(inp.values)
+    values[value] = opening + values[value] + closing
+    by_name = dict(zip(inp.dict_keys, values, strict=True)) if inp.dict_keys else {}
+    marked = inp.format_fn(**by_name) if by_name else inp.format_fn(*values)
+    spans, plain = [], ""
+    for number, part in enumerate(marked.split(opening)):
+        inside, found, after = part.partition(closing)
+        if found and number:
+            spans.append((len(plain), len(plain) + len(inside)))
+        plain += inside + after
+    if plain != text:
+        raise ValueError(
+            f"the template changes its value {inp.values[value]!r} or the text around it, so that its tokens cannot be "
+            "told. Change the values before they go in, or use a TextTokenInput."
+        )
+    return spans
+
+
+def _one_example(what: str, ids: Tensor) -> Tensor:
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise ValueError(
+            f"{what} should be the ids of one example, (token,) or (1, token), got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}. Go through a batch one by one."
+        )
+    return ids
+
+
+def _known_id(what: str, token: Any, tokenizer: Any) -> int:
+    if isinstance(token, str):
+        number = tokenizer.convert_tokens_to_ids(token)
+        if number is None or tokenizer.convert_ids_to_tokens(number) != token:
+            raise ValueError(
+                f"{what}: {token!r} is no token of the vocabulary. Tokens are written with its marks, as "
+                "tokenizer.tokenize(text) does; a text goes in as one string, several texts one by one."
+            )
+        return int(number)
+    if isinstance(token, bool) or not isinstance(token, int):
+        raise TypeError(f"{what} should be a list of ids or of tokens, got {type(token).__name__} {token!r} in it.")
+    return token
+
+
+def _among(ids: Tensor, some: Tensor) -> Tensor:
+    return torch.isin(ids.cpu(), some)
+
+
+def _refuse_empty(ids: Tensor) -> None:
+    if not ids.numel():
+        raise ValueError(
+            "the prompt is empty: there is no token from which the first target token could be predicted. Give at "
+            "least the token that begins a text, such as [tokenizer.bos_token_id]."
+        )
+
+
+def _texts(ids: Tensor, tokenizer: Any) -> tuple[str, ...]:
+    return tuple(token_texts(ids.tolist(), tokenizer))
+
+
+def _text(token: str, tokenizer: Any) -> str:
+    make = getattr(tokenizer, "convert_tokens_to_string", None)
+    text = make([token]).strip() if make is not None else ""
+    return text if text and "\ufffd" not in text else token  # blanks and parts of characters have no text of their own

@@ -1,0 +1,337 @@
+"""From which tokens of a prompt does a decoder take each token of its answer?  Captum's interface for language models.
+
+One teacher-forced pass serves all target tokens: the token at position n is predicted from the row of position n - 1.
+
+Axes: token of what the model reads, target token, feature of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_norm.attr._base import InputAttribution, Method, unwrapped
+from captum_norm.attr._captum import (
+    DEFAULT_GEN_ARGS,
+    BaseLLMAttribution,
+    LLMAttributionResult,
+    TextTemplateInput,
+    TextTokenInput,
+)
+from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
+from captum_norm.capture import AttentionCall, Certificate
+from captum_norm.forward import HFForward
+from captum_norm.inputs import check_inputs
+
+TargetType: TypeAlias = str | TokensType | Tensor
+
+
+@dataclass(frozen=True)
+class LLMAttributionReport:
+    """What a call of ``LLMAttentionAttribution.attribute`` read, and what of it is in no score.
+
+    ``token_attr.sum(1) + to_left_out + to_target`` is the whole row of the method, unless a template groups its values.
+
+    Attributes:
+        certificates: each attention call that was read (its ``modules`` left out) with its certificate, in call order.
+        left_out: the prompt's tokens that got no score, as text: skipped, or no part of a template's values.
+        to_left_out: what the method gives them, (target,), in its unit.
+        to_target: what it gives to the target tokens before the one explained, (target,), in its unit.
+    """
+
+    certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
+    left_out: tuple[str, ...] = ()
+    to_left_out: Tensor = field(default_factory=lambda: torch.zeros(0))
+    to_target: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Captum is not typed
+    """Any of the token-level methods of this package for each token that a causal language model writes.
+
+    The prompt and the target run through the model once, as in training (teacher forcing).  The token at position n is
+    predicted from the row of the token before it, so the scores of a target token are those of that row.
+
+    Args:
+        attr_method: the method, built on the model (or on ``HFForward`` of it): ``AttentionNorm(model)``.
+        tokenizer: the model's tokenizer.
+
+    Attributes:
+        report: what the last call of ``attribute`` to finish read, and what it left out.
+
+    Raises:
+        TypeError: if ``attr_method`` is no method of this kind or holds no model, or there is no tokenizer.
+        ValueError: if the model is an encoder-decoder.
+
+    Source: Captum's ``LLMAttribution``, Miglani et al. (2023), https://arxiv.org/abs/2312.05491, for the interface;
+    the method's own class for what the scores are.
+
+    Example:
+        A decoder of one layer that has learned nothing, and a vocabulary of four words:
+
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> from captum_norm import AttentionWeights
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+        >>> config = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+        >>> method = LLMAttentionAttribution(AttentionWeights(GPT2LMHeadModel(config).eval()), tokenizer)
+        >>> result = method.attribute("a b c", target="b a")
+        >>> result.input_tokens, result.output_tokens, result.token_attr.shape
+        (['a', 'b', 'c'], ['b', 'a'], torch.Size([2, 3]))
+        >>> (result.token_attr.sum(1) + method.report.to_target).round(decimals=4)  # weights of a row sum to 1
+        tensor([1., 1.])
+    """
+
+    SUPPORTED_METHODS = (InputAttribution,)
+    SUPPORTED_INPUTS = (TextTokenInput, TextTemplateInput)
+
+    report: LLMAttributionReport
+
+    def __init__(self, attr_method: InputAttribution, tokenizer: Any) -> None:
+        _check_method(attr_method)
+        _check_tokenizer(tokenizer)
+        super().__init__(attr_method, tokenizer)
+        self.model = _model_of(attr_method)
+        self.attr_method = attr_method
+        self.report = LLMAttributionReport()
+
+    def attribute(
+        self,
+        inp: PromptType,
+        target: TargetType = None,
+        num_trials: int = 1,
+        gen_args: Mapping[str, Any] | None = None,
+        use_cached_outputs: bool = True,
+        *,
+        skip_tokens: TokensType = None,
+        **kwargs: Any,
+    ) -> LLMAttributionResult:
+        """What each token or feature of the prompt contributes to each target token.
+
+        Args:
+            inp: the prompt: a text, tokenised with the tokenizer's special tokens; the ids or the tokens of one prompt
+                as a list or tensor, taken as they are; Captum's ``TextTokenInput`` or ``TextTemplateInput``.
+            target: the answer: a text, tokenised without special tokens as Captum does; ids or tokens; None lets the
+                model write it (``generate``).
+            num_trials: mean over so many passes, as in Captum; more than one change only what a model in training mode
+                computes, which draws random numbers.
+            gen_args: arguments of ``generate`` where ``target`` is None; by default Captum's (25 new tokens, greedy).
+            use_cached_outputs: whether ``generate`` keeps keys and values; the pass that is explained never does.
+            skip_tokens: ids or tokens of the prompt that get no score; ``report`` says what they would have got.
+            **kwargs: for the method's own ``attribute``: ``kind``, ``call``.
+
+        Returns:
+            Captum's result.  ``token_attr`` (target, feature) is the score of each feature for each target token, in
+            the unit of the method; ``seq_attr`` (feature,) is its sum over the target, as in Captum.  A feature is a
+            token of the prompt that is not skipped, or a value of a template: the sum of its tokens, a token that two
+            values share being divided by characters.  ``input_tokens`` are the features (of Captum's inputs their
+            ``values``), ``output_tokens`` the target's, as text; ``output_probs`` (target,) the model's probabilities.
+
+        Raises:
+            TypeError: if prompt, target or tokens are of another kind.
+            ValueError: if the prompt or the target is empty, too long or not in the vocabulary, if ``skip_tokens``
+                leaves nothing, if ``gen_args`` come with a target, or if the model's attention looks ahead.
+            InexactCaptureError: if an attention call cannot be read exactly.
+        """
+        _check_arguments(num_trials, kwargs)
+        prompt = read_prompt(inp, self.tokenizer, skip_tokens)
+        ids = prompt.ids.to(self.device)
+        check_inputs(self.model, {"input_ids": ids})
+        answer = self._answer(ids, target, gen_args, use_cached_outputs)
+        passes = [_TeacherForced(self.attr_method, self.model, ids, answer, kwargs) for _ in range(num_trials)]
+        rows = torch.stack([one.rows() for one in passes]).mean(0)
+        return self._result(inp, prompt, answer, rows, passes[-1])
+
+    def attribute_future(self) -> None:
+        """Not offered: attention is read while the model runs.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("attribute_future is not implemented for LLMAttentionAttribution; use attribute.")
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The class name as words."""
+        return "LLM Attention Attribution"
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """That of the method inside."""
+        return bool(self.attr_method.multiplies_by_inputs)
+
+    def _answer(self, ids: Tensor, target: TargetType, gen_args: Mapping[str, Any] | None, use_cache: bool) -> Tensor:
+        """The target's ids, (target,), on the model's device."""
+        if target is None:
+            answer = self._generated(ids, {"use_cache": use_cache, **(gen_args or DEFAULT_GEN_ARGS)})
+        elif gen_args is not None:
+            raise ValueError("gen_args say how to write a target, but target is given: leave out one of them.")
+        else:
+            known = self._encoded(target) if isinstance(target, str) else known_ids("target", target, self.tokenizer)
+            answer = known.to(self.device)
+        if not answer.numel():
+            raise ValueError(f"the target is empty (target={target!r}): there is no token to explain.")
+        check_inputs(self.model, {"target input_ids": answer[None]})
+        return answer
+
+    def _generated(self, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        generate = getattr(self.model, "generate", None)
+        if not callable(generate):
+            raise ValueError(f"{type(self.model).__name__} cannot generate a target: give target=.")
+        with torch.no_grad():
+            written: Tensor = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
+        return written[0, ids.shape[1] :]
+
+    def _encoded(self, text: str) -> Tensor:
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
+            raise ValueError(
+                f"target {text!r} is not in the vocabulary: it is read as {token_texts(ids, self.tokenizer)}, in which "
+                f"{self.tokenizer.unk_token!r} stands for what the tokenizer does not know."
+            )
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _result(
+        self, inp: PromptType, prompt: Prompt, answer: Tensor, rows: Tensor, one: _TeacherForced
+    ) -> LLMAttributionResult:
+        length = prompt.ids.shape[1]
+        scores = prompt.scores(rows[:, :length])
+        scored = rows[:, :length] @ prompt.shares.to(rows).sum(0)
+        self.report = LLMAttributionReport(
+            one.certificates, prompt.left_out, rows[:, :length].sum(1) - scored, rows[:, length:].sum(1)
+        )
+        return LLMAttributionResult(
+            input_tokens=prompt.names,
+            output_tokens=token_texts(answer.tolist(), self.tokenizer),
+            seq_attr=scores.sum(0),
+            token_attr=scores,
+            output_probs=one.probabilities(),
+            inp=inp if isinstance(inp, self.SUPPORTED_INPUTS) else None,
+        )
+
+
+class _TeacherForced:
+    """One pass of a method over prompt and target: the rows that predict the target's tokens.
+
+    Args:
+        method: the method; a copy of it runs.
+        model: the language model.
+        ids: the prompt, (1, token).
+        answer: the target, (target,).
+        arguments: for the method's ``attribute``.
+    """
+
+    def __init__(
+        self, method: InputAttribution, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]
+    ) -> None:
+        whole = torch.cat([ids, answer[None]], dim=1)
+        # The last target token is predicted, not read.  One token alone would not show whether the model looks ahead.
+        self._read = whole[:, : max(2, whole.shape[1] - 1)]
+        self._answer, self._first = answer, ids.shape[1] - 1
+        self._arguments = arguments
+        self.model = model
+        check_inputs(model, {"input_ids": self._read})
+        self._fixed = _fixed_arguments(method)
+        self._method = copy(method)
+        self._method.forward_func = self
+        self._logits: Tensor | None = None
+
+    @property
+    def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
+        """What was read."""
+        return self._method.report.certificates
+
+    def rows(self) -> Tensor:
+        """Run the method: (target, token), the scores of all that the model read.
+
+        Raises:
+            ValueError: if the model's attention looks ahead.
+        """
+        scores = self._method.attribute(self._read, position="all", **self._arguments)[0]
+        self._refuse_looking_ahead()
+        return self._chosen(scores)
+
+    def probabilities(self) -> Tensor | None:
+        """What probability the model gave to each target token, (target,); None for a model without logits."""
+        if self._logits is None:
+            return None
+        logits = self._chosen(self._logits[0]).float()
+        return logits.softmax(-1).gather(1, self._answer[:, None].to(logits.device))[:, 0]
+
+    def _chosen(self, rows: Tensor) -> Tensor:
+        return rows[self._first : self._first + len(self._answer)]
+
+    def __call__(self, ids: Tensor) -> Any:
+        """What the model returns, its logits kept."""
+        output = self.model(ids, **self._fixed)
+        logits = output.get("logits") if isinstance(output, Mapping) else output
+        self._logits = logits.detach() if isinstance(logits, Tensor) and logits.ndim == 3 else None
+        return output
+
+    def _refuse_looking_ahead(self) -> None:
+        ahead = [call for call, _ in self.certificates if call.kind != "causal"]
+        if ahead:
+            kind = "is cross-attention" if ahead[0].kind == "cross" else "looks ahead"
+            raise ValueError(
+                f"LLMAttentionAttribution: attention call {ahead[0].name!r} of {type(self.model).__name__} {kind}, but "
+                "a target token is explained by the row before it only in a causal language model. Use the method "
+                "itself: attribute(ids, position=...)."
+            )
+
+
+def _fixed_arguments(method: InputAttribution) -> dict[str, Any]:
+    forward = unwrapped(method.forward_func)
+    return dict(forward.fixed) if isinstance(forward, HFForward) else {}
+
+
+def _model_of(method: InputAttribution) -> Module:
+    forward = unwrapped(method.forward_func)
+    model = unwrapped(forward.model) if isinstance(forward, HFForward) else forward
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"LLMAttentionAttribution needs the model itself, which it calls and lets generate, but "
+            f"{type(method).__name__} was built on {model!r}. Build it on the model, or on HFForward(model)."
+        )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"LLMAttentionAttribution: {type(model).__name__} is an encoder-decoder, whose prompt and answer are two "
+            "sequences. Use the method itself: attribute((input_ids, decoder_input_ids), position=...)."
+        )
+    return model
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, InputAttribution):
+        kind = "is a layer class" if isinstance(method, Method) else "is none of this package's methods"
+        raise TypeError(
+            f"LLMAttentionAttribution takes a method with a score for each token, such as AttentionNorm(model), but "
+            f"{type(method).__name__} {kind}. For Captum's own methods there is captum.attr.LLMAttribution."
+        )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    needed = ("encode", "convert_ids_to_tokens", "convert_tokens_to_ids")
+    missing = [name for name in needed if not callable(getattr(tokenizer, name, None))]
+    if missing:
+        raise TypeError(
+            f"LLMAttentionAttribution: tokenizer should be the model's tokenizer, got {type(tokenizer).__name__}, "
+            f"which has no {missing[0]}. AutoTokenizer.from_pretrained loads it."
+        )
+
+
+def _check_arguments(num_trials: int, kwargs: Mapping[str, Any]) -> None:
+    if isinstance(num_trials, bool) or not isinstance(num_trials, int) or num_trials < 1:
+        raise ValueError(f"num_trials should be a number of passes from 1 on, got {num_trials!r}.")
+    own = {"inputs", "position", "additional_forward_args", "return_convergence_delta"} & kwargs.keys()
+    if own:
+        raise TypeError(
+            f"LLMAttentionAttribution.attribute sets {sorted(own)[0]} itself: prompt and target say it already."
+        )
