@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from captum_norm.forward import Position
+    from captum_norm.forward import HFForward, Position
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,11 @@ class Attributor:
         [self.name] = known_methods([name])
         self.method = METHODS[self.name]
         self.forward_func = HFForward(model, mode=self.method.mode, position=position)
-        self.arguments = {**self.method.arguments, **(arguments or {})}
-        self.attribution = self._made({**self.method.options, **(options or {})}, over)
+        self.options = {**self.method.options, **(options or {})}
+        self.over = self._checked(over)
+        inner = METHODS[self.over].arguments if self.over else {}
+        self.arguments = {**inner, **self.method.arguments, **(arguments or {})}
+        self.attribution = self._made(self.forward_func)
 
     def __call__(self, encoding: Mapping[str, Any], target: int | Tensor | None = None, seed: int = 0) -> Tensor:
         """One score per token.
@@ -189,31 +192,59 @@ class Attributor:
             raise ValueError(
                 f"{self.name} explains one output of the model, so it needs a target: a class or token id."
             )
-        given = {**self.forward_func.inputs(encoding), **self.arguments, "target": target}
+        return self._run(self.attribution, self.forward_func.inputs(encoding), target, seed)
+
+    def on(
+        self,
+        forward_func: HFForward,
+        inputs: Tensor,
+        *,
+        target: int | Tensor | None = None,
+        additional_forward_args: Any = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """The same method on another forward: on perturbed inputs, or on a model with other weights.
+
+        Args:
+            forward_func: the forward; in mode "gate" for all methods, attention methods included.
+            inputs: what it takes first.
+            target: as for a call.
+            additional_forward_args: what it takes after ``inputs``.
+            seed: as for a call.
+        """
+        given = {"inputs": inputs, "additional_forward_args": additional_forward_args}
+        return self._run(self._made(forward_func), given, target, seed)
+
+    def _run(self, attribution: Any, given: Mapping[str, Any], target: int | Tensor | None, seed: int) -> Tensor:
+        arguments = {**given, **self.arguments, "target": target}
         if self.method.baseline:
-            given.setdefault("baselines", torch.zeros_like(given["inputs"]))
+            arguments.setdefault("baselines", torch.zeros_like(given["inputs"]))
         with warnings.catch_warnings(), _seeded(seed if self.method.seeded else None, given["inputs"].device):
             warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
             warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes on non-linear")
-            scores: Tensor = self.attribution.attribute(**given)
+            scores: Tensor = attribution.attribute(**arguments)
         return scores.detach()
 
-    def _made(self, options: Mapping[str, Any], over: str | None) -> Any:
+    def _made(self, forward_func: HFForward) -> Any:
         make = getattr(import_module(self.method.source), self.name)
-        wrapped = over or self.method.over
+        inner: Any = forward_func
+        if self.over:
+            inner = getattr(import_module(METHODS[self.over].source), self.over)(forward_func)
         try:
-            return make(self._wrapped(wrapped) if wrapped else self.forward_func, **options)
+            return make(inner, **self.options)
         except TypeError as error:
-            raise ValueError(f"{self.name} cannot be made with {dict(options)}: {error}.") from error
+            raise ValueError(f"{self.name} cannot be made with {self.options}: {error}.") from error
 
-    def _wrapped(self, over: str) -> Any:
+    def _checked(self, over: str | None) -> str:
+        """The method that is wrapped; "" for none."""
+        if over is None:
+            return self.method.over
         [inner] = known_methods([over])
         if not self.method.over:
             raise ValueError(f"{self.name} wraps no other method, so over={over!r} says nothing.")
         if METHODS[inner].mode != "gate" or METHODS[inner].over:
             raise ValueError(f"{self.name} changes its inputs, which are a gate; {inner} reads ids or wraps another.")
-        self.arguments = {**METHODS[inner].arguments, **self.arguments}
-        return getattr(import_module(METHODS[inner].source), inner)(self.forward_func)
+        return inner
 
 
 def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target: int | None = None) -> TokenScores:

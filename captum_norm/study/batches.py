@@ -1,0 +1,273 @@
+"""Which examples go through the model together?  Those of like length, in batches that never change.
+
+Examples are sorted by their number of tokens and cut into batches before anything runs and before any process takes its
+share, so a batch holds the same examples whoever computes it and wherever an earlier run stopped.  That is what makes
+results bit-equal: floating-point sums depend on what is padded beside them.
+
+Axes: b batch, s token (padding included), c class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.forward import HFForward
+from captum_norm.inputs import longest_input
+from captum_norm.study.data import Example
+from captum_norm.tokens import Words, words_of
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """An example as the model reads it, without padding.
+
+    Attributes:
+        number: its place in the data.
+        example: the text and what is known of it.
+        inputs: what the tokenizer made of it, by name, (token,) each.
+        tokens: its tokens as strings.
+        words: the word of each token.
+        special: (token,) bool, True at special tokens.
+        evidence: (token,) bool, True at tokens that overlap the evidence; None where there is none.
+    """
+
+    number: int
+    example: Example
+    inputs: dict[str, Tensor]
+    tokens: tuple[str, ...]
+    words: Words
+    special: Tensor
+    evidence: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def seed(self, *more: Any) -> int:
+        """A number that depends on the text and on ``more`` alone, below 2^63."""
+        content = repr((self.example.key, self.example.text, *more)).encode()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples that go through the model together.
+
+    Attributes:
+        number: its place among the batches.
+        examples: what it holds.
+        inputs: what the model takes, padded, (b, s) each.
+        real: (b, s) bool, False at padding.
+        special: (b, s) bool.
+        evidence: (b, s) bool, all False for an example without any; None where no example has any.
+        target: (b,) long, the class that is explained.
+        memo: what metrics keep of this batch for each other.
+    """
+
+    number: int
+    examples: tuple[Tokenized, ...]
+    inputs: dict[str, Tensor]
+    real: Tensor
+    special: Tensor
+    evidence: Tensor | None
+    target: Tensor
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The examples' places in the data."""
+        return tuple(one.number for one in self.examples)
+
+    def removable(self, special: str) -> Tensor:
+        """(b, s) bool, the tokens that are ranked and removed: the real ones, special ones only to ``"keep"`` them."""
+        return self.real if special == "keep" else self.real & ~self.special
+
+    def single(self, row: int, pad: Padding) -> Batch:
+        """One of its examples by itself, without padding."""
+        return padded(self.number, (self.examples[row],), pad, self.target[row : row + 1])
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What is put beside shorter texts, and on which side.
+
+    Attributes:
+        token: the id; the attention mask hides it.
+        side: ``"right"`` or ``"left"``.
+    """
+
+    token: int = 0
+    side: str = "right"
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Padding:
+        """As the tokenizer pads; where it has no token for that, the one that ends a text."""
+        known = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+        return cls(next((t for t in known if t is not None), 0), getattr(tokenizer, "padding_side", "right"))
+
+
+def tokenize(examples: Sequence[Example], tokenizer: Any, model: Any, max_length: int | None = None) -> list[Tokenized]:
+    """The examples as the model reads them.
+
+    Args:
+        examples: the data.
+        tokenizer: a fast tokenizer of transformers.
+        model: the model, which may limit the number of tokens.
+        max_length: longer texts are cut to so many tokens; None refuses texts that are too long for the model.
+
+    Raises:
+        ValueError: naming the example, where a text is too long, gives no token of its own, or has evidence that no
+            token overlaps.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} keeps no offsets, so words and evidence cannot be told. Use a fast tokenizer."
+        )
+    limits = [longest_input(model), _told(tokenizer)]
+    limit = min((number for number in limits if number is not None), default=None)
+    return [_tokenized(i, one, tokenizer, limit, max_length) for i, one in enumerate(examples)]
+
+
+def cut(examples: Sequence[Tokenized], size: int) -> list[tuple[Tokenized, ...]]:
+    """Batches of up to ``size`` examples of like length, the longest first, then in a mixed but fixed order.
+
+    The longest comes first because it needs the most memory: what does not fit shows at once.  The others are mixed so
+    that the rate of the first minutes foretells the rest.
+    """
+    in_order = sorted(examples, key=lambda one: (len(one), one.number))
+    batches = [tuple(in_order[i : i + size]) for i in range(0, len(in_order), size)]
+    longest = batches.pop()
+    return [longest, *sorted(batches, key=lambda batch: batch[0].seed("order"))]
+
+
+def padded(number: int, examples: tuple[Tokenized, ...], pad: Padding, target: Tensor) -> Batch:
+    """The examples side by side in one batch."""
+    longest = max(map(len, examples))
+
+    def together(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
+        return torch.stack([_filled(row, longest, fill, pad.side) for row in rows])
+
+    names = examples[0].inputs
+    fills = {"input_ids": pad.token}
+    inputs = {name: together([one.inputs[name] for one in examples], fills.get(name, 0)) for name in names}
+    known = [one.evidence for one in examples]
+    blank = [torch.zeros(len(one), dtype=torch.bool) for one in examples]
+    return Batch(
+        number,
+        examples,
+        inputs,
+        together([~empty for empty in blank], False),
+        together([one.special for one in examples], False),
+        None
+        if all(e is None for e in known)
+        else together([b if e is None else e for e, b in zip(known, blank, strict=True)], False),
+        target,
+    )
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is explained of each example of a batch.
+
+    Attributes:
+        target: (b,) long, the class.
+        predicted: (b,) long, the class the model finds most probable.
+        probability: (b,) of the target, float64.
+    """
+
+    target: Tensor
+    predicted: Tensor
+    probability: Tensor
+
+
+def explain(batch: Batch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
+    """The class that is explained: the one the model predicts, or the label of the data.
+
+    Raises:
+        ValueError: naming the example, where a label is needed and missing, or the model has no such class.
+    """
+    given = forward.inputs(batch.inputs)
+    with torch.no_grad():
+        logits = forward(given["inputs"], *(given["additional_forward_args"] or ())).double().cpu()
+    predicted = logits.argmax(-1)
+    target = predicted
+    if which == "label":
+        target = torch.tensor([class_of(one.example, labels, logits.shape[1]) for one in batch.examples])
+    return Explained(target, predicted, logits.softmax(-1).gather(1, target[:, None])[:, 0])
+
+
+def with_target(batch: Batch, target: Tensor) -> Batch:
+    """The batch with what is explained."""
+    return replace(batch, target=target)
+
+
+def class_of(example: Example, labels: Mapping[str, int], classes: int) -> int:
+    """The number of the class that an example's label names.
+
+    Raises:
+        ValueError: where there is no label, or the model has no such class.
+
+    Example:
+        >>> class_of(Example("Warm.", label="Positive"), {"negative": 0, "positive": 1}, classes=2)
+        1
+    """
+    label = example.label
+    if label is None:
+        raise ValueError(f'{example.where} has no label, which target="label" explains.')
+    if isinstance(label, str) and label.lower() in labels:
+        return labels[label.lower()]
+    number = int(label) if isinstance(label, int) or label.lstrip("-").isdigit() else -1
+    if not 0 <= number < classes:
+        there = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
+        raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {there}.")
+    return number
+
+
+def _tokenized(number: int, example: Example, tokenizer: Any, limit: int | None, cut_at: int | None) -> Tokenized:
+    encoding = tokenizer(
+        example.text, truncation=cut_at is not None, max_length=cut_at, return_special_tokens_mask=True, verbose=False
+    )
+    ids = encoding["input_ids"]
+    special = torch.tensor(encoding["special_tokens_mask"], dtype=torch.bool)
+    if limit is not None and len(ids) > limit:
+        raise ValueError(
+            f"{example.where} has {len(ids)} tokens, but the model takes {limit}. Shorten it, or let texts be cut: "
+            f"max_length={limit}."
+        )
+    if bool(special.all()):
+        raise ValueError(f"{example.where}: the tokenizer makes no token of its text {example.text[:40]!r}.")
+    inputs = {n: torch.tensor(encoding[n]) for n in tokenizer.model_input_names if n in encoding}
+    tokens = tuple(tokenizer.convert_ids_to_tokens(ids))
+    words = words_of(encoding, example.text, special="keep")
+    evidence = _evidence(example, encoding.encodings[0].offsets, special, was_cut=cut_at is not None)
+    return Tokenized(number, example, inputs, tokens, words, special, evidence)
+
+
+def _evidence(example: Example, offsets: Sequence[tuple[int, int]], special: Tensor, was_cut: bool) -> Tensor | None:
+    if example.evidence is None:
+        return None
+    hit = [any(start < b and a < end for a, b in example.evidence) for start, end in offsets]
+    found = torch.tensor(hit, dtype=torch.bool) & ~special
+    if example.evidence and not bool(found.any()):
+        if was_cut:
+            return None  # all of it lay beyond the cut
+        raise ValueError(f"{example.where}: no token overlaps its evidence {example.evidence[0]}.")
+    return found
+
+
+def _filled(row: Tensor, length: int, fill: int | bool, side: str) -> Tensor:
+    extra = row.new_full((length - len(row),), fill)
+    return torch.cat([extra, row] if side == "left" else [row, extra])
+
+
+def _told(tokenizer: Any) -> int | None:
+    limit = getattr(tokenizer, "model_max_length", None)
+    return limit if isinstance(limit, int) and limit < 10**9 else None
