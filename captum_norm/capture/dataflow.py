@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.certificate import Probe
+from captum_norm.capture.graph import edge_of
 from captum_norm.capture.layout import Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Features, Place
@@ -58,9 +59,11 @@ _PROBE = Probe()
 class Dataflow:
     """What is known of the tensors of one running forward, and the attention calls that are under way."""
 
-    def __init__(self, sources: Iterable[Tensor], finish: Callable[[Mixture], None]) -> None:
+    def __init__(
+        self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False
+    ) -> None:
         self.traces = Traces()
-        self._finish = finish
+        self._finish, self._differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = 0
         self._embeddings = 0
@@ -102,6 +105,9 @@ class Dataflow:
         """A value product: an attention call begins, and those that have their projection are finished."""
         self.finish(only_projected=True)
         self._open.append(mixture)
+        mixture.steps = steps
+        if self._differentiable and not mixture.problem:
+            mixture.edge = edge_of(out)
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
 
     def finish(self, only_projected: bool = False) -> None:

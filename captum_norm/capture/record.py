@@ -14,6 +14,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import Module
 
+from captum_norm.capture.graph import MixedValues
+
 Kind = Literal["self", "causal", "cross"]
 
 
@@ -91,6 +93,39 @@ class Positions:
     grid: tuple[int, ...] | None = None
 
 
+FeedForward = Literal["", "behind", "beside", "several"]
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """What the model does with what one attention call gave out: residual and norms, up to the next attention call.
+
+    Attributes:
+        residual: what the model added to it, (batch, query, model).
+        residual_key: which key each query is itself, see :data:`captum_norm.functional.block.ResidualKey`.
+        inner: a norm or scale between attention and residual (Gemma's, LayerScale), at the state it normalised; None
+            where there is none.
+        norm: the norm behind the residual (post-LN), likewise; None where the stream goes on as the sum (pre-LN).
+        second_norm: the norm behind the feed-forward part, likewise.
+        output: what attention, residual and norm became, with all biases, (batch, query, model).
+        feed_forward: where the feed-forward part stands: ``"behind"`` the residual, ``"beside"`` attention (in
+            parallel), ``"several"`` of them with norms behind; ``""``: none was seen before the next attention call.
+        normalised: whether there is a norm anywhere in the block, before attention included.
+        certificate: how far residual and norms are from reproducing the states the model computed, along one random
+            direction.
+    """
+
+    residual: Tensor
+    residual_key: ResidualKey
+    inner: FrozenNorm | None
+    norm: FrozenNorm | None
+    second_norm: FrozenNorm | None
+    output: Tensor
+    feed_forward: FeedForward
+    normalised: bool
+    certificate: Certificate
+
+
 @dataclass(frozen=True)
 class AttentionRecord:
     """One attention call, read exactly: sum_h (weights_h @ values_h [* gate_h]) @ W_O_h + b_O is its output.
@@ -110,6 +145,7 @@ class AttentionRecord:
             where it received none (all are real).
         key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed.
+        mixed: weights_h @ values_h in autograd's graph, for ``recording(differentiable=True)``; else None.
     """
 
     call: AttentionCall
@@ -124,3 +160,6 @@ class AttentionRecord:
     query_mask: Tensor | None
     key_mask: Tensor | None
     certificate: Certificate
+    block: AttentionBlock | None = None
+    no_block: str = "blocks were not recorded"
+    mixed: MixedValues | None = None

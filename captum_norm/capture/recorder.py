@@ -31,6 +31,7 @@ from captum_norm.capture.certificate import (
     tolerance_for,
 )
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
@@ -49,6 +50,7 @@ def recording(
     sources: Sequence[Tensor] = (),
     model: Module | None = None,
     on_inexact: OnInexact | None = None,
+    differentiable: bool = False,
 ) -> Iterator[list[AttentionRecord]]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -62,6 +64,9 @@ def recording(
         sources: the input tensors whose positions matter; ``record.keys.source`` is the index among them.
         model: names are relative to this module; by default to the outermost module that is running.
         on_inexact: called with the error of a call that cannot be read exactly, instead of raising it.
+        differentiable: note each value product in autograd's graph, ``record.mixed``, so that gradients with respect to
+            its weights can be taken afterwards.  The forward has to run with gradients enabled; where parameters are
+            frozen, the graph begins at the first attention call.
 
     Yields:
         The list of records; empty while ``on_record`` is given.
@@ -79,7 +84,7 @@ def recording(
     """
     records: list[AttentionRecord] = []
     reader = _Reader(model, on_record or records.append, on_inexact)
-    flow = Dataflow(sources, reader.finish)
+    flow = Dataflow(sources, reader.finish, differentiable)
     mode = OperationMode(flow.rule_for)
     try:
         with _uncompiled(), mode:
@@ -157,6 +162,9 @@ class _Reader:
         keys, unknown = self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
         kind = self._kind(mixture, weights, queries, keys)
         batch, _, query, key = weights.shape
+        mixed = None
+        if mixture.edge is not None:
+            mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout)
         cross = kind == "cross"
         return AttentionRecord(
             call=replace(call, kind=kind, heads=weights.shape[1]),
@@ -171,6 +179,7 @@ class _Reader:
             query_mask=real_tokens(mixture.callers, batch, query),
             key_mask=real_tokens(mixture.callers, batch, key, memory=cross),
             certificate=certificate,
+            mixed=mixed,
         )
 
     def _kind(self, mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_norm.capture.callers import Caller
 from captum_norm.capture.layout import Step
@@ -26,6 +27,8 @@ class Mixture:
         weights_place, values_place: where the queries and the keys come from.
         problem: why this call cannot be read, known already; "" where nothing speaks against it.
         projection: W_O as far as it is known.
+        edge: the product in autograd's graph, where gradients are asked for.
+        steps: what the product's result is of (*lead, query, head_dim).
     """
 
     weights: Tensor
@@ -36,6 +39,8 @@ class Mixture:
     values_place: Place | None
     problem: str = ""
     projection: Projection | None = None
+    edge: GradientEdge | None = None
+    steps: tuple[Step, ...] = ()
     versions: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
