@@ -1,0 +1,150 @@
+"""What does the model make of an example when some of its tokens are gone?  Perturbed copies, run many at a time.
+
+    intact(forward, scored)                          -> log p(target | x)          (b,)
+    perturbed(forward, scored, examples, keep, ...)  -> log p(target | x, keep)    (r,)
+
+Axes: b batch, s sequence, r row (a copy of example ``examples[r]`` in which the tokens ``keep[r]`` stay), c class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.forward import HFForward
+from captum_norm.forward.embedding import EmbeddingSites
+from captum_norm.forward.keywords import keywords_of, title, unwrapped
+from captum_norm.study.removal import Copies, removal_named
+from captum_norm.study.scored import Scored
+
+
+def intact(forward: HFForward, scored: Scored) -> Tensor:
+    """log p(target | x) of the examples as they are, (b,) float64; computed once for each batch."""
+
+    def run() -> Tensor:
+        everything = torch.ones_like(scored.removable)
+        return _log_probabilities(forward, scored, torch.arange(len(scored)), everything, lambda copies: copies)
+
+    found: Tensor = remembered(scored, (forward, "intact"), run)
+    return found
+
+
+def perturbed(
+    forward: HFForward, scored: Scored, examples: Tensor, keep: Tensor, removal: str, max_rows: int
+) -> Tensor:
+    """log p(target | x, keep) of copies in which some tokens are gone.
+
+    Args:
+        forward: the model, in mode "ids".
+        scored: the examples.
+        examples: (r,) long, which example each row is a copy of.
+        keep: (r, s) bool, False at the tokens to remove; tokens that are not removable stay in any case.
+        removal: how, see `captum_norm.study.removal.REMOVALS`.
+        max_rows: how many rows the model runs at once.
+
+    Returns:
+        (r,) float64.  Copies that are the same are run once.
+
+    Raises:
+        ValueError: if this model's tokens cannot be removed in this way, or an output is no finite number.
+    """
+    apply = removal_named(removal).apply
+    keep = keep | ~scored.removable[examples]
+    rows, place = torch.unique(torch.cat([examples[:, None], keep.long()], dim=1), dim=0, return_inverse=True)
+    found = [
+        _log_probabilities(forward, scored, chunk[:, 0], chunk[:, 1:].bool(), apply)
+        for chunk in torch.split(rows, max_rows)
+    ]
+    return torch.cat(found)[place]
+
+
+def changed(
+    forward: HFForward, scored: Scored, examples: Tensor, change: Callable[[Copies], Copies], max_rows: int
+) -> Tensor:
+    """log p(target) of copies that a function of one's own changes, chunk by chunk: (r,) float64."""
+    everything = torch.ones_like(scored.removable)
+    found = [
+        _log_probabilities(forward, scored, chunk, everything[chunk], change)
+        for chunk in torch.split(examples, max_rows)
+    ]
+    return torch.cat(found)
+
+
+def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returned the first time it was asked for under this key, for this batch."""
+    if key not in scored.memo:
+        scored.memo[key] = compute()
+    return scored.memo[key]
+
+
+def _log_probabilities(
+    forward: HFForward, scored: Scored, examples: Tensor, keep: Tensor, apply: Callable[[Copies], Copies]
+) -> Tensor:
+    arguments = remembered(scored, (forward, "arguments"), lambda: _arguments(forward, scored))
+    main, extras, position = arguments
+    device = main.device
+    examples = examples.to(device)
+    copies = apply(
+        Copies(
+            main.index_select(0, examples),
+            {name: value.index_select(0, examples) for name, value in extras.items()},
+            keep.to(device),
+            examples.cpu(),
+            forward,
+            scored.mask_id,
+            scored.memo,
+        )
+    )
+    last = () if position is None else (position.index_select(0, examples),)
+    logits = _run(forward, copies, last)
+    return _of_target(forward, logits, scored.target[examples.cpu()])
+
+
+def _arguments(forward: HFForward, scored: Scored) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """The model's input, its extras by name, and the position of each example where one was given for each."""
+    given = forward.inputs(scored.inputs)
+    main, extras = given["inputs"], given["additional_forward_args"] or ()
+    if not main.is_floating_point() and main.shape != scored.scores.shape:
+        raise ValueError(
+            f"Scored: scores are {tuple(scored.scores.shape)}, but the model takes ids of shape {tuple(main.shape)}; "
+            "there is one score per token, padding included."
+        )
+    named = {name: value for name, value in zip(forward.names, extras, strict=False) if value is not None}
+    position = extras[len(forward.names)] if len(extras) > len(forward.names) else None
+    return main, named, position
+
+
+def _run(forward: HFForward, copies: Copies, position: tuple[Tensor, ...]) -> Tensor:
+    extras = tuple(copies.extras.get(name) for name in forward.names)
+    if copies.change is None:
+        around: Any = nullcontext()
+    else:
+        main_name = next(iter(keywords_of(forward.model)), "input_ids")
+        around = EmbeddingSites(forward.model, main_name, forward.embedding).changed(copies.main, copies.change)
+    with torch.no_grad(), around:
+        logits: Tensor = forward(copies.main, *extras, *position)
+    return logits
+
+
+def _of_target(forward: HFForward, logits: Tensor, target: Tensor) -> Tensor:
+    """log p of each row's target, (r,) float64 on the CPU."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"{title(forward.model)} returns {tuple(logits.shape)}: a metric of probabilities needs at least two "
+            "classes, (batch, class)."
+        )
+    classes = logits.shape[1]
+    wrong = target[(target < 0) | (target >= classes)].tolist()
+    if wrong:
+        raise ValueError(f"Scored: target {wrong[0]} is no class of {title(forward.model)}, which has {classes}.")
+    if not torch.isfinite(logits.gather(1, target[:, None].to(logits.device))).all():
+        raise ValueError(f"{title(forward.model)} returned NaN or infinity for a target; nothing can be measured.")
+    config = getattr(unwrapped(forward.model), "config", None)
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    logs = logits.double().cpu()
+    logs = torch.nn.functional.logsigmoid(logs) if several else logs.log_softmax(-1)
+    return logs.gather(1, target[:, None])[:, 0]

@@ -1,0 +1,211 @@
+"""How is a token removed from a text?  Five ways, none of them neutral, so every result names the one it used.
+
+A copy of an example comes with ``keep``, which tokens stay.  Deleting, padding and [MASK] change the ids; the others
+change the vectors that the ids are embedded to, whatever module does that.
+
+Axes: r row (a perturbed copy of some example), s sequence, d model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_norm.forward import HFForward
+from captum_norm.forward.embedding import Change, gated
+from captum_norm.forward.keywords import title, unwrapped
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Perturbed copies, as the model is about to take them.
+
+    Attributes:
+        main: (r, s) token ids, or pixels.
+        extras: the other inputs by name, (r, ...) each.
+        keep: (r, s) bool, False at the tokens to remove.
+        examples: (r,) long, which example of the batch each row is a copy of.
+        forward: the model.
+        mask_id: the id of [MASK], or None.
+        memo: what need not be computed again for the next copies.
+        change: what becomes of the embedded vectors; None for nothing.
+    """
+
+    main: Tensor
+    extras: dict[str, Tensor]
+    keep: Tensor
+    examples: Tensor
+    forward: HFForward
+    mask_id: int | None
+    memo: dict[Any, Any]
+    change: Change | None = None
+
+    def but(self, **changed: Any) -> Copies:
+        """The same with some fields changed."""
+        return Copies(**{**self.__dict__, **changed})
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One way of removing tokens.
+
+    Attributes:
+        meaning: what it does, in one sentence.
+        apply: does it.
+    """
+
+    meaning: str
+    apply: Callable[[Copies], Copies]
+
+
+def removal_named(name: str) -> Removal:
+    """One of `REMOVALS`.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> removal_named("gate").meaning
+        "the token's embedding is multiplied by 0"
+    """
+    if name not in REMOVALS:
+        raise ValueError(f"removal should be one of {', '.join(map(repr, REMOVALS))}, got {name!r}.")
+    return REMOVALS[name]
+
+
+def _mask(copies: Copies) -> Copies:
+    _check_ids("mask", copies)
+    if copies.mask_id is None:
+        raise ValueError(
+            f"removal='mask': no [MASK] token is known for {title(copies.forward.model)}. Give "
+            "Scored(mask_id=tokenizer.mask_token_id); where the tokenizer has none, choose removal='delete', 'pad', "
+            "'mean_embedding' or 'gate'."
+        )
+    return copies.but(main=torch.where(copies.keep, copies.main, copies.mask_id))
+
+
+def _pad(copies: Copies) -> Copies:
+    _check_ids("pad", copies)
+    mask = _attention_mask("pad", copies)
+    padding = padding_id(copies.forward.model)
+    left = mask * copies.keep
+    return copies.but(
+        main=torch.where(copies.keep, copies.main, padding),
+        extras={**copies.extras, "attention_mask": _never_empty(left, mask)},
+    )
+
+
+def _delete(copies: Copies) -> Copies:
+    """The tokens that stay move together, towards the side that is not padded; the others become padding."""
+    _check_ids("delete", copies)
+    _check_position(copies)
+    mask = _attention_mask("delete", copies)
+    hidden = _pad(copies)
+    left = hidden.extras["attention_mask"]
+    from_the_left = bool((mask[:, 0] > 0).all())
+    # A stable sort brings what stays to one side and keeps its order.
+    order = (left == 0 if from_the_left else left > 0).int().argsort(dim=1, stable=True)
+    length = int((left > 0).sum(1).max())
+    order = order[:, :length] if from_the_left else order[:, -length:]
+    moved = {name: value.gather(1, order) for name, value in _per_token(hidden.extras, left).items()}
+    return hidden.but(
+        main=hidden.main.gather(1, order), extras={**hidden.extras, **moved}, keep=left.gather(1, order) > 0
+    )
+
+
+def _gate(copies: Copies) -> Copies:
+    gate = copies.keep.to(next((p.dtype for p in copies.forward.model.parameters()), torch.get_default_dtype()))
+    return copies.but(change=gated(gate))
+
+
+def _mean_embedding(copies: Copies) -> Copies:
+    _check_ids("mean_embedding", copies)
+
+    def change(module: nn.Module, output: Tensor) -> Tensor:
+        mean = copies.memo.get(("mean embedding", module))
+        if mean is None:
+            mean = copies.memo["mean embedding", module] = _mean_vector(module)
+        return torch.where(copies.keep[..., None], output, mean.to(output))
+
+    return copies.but(change=change)
+
+
+def _mean_vector(module: nn.Module) -> Tensor:
+    """The mean over the vocabulary of what a module embeds it to, (d,)."""
+    tables = [part for part in module.modules() if isinstance(part, nn.Embedding)]
+    if len(tables) != 1:
+        raise ValueError(
+            f"removal='mean_embedding': the ids are embedded by a {type(module).__name__} with {len(tables)} tables, "
+            "so there is no mean vector. Choose removal='gate', 'delete' or 'pad'."
+        )
+    ids = torch.arange(tables[0].num_embeddings, device=tables[0].weight.device)
+    # forward, not the call: this runs inside a hook of the very module.
+    vectors: Tensor = module.forward(ids)
+    return vectors.double().mean(0)
+
+
+REMOVALS: dict[str, Removal] = {
+    "delete": Removal("the token is cut out and the text closes up", _delete),
+    "mask": Removal("the token's id is replaced by [MASK]", _mask),
+    "pad": Removal("the token becomes padding that nothing attends to; the others keep their places", _pad),
+    "mean_embedding": Removal("the token's embedding is replaced by the mean over the vocabulary", _mean_embedding),
+    "gate": Removal("the token's embedding is multiplied by 0", _gate),
+}
+"""Every way of removing a token.  Where deleting or padding would leave nothing at all, one padding token stands in."""
+
+
+def padding_id(model: nn.Module) -> int:
+    """The id that fills up texts: the config's padding, else its end of sequence, else 0; the mask hides it anyhow."""
+    config = getattr(unwrapped(model), "config", None)
+    found = [getattr(config, name, None) for name in ("pad_token_id", "eos_token_id")]
+    flat = [one[0] if isinstance(one, list) else one for one in found]
+    return next((int(one) for one in flat if one is not None), 0)
+
+
+def _never_empty(left: Tensor, mask: Tensor) -> Tensor:
+    """A text without any token has no representation: its first place stays, as padding that is attended to."""
+    empty = ~(left > 0).any(1)
+    first = torch.zeros_like(left).scatter(1, (mask > 0).int().argmax(1, keepdim=True), 1)
+    return torch.where(empty[:, None], first, left)
+
+
+def _per_token(extras: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """The extras that say something of each token of the text."""
+    return {n: v for n, v in extras.items() if v.shape == mask.shape and not n.startswith("decoder_")}
+
+
+def _attention_mask(removal: str, copies: Copies) -> Tensor:
+    if "attention_mask" not in copies.forward.names:
+        raise ValueError(
+            f"removal={removal!r} hides tokens with attention_mask, which {title(copies.forward.model)} does not take "
+            "(or HFForward(names=...) leaves out). Choose removal='mask', 'mean_embedding' or 'gate'."
+        )
+    mask = copies.extras.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(copies.main)
+    if mask.shape != copies.main.shape:
+        raise ValueError(
+            f"removal={removal!r}: attention_mask should be (batch, token) = {tuple(copies.main.shape)}, got "
+            f"{tuple(mask.shape)}. Choose removal='mask', 'mean_embedding' or 'gate'."
+        )
+    return mask
+
+
+def _check_ids(removal: str, copies: Copies) -> None:
+    if copies.main.is_floating_point():
+        raise ValueError(
+            f"removal={removal!r} is for token ids, but {title(copies.forward.model)} takes "
+            f"{copies.main.dtype} of shape {tuple(copies.main.shape)}. Choose removal='gate'."
+        )
+
+
+def _check_position(copies: Copies) -> None:
+    if copies.forward.position is not None and copies.forward.position != "mean":
+        raise ValueError(
+            f"removal='delete' moves tokens, so HFForward(position={copies.forward.position!r}) would be another token "
+            "in each copy. Choose removal='mask', 'pad', 'mean_embedding' or 'gate'."
+        )
