@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
-from captum_norm.attr._aggregate import AggregateType, make_aggregate
+from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
 from captum_norm.attr._captum import Attribution, as_tuple, check_target, extra_arguments, is_tuple, logged, run_forward
 from captum_norm.attr._placing import spread
 from captum_norm.attr._position import PositionType, Rows
@@ -58,24 +58,35 @@ class Method:
         on_inexact: Callable[[InexactCaptureError], None],
     ) -> None:
         """Run the model once, without gradients; each attention call goes to ``on_record`` as it finishes."""
+        with torch.no_grad():
+            check_target(self._forward(inputs, extras, on_record, on_inexact), target)
+
+    def _forward(
+        self,
+        inputs: tuple[Tensor, ...],
+        extras: tuple[Any, ...],
+        on_record: Callable[[AttentionRecord], None],
+        on_inexact: Callable[[InexactCaptureError], None],
+        differentiable: bool = False,
+    ) -> Any:
+        """The model's own output, every attention call being recorded."""
         forward = unwrapped(self.forward_func)
         _refuse_replicas(type(self).__name__, self.forward_func)
         sources = _sources(forward, inputs, extras)
         model = getattr(forward, "model", None)
-        with torch.no_grad():
-            try:
-                _check_raw_model(forward, inputs, extras)
-                with recording(
-                    on_record,
-                    sources=sources,
-                    model=model if isinstance(model, Module) else None,
-                    on_inexact=on_inexact,
-                ):
-                    output = run_forward(self.forward_func, inputs, extras)
-            except (RuntimeError, TypeError) as error:
-                _explain_float_ids(type(self).__name__, inputs, error)
-                raise
-            check_target(output, target)
+        try:
+            _check_raw_model(forward, inputs, extras)
+            with recording(
+                on_record,
+                sources=sources,
+                model=model if isinstance(model, Module) else None,
+                on_inexact=on_inexact,
+                differentiable=differentiable,
+            ):
+                return run_forward(self.forward_func, inputs, extras)
+        except (RuntimeError, TypeError) as error:
+            _explain_float_ids(type(self).__name__, inputs, error)
+            raise
 
 
 class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
@@ -96,6 +107,10 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
     def measure(self, record: AttentionRecord) -> Tensor:
         """The matrix of one attention call, (batch, query, key)."""
         raise NotImplementedError
+
+    def _new_aggregate(self) -> Aggregate:
+        """How the calls of one pass become one answer."""
+        return make_aggregate(self.aggregate, self.residual)
 
     @logged
     def attribute(
@@ -145,7 +160,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         reduction = Reduction(
             type(self).__name__,
             self.measure,
-            make_aggregate(self.aggregate, self.residual),
+            self._new_aggregate(),
             rows,
             check_kind(kind),
             call,
