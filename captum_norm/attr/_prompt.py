@@ -88,7 +88,11 @@ def known_ids(what: str, given: Sequence[int] | Sequence[str] | Tensor, tokenize
 
 def token_texts(ids: list[int], tokenizer: Any) -> list[str]:
     """Each token as text, without the vocabulary's marks where it stands for characters by itself."""
-    return [_text(token, tokenizer) for token in tokenizer.convert_ids_to_tokens(ids)]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    # A model's table may be longer than its vocabulary; a row without a name goes by its number.
+    return [
+        f"<{number}>" if token is None else _text(token, tokenizer) for number, token in zip(ids, tokens, strict=True)
+    ]
 
 
 def _of_tokens(ids: Tensor, tokenizer: Any, kept: Tensor, names: Callable[[list[int]], list[str]]) -> Prompt:

@@ -97,8 +97,9 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
     def __init__(self, attr_method: InputAttribution, tokenizer: Any) -> None:
         _check_method(attr_method)
         _check_tokenizer(tokenizer)
+        model = _model_of(attr_method)
         super().__init__(attr_method, tokenizer)
-        self.model = _model_of(attr_method)
+        self.model = model
         self.attr_method = attr_method
         self.report = LLMAttributionReport()
 

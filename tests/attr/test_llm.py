@@ -1,0 +1,512 @@
+"""Each token that a language model writes is explained by the row that predicted it, whatever the prompt came as."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from captum.attr import FeatureAblation, LLMAttributionResult, TextTemplateInput, TextTokenInput
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from captum_norm.attr import (
+    AttentionFlow,
+    AttentionNorm,
+    AttentionRollout,
+    AttentionWeights,
+    LayerAttentionNorm,
+    LLMAttentionAttribution,
+)
+from captum_norm.attr._captum import BaseLLMAttribution
+from captum_norm.forward import HFForward
+
+from . import llama2c
+from .methods import INPUT_METHODS
+from .models import VOCABULARY, ids, tiny
+
+close = torch.testing.assert_close
+every_input_method = pytest.mark.parametrize("row", INPUT_METHODS, ids=lambda row: row.name)
+
+TEXTS = ["the cat sat on the mat", "a cat and a dog", "the dog ran to the cat, and sat", "an ant can do it"]
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2's kind: a space belongs to the word after it, nothing is put before a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """Llama's kind: spaces are characters, and <s> comes before each text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return sentence_piece()
+
+
+@pytest.fixture
+def method(tokenizer) -> LLMAttentionAttribution:
+    return LLMAttentionAttribution(AttentionNorm(tiny("Llama")), tokenizer)
+
+
+def counted(model: nn.Module) -> list[int]:
+    """The length of what the model reads, call by call."""
+    lengths: list[int] = []
+    model.register_forward_pre_hook(lambda _m, args, kwargs: lengths.append(args[0].shape[1]), with_kwargs=True)
+    return lengths
+
+
+# what the scores are
+
+
+@every_input_method
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+def test_a_target_token_has_the_scores_of_the_row_that_predicts_it(row, family):
+    model = tiny(family)
+    prompt, target = ids(4), ids(3, seed=1)
+    found = LLMAttentionAttribution(row.build(model), sentence_piece()).attribute(prompt, target)
+    whole = torch.cat([prompt, target])[None]
+    for number in range(3):
+        alone = row.build(model).attribute(whole[:, : 4 + number], position=-1)
+        close(found.token_attr[number], alone[0, :4], rtol=1e-5, atol=1e-7)
+    close(found.seq_attr, found.token_attr.sum(0))
+
+
+@pytest.mark.parametrize("kind", [AttentionWeights, AttentionNorm, AttentionRollout, AttentionFlow])
+def test_one_pass_serves_all_target_tokens(kind):
+    model = tiny("Llama")
+    lengths = counted(model)
+    LLMAttentionAttribution(kind(model), sentence_piece()).attribute(ids(4), ids(5))
+    assert lengths == [8]  # the last target token is predicted, not read
+
+
+def test_a_target_may_end_where_the_models_positions_end():
+    model = tiny("GPT2")
+    result = LLMAttentionAttribution(AttentionNorm(model), byte_level()).attribute(ids(20), ids(13))
+    assert result.token_attr.shape == (13, 20)
+    with pytest.raises(ValueError, match="33 tokens, but its table of positions ends at 32"):
+        LLMAttentionAttribution(AttentionNorm(model), byte_level()).attribute(ids(20), ids(14))
+
+
+def test_probabilities_are_those_the_model_gave():
+    model = tiny("GPT2")
+    result = LLMAttentionAttribution(AttentionNorm(model), byte_level()).attribute(ids(4), ids(3))
+    with torch.no_grad():
+        logits = model(torch.cat([ids(4), ids(3)])[None]).logits[0, 3:6]
+    close(result.output_probs, logits.softmax(-1)[torch.arange(3), ids(3)])
+
+
+def test_one_token_of_prompt_and_one_of_target_are_enough(method):
+    result = method.attribute([1], [5])
+    assert result.token_attr.shape == (1, 1)
+    close(result.seq_attr, AttentionNorm(method.model).attribute(torch.tensor([[1]]))[0])
+
+
+def test_trials_are_averaged(method):
+    once, thrice = method.attribute("a cat", "sat"), method.attribute("a cat", "sat", num_trials=3)
+    close(thrice.token_attr, once.token_attr)
+    dropping = tiny("GPT2").train()
+    dropping.config.attn_pdrop = 0.5
+    noisy = LLMAttentionAttribution(AttentionWeights(dropping), byte_level())
+    lengths = counted(dropping)
+    noisy.attribute(ids(4), ids(2), num_trials=3)
+    assert lengths == [5, 5, 5]
+
+
+# what a prompt and a target may be
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_a_prompt_is_the_same_in_every_form(make):
+    tokenizer = make()
+    method = LLMAttentionAttribution(AttentionNorm(tiny("Llama")), tokenizer)
+    text = "the dog sat"
+    numbers = tokenizer.encode(text)
+    assert (numbers[0] == 1) == (make is sentence_piece)  # <s>, if this tokenizer puts it there
+    tokens = tokenizer.convert_ids_to_tokens(numbers)
+    expected = method.attribute(text, "a cat")
+    for form in (numbers, tuple(numbers), torch.tensor(numbers), torch.tensor([numbers]), tokens):
+        found = method.attribute(form, "a cat")
+        close(found.token_attr, expected.token_attr, rtol=0, atol=0)
+        assert found.input_tokens == expected.input_tokens
+    captums = TextTokenInput(text, tokenizer)
+    found = method.attribute(captums, "a cat")
+    close(found.token_attr, expected.token_attr, rtol=0, atol=0)
+    assert found.input_tokens == captums.values == tokens
+    assert found.inp is captums
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_a_target_is_the_same_in_every_form(make):
+    tokenizer = make()
+    method = LLMAttentionAttribution(AttentionNorm(tiny("Llama")), tokenizer)
+    numbers = tokenizer.encode("a cat", add_special_tokens=False)
+    expected = method.attribute("the dog", "a cat")
+    assert len(expected.output_tokens) == len(numbers)
+    for form in (numbers, torch.tensor(numbers), torch.tensor([numbers]), tokenizer.convert_ids_to_tokens(numbers)):
+        close(method.attribute("the dog", form).token_attr, expected.token_attr, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_without_a_target_the_model_writes_it(method, cached):
+    arguments = {"max_new_tokens": 4, "do_sample": False}
+    result = method.attribute("a cat", gen_args=arguments, use_cached_outputs=cached)
+    prompt = method.tokenizer("a cat", return_tensors="pt")["input_ids"]
+    written = method.model.generate(prompt, **arguments)[0, prompt.shape[1] :]
+    close(result.token_attr, method.attribute("a cat", written).token_attr)
+
+
+def test_tokens_are_shown_as_text():
+    gpt = LLMAttentionAttribution(AttentionNorm(tiny("GPT2")), byte_level())
+    assert gpt.attribute("the cat", " sat").input_tokens == ["the", "cat"]
+    llama = LLMAttentionAttribution(AttentionNorm(tiny("Llama")), sentence_piece())
+    assert llama.attribute("the cat", "the dog").input_tokens == ["<s>", "the", "cat"]
+
+
+def test_an_id_without_a_name_goes_by_its_number(method):
+    assert method.attribute([1, 59], [58]).input_tokens == ["<s>", "<59>"]
+
+
+# what is left out
+
+
+def test_skipped_tokens_have_no_score_and_are_named(method):
+    everything = method.attribute("the cat", "a dog")
+    rest = method.attribute("the cat", "a dog", skip_tokens=["<s>"])
+    assert rest.input_tokens == everything.input_tokens[1:]
+    close(rest.token_attr, everything.token_attr[:, 1:], rtol=0, atol=0)
+    assert method.report.left_out == ("<s>",)
+    close(method.report.to_left_out, everything.token_attr[:, 0])
+    by_id = method.attribute("the cat", "a dog", skip_tokens=[1])
+    close(by_id.token_attr, rest.token_attr, rtol=0, atol=0)
+
+
+def test_captums_skip_tokens_hold_and_may_be_more(method):
+    inp = TextTokenInput("the cat", method.tokenizer, skip_tokens=["<s>"])
+    found = method.attribute(inp, "a dog")
+    assert found.input_tokens == inp.values
+    close(found.token_attr, method.attribute("the cat", "a dog", skip_tokens=["<s>"]).token_attr)
+    assert method.attribute(inp, "a dog", skip_tokens=[inp.values[0]]).input_tokens == inp.values[1:]
+    assert len(method.report.left_out) == 2
+
+
+@pytest.mark.parametrize("skip", [None, ["<s>"]])
+def test_what_is_scored_and_what_is_not_make_the_whole_row(tokenizer, skip):
+    method = LLMAttentionAttribution(AttentionWeights(tiny("Llama")), tokenizer)
+    result = method.attribute("the cat", "a dog ran", skip_tokens=skip)
+    close(
+        result.token_attr.sum(1) + method.report.to_left_out + method.report.to_target,
+        torch.ones(len(result.token_attr)),
+    )
+    assert method.report.to_target[0] == 0
+
+
+def test_certificates_are_kept(method):
+    method.attribute("the cat", "a dog")
+    assert [call.kind for call, _ in method.report.certificates] == ["causal", "causal"]
+    assert all(float(certificate) < certificate.tolerance for _, certificate in method.report.certificates)
+
+
+# templates
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_the_tokens_of_a_value_are_added_up(make):
+    method = LLMAttentionAttribution(AttentionNorm(tiny("Llama")), make())
+    inp = TextTemplateInput("the {} sat on {}", ["cat and dog", "the mat"])
+    result = method.attribute(inp, "a dog")
+    report = method.report
+    tokens = method.attribute("the cat and dog sat on the mat", "a dog")
+    assert result.input_tokens == ["cat and dog", "the mat"]
+    offset = 1 if make is sentence_piece else 0
+    encoded = make()("the cat and dog sat on the mat", return_offsets_mapping=True, add_special_tokens=False)
+    for number, (first, last) in enumerate([(4, 15), (23, 30)]):
+        mine = [n + offset for n, (s, e) in enumerate(encoded["offset_mapping"]) if s < last and e > first]
+        close(result.token_attr[:, number], tokens.token_attr[:, mine].sum(1))
+    close(result.token_attr.sum(1) + report.to_left_out, tokens.token_attr.sum(1))
+    assert report.left_out[-3:] == ("the", "sat", "on")
+
+
+def test_templates_may_be_functions_take_names_and_repeat_a_value(method):
+    by_place = method.attribute(TextTemplateInput("{0} and {1} and {0}", ["a cat", "a dog"]), "sat")
+    values = {"one": "a cat", "two": "a dog"}
+    by_name = method.attribute(TextTemplateInput("{one} and {two} and {one}", values), "sat")
+    by_function = method.attribute(
+        TextTemplateInput(lambda one, two: f"{one} and {two} and {one}", ["a cat", "a dog"]), "sat"
+    )
+    close(by_name.token_attr, by_place.token_attr)
+    close(by_function.token_attr, by_place.token_attr)
+    tokens = method.attribute("a cat and a dog and a cat", "sat")
+    twice = [n for n, token in enumerate(tokens.input_tokens) if token == "cat"]
+    assert len(twice) == 2
+    assert (by_place.token_attr[:, 0] >= tokens.token_attr[:, twice].sum(1)).all()
+
+
+def test_values_of_one_group_are_one_feature(method):
+    values = ["cat", "mat", "dog"]
+    alone = method.attribute(TextTemplateInput("the {} the {} the {}", values), "sat")
+    grouped = method.attribute(TextTemplateInput("the {} the {} the {}", values, mask=[0, 1, 0]), "sat")
+    together = alone.token_attr[:, 0] + alone.token_attr[:, 2]
+    close(grouped.token_attr, torch.stack([together, alone.token_attr[:, 1], together], dim=1))
+    assert grouped.input_tokens == values
+
+
+def test_a_token_of_two_values_is_divided_by_characters(method):
+    whole = method.attribute("the cat", "sat", skip_tokens=["<s>"])
+    assert whole.input_tokens == ["the", "cat"]
+    parts = method.attribute(TextTemplateInput("the {}{}", ["c", "at"]), "sat")
+    close(parts.token_attr, whole.token_attr[:, 1:] * torch.tensor([1 / 3, 2 / 3]))
+
+
+def test_a_template_that_changes_its_values_is_refused(method):
+    with pytest.raises(ValueError, match="the template changes its value 'cat'"):
+        method.attribute(TextTemplateInput(lambda value: f"the {value[:2]}", ["cat"]), "sat")
+    with pytest.raises(ValueError, match="no token of the prompt 'the cat' belongs to a value"):
+        method.attribute(TextTemplateInput("the cat{}", [""]), "sat")
+
+
+def test_a_tokenizer_without_offsets_cannot_take_templates(method):
+    class WithoutOffsets:
+        encode, convert_ids_to_tokens, convert_tokens_to_ids = (
+            staticmethod(getattr(method.tokenizer, name))
+            for name in ("encode", "convert_ids_to_tokens", "convert_tokens_to_ids")
+        )
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            raise NotImplementedError("return_offset_mapping is not available")
+
+    other = LLMAttentionAttribution(AttentionNorm(method.model), WithoutOffsets())
+    assert other.attribute("the cat", "sat").input_tokens == ["<s>", "▁the", "▁cat"]
+    with pytest.raises(ValueError, match="WithoutOffsets does not say which characters"):
+        other.attribute(TextTemplateInput("the {}", ["cat"]), "sat")
+
+
+# Captum's side
+
+
+def test_it_is_captums_interface(method):
+    assert isinstance(method, BaseLLMAttribution)
+    assert LLMAttentionAttribution.get_name() == "LLM Attention Attribution"
+    assert method.has_convergence_delta() is False
+    assert method.multiplies_by_inputs is False
+    with pytest.raises(NotImplementedError, match="LLMAttentionAttribution"):
+        method.attribute_future()
+    result = method.attribute("the cat", "a dog")
+    assert isinstance(result, LLMAttributionResult)
+    assert not result.token_attr.requires_grad
+    assert result.seq_attr_dict.keys() == set(result.input_tokens)
+
+
+def test_both_plots_can_be_drawn(method):
+    result = method.attribute("the cat sat", "a dog")
+    figure, axes = result.plot_token_attr()
+    assert [label.get_text() for label in axes.get_xticklabels()] == result.input_tokens
+    assert [label.get_text() for label in axes.get_yticklabels()] == result.output_tokens
+    plt.close(figure)
+    figure, axes = result.plot_seq_attr()
+    assert len(axes.patches) == 2 * len(result.input_tokens)  # bars up and bars down
+    plt.close(figure)
+
+
+def test_any_forward_of_the_model_will_do(tokenizer):
+    model = tiny("Llama")
+    expected = LLMAttentionAttribution(AttentionNorm(model), tokenizer).attribute("the cat", "a dog")
+    for forward in (HFForward(model), HFForward(model, mode="gate"), HFForward(model, use_cache=False)):
+        found = LLMAttentionAttribution(AttentionNorm(forward), tokenizer)
+        assert found.model is model
+        close(found.attribute("the cat", "a dog").token_attr, expected.token_attr, rtol=0, atol=0)
+
+
+def test_kind_and_call_reach_the_method(method):
+    close(method.attribute("a cat", "sat", kind="self").token_attr, method.attribute("a cat", "sat").token_attr)
+    with pytest.raises(ValueError, match='kind should be "self"'):
+        method.attribute("a cat", "sat", kind="all")
+
+
+def hooks(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+def test_model_method_and_random_numbers_are_untouched(method):
+    model = method.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config, forward = model.config.to_dict(), method.attr_method.forward_func
+    random = torch.get_rng_state()
+    prompt = ids(1, 4)
+    kept = prompt.clone()
+    method.attribute(prompt, gen_args={"max_new_tokens": 2, "do_sample": False})
+    with pytest.raises(ValueError, match="empty"):
+        method.attribute("", "a")
+    assert torch.equal(prompt, kept)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.config.to_dict() == config
+    assert method.attr_method.forward_func is forward
+    assert not model.training
+    assert hooks(model) == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_and_pickles_work_alike(method, duplicate):
+    expected = method.attribute("the cat", "a dog").token_attr
+    close(duplicate(method).attribute("the cat", "a dog").token_attr, expected, rtol=0, atol=0)
+
+
+def test_threads_do_not_disturb_each_other(method):
+    prompts = ["the cat", "a dog and a cat", "the mat sat"]
+    expected = [method.attribute(prompt, "a dog").token_attr for prompt in prompts]
+    found: dict[int, Tensor] = {}
+
+    def run(number: int) -> None:
+        for _ in range(3):
+            found[number] = method.attribute(prompts[number], "a dog").token_attr
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, scores in enumerate(expected):
+        close(found[number], scores, rtol=0, atol=0)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "options", "error", "message"),
+    [
+        ("", "a", {}, ValueError, "the prompt is empty"),
+        ([], "a", {}, ValueError, "the prompt is empty"),
+        ("a", "", {}, ValueError, "the target is empty"),
+        ("a", [], {}, ValueError, "the target is empty"),
+        ("a", [60], {}, ValueError, "target input_ids holds ids from 60 to 60, but the model knows 0 to 59"),
+        ([99], "a", {}, ValueError, "input_ids holds ids from 99 to 99, but the model knows 0 to 59"),
+        ("a", "xyz", {}, ValueError, "target 'xyz' is not in the vocabulary.*'<unk>' stands for"),
+        ("a", ["▁a", "zebra"], {}, ValueError, "target: 'zebra' is no token of the vocabulary"),
+        (["the cat", "a dog"], "a", {}, ValueError, "inp: 'the cat' is no token.*several texts one by one"),
+        (torch.ones(2, 3).long(), "a", {}, ValueError, r"inp should be the ids of one example.*\(2, 3\)"),
+        (torch.ones(3), "a", {}, ValueError, "inp should be the ids of one example.*float32"),
+        ({"input_ids": [1]}, "a", {}, TypeError, "inp should be a list of ids or of tokens, got dict"),
+        ("a", 5, {}, TypeError, "target should be a list of ids or of tokens, got int"),
+        ([True], "a", {}, TypeError, "got bool True in it"),
+        ("a", "a", {"skip_tokens": "<s>"}, TypeError, "skip_tokens should be a list"),
+        ("a", "a", {"skip_tokens": ["[CLS]"]}, ValueError, r"skip_tokens: '\[CLS\]' is no token"),
+        ("a", "a", {"skip_tokens": ["<s>", "▁a"]}, ValueError, "skip_tokens leaves nothing of the prompt"),
+        ("a", "a", {"gen_args": {"max_new_tokens": 3}}, ValueError, "gen_args say how to write a target"),
+        ("a", "a", {"num_trials": 0}, ValueError, "num_trials should be a number of passes"),
+        ("a", "a", {"position": 1}, TypeError, "sets position itself"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_explained_is_refused(method, prompt, target, options, error, message):
+    with pytest.raises(error, match=message):
+        method.attribute(prompt, target, **options)
+
+
+def test_a_model_that_looks_ahead_is_refused(tokenizer):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    method = LLMAttentionAttribution(AttentionNorm(BertForMaskedLM(config).eval()), tokenizer)
+    for target in ("a", "a dog"):
+        with pytest.raises(ValueError, match=r"encoder\.layer\.0\.attention.*of BertForMaskedLM looks ahead"):
+            method.attribute("the cat", target)
+    with pytest.raises(ValueError, match="BertModel cannot generate a target"):
+        LLMAttentionAttribution(AttentionNorm(tiny("Bert").bert), tokenizer).attribute("the cat")
+    with pytest.raises(ValueError, match="BartForConditionalGeneration is an encoder-decoder"):
+        LLMAttentionAttribution(AttentionNorm(tiny("Bart")), tokenizer)
+
+
+def test_what_is_no_method_model_or_tokenizer_is_refused(tokenizer):
+    model = tiny("Llama")
+    with pytest.raises(TypeError, match=r"FeatureAblation is none of this package's methods.*captum\.attr"):
+        LLMAttentionAttribution(FeatureAblation(model), tokenizer)
+    with pytest.raises(TypeError, match="LayerAttentionNorm is a layer class"):
+        LLMAttentionAttribution(LayerAttentionNorm(model, model.model.layers[0]), tokenizer)
+    with pytest.raises(TypeError, match="AttentionNorm was built on <function"):
+        LLMAttentionAttribution(AttentionNorm(lambda tokens: model(tokens)), tokenizer)
+    with pytest.raises(TypeError, match="tokenizer should be the model's tokenizer, got NoneType"):
+        LLMAttentionAttribution(AttentionNorm(model), None)
+
+
+# a real one
+
+
+@pytest.fixture(scope="module")
+def dreams(data: Path) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A decoder of 260 thousand parameters that writes English-like text, and its tokenizer."""
+    folder = data / "aidreams260k"
+    return llama2c.load_model(folder / "aidreams260K.bin"), llama2c.load_tokenizer(folder / "tok512.bin", 512)
+
+
+def merged_by_definition(text: str, path: Path) -> list[bytes]:
+    """SentencePiece's byte-pair encoding: the neighbours whose merged token scores highest, again and again."""
+    data, place, scores = path.read_bytes(), 4, {}
+    for _ in range(512):
+        score, length = struct.unpack_from("<fi", data, place)
+        scores[data[place + 8 : place + 8 + length].decode()] = score
+        place += 8 + length
+    pieces = list(" " + text)
+    while True:
+        merges = [(scores.get(a + b, -1e9), -n) for n, (a, b) in enumerate(itertools.pairwise(pieces))]
+        best, where = max(merges, default=(-1e9, 0))
+        if best == -1e9:
+            return pieces
+        pieces[-where : 2 - where] = ["".join(pieces[-where : 2 - where])]
+
+
+def test_the_real_decoders_tokenizer_is_its_own(dreams, data):
+    text = "I was walking in a dark forest, and the water sang."
+    tokens = dreams[1].convert_ids_to_tokens(dreams[1].encode(text))
+    expected = merged_by_definition(text, data / "aidreams260k" / "tok512.bin")
+    assert tokens == ["<s>", *(piece.replace(" ", "▁") for piece in expected)]
+
+
+def test_the_real_decoder_writes_and_every_token_is_explained(dreams):
+    model, tokenizer = dreams
+    method = LLMAttentionAttribution(AttentionNorm(model), tokenizer)
+    result = method.attribute("I was walking in a dark forest", gen_args={"max_new_tokens": 12, "do_sample": False})
+    assert result.token_attr.shape == (12, 17)
+    assert result.output_probs.mean() > 0.3  # of 512 tokens: it has learned to write
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["▁w", "as"])) == "was"
+
+
+def test_the_real_decoder_gives_its_first_token_no_more_than_others(dreams):
+    """The figures in the documentation: this decoder has no attention sink, neither by weight nor by norm."""
+    model, tokenizer = dreams
+    prompts = ("I was walking", "In the dream", "The water", "A voice", "I am", "Light falls", "There is a door")
+    prompts += ("We remember",)
+    shares, even = {}, []
+    for kind in (AttentionWeights, AttentionNorm):
+        found = []
+        method = LLMAttentionAttribution(kind(model), tokenizer)
+        for prompt in prompts:
+            result = method.attribute(prompt, gen_args={"max_new_tokens": 32, "do_sample": False})
+            found.append(result.token_attr[:, 0] / (result.token_attr.sum(1) + method.report.to_target))
+            even.append(1 / (len(result.input_tokens) + torch.arange(32)))
+        shares[kind] = float(torch.cat(found).mean())
+    assert shares[AttentionWeights] == pytest.approx(0.040, abs=5e-4)
+    assert shares[AttentionNorm] == pytest.approx(0.050, abs=6e-4)
+    assert float(torch.cat(even).mean()) == pytest.approx(0.054, abs=5e-4)
