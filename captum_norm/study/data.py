@@ -89,8 +89,7 @@ def read_examples(
 
     Args:
         source: a path that ends in .jsonl, .csv or .tsv; anything else is an id for ``datasets.load_dataset``.
-        fields: which field holds what.  None: ``text``, and ``label``, ``evidence`` and ``id`` where the first record
-            has them.
+        fields: which field holds what.  None: ``text``, and ``label``, ``evidence`` and ``id`` where a record has them.
         split: of a data set by id: ``"validation"``.
         subset: of a data set by id: its configuration.
         limit: only the first so many.
@@ -127,9 +126,8 @@ def as_examples(data: Iterable[Any], fields: Fields | None = None, *, name: str 
     examples: list[Example] = []
     for number, entry in enumerate(data):
         where, content = entry if isinstance(entry, tuple) else (f"{name}, example {number}", entry)
-        if isinstance(content, Mapping) and fields is None:
-            fields = _guessed(content)
-        examples.append(_example(content, fields or Fields(), str(number), where))
+        known = fields or (_guessed(content) if isinstance(content, Mapping) else Fields())
+        examples.append(_example(content, known, str(number), where))
     if not examples:
         raise ValueError(f"{name} holds no example.")
     _check_keys(examples)

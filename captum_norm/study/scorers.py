@@ -1,4 +1,4 @@
-"""What gives a score to every token?  A method of the table, an object of Captum's, a function, a file, a floor, a ceiling.
+"""What gives a score to every token?  A method of the table, a Captum object, a function, a file, a floor, a ceiling.
 
 All are asked alike: ``scorer(batch) -> (b, s)`` float64.  What a study is given as ``methods=`` becomes scorers here,
 each with a description that decides whether a store may be continued.
@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,13 +61,16 @@ class Variant:
             check_special(self.special)
 
     @property
-    def title(self) -> str:
-        """What it is called."""
+    def choice(self) -> str:
+        """What it chooses, in words; "" for nothing."""
         chosen = {**({"over": self.over} if self.over else {}), **self.options, **self.arguments}
         chosen |= {"special": self.special} if self.special else {}
-        if self.name or not chosen:
-            return self.name or self.method
-        return f"{self.method}({', '.join(f'{key}={value}' for key, value in chosen.items())})"
+        return ", ".join(f"{key}={value}" for key, value in chosen.items())
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.name or (f"{self.method}({self.choice})" if self.choice else self.method)
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,12 @@ class Scorer(ABC):
         name: what it is called in the results.
         special: what becomes of special tokens: ``"mask"``, ``"keep"`` or ``"report"``.
         family: the method that it is a variant of; its own name for all others.
-        signed: whether its scores tell for from against; None where that is not known.
         alone: whether it takes one example at a time, without padding.
         attribute: the method on another forward, for metrics that run it again; None where there is none.
     """
 
     name: str
     special: str
-    signed: ClassVar[bool | None] = None
     alone: bool = False
 
     @abstractmethod
@@ -168,7 +169,7 @@ class TableMethod(Scorer):
     def describe(self) -> dict[str, Any]:
         a = self.attributor
         said = {"method": a.name, "options": a.options, "arguments": a.arguments, "over": a.over}
-        return {"name": self.name, **_plain(said), "special": self.special}
+        return {"name": self.name, **_plain(said), "choice": self.variant.choice, "special": self.special}
 
 
 @dataclass
@@ -261,7 +262,6 @@ class RandomFloor(Scorer):
     seed: int
     special: str
     name: str = RANDOM
-    signed = False
 
     def score(self, batch: Batch) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
@@ -280,7 +280,6 @@ class OracleCeiling(Scorer):
 
     special: str
     name: str = ORACLE
-    signed = False
 
     def score(self, batch: Batch) -> Tensor:
         missing = next((one for one in batch.examples if one.evidence is None), None)
@@ -356,7 +355,7 @@ def _scorer(name: str | None, given: Any, forward: HFForward, special: str, seed
     if hasattr(given, "attribute"):
         return CaptumObject(name or type(given).__name__, given, special)
     if callable(given):
-        return FunctionScorer(name or getattr(given, "__name__", type(given).__name__), given, forward, special)
+        return FunctionScorer(name or str(getattr(given, "__name__", type(given).__name__)), given, forward, special)
     raise TypeError(
         f"a method should be a name, a Variant, StoredScores, an object with attribute() or a function, got {given!r}."
     )

@@ -65,7 +65,7 @@ class Finished:
         cost: what it took.
         scores: example -> (token,) float64, padding left out.
         values: (metric, example) -> value; NaN where the metric is not defined.
-        errors: example -> why the method failed.
+        errors: example -> why the method failed; None where it has nothing to say (the oracle without evidence).
         metric_errors: (metric, example) -> why the metric failed.
     """
 
@@ -75,7 +75,7 @@ class Finished:
     cost: Cost
     scores: dict[int, Tensor] = field(default_factory=dict)
     values: dict[tuple[int, int], float] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, str | None] = field(default_factory=dict)
     metric_errors: dict[tuple[int, int], str] = field(default_factory=dict)
 
 

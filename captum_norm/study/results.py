@@ -1,0 +1,383 @@
+"""What did a study find?  Read from its store, finished or not, without the model.
+
+Axes: n example, t token.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_norm.files import replacing
+from captum_norm.study.agreement import agreement_matrix, comparable
+from captum_norm.study.cells import Cell, CostRow, cells_of
+from captum_norm.study.extra import required
+from captum_norm.study.scorers import ORACLE
+from captum_norm.study.statistics import Stability, ranking_stability
+from captum_norm.study.store import Store, flags_of, scores_of
+from captum_norm.study.tables import AgreementTable, StudyTable
+from captum_norm.tokens import Words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be had.
+
+    Attributes:
+        method: which method.
+        metric: which metric; None where the method itself failed.
+        key: the example's.
+        error: why.
+    """
+
+    method: str
+    metric: str | None
+    key: str
+    error: str
+
+
+class Results:
+    """A study's results.
+
+    Args:
+        path: its store.
+
+    Attributes:
+        path: its store.
+        config: what decided the results: model, data, methods, metrics, versions.
+        methods: the methods' names.
+        metrics: the metrics' names.
+        keys: the examples' keys, in order.
+
+    Raises:
+        FileNotFoundError: if there is no such store.
+        ValueError: if it is no store, or nothing was begun in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with Store(self.path, readonly=True) as store:
+            config = store.about("config")
+            if config is None:
+                raise ValueError(f"{path} is a store in which no study was begun.")
+            self.config: dict[str, Any] = config
+            self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run")}
+            self.keys = tuple(key for (key,) in store.rows("SELECT name FROM examples ORDER BY example"))
+        self.methods = tuple(method["name"] for method in config["methods"])
+        self.metrics = tuple(metric["name"] for metric in config["metrics"])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        done = f"{self.finished} of {len(self) * len(self.methods)} scores"
+        return f"Results({str(self.path)!r}: {len(self.methods)} methods, {len(self)} examples, {done})"
+
+    @property
+    def finished(self) -> int:
+        """How many (example, method)s the store holds; all of them: examples x methods."""
+        [(count,)] = self._rows("SELECT count(*) FROM scores")
+        return int(count)
+
+    @property
+    def reference(self) -> str:
+        """The method that others are tested against where none is named: AttentionNorm, or the first."""
+        return "AttentionNorm" if "AttentionNorm" in self.methods else self.methods[0]
+
+    def higher_is_better(self, metric: str) -> bool:
+        """A metric's direction."""
+        return bool(self.config["metrics"][self._place("metric", metric)]["higher_is_better"])
+
+    def values(self, metric: str) -> dict[str, Numbers]:
+        """A metric of every example by every method.
+
+        Returns:
+            method -> (n,) float64; NaN where it is not defined, failed, or is still to be computed.
+
+        Raises:
+            KeyError: for a metric that the study does not have.
+        """
+        return {name: values[self._place("metric", metric)] for name, values in self._values.items()}
+
+    def scores(self, method: str) -> list[Numbers | None]:
+        """A method's scores of every example, (t,) each, special tokens included; None where there are none.
+
+        Raises:
+            KeyError: for a method that the study does not have.
+        """
+        found: list[Numbers | None] = [None] * len(self)
+        query = "SELECT example, scores FROM scores WHERE method = ? AND scores IS NOT NULL"
+        for example, blob in self._rows(query, self._place("method", method)):
+            found[example] = scores_of(blob)
+        return found
+
+    def tokens(self) -> list[tuple[str, ...]]:
+        """The tokens of every example."""
+        return [tuple(json.loads(text)) for (text,) in self._rows("SELECT tokens FROM examples ORDER BY example")]
+
+    def failures(self) -> list[Failure]:
+        """What could not be had, and why."""
+        of_methods = self._rows("SELECT method, NULL, example, error FROM scores WHERE error IS NOT NULL")
+        of_metrics = self._rows("SELECT method, metric, example, error FROM metrics WHERE error IS NOT NULL")
+        return [
+            Failure(self.methods[method], None if metric is None else self.metrics[metric], self.keys[example], error)
+            for method, metric, example, error in [*of_methods, *of_metrics]
+        ]
+
+    def costs(self) -> dict[str, CostRow]:
+        """What each method took: seconds per example, for its scores and for measuring them, and the most memory."""
+        found = {}
+        query = (
+            "SELECT method, sum(examples), sum(method_seconds), sum(metric_seconds), max(peak_bytes) "
+            "FROM costs GROUP BY method"
+        )
+        for method, examples, seconds, metric_seconds, peak in self._rows(query):
+            found[self.methods[method]] = CostRow(seconds / examples, metric_seconds / examples, peak)
+        return found
+
+    def table(
+        self,
+        reference: str | None = None,
+        *,
+        confidence: float = 0.95,
+        resamples: int = 2000,
+        permutations: int = 9999,
+        seed: int = 0,
+    ) -> StudyTable:
+        """Every metric of every method: mean, paired bootstrap interval, and a permutation test against one of them.
+
+        Args:
+            reference: the method that others are tested against; None: AttentionNorm, or the first.
+            confidence: of the intervals.
+            resamples: of the bootstrap.
+            permutations: of the tests.
+            seed: of both.
+
+        Raises:
+            KeyError: for a reference that the study does not have.
+        """
+        reference = self.reference if reference is None else reference
+        self._place("method", reference)
+        drawing: dict[str, Any] = {"confidence": confidence, "resamples": resamples}
+        drawing |= {"permutations": permutations, "seed": seed}
+        cells: dict[str, dict[str, Cell]] = {name: {} for name in self.methods}
+        for metric in self.metrics:
+            for method, cell in cells_of(self.values(metric), reference, **drawing).items():
+                cells[method][metric] = cell
+        return StudyTable(
+            methods=self.methods,
+            metrics={name: self.higher_is_better(name) for name in self.metrics},
+            cells=cells,
+            reference=reference,
+            confidence=confidence,
+            costs=self.costs(),
+            failures=self._failure_counts(),
+            special_shares=self.special_shares(),
+            examples=len(self),
+            missing=len(self) * len(self.methods) - self.finished,
+            notes=self._notes(),
+        )
+
+    def agreement(
+        self,
+        measure: str = "spearman",
+        *,
+        level: Literal["token", "word"] = "token",
+        special: Literal["mask", "keep"] = "mask",
+    ) -> AgreementTable:
+        """How far each two methods agree on the order of the tokens, mean over examples.
+
+        Args:
+            measure: one of `captum_norm.study.agreement.AGREEMENTS`.
+            level: whether tokens are compared, or words (between white space), each the sum of its tokens.
+            special: ``"mask"`` leaves special tokens out, ``"keep"`` compares them like any other.
+
+        Raises:
+            ValueError: for a measure or level that is not known.
+        """
+        if level not in ("token", "word"):
+            raise ValueError(f"level should be 'token' or 'word', got {level!r}.")
+        compared = [name for name in self.methods if name != ORACLE]
+        lists = {name: self._comparable(name, level, special) for name in compared}
+        found = agreement_matrix(lists, measure)
+        known = ~np.isnan(found)
+        with np.errstate(invalid="ignore"):
+            means = np.where(known, found, 0).sum(-1) / known.sum(-1)
+        return AgreementTable(tuple(compared), means, known.sum(-1), measure, level, special)
+
+    def stability(self) -> dict[str, Stability]:
+        """For each metric, how alike the rankings of the methods are over the variants that the study lists.
+
+        Each choice that a variant makes ("aggregate=rollout") gives a ranking, in which every method takes its variant
+        of that choice where it has one and its first variant where not.  Empty where no method has variants.
+        """
+        families: dict[str, dict[str, str]] = {}
+        for method in self.config["methods"]:
+            families.setdefault(method["family"], {})[method.get("choice", "")] = method["name"]
+        choices = dict.fromkeys(choice for variants in families.values() for choice in variants)
+        if all(len(variants) == 1 for variants in families.values()):
+            return {}
+        ranked = {name: variants for name, variants in families.items() if name != ORACLE}
+        found = {}
+        for metric in self.metrics:
+            means = {name: _mean(values) for name, values in self.values(metric).items()}
+            by_choice = {
+                choice or "as listed": {
+                    name: means[variants.get(choice, next(iter(variants.values())))]
+                    for name, variants in ranked.items()
+                }
+                for choice in choices
+            }
+            found[metric] = ranking_stability(by_choice, self.higher_is_better(metric))
+        return found
+
+    def special_shares(self) -> dict[str, float]:
+        """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
+        special = [flags_of(blob) for (blob,) in self._rows("SELECT special FROM examples ORDER BY example")]
+        found = {}
+        for method in self.config["methods"]:
+            if method["special"] == "report" and method["name"] != ORACLE:
+                pairs = zip(self.scores(method["name"]), special, strict=True)
+                shares = [np.abs(s[m]).sum() / np.abs(s).sum() for s, m in pairs if s is not None and np.abs(s).sum()]
+                found[method["name"]] = float(np.mean(shares)) if shares else math.nan
+        return found
+
+    def to_pandas(self) -> Any:
+        """A row per example, method and metric: ``key, method, metric, value``.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        pandas = required("pandas", "Results.to_pandas")
+        shape = len(self.methods), len(self.metrics), len(self)
+        every = np.stack(list(self._values.values()))
+        method, metric, example = (index.ravel() for index in np.indices(shape))
+        return pandas.DataFrame(
+            {
+                "key": np.array(self.keys, dtype=object)[example],
+                "method": pandas.Categorical.from_codes(method, self.methods),
+                "metric": pandas.Categorical.from_codes(metric, self.metrics),
+                "value": every.ravel(),
+            }
+        )
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_pandas` as CSV, whole or not at all."""
+        with replacing(path) as unfinished:
+            self.to_pandas().to_csv(unfinished, index=False)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_pandas` as Parquet, whole or not at all.
+
+        Raises:
+            ImportError: if pyarrow is not installed.
+        """
+        required("pyarrow", "Results.to_parquet")
+        with replacing(path) as unfinished:
+            self.to_pandas().to_parquet(unfinished, index=False)
+
+    def to_latex(self, path: str | os.PathLike[str], reference: str | None = None) -> None:
+        """Write `table` as LaTeX, whole or not at all."""
+        with replacing(path) as unfinished:
+            unfinished.write_text(self.table(reference).to_latex() + "\n", encoding="utf-8")
+
+    def figures(self, reference: str | None = None) -> dict[str, Figure]:
+        """The table and the agreement as figures: ``{"metrics": ..., "agreement": ...}``."""
+        from captum_norm.visualization.studies import agreement_grid, metric_dots
+
+        table, alike = self.table(reference), self.agreement()
+        dots = {
+            metric: {name: (row[metric].mean, row[metric].low, row[metric].high) for name, row in table.cells.items()}
+            for metric in self.metrics
+        }
+        return {
+            "metrics": metric_dots(dots, table.metrics, reference=table.reference),
+            "agreement": agreement_grid(alike.means, list(alike.methods), alike.title),
+        }
+
+    @cached_property
+    def _values(self) -> dict[str, Numbers]:
+        """method -> (metric, n)."""
+        found = np.full((len(self.methods), len(self.metrics), len(self)), np.nan)
+        rows = self._rows("SELECT method, metric, example, value FROM metrics WHERE value IS NOT NULL")
+        if rows:
+            method, metric, example, value = zip(*rows, strict=True)
+            found[list(method), list(metric), list(example)] = value
+        return dict(zip(self.methods, found, strict=True))
+
+    @cached_property
+    def _marks(self) -> list[tuple[Words, NDArray[np.bool_]]]:
+        """The words of every example, and its special tokens."""
+        rows = self._rows("SELECT words, special FROM examples ORDER BY example")
+        read = [(json.loads(words), flags_of(special)) for words, special in rows]
+        return [(Words(tuple(strings), tuple(index)), special) for (strings, index), special in read]
+
+    def _comparable(self, method: str, level: str, special: Literal["mask", "keep"]) -> list[Numbers | None]:
+        found: list[Numbers | None] = []
+        for scores, (words, marks) in zip(self.scores(method), self._marks, strict=True):
+            if scores is None:
+                found.append(None)
+                continue
+            of_words = _without(words, marks) if special == "mask" else words
+            one = comparable(
+                scores,
+                real=np.ones(len(scores), dtype=bool),
+                special=marks,
+                specials=special,
+                words=of_words if level == "word" else None,
+            )
+            found.append(one.scores)
+        return found
+
+    def _failure_counts(self) -> dict[str, int]:
+        query = "SELECT method, count(*) FROM scores WHERE error IS NOT NULL GROUP BY method"
+        return {self.methods[method]: count for method, count in self._rows(query)}
+
+    def _notes(self) -> dict[str, Any]:
+        arguments = {metric["name"]: metric["arguments"] for metric in self.config["metrics"]}
+        removals = {name: said["removal"].strip("'") for name, said in arguments.items() if "removal" in said}
+        return {
+            "model": self.config["model"],
+            "target": self.config["target"],
+            "special": self.config["special"],
+            "removals": removals,
+            "seed": self.config["seed"],
+        }
+
+    def _place(self, what: str, name: str) -> int:
+        known = self.methods if what == "method" else self.metrics
+        if name not in known:
+            raise KeyError(f"this study has no {what} {name!r}. There are: {', '.join(known)}.")
+        return known.index(name)
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with Store(self.path, readonly=True) as store:
+            return store.rows(query, *values)
+
+
+def _mean(values: Numbers) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _without(words: Words, special: Sequence[bool] | NDArray[np.bool_]) -> Words:
+    """The words with special tokens left out."""
+    index = [None if is_special else word for word, is_special in zip(words.index, special, strict=True)]
+    left = {old: new for new, old in enumerate(dict.fromkeys(word for word in index if word is not None))}
+    return Words(
+        tuple(words.strings[old] for old in left), tuple(None if word is None else left[word] for word in index)
+    )

@@ -1,0 +1,163 @@
+"""How is one method run and measured on one batch, so that one bad example spoils nothing but itself?
+
+A batch is scored and measured as a whole.  Where that raises, its examples are taken one by one, and those that raise
+by themselves are recorded as failed, with the reason; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from captum_norm.forward import HFForward
+from captum_norm.study.batches import Batch, Padding
+from captum_norm.study.cost import Meter
+from captum_norm.study.metrics import Metric
+from captum_norm.study.scored import Scored
+from captum_norm.study.scorers import NoEvidenceError, Scorer
+from captum_norm.study.store import Cost, Finished
+
+# After these the device answers nothing any more, so going on would record a failure for all that is left.
+_FATAL: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", KeyboardInterrupt),)
+
+
+@dataclass
+class Runner:
+    """Runs methods on batches.
+
+    Attributes:
+        forward: the model, in mode "ids".
+        scorers: the methods.
+        metrics: the metrics.
+        pad: how batches are padded.
+        mask_id: the id of [MASK]; None where there is none.
+    """
+
+    forward: HFForward
+    scorers: Sequence[Scorer]
+    metrics: Sequence[Metric]
+    pad: Padding
+    mask_id: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
+
+    def run(self, method: int, batch: Batch) -> Finished:
+        """All that one method gives on one batch."""
+        scorer = self.scorers[method]
+        with Meter(self.device) as meter:
+            scores, errors = self._scores(scorer, batch)
+        start = time.perf_counter()
+        measured = _Measured()
+        if errors:
+            for row in sorted(set(range(len(batch))) - set(errors)):
+                single = batch.single(row, self.pad)
+                measured.add(self._measure(scorer, single, scores[row, batch.real[row]][None]))
+        else:
+            measured = self._measure(scorer, batch, scores)
+        seconds = time.perf_counter() - start
+        return Finished(
+            method,
+            batch.number,
+            batch.numbers,
+            Cost(meter.seconds, seconds, meter.peak_bytes),
+            scores={n: scores[r, batch.real[r]] for r, n in enumerate(batch.numbers) if r not in errors},
+            values=measured.values,
+            errors={batch.numbers[row]: error for row, error in errors.items()},
+            metric_errors=measured.errors,
+        )
+
+    def _scores(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, dict[int, str | None]]:
+        """(b, s), and why there are none, by row; None where there is nothing to say."""
+        try:
+            return scorer(batch, self.pad), {}
+        except _FATAL:
+            raise
+        except Exception:
+            pass
+        scores, errors = torch.zeros(batch.real.shape, dtype=torch.float64), dict[int, str | None]()
+        for row in range(len(batch)):
+            try:
+                scores[row, batch.real[row]] = scorer(batch.single(row, self.pad), self.pad)[0]
+            except _FATAL:
+                raise
+            except NoEvidenceError:
+                errors[row] = None
+            except Exception as error:
+                errors[row] = reason(error)
+        return scores, errors
+
+    def _measure(self, scorer: Scorer, batch: Batch, scores: Tensor) -> _Measured:
+        found = _Measured()
+        scored = self._scored(scorer, batch, scores)
+        for number, metric in enumerate(self.metrics):
+            try:
+                values = self._values(metric, scorer, batch, scored)
+                found.values.update({(number, e): v for e, v in zip(batch.numbers, values.tolist(), strict=True)})
+            except _FATAL:
+                raise
+            except Exception:
+                self._one_by_one(number, scorer, batch, scores, found)
+        return found
+
+    def _one_by_one(self, number: int, scorer: Scorer, batch: Batch, scores: Tensor, found: _Measured) -> None:
+        for row, example in enumerate(batch.numbers):
+            single = batch.single(row, self.pad)
+            try:
+                scored = self._scored(scorer, single, scores[row, batch.real[row]][None])
+                found.values[number, example] = float(self._values(self.metrics[number], scorer, single, scored)[0])
+            except _FATAL:
+                raise
+            except Exception as error:
+                found.errors[number, example] = reason(error)
+
+    def _values(self, metric: Metric, scorer: Scorer, batch: Batch, scored: Scored) -> Tensor:
+        """(b,) float64; NaN where there is nothing to measure."""
+        nothing = torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        if metric.needs_evidence and batch.evidence is None:
+            return nothing
+        if not metric.needs_attribute:
+            return metric(self.forward, scored)
+        if scorer.attribute(batch) is None:
+            return nothing
+        if scorer.alone and len(batch) > 1:
+            singles = [batch.single(row, self.pad) for row in range(len(batch))]
+            rows = [scored.scores[row, batch.real[row]][None] for row in range(len(batch))]
+            parts = zip(singles, rows, strict=True)
+            return torch.cat([self._values(metric, scorer, s, self._scored(scorer, s, r)) for s, r in parts])
+        return metric(self.forward, scored, attribute=scorer.attribute(batch))
+
+    def _scored(self, scorer: Scorer, batch: Batch, scores: Tensor) -> Scored:
+        memo = batch.memo.setdefault(scorer.special == "keep", {})
+        return Scored(
+            batch.inputs,
+            scores,
+            batch.target,
+            batch.removable(scorer.special),
+            batch.evidence,
+            mask_id=self.mask_id,
+            memo=memo,
+        )
+
+
+@dataclass
+class _Measured:
+    """(metric, example) -> value, or why there is none."""
+
+    values: dict[tuple[int, int], float] = field(default_factory=dict)
+    errors: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def add(self, other: _Measured) -> None:
+        self.values.update(other.values)
+        self.errors.update(other.errors)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, as it is recorded."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

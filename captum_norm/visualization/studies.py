@@ -1,0 +1,126 @@
+"""A study at a glance: every metric's means with their intervals, and how far methods agree.  Sizes are inches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from captum_norm.visualization.look import (
+    BODY,
+    FAINT,
+    INK,
+    MUTED,
+    PANEL,
+    SIGNED_COLOURS,
+    SMALL,
+    TINY,
+    Page,
+    ink_on,
+    page,
+    printable,
+    widest,
+)
+
+Interval = tuple[float, float, float]
+
+_EDGE, _ROW, _PANEL, _GAP, _HEAD = 0.35, 0.26, 2.5, 0.35, 0.62
+_REFERENCE, _OTHER = "#dc6c2a", "#3a84bf"
+_ACROSS = 3
+
+
+def metric_dots(
+    means: Mapping[str, Mapping[str, Interval]], higher_is_better: Mapping[str, bool], *, reference: str | None = None
+) -> Page:
+    """One panel per metric, one line per method: a dot at the mean, a bar over its interval.
+
+    Args:
+        means: metric -> method -> (mean, low, high); NaN where there is none.
+        higher_is_better: metric -> whether higher is better, which the title says.
+        reference: the method that others were tested against; it is orange, with a line through its mean.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Example:
+        >>> figure = metric_dots({"auprc": {"a": (0.5, 0.4, 0.6), "b": (0.7, 0.6, 0.8)}}, {"auprc": True})
+        >>> figure.axes[0].get_title(loc="left")
+        'auprc ↑'
+    """
+    if not means or not all(means.values()):
+        raise ValueError(
+            "metric_dots: there is nothing to draw: means should be metric -> method -> (mean, low, high)."
+        )
+    methods = list(next(iter(means.values())))
+    names = widest(methods, BODY) + 0.2
+    across = min(_ACROSS, len(means))
+    down = math.ceil(len(means) / across)
+    tall = _ROW * len(methods)
+    width = 2 * _EDGE + names + across * _PANEL + (across - 1) * _GAP
+    with page(width, _EDGE + down * (tall + _HEAD) + 0.1) as figure:
+        for i, (metric, row) in enumerate(means.items()):
+            column, line = i % across, i // across
+            left, top = _EDGE + names + column * (_PANEL + _GAP), _EDGE + line * (tall + _HEAD) + 0.12
+            axes = figure.box(left, top, _PANEL, tall, label=metric)
+            _panel(axes, row, reference, with_names=column == 0)
+            axes.set_title(printable(f"{metric} {'↑' if higher_is_better[metric] else '↓'}"), fontsize=PANEL, color=INK)
+    return figure
+
+
+def agreement_grid(
+    table: np.ndarray[tuple[int, int], np.dtype[np.float64]], methods: Sequence[str], title: str
+) -> Page:
+    """Methods x methods, each cell the agreement of two, from blue (-1) through paper (0) to orange (1).
+
+    Args:
+        table: (method, method), -1 to 1; NaN where it is not defined.
+        methods: their names.
+        title: what was measured.
+
+    Raises:
+        ValueError: if the table does not fit the names.
+
+    Example:
+        >>> figure = agreement_grid(np.eye(2), ["a", "b"], "Spearman's rho")
+        >>> len(figure.axes[0].texts)
+        4
+    """
+    if table.shape != (len(methods), len(methods)):
+        raise ValueError(f"agreement_grid: table is {table.shape}, but there are {len(methods)} methods.")
+    names, cell = widest(list(methods), BODY) + 0.2, 0.46
+    side = cell * len(methods)
+    heads = names * 0.75 + 0.1
+    width = max(2 * _EDGE + names + side + heads * 0.6, 2 * _EDGE + widest([title], SMALL))
+    with page(width, 2 * _EDGE + 0.3 + heads + side) as figure:
+        figure.write(_EDGE, _EDGE - 0.05, title, SMALL, color=MUTED)
+        axes = figure.box(_EDGE + names, _EDGE + 0.3 + heads, side, side, label="agreement")
+        axes.imshow((1 + np.nan_to_num(table)) / 2, cmap=SIGNED_COLOURS, vmin=0, vmax=1, interpolation="nearest")
+        shown = [printable(name) for name in methods]
+        axes.set_yticks(range(len(methods)), shown, fontsize=BODY)
+        axes.set_xticks(range(len(methods)), shown, fontsize=BODY, rotation=45, ha="left", rotation_mode="anchor")
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+        for (i, j), value in np.ndenumerate(table):
+            colour = SIGNED_COLOURS((1 + np.nan_to_num(value)) / 2)
+            text = "·" if math.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("1.00", "1")
+            axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
+    return figure
+
+
+def _panel(axes: Axes, row: Mapping[str, Interval], reference: str | None, with_names: bool) -> None:
+    axes.set_ylim(len(row) - 0.5, -0.5)
+    for y, (method, (mean, low, high)) in enumerate(row.items()):
+        axes.axhline(y, color=FAINT, linewidth=0.6, zorder=0)
+        if math.isnan(mean):
+            continue
+        colour = _REFERENCE if method == reference else _OTHER
+        if not math.isnan(low):
+            axes.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
+        axes.plot([mean], [y], "o", color=colour, markersize=4.5)
+        if method == reference:
+            axes.axvline(mean, color=colour, linewidth=0.7, alpha=0.6, zorder=0)
+    axes.set_yticks(range(len(row)), [printable(name) if with_names else "" for name in row], fontsize=BODY)
+    axes.tick_params(axis="x", labelsize=SMALL, colors=MUTED, pad=2)
+    axes.locator_params(axis="x", nbins=5)
+    axes.tick_params(axis="x", which="both", labelsize=max(SMALL, TINY))
