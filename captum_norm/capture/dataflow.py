@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from captum_norm.capture.layout import Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
+
+if TYPE_CHECKING:
+    from captum_norm.capture.blocks.stream import Stream
 
 Rule = Callable[["Dataflow", Operation], None]
 RULES: dict[str, Rule | None] = {}
@@ -60,9 +64,11 @@ class Dataflow:
     """What is known of the tensors of one running forward, and the attention calls that are under way."""
 
     def __init__(
-        self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False
-    ) -> None:
+        self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False,
+        stream: Stream | None = None,
+    ) -> None:  # fmt: skip
         self.traces = Traces()
+        self._stream = stream
         self._finish, self._differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = 0
@@ -89,7 +95,15 @@ class Dataflow:
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
         rule = rule_for(name)
-        return None if rule is None else partial(rule, self)
+        if rule is None or self._stream is None:
+            return None if rule is None else partial(rule, self)
+        see = self._stream.see
+
+        def both(op: Operation) -> None:
+            rule(self, op)
+            see(op)
+
+        return both
 
     def step(self, tensor: Tensor, step: Step) -> Tensor:
         """The tensor after a step of our own, with its place."""
@@ -105,6 +119,8 @@ class Dataflow:
         """A value product: an attention call begins, and those that have their projection are finished."""
         self.finish(only_projected=True)
         self._open.append(mixture)
+        if self._stream is not None:
+            self._stream.mixed(mixture)
         mixture.steps = steps
         if self._differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
@@ -113,6 +129,8 @@ class Dataflow:
     def finish(self, only_projected: bool = False) -> None:
         """Hand over the calls that are complete; all of them at the end of the recording."""
         done = [mixture for mixture in self._open if mixture.projection is not None or not only_projected]
+        if self._stream is not None and only_projected:
+            done = done[:-1]  # how the stream goes on from the last one is told by the residual of the next
         self._open = [mixture for mixture in self._open if mixture not in done]
         for mixture in done:
             self._finish(mixture)
@@ -121,6 +139,8 @@ class Dataflow:
         """Drop everything that is held."""
         self._open.clear()
         self.traces.clear()
+        if self._stream is not None:
+            self._stream.clear()
 
     def project(self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor) -> None:
         """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O."""
@@ -153,4 +173,6 @@ class Dataflow:
             projection.mixture, projection.terms, projection.bias, projection.roots, None, r, y @ r, size
         )
         projection.mixture.projection = projection
+        if self._stream is not None:
+            self._stream.projected(projection.mixture, out)
         return projection

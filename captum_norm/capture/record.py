@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture.graph import MixedValues
+from captum_norm.functional.block import ResidualKey
+from captum_norm.functional.normalization import FrozenNorm
 
 Kind = Literal["self", "causal", "cross"]
 

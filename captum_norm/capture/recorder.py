@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn import Module
 
+from captum_norm.capture.blocks.read import BlockReader, UnreadableBlockError, residual_key
+from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.callers import Caller, real_tokens
 from captum_norm.capture.certificate import (
     at_least_float32,
@@ -35,9 +37,18 @@ from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.layout import Layout, LayoutError, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import PositionReader
-from captum_norm.capture.record import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Kind, Positions
+from captum_norm.capture.record import (
+    AttentionBlock,
+    AttentionCall,
+    AttentionRecord,
+    Certificate,
+    InexactCaptureError,
+    Kind,
+    Positions,
+)
 from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term
+from captum_norm.functional.block import ResidualKey
 
 OnRecord = Callable[[AttentionRecord], None]
 OnInexact = Callable[[InexactCaptureError], None]
@@ -51,6 +62,7 @@ def recording(
     model: Module | None = None,
     on_inexact: OnInexact | None = None,
     differentiable: bool = False,
+    blocks: bool = False,
 ) -> Iterator[list[AttentionRecord]]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -67,6 +79,8 @@ def recording(
         differentiable: note each value product in autograd's graph, ``record.mixed``, so that gradients with respect to
             its weights can be taken afterwards.  The forward has to run with gradients enabled; where parameters are
             frozen, the graph begins at the first attention call.
+        blocks: read the block around each call as well, ``record.block``: residual, norms and output.  A record is then
+            handed over one attention call later, when it is known how the residual stream goes on.
 
     Yields:
         The list of records; empty while ``on_record`` is given.
@@ -83,8 +97,9 @@ def recording(
         ((1, 2, 5, 5), (2, 4, 8), True)
     """
     records: list[AttentionRecord] = []
-    reader = _Reader(model, on_record or records.append, on_inexact)
-    flow = Dataflow(sources, reader.finish, differentiable)
+    stream = Stream() if blocks else None
+    reader = _Reader(model, on_record or records.append, on_inexact, stream)
+    flow = Dataflow(sources, reader.finish, differentiable, stream)
     mode = OperationMode(flow.rule_for)
     try:
         with _uncompiled(), mode:
@@ -107,8 +122,11 @@ def _uncompiled() -> Iterator[None]:
 class _Reader:
     """Turns finished mixtures into checked records."""
 
-    def __init__(self, model: Module | None, on_record: OnRecord, on_inexact: OnInexact | None) -> None:
+    def __init__(
+        self, model: Module | None, on_record: OnRecord, on_inexact: OnInexact | None, stream: Stream | None
+    ) -> None:
         self._on_record, self._on_inexact = on_record, on_inexact
+        self._stream, self._blocks = stream, BlockReader()
         self._names = _Names(model)
         self._layouts: dict[Any, Layout] = {}
         self._positions = PositionReader()
@@ -156,9 +174,7 @@ class _Reader:
         layout, weights, values, W_O, gate, offsets = _join(heads)
         dtype = projection.terms[0].x.dtype
         certificate = _certify(projection, layout, weights, values, W_O, gate, offsets, dtype)
-        queries, _ = self._positions.read(
-            mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query"
-        )
+        queries, _ = self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query")
         keys, unknown = self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
         kind = self._kind(mixture, weights, queries, keys)
         batch, _, query, key = weights.shape
@@ -166,6 +182,7 @@ class _Reader:
         if mixture.edge is not None:
             mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout)
         cross = kind == "cross"
+        block, no_block = self._block(mixture, layout, queries, keys, cross)
         return AttentionRecord(
             call=replace(call, kind=kind, heads=weights.shape[1]),
             weights=weights,
@@ -180,7 +197,25 @@ class _Reader:
             key_mask=real_tokens(mixture.callers, batch, key, memory=cross),
             certificate=certificate,
             mixed=mixed,
+            block=block,
+            no_block=no_block,
         )
+
+    def _block(
+        self, mixture: Mixture, layout: Layout, queries: Positions | None, keys: Positions | None, cross: bool
+    ) -> tuple[AttentionBlock | None, str]:
+        """The block around a call, or None and why."""
+        if self._stream is None:
+            return None, AttentionRecord.no_block
+        query, key = layout.shape[2], mixture.values.shape[-2]
+
+        def own_key() -> ResidualKey:
+            return residual_key(queries, keys, cross, _has_cache(mixture.callers), query, key)
+
+        try:
+            return self._blocks.read(self._stream.forget(mixture), layout, own_key), ""
+        except UnreadableBlockError as error:
+            return None, str(error)
 
     def _kind(self, mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:
         """Self, causal or cross: by where queries and keys come from, then by whether any query looks ahead."""

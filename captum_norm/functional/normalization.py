@@ -12,8 +12,10 @@ Models", https://arxiv.org/abs/2109.07152, section 3.  Variances are those of th
 Axes: b batch, q query, d model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -30,6 +32,9 @@ class FrozenNorm:
         bias: beta, (model,), or ``None``.
         eps: what is added to the variance, inside the root.
         centred: True for LayerNorm, False for RMSNorm and fixed scales.
+        factor: what the model multiplied each query with instead of dividing by its deviation, (batch, query): 1/sigma
+            as a model that writes its norm out computed it, or any other scale of one number per query.  ``None``: the
+            deviation of ``state`` divides.
 
     Example:
         >>> import torch
@@ -46,6 +51,7 @@ class FrozenNorm:
     bias: Tensor | None = None
     eps: float = 1e-5
     centred: bool = True
+    factor: Tensor | None = None
 
     def __call__(self, part: Tensor) -> Tensor:
         """What becomes of one part of the state per query, (batch, query, model); in float64."""
@@ -63,6 +69,14 @@ class FrozenNorm:
         out = self(self.state)
         return out if self.bias is None else out + self.bias
 
+    def at(self, rows: Tensor) -> FrozenNorm:
+        """The norm of some queries alone; rows (batch, row) long."""
+        state = self.state
+        if state is not None:
+            state = state.gather(1, rows[..., None].expand(-1, -1, state.shape[-1]))
+        factor = None if self.factor is None else self.factor.gather(1, rows)
+        return replace(self, state=state, factor=factor)
+
     def fold(self, rows: Tensor) -> Tensor:
         """The part that is the same for all queries, centring and gamma, on rows (..., model); in float64."""
         rows = rows.double()
@@ -72,11 +86,13 @@ class FrozenNorm:
 
     @cached_property
     def deviation(self) -> Tensor | None:
-        """sigma of each query, (batch, query) in float64, or None where nothing divides.
+        """What each query is divided by, sigma or 1 / factor, (batch, query) in float64; None where nothing divides.
 
         Raises:
             ValueError: if a state is constant and eps is 0, so that the model divided by zero.
         """
+        if self.factor is not None:
+            return 1 / self.factor.double()
         if self.state is None:
             return None
         state = self.state.double()

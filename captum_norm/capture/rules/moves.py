@@ -29,10 +29,10 @@ def _move(flow: Dataflow, op: Operation) -> None:
     if trace is None or op.out is op.tensors[0]:  # contiguous() and reshape() may have had nothing to do
         return
     for k, out in enumerate(op.outputs):
-        flow.traces[out] = trace.after(_step_of(op, k if isinstance(op.out, list | tuple) else None))
+        flow.traces[out] = trace.after(step_of(op, k if isinstance(op.out, list | tuple) else None))
 
 
-def _step_of(op: Operation, k: int | None) -> Step:
+def step_of(op: Operation, k: int | None) -> Step:
     """The move an operation made, to be made again with numbers (which live on the CPU)."""
     name, func = op.name, op.func
     args, kwargs = op.args[1:], op.kwargs

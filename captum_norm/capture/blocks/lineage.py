@@ -1,0 +1,81 @@
+"""Which tensor was made of which: enough to tell the residual stream from what is added to it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+Known = TypeVar("Known")
+
+
+class ByTensor(Generic[Known]):
+    """Tensor -> what is known of it, forgotten with the tensor."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
+
+    def get(self, tensor: Any) -> Known | None:
+        entry = self._of.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def put(self, tensor: Tensor, known: Known | None) -> None:
+        key = id(tensor)
+        if known is None:
+            self._of.pop(key, None)
+            return
+        self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), known)
+
+    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
+        entry = self._of.get(key)
+        if entry is not None and entry[0] is ref:
+            del self._of[key]
+
+    def clear(self) -> None:
+        self._of.clear()
+
+
+class Node:
+    """One result of an operation: when it was made, and of what.
+
+    Attributes:
+        number: how many results there were before.
+        parents: the results it was made of.
+        thin: it holds the numbers of its only parent, moved, scaled or in another format.
+        normalised: the result that it is the normalisation of, or None.
+    """
+
+    __slots__ = ("normalised", "number", "parents", "thin")
+
+    def __init__(self, number: int, parents: tuple[Node, ...], thin: bool = False) -> None:
+        self.number, self.parents, self.thin = number, parents, thin
+        self.normalised: Node | None = None
+
+    def root(self) -> Node:
+        """The result whose numbers these are."""
+        node = self
+        while node.thin and node.parents:
+            node = node.parents[0]
+        return node
+
+    def ancestors(self, since: int) -> Iterator[Node]:
+        """This result and all it was made of, as far back as number ``since``."""
+        seen, todo = set(), [self]
+        while todo:
+            node = todo.pop()
+            if node.number < since or id(node) in seen:
+                continue
+            seen.add(id(node))
+            yield node
+            todo.extend(node.parents)
+
+    def comes_from(self, other: Node) -> bool:
+        """Whether it was made of ``other``, or of what ``other`` is a copy of."""
+        while True:
+            if any(node is other for node in self.ancestors(other.number)):
+                return True
+            if not other.thin or not other.parents:
+                return False
+            other = other.parents[0]

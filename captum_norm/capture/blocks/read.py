@@ -1,0 +1,251 @@
+"""From what was seen of a block to what the maths needs: residual, norms and output in (batch, query, model)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.blocks.forms import Form
+from captum_norm.capture.blocks.stream import OpenBlock, Stage
+from captum_norm.capture.certificate import TOLERANCES, Probe
+from captum_norm.capture.layout import NOT_AN_INPUT, Layout
+from captum_norm.capture.record import AttentionBlock, Certificate, Positions
+from captum_norm.functional.block import ResidualKey
+from captum_norm.functional.normalization import FrozenNorm
+
+_PROBE = Probe()
+
+
+class UnreadableBlockError(ValueError):
+    """The block around an attention call cannot be read; the message says why."""
+
+
+class BlockReader:
+    """Turns what was seen of blocks into :class:`AttentionBlock` s, in the order of their calls."""
+
+    def __init__(self) -> None:
+        self._orders: dict[Hashable, Tensor] = {}
+        self._post_norm: bool | None = None
+
+    def read(self, block: OpenBlock | None, layout: Layout, own_key: Callable[[], ResidualKey]) -> AttentionBlock:
+        """The block around a call.
+
+        Args:
+            block: what was seen, or None.
+            layout: where (batch, query) lie among the rows of what W_O wrote.
+            own_key: which key each query is itself; see :func:`residual_key`.
+
+        Raises:
+            UnreadableBlockError: if there is no block, or if it does not reproduce what the model computed.
+        """
+        if block is None or block.part is None or block.residual is None:
+            raise UnreadableBlockError(
+                "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"
+            )
+        if block.problem:
+            raise UnreadableBlockError(block.problem)
+        form, part = block.part
+        rows = self._rows(layout.tokens, form)
+        residual, part = _at(block.residual[0], rows), _at(part, rows)
+        check = _Check(part.dtype)
+        inner = None
+        if not form.is_plain:
+            if not form.state.unchanged:
+                raise UnreadableBlockError("what W_O wrote was overwritten in place before its norm could be read")
+            inner = _frozen(form, layout.tokens)
+            state = _at(form.state.tensor, layout.tokens)
+            check.norm("what stands between attention and residual", inner, state, part, form.precision)
+        first, *behind = block.stages
+        state = _at(first.state.tensor, rows)
+        if form.beside is None:
+            check.equal("the sum of attention and residual", part + residual, state)
+        going_on = self._going_on(first, self._post_norm if self._post_norm is not None else not block.pre_norm)
+        norm, output = self._norm(check, "the norm behind the residual", going_on, state, rows)
+        if first.going_on is not None:
+            self._post_norm = norm is not None
+        second = self._second_norm(check, behind, rows, norm is not None)
+        several = len(second) > 1
+        return AttentionBlock(
+            residual=residual,
+            residual_key=own_key(),
+            inner=inner,
+            norm=norm,
+            second_norm=second[0] if len(second) == 1 else None,
+            output=part + residual if norm is None else output,
+            feed_forward="several" if several else block.feed_forward,
+            normalised=_is_normalised(block),
+            certificate=check.certificate(),
+        )
+
+    def _going_on(self, stage: Stage, post_norm: bool) -> tuple[Form, Tensor | None] | None:
+        """The form in which the stream goes on from a stage, or None where it is the state itself."""
+        going_on = stage.going_on
+        if going_on is None and post_norm:
+            going_on = stage.state.normed
+        return going_on if going_on is not None and _is_norm(going_on[0]) else None
+
+    def _norm(
+        self, check: _Check, what: str, going_on: tuple[Form, Tensor | None] | None, state: Tensor, rows: Tensor
+    ) -> tuple[FrozenNorm | None, Tensor]:
+        """A norm of a state, and what it gave out; the state itself where there is no norm."""
+        if going_on is None:
+            return None, state
+        form, tensor = going_on
+        norm = _frozen(form, rows)
+        output = norm(state) if norm.bias is None else norm(state) + norm.bias
+        if tensor is not None:
+            actual = _at(tensor, self._rows(rows, form))
+            check.norm(what, norm, state, actual, form.precision)
+            return norm, actual
+        return norm, output.to(state.dtype)
+
+    def _second_norm(self, check: _Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
+        """The norms behind the feed-forward parts up to the next attention call."""
+        norms = []
+        for stage in behind:
+            if stage.state.origin is not None:
+                rows = self._rows(rows, stage.state.origin)
+            going_on = self._going_on(stage, post_norm)
+            state = _at(stage.state.tensor, rows)
+            norm, _ = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
+            if norm is not None:
+                norms.append(norm)
+        return norms
+
+    def _rows(self, rows: Tensor, form: Form) -> Tensor:
+        """Where rows of a form's state lie among the rows of the tensor; -1 where they are not kept."""
+        if not form.steps:
+            return rows
+        shape = form.state.tensor.shape
+        key = (tuple(shape), tuple(step.key for step in form.steps))
+        if key not in self._orders:
+            self._orders[key] = _order(form)
+        return torch.where(rows < 0, NOT_AN_INPUT, self._orders[key][rows])
+
+
+def _order(form: Form) -> Tensor:
+    """For each row of the state, its row in the tensor, or -1; (row,)."""
+    shape = form.state.tensor.shape
+    numbers = torch.arange(math.prod(shape), device="cpu").view(shape)
+    try:
+        for step in form.steps:
+            numbers = step.apply(numbers)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UnreadableBlockError(f"a move between attention and residual cannot be repeated: {error}") from error
+    width = shape[-1]
+    numbers = numbers.reshape(-1, numbers.shape[-1])
+    kept = (numbers[:, 0] != NOT_AN_INPUT).nonzero()[:, 0]
+    numbers = numbers[kept]
+    whole = numbers[:, :1] + torch.arange(width, device="cpu")
+    if numbers.shape[-1] != width or not torch.equal(numbers, whole) or (numbers[:, 0] % width).any():
+        raise UnreadableBlockError("the vectors of the residual stream are taken apart on their way")
+    order = torch.full((math.prod(shape[:-1]),), NOT_AN_INPUT)
+    order[numbers[:, 0] // width] = kept
+    return order
+
+
+def _at(tensor: Tensor, rows: Tensor) -> Tensor:
+    """(batch, query, feature): the rows of a tensor, zero where a row is -1."""
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    rows = rows.to(flat.device)
+    if len(flat) == rows.numel() and torch.equal(rows.flatten(), torch.arange(len(flat), device=rows.device)):
+        return flat.view(*rows.shape, -1)
+    found = flat[rows.clamp_min(0)]
+    return found.masked_fill((rows < 0)[..., None], 0) if bool((rows < 0).any()) else found
+
+
+def _is_norm(form: Form) -> bool:
+    """A norm, or one factor or bias per feature in its place; a number alone scales the whole stream."""
+    per_feature = isinstance(form.weight, Tensor) and form.weight.numel() > 1
+    return form.normalises or per_feature or form.bias is not None
+
+
+def _is_normalised(block: OpenBlock) -> bool:
+    """Whether there is a norm anywhere in the block."""
+    form = None if block.part is None else block.part[0]
+    inner = form is not None and form.normalises
+    return inner or block.pre_norm or any(stage.state.normed is not None for stage in block.stages)
+
+
+def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
+    """A form as the maths wants it, for rows (batch, query) of its state."""
+    state = form.state.tensor
+    weight = form.weight
+    if weight is not None:
+        weight = torch.as_tensor(weight, dtype=state.dtype, device=state.device).expand(state.shape[-1])
+    bias = None if form.bias is None else form.bias.expand(state.shape[-1])
+    factor = None if form.factor is None else _at(form.factor, rows)[..., 0]
+    eps = 0.0 if form.eps is None else form.eps
+    return FrozenNorm(_at(state, rows) if form.eps is not None else None, weight, bias, eps, form.centred, factor)
+
+
+class _Check:
+    """Whether what was read of a block reproduces what the model computed, along one random direction."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._tolerance = TOLERANCES.get(dtype, 1e-5)
+        self._error = 0.0
+
+    def norm(self, what: str, norm: FrozenNorm, state: Tensor, actual: Tensor, precision: torch.dtype | None) -> None:
+        """That a frozen norm makes of its state what the model's made, in the precision it computed in."""
+        self._tolerance = max(self._tolerance, TOLERANCES.get(precision or actual.dtype, 1e-5))
+        r = _PROBE.direction(state.shape[-1], state).double()
+        along = r if norm.weight is None else r * norm.weight
+        if norm.centred:
+            along = along - along.mean()
+        expected = state.double() @ along
+        if norm.deviation is not None:
+            expected = expected / norm.deviation
+        if norm.bias is not None:
+            expected = expected + norm.bias.double() @ r
+        self._compare(what, expected, actual.double() @ r)
+
+    def equal(self, what: str, expected: Tensor, actual: Tensor) -> None:
+        """That two states are one."""
+        r = _PROBE.direction(actual.shape[-1], actual)
+        self._compare(what, expected.to(r.dtype) @ r, actual.to(r.dtype) @ r)
+
+    def _compare(self, what: str, expected: Tensor, actual: Tensor) -> None:
+        size = float(actual.abs().max()) if actual.numel() else 0.0
+        error = float((expected - actual).abs().max()) / size if size else 0.0
+        if not error <= self._tolerance:
+            raise UnreadableBlockError(
+                f"{what}, read from the model, does not reproduce its output: relative error {error:.1e}, allowed "
+                f"{self._tolerance:.0e}"
+            )
+        self._error = max(self._error, error)
+
+    def certificate(self) -> Certificate:
+        return Certificate(self._error, self._tolerance, ("residual", "norms", "output"))
+
+
+def residual_key(
+    queries: Positions | None, keys: Positions | None, cross: bool, cached: bool, query: int, key: int
+) -> ResidualKey:
+    """Which key each query is itself.
+
+    Args:
+        queries, keys: where the axes of the call lie in the input.
+        cross: the keys are another sequence's.
+        cached: the keys of earlier forward passes come before those of this one.
+        query, key: how many there are.
+
+    Raises:
+        UnreadableBlockError: if that is not known.
+    """
+    if cross:
+        return "column"
+    if queries is not None and keys is not None and queries.source == keys.source:
+        if torch.equal(queries.index, keys.index):
+            return "diagonal"
+        same = (queries.index[:, None] == keys.index) & (queries.index[:, None] != NOT_AN_INPUT)
+        if bool((same.sum(-1) == 1).all()):
+            return same.int().argmax(-1)
+    if query == key:
+        return "diagonal"
+    if cached and query < key:
+        return torch.arange(key - query, key, device="cpu")  # the keys of earlier passes come first
+    raise UnreadableBlockError(f"it is not known which of the {key} keys each of the {query} queries is itself")

@@ -1,0 +1,279 @@
+"""Following the residual stream: what is added to what attention gave out, and the norms around it.
+
+    part = inner(y)                         y what W_O wrote, inner a norm, a scale or nothing
+    sum  = part + residual                  the residual is what the queries were made of
+    norm = N(sum)                           post-LN: the stream goes on as the norm of the sum; else as the sum itself
+    sum2 = stream + feed_forward(stream)    and a second norm, if the stream goes on behind it
+
+Whether the stream goes on as a state or as its norm is told by what the next part is added to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from captum_norm.capture.blocks.forms import FORM_RULES, Form, State, is_normalisation
+from captum_norm.capture.blocks.lineage import ByTensor, Node
+from captum_norm.capture.dataflow import base_name
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.rules.elementwise import IDENTITIES
+from captum_norm.capture.rules.moves import MOVES
+from captum_norm.capture.traces import Mixture
+
+FeedForward = Literal["", "behind", "beside"]
+
+
+@dataclass(eq=False)
+class Stage:
+    """One state of the stream, and how the stream goes on from it.
+
+    Attributes:
+        state: the sum.
+        going_on: the form of the state that the next part was added to, and that tensor (None where the sum took its
+            place); None while nobody knows.
+    """
+
+    state: State
+    going_on: tuple[Form, Tensor | None] | None = None
+
+
+@dataclass(eq=False)
+class OpenBlock:
+    """What is known of the block around one attention call.
+
+    Attributes:
+        mixture: the call.
+        mixed: the value product in the lineage.
+        part: the form, of what W_O wrote, that was added to the residual, and the tensor.
+        residual: what it was added to, and its place in the lineage.
+        stages: the sum, and the sums behind it up to the next attention call.
+        feed_forward: where the feed-forward part stands.
+        pre_norm: the queries, keys or values are made of a norm of the residual.
+        problem: why the block cannot be read.
+    """
+
+    mixture: Mixture
+    mixed: Node
+    part: tuple[Form, Tensor] | None = None
+    residual: tuple[Tensor, Node] | None = None
+    stages: list[Stage] = field(default_factory=list)
+    feed_forward: FeedForward = ""
+    pre_norm: bool = False
+    problem: str = ""
+
+
+class Stream:
+    """The residual stream of one running model, followed beside its attention.
+
+    ``mixed``, ``projected`` are told by :class:`~captum_norm.capture.dataflow.Dataflow`; ``see`` is handed every
+    operation after it.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: ByTensor[Node] = ByTensor()
+        self._forms: ByTensor[Form] = ByTensor()
+        self._blocks: dict[State, OpenBlock] = {}
+        self._stages: dict[State, tuple[OpenBlock, Stage]] = {}
+        self._count = 0
+        self._mixture: Mixture | None = None
+        self._projected: tuple[Mixture, Tensor] | None = None
+        self._stage_node: Node | None = None
+        self.blocks: dict[Mixture, OpenBlock] = {}
+
+    # ---- told by the data flow
+
+    def mixed(self, mixture: Mixture) -> None:
+        """A value product has just run."""
+        self._mixture = mixture
+
+    def projected(self, mixture: Mixture, out: Tensor) -> None:
+        """An output projection, or a better one, has just been written."""
+        self._projected = mixture, out
+
+    def forget(self, mixture: Mixture) -> OpenBlock | None:
+        """Hand over what is known of a call's block and drop it."""
+        block = self.blocks.pop(mixture, None)
+        if block is not None:
+            self._blocks = {state: other for state, other in self._blocks.items() if other is not block}
+            self._stages = {state: found for state, found in self._stages.items() if found[0] is not block}
+        return block
+
+    def clear(self) -> None:
+        """Drop everything."""
+        for known in (self._nodes, self._forms, self._blocks, self._stages, self.blocks):
+            known.clear()
+
+    # ---- every operation
+
+    def see(self, op: Operation) -> None:
+        """Take in one operation."""
+        if op.name == "multi_head_attention_forward":  # its own operations have been seen one by one
+            return
+        parents = tuple(node for tensor in op.tensors if (node := self._node(tensor)) is not None)
+        outs = [op.tensors[0]] if op.name == "setitem" and op.tensors else op.outputs
+        name = base_name(op.name)
+        forms = [(tensor, form) for tensor in op.tensors if (form := self._forms.get(tensor)) is not None]
+        form = self._form(op, name, forms)
+        normalised = self._normalised(op) if form is None else None
+        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_number(op)))
+        for out in outs:
+            if not out.is_floating_point():
+                continue
+            node = self._stage_node or self._new_node(parents, thin)
+            node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
+            self._nodes.put(out, node)
+            self._forms.put(out, form if out is op.out else None)
+        self._stage_node = None
+        self._begin(op)
+
+    def _node(self, tensor: Tensor) -> Node | None:
+        """The tensor's place in the lineage; what was there before the model ran has its own."""
+        node = self._nodes.get(tensor)
+        if node is None and tensor.is_floating_point() and not isinstance(tensor, Parameter):
+            node = self._new_node()
+            self._nodes.put(tensor, node)
+        return node
+
+    def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False) -> Node:
+        self._count += 1
+        return Node(self._count, parents, thin)
+
+    def _begin(self, op: Operation) -> None:
+        """What the data flow told of this operation."""
+        mixture, self._mixture = self._mixture, None
+        if mixture is not None and (node := self._nodes.get(op.out)) is not None:
+            self.blocks[mixture] = OpenBlock(mixture, node)
+        projected, self._projected = self._projected, None
+        if projected is None or projected[0] not in self.blocks:
+            return
+        mixture, out = projected
+        if isinstance(op.out, Tensor) and _is_view_of_all(out, op.out):
+            out = op.out
+        if self._nodes.get(out) is None:  # written by a step of our own
+            parent = self._nodes.get(op.out) if isinstance(op.out, Tensor) else None
+            self._nodes.put(out, self._new_node(() if parent is None else (parent,)))
+        state = State(out.detach(), self._nodes.get(out) or self._new_node())
+        self._blocks[state] = self.blocks[mixture]
+        self._forms.put(out, Form(state))
+
+    def _form(self, op: Operation, name: str, forms: list[tuple[Tensor, Form]]) -> Form | None:
+        if not forms or not isinstance(op.out, Tensor) or self._projected is not None:
+            return None
+        if name == "add" and len(op.args) > 1 and all(isinstance(operand, Tensor) for operand in op.args[:2]):
+            found = self._add(op)
+            if found is not None:
+                return found
+        if name in ("add", "sub", "mul", "div"):
+            operand = next((t for t in op.args[:2] if isinstance(t, Tensor) and t.shape == op.out.shape), None)
+            form = None if operand is None else self._forms.get(operand)
+        else:
+            operand, form = forms[0] if op.tensors and forms[0][0] is op.tensors[0] else (None, None)
+        rule = FORM_RULES.get(name)
+        after = None if form is None or rule is None else rule(op, form)
+        if after is not None and after.normalises:
+            known = after.state.normed
+            goes_on = known is not None and known[1] is operand and name not in MOVES  # its weight, its bias
+            if known is None or goes_on:
+                after.state.normed = after, op.out
+        return after
+
+    def _normalised(self, op: Operation) -> Node | None:
+        """What this operation normalises, if it is no form of a known state."""
+        x = is_normalisation(op, self._was_made_of)
+        node = None if x is None else self._nodes.get(x)
+        return None if node is None else node.root()
+
+    def _was_made_of(self, x: Tensor, other: Tensor) -> bool:
+        made, of = self._nodes.get(other), self._nodes.get(x)
+        return made is not None and of is not None and made.comes_from(of)
+
+    # ---- sums of states
+
+    def _add(self, op: Operation) -> Form | None:
+        """Two tensors are added: attention and residual, a feed-forward part and the stream, or neither."""
+        first, second = op.args[:2]
+        if op.kwargs.get("alpha", 1) != 1 or not _same_rows(first, second, op.out):
+            return None
+        for part, other in ((first, second), (second, first)):
+            form, node = self._forms.get(part), self._nodes.get(other)
+            if form is None or node is None:
+                continue
+            block = self._blocks.get(form.state)
+            if block is not None and not block.stages:
+                return self._to_attention(op, block, form, part, other, node)
+        for stream, part in ((first, second), (second, first)):
+            form, node = self._forms.get(stream), self._nodes.get(part)
+            if form is None or node is None or form.state not in self._stages or self._forms.get(part) is not None:
+                continue
+            block, _ = self._stages[form.state]
+            if node.comes_from(form.state.node):
+                return self._behind(op, form, stream, "behind")
+            if block.residual is not None and node.comes_from(block.residual[1]):
+                return self._behind(op, form, stream, "beside")
+        return None
+
+    def _to_attention(
+        self, op: Operation, block: OpenBlock, form: Form, part: Tensor, other: Tensor, node: Node
+    ) -> Form | None:
+        if not block.mixed.comes_from(node):
+            # Neither made before attention nor of it: a feed-forward part beside it, the residual is yet to come.
+            if form.beside is not None:
+                return None
+            block.feed_forward = "beside"
+            return replace(form, beside=(op.out - other if op.out is part else part).detach())
+        known = self._forms.get(other)
+        if known is not None and known.state in self._stages:
+            self._stages[known.state][1].going_on = known, None if op.out is other else other
+        if op.out is part and not (form.beside is None and form.is_plain):
+            block.problem = "what stands between attention and residual was overwritten in place by their sum"
+        block.part = form, (part if form.beside is None else form.beside).detach()
+        block.residual = (op.out - part if op.out is other else other).detach(), node
+        block.pre_norm = _has_norm_between(block.mixed, node)
+        return self._stage(op, block, form)
+
+    def _behind(self, op: Operation, form: Form, stream: Tensor, where: FeedForward) -> Form:
+        """A part made of the stream is added to it."""
+        block, stage = self._stages[form.state]
+        stage.going_on = form, None if op.out is stream else stream.detach()
+        block.feed_forward = where
+        return self._stage(op, block, form)
+
+    def _stage(self, op: Operation, block: OpenBlock, origin: Form) -> Form:
+        self._stage_node = self._new_node()  # nobody asks what is before it
+        # A copy: many models go on adding to the stream in place.
+        state = State(op.out.detach().clone(), self._stage_node, origin)
+        stage = Stage(state)
+        block.stages.append(stage)
+        self._stages[state] = block, stage
+        return Form(state)
+
+
+_THIN = frozenset(("dropout", "feature_dropout", "alpha_dropout", *IDENTITIES, *MOVES))
+
+
+def _is_view_of_all(view: Tensor, of: Tensor) -> bool:
+    """The same numbers in the same order."""
+    return view.shape == of.shape and view.stride() == of.stride() and view.data_ptr() == of.data_ptr()
+
+
+def _is_number(op: Operation) -> bool:
+    return any(not isinstance(value, Tensor) or value.numel() == 1 for value in op.args[:2])
+
+
+def _same_rows(first: Tensor, second: Tensor, out: Tensor) -> bool:
+    return first.shape == out.shape and second.shape == out.shape
+
+
+def _has_norm_between(mixed: Node, residual: Node) -> bool:
+    """Whether something on the way from the residual to the value product is a norm of it."""
+    roots = {id(residual)}
+    node = residual
+    while node.thin and node.parents:
+        node = node.parents[0]
+        roots.add(id(node))
+    since = node.number
+    return any(n.normalised is not None and id(n.normalised) in roots for n in mixed.ancestors(since))
