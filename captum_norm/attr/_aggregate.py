@@ -87,7 +87,7 @@ class Mean:
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         total = self._sums[route]
-        return CallMap(total.call, route, _rows(total.scores, rows) / self._counts[route], total.keys)
+        return CallMap(total.call, route, rows_of(total.scores, rows) / self._counts[route], total.keys)
 
 
 class Single:
@@ -116,7 +116,7 @@ class Single:
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         one = self._one(route)
-        return replace(one, scores=_rows(one.scores, rows))
+        return replace(one, scores=rows_of(one.scores, rows))
 
     def _one(self, route: Route) -> CallMap:
         count = self._counts[route]
@@ -165,12 +165,12 @@ class Rollout:
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         queries, keys = route
-        return CallMap(self._last[queries], route, _rows(self._reach[queries][keys], rows), self._keys[keys])
+        return CallMap(self._last[queries], route, rows_of(self._reach[queries][keys], rows), self._keys[keys])
 
     def _through_itself(self, one: CallMap) -> None:
         stack = one.route[0]
-        one = _square(one)
-        _check_same_keys(self._keys.setdefault(stack, one.keys), one, "product")
+        one = square(one)
+        check_same_keys(self._keys.setdefault(stack, one.keys), one, "product")
         step = rollout([one.scores], residual=self._residual)
         reached = self._reach.get(stack)
         self._reach[stack] = {stack: step} if reached is None else {s: step @ r for s, r in reached.items()}
@@ -183,8 +183,8 @@ class Rollout:
                 'the queries themselves carried on is lost. Use residual=True, or kind="self" for the encoder alone.'
             )
         self._keys.setdefault(keys, one.keys)
-        source = self._reach.get(keys, {keys: _identity(one.scores.shape[2], one.scores)})
-        own = self._reach.get(queries, {queries: _identity(one.scores.shape[1], one.scores)})
+        source = self._reach.get(keys, {keys: identity(one.scores.shape[2], one.scores)})
+        own = self._reach.get(queries, {queries: identity(one.scores.shape[1], one.scores)})
         row_sum = 1 + one.scores.sum(-1, keepdim=True)
         reached = {stack: own_part / row_sum for stack, own_part in own.items()}
         for stack, source_part in source.items():
@@ -215,8 +215,8 @@ class Flow:
                 f"{_title(one.call)} is cross-attention, and attention flow is defined within one sequence. Use "
                 'kind="self" for each sequence by itself, or AttentionRollout, which composes both.'
             )
-        one = _square(one)
-        _check_same_keys(self._keys.setdefault(one.route, one.keys), one, "flow")
+        one = square(one)
+        check_same_keys(self._keys.setdefault(one.route, one.keys), one, "flow")
         self._last[one.route] = one.call
         self._steps.setdefault(one.route, []).append(rollout([one.scores], residual=self._residual))
 
@@ -228,7 +228,7 @@ class Flow:
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         *lower, last = self._steps[route]
-        scores = flow([*lower, _rows(last, rows)])
+        scores = flow([*lower, rows_of(last, rows)])
         return CallMap(self._last[route], route, scores, self._keys[route])
 
 
@@ -267,11 +267,13 @@ def make_aggregate(aggregate: AggregateType, residual: bool = False) -> Aggregat
     raise ValueError(f"aggregate={aggregate!r} is not known: use {known}, or an integer for one attention call.")
 
 
-def _rows(scores: Tensor, rows: Tensor | None) -> Tensor:
+def rows_of(scores: Tensor, rows: Tensor | None) -> Tensor:
+    """Those rows (batch, row) of a map, or all."""
     return scores if rows is None else take_rows(scores, rows)
 
 
-def _check_same_keys(known: Positions, one: CallMap, what: str) -> None:
+def check_same_keys(known: Positions, one: CallMap, what: str) -> None:
+    """Refuse a map whose keys lie elsewhere than those of the calls before it."""
     if known.index.shape != one.keys.index.shape or not torch.equal(known.index, one.keys.index):
         raise ValueError(f"{_title(one.call)}: its keys are not those of the calls before it; they have no {what}.")
 
@@ -285,7 +287,7 @@ def _check_alike(known: CallMap, one: CallMap) -> None:
         )
 
 
-def _square(one: CallMap) -> CallMap:
+def square(one: CallMap) -> CallMap:
     """The map over its own queries alone: keys that are no input (memory, sinks) pass nothing on."""
     if one.scores.shape[1] == one.scores.shape[2]:
         return one
@@ -299,7 +301,8 @@ def _square(one: CallMap) -> CallMap:
     return CallMap(one.call, one.route, one.scores[..., own], keys)
 
 
-def _identity(size: int, like: Tensor) -> Tensor:
+def identity(size: int, like: Tensor) -> Tensor:
+    """I for each example of ``like``, (batch, size, size)."""
     return torch.eye(size, dtype=like.dtype, device=like.device).expand(len(like), size, size)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -93,7 +93,12 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
     """Scores shaped as the inputs: a row of the aggregated maps of a measure.
 
     A subclass defines :meth:`measure`, and fixes in its constructor what its paper fixes.
+
+    Attributes:
+        reads_target: whether the scores depend on the target.
     """
+
+    reads_target: ClassVar[bool] = False
 
     def __init__(
         self, forward_func: Callable[..., Any], *, aggregate: AggregateType = "mean", residual: bool = False
@@ -111,6 +116,11 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
     def _new_aggregate(self) -> Aggregate:
         """How the calls of one pass become one answer."""
         return make_aggregate(self.aggregate, self.residual)
+
+    def _reduction(self, rows: Rows, kind: KindType, call: int | None, device: torch.device) -> Reduction:
+        """What takes in the records of one pass."""
+        aggregate = self._new_aggregate()
+        return Reduction(type(self).__name__, self.measure, aggregate, rows, check_kind(kind), call, device)
 
     @logged
     def attribute(
@@ -157,15 +167,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         if position is None:
             position = _position_given(unwrapped(self.forward_func), extras)
         rows = Rows(position)
-        reduction = Reduction(
-            type(self).__name__,
-            self.measure,
-            self._new_aggregate(),
-            rows,
-            check_kind(kind),
-            call,
-            given[0].device,
-        )
+        reduction = self._reduction(rows, kind, call, given[0].device)
         self._run(given, target, extras, reduction.add, reduction.skip)
         with torch.no_grad():
             answers = [reduction.scores(number, tensor) for number, tensor in enumerate(given)]

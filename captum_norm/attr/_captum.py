@@ -36,6 +36,7 @@ __all__ = [
     "is_tuple",
     "logged",
     "run_forward",
+    "selected",
 ]
 
 P = ParamSpec("P")
@@ -87,6 +88,25 @@ def check_target(output: Any, target: Any) -> None:
     """
     if target is not None:
         _select_targets(_output_tensor(output), target)
+
+
+def selected(output: Any, target: Any, caller: str) -> Tensor:
+    """What ``target`` selects of the output, as Captum selects it: (batch,).
+
+    Raises:
+        AssertionError, IndexError: Captum's, where the target does not fit the output.
+        TypeError: if the output holds no tensor to select from.
+        ValueError: if no target is given and the output has several numbers per example.
+    """
+    found = _output_tensor(output)
+    chosen = cast("Tensor", _select_targets(found, target))
+    if found.ndim and chosen.numel() != len(found):
+        raise ValueError(
+            f"{caller} explains one number per example, but of the output, {tuple(found.shape)}, target={target!r} "
+            f"leaves {tuple(chosen.shape)}: give a class, or a tuple of indices where the output has more axes than "
+            "(batch, class). HFForward(model, position=...) takes one row of such an output."
+        )
+    return chosen.reshape(-1)
 
 
 def _output_tensor(output: Any) -> Tensor:

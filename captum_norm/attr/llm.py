@@ -25,6 +25,7 @@ from captum_norm.attr._captum import (
     TextTokenInput,
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
+from captum_norm.attr.relevance import AttentionRelevance
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
 from captum_norm.inputs import check_inputs
@@ -256,9 +257,14 @@ class _TeacherForced:
         Raises:
             ValueError: if the model's attention looks ahead.
         """
-        scores = self._method.attribute(self._read, position="all", **self._arguments)[0]
+        if isinstance(self._method, AttentionRelevance):
+            positions = list(range(self._first, self._first + len(self._answer)))
+            targets = list(zip(positions, self._answer.tolist(), strict=True))
+            scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
+        else:
+            scores = self._chosen(self._method.attribute(self._read, position="all", **self._arguments)[0])
         self._refuse_looking_ahead()
-        return self._chosen(scores)
+        return scores
 
     def probabilities(self) -> Tensor | None:
         """What probability the model gave to each target token, (target,); None for a model without logits."""

@@ -15,6 +15,8 @@ from captum_norm.functional.block import (
 )
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
+from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
+from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_shares
 
 __all__ = [
     "FrozenNorm",
@@ -22,6 +24,7 @@ __all__ = [
     "block_quantities",
     "flow",
     "globenc_norms",
+    "gradient_weights",
     "head_norms",
     "mean",
     "mixing_attn",
@@ -29,10 +32,14 @@ __all__ = [
     "mixing_res_ln",
     "mixing_res_weights",
     "mixing_weights",
+    "relevance",
+    "relevance_encoder_decoder",
     "res_ln_norms",
     "res_norms",
     "rollout",
     "rollout_encoder_decoder",
     "summed_norms",
     "transformed_norms",
+    "value_zeroing",
+    "value_zeroing_shares",
 ]

@@ -19,15 +19,13 @@ Axes: b batch, q query position of the last map, k key position of the first.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from captum_norm.functional.axes import check_axes, check_finite
 from captum_norm.functional.maxflow import max_flows
-
-_MAP = "batch query key"
+from captum_norm.functional.stacks import check_chain, check_encoder_decoder, check_maps, result_dtype, rows_at
 
 
 @torch.no_grad()
@@ -66,15 +64,15 @@ def rollout(
         >>> rollout([first, second], residual=True, position=0)
         tensor([[0.6250, 0.3750]])
     """
-    named = _check_maps("rollout", maps)
-    _check_chain("rollout", maps, residual)
-    dtype = _result_dtype(maps)
+    named = check_maps("rollout", maps)
+    check_chain("rollout", maps, residual)
+    dtype = result_dtype(maps)
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(maps[0].device.type, enabled=False):
         if position is None:
             rows, rest = _mixed_with_identity(maps[-1].to(dtype, copy=True), residual), maps[:-1]
         else:
-            rows, rest = _rows_at("rollout", position, maps[-1], dtype), maps
+            rows, rest = rows_at("rollout", position, maps[-1], dtype), maps
         for layer in reversed(rest):
             rows = _through(rows, layer.to(rows), residual)
     check_finite("rollout", rows, **named)
@@ -114,23 +112,23 @@ def flow(
         >>> flow([first, second], position=0)
         tensor([[0.8333, 0.1667]])
     """
-    named = _check_maps("flow", maps)
-    _check_chain("flow", maps, residual)
+    named = check_maps("flow", maps)
+    check_chain("flow", maps, residual)
     for name, (a, _) in named.items():
         if (a < 0).any():
             raise ValueError(f"flow: {name} holds {(a < 0).sum().item()} negative numbers, the least {a.min().item()}.")
-        check_finite("flow", a, **{name: (a, _MAP)})
+        check_finite("flow", a, **{name: named[name]})
     capacities = [_mixed_with_identity(a.double(), residual) for a in maps]
     if position is None:
         batch, query, _ = maps[-1].shape
         asked = torch.eye(query, dtype=torch.float64, device=maps[-1].device).expand(batch, -1, -1)
     else:
-        asked = _rows_at("flow", position, maps[-1], torch.float64)
+        asked = rows_at("flow", position, maps[-1], torch.float64)
     flows = []
     for b, weights in enumerate(asked):  # weights (rows of the result, query)
         rows = weights.any(0).nonzero()[:, 0]
         flows.append(weights[:, rows] @ _flows([a[b] for a in capacities], rows, normalize))
-    result = torch.stack(flows).to(_result_dtype(maps))
+    result = torch.stack(flows).to(result_dtype(maps))
     return result if position is None else result.squeeze(1)
 
 
@@ -176,15 +174,15 @@ def rollout_encoder_decoder(
         (tensor([[0.0000, 0.2500]]), tensor([[0.3750, 0.3750]]))
     """
     caller = "rollout_encoder_decoder"
-    named = _check_encoder_decoder(caller, encoder, decoder, cross, residual)
-    dtype = _result_dtype([*encoder, *decoder, *cross])
+    named = check_encoder_decoder(caller, encoder, decoder, cross, residual)
+    dtype = result_dtype([*encoder, *decoder, *cross])
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(decoder[0].device.type, enabled=False):
         if position is None:
             batch, target, _ = decoder[-1].shape
             rows = torch.eye(target, dtype=dtype, device=decoder[0].device).expand(batch, -1, -1)
         else:
-            rows = _rows_at(caller, position, decoder[-1], dtype)
+            rows = rows_at(caller, position, decoder[-1], dtype)
         source = rows.new_zeros(*rows.shape[:2], cross[0].shape[2] - (not residual))
         for self_map, cross_map in zip(reversed(decoder), reversed(cross), strict=True):
             shares = _with_residual_column(cross_map.to(dtype), residual)
@@ -215,9 +213,9 @@ def mean(maps: Sequence[Tensor]) -> Tensor:
         >>> mean([torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])])
         tensor([[[0.5000, 0.5000]]])
     """
-    named = _check_maps("mean", maps)
+    named = check_maps("mean", maps)
     check_axes("mean", **named)
-    total = torch.zeros_like(maps[0], dtype=_result_dtype(maps))
+    total = torch.zeros_like(maps[0], dtype=result_dtype(maps))
     for a in maps:
         total += a
     return check_finite("mean", total / len(maps), **named)
@@ -265,75 +263,3 @@ def _through(rows: Tensor, layer: Tensor, residual: bool) -> Tensor:
 def _row_sums(layer: Tensor) -> Tensor:
     """Row sums of layer + I, (batch, query)."""
     return layer.sum(-1) + 1
-
-
-def _rows_at(caller: str, position: int | Sequence[int] | Tensor, last: Tensor, dtype: torch.dtype) -> Tensor:
-    """The outputs asked for as weights on the last map's rows, (batch, 1, query)."""
-    batch, query, _ = last.shape
-    asked = torch.as_tensor(position, device=last.device)
-    if asked.is_floating_point():
-        check_axes(caller, maps=(last, _MAP), position=(asked, "batch query"))
-        return asked.to(dtype)[:, None]
-    if asked.dtype == torch.bool or asked.shape not in ((), (batch,)):
-        raise ValueError(
-            f"{caller}: position should be an integer, {batch} of them (one per example), or floating-point weights "
-            f"(batch, query) = {(batch, query)}; got {asked.dtype} of shape {tuple(asked.shape)}."
-        )
-    outside = asked[(asked < -query) | (asked >= query)]
-    if outside.numel():
-        raise ValueError(
-            f"{caller}: position {outside.flatten()[0].item()} is out of range for {query} query positions "
-            f"({-query} to {query - 1})."
-        )
-    rows = torch.zeros(batch, query, dtype=dtype, device=last.device)
-    return rows.scatter_(1, asked.remainder(query).expand(batch)[:, None], 1.0)[:, None]
-
-
-def _check_maps(caller: str, maps: Sequence[Tensor]) -> dict[str, tuple[Tensor, str]]:
-    if len(maps) == 0:
-        raise ValueError(f"{caller}: maps is empty; pass at least one map (batch, query, key).")
-    named = {f"maps[{n}]": (a, _MAP) for n, a in enumerate(maps)}
-    for name, entry in named.items():
-        check_axes(caller, **{name: entry})
-    return named
-
-
-def _check_encoder_decoder(
-    caller: str, encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor], residual: bool
-) -> dict[str, tuple[Tensor, str]]:
-    """All maps by name, with axes that must agree."""
-    if len(decoder) == 0 or len(decoder) != len(cross):
-        raise ValueError(
-            f"{caller}: each decoder layer has a map of self-attention and one of cross-attention, but there are "
-            f"{len(decoder)} in decoder and {len(cross)} in cross."
-        )
-    last = "source" if residual else "source+residual"
-    named = {f"encoder[{n}]": (a, "batch source source") for n, a in enumerate(encoder)}
-    named |= {f"decoder[{n}]": (a, "batch target target") for n, a in enumerate(decoder)}
-    named |= {f"cross[{n}]": (a, f"batch target {last}") for n, a in enumerate(cross)}
-    sizes = check_axes(caller, **named)
-    if not residual and encoder and sizes[last] != sizes["source"] + 1:
-        raise ValueError(
-            f"{caller}: cross should have a column for each of {sizes['source']} source positions and a last one for "
-            f"the residual, but has {sizes[last]}; maps without residuals need residual=True."
-        )
-    return named
-
-
-def _check_chain(caller: str, maps: Sequence[Tensor], residual: bool) -> None:
-    for n, (lower, upper) in enumerate(pairwise(maps)):
-        if lower.shape[0] != upper.shape[0] or lower.shape[1] != upper.shape[2]:
-            raise ValueError(
-                f"{caller}: the queries of maps[{n}] should be the keys of maps[{n + 1}], the layer above it, "
-                f"but they are (batch, query, key) = {tuple(lower.shape)} and {tuple(upper.shape)}."
-            )
-    for n, a in enumerate(maps):
-        if residual and a.shape[1] != a.shape[2]:
-            raise ValueError(
-                f"{caller}: residual=True needs square maps, but maps[{n}] is (batch, query, key) = {tuple(a.shape)}; "
-                f"cross-attention has no residual connection from its keys."
-            )
-
-
-def _result_dtype(maps: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(a.dtype == torch.float64 for a in maps) else torch.float32

@@ -8,11 +8,14 @@ from typing import Any
 from captum_norm.attr import (
     AttentionFlow,
     AttentionNorm,
+    AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
     LayerAttentionNorm,
     LayerAttentionWeights,
 )
+
+from . import with_target
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Row:
         layer: whether it is a layer class.
         sums_to: what a row of scores sums to; None where it is not normalised.
         together: layer classes: the word for ``heads`` that gives one map for all heads.
+        reads_target: whether its scores depend on the target, so that it needs one.
     """
 
     method: Any
@@ -32,6 +36,7 @@ class Row:
     layer: bool = False
     sums_to: float | None = None
     together: str = ""
+    reads_target: bool = False
 
     @property
     def name(self) -> str:
@@ -46,7 +51,8 @@ class Row:
 
     def build(self, forward_func: Any, layer: Any = None) -> Any:
         """The method on a forward function; a layer class needs the layer."""
-        return self.method(forward_func, *([layer] if self.layer else []), **self.arguments)
+        method = getattr(with_target, self.method.__name__) if self.reads_target else self.method
+        return method(forward_func, *([layer] if self.layer else []), **self.arguments)
 
 
 METHODS = (
@@ -59,6 +65,7 @@ METHODS = (
     Row(AttentionRollout, sums_to=1.0),
     Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
+    Row(AttentionRelevance, reads_target=True),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),
 )

@@ -262,12 +262,24 @@ BAD_TARGETS = [[0, 1], (0, 1), torch.tensor([0, 1]), "a", [None, None, None], 7]
 @every_method
 def test_the_class_is_validated_and_changes_nothing(row):
     method = built(row)
+    if row.reads_target:
+        assert_each_example_has_its_target(method)
+        return
     expected = method.attribute(TOKENS)
     for target in GOOD_TARGETS:
         assert torch.equal(method.attribute(TOKENS, target), expected)
     for forward in (method.forward_func, functools.partial(method.forward_func, return_dict=False)):
         method.forward_func = forward
         assert torch.equal(method.attribute(TOKENS, target=[0, 1, 2]), expected)
+
+
+def assert_each_example_has_its_target(method: Any) -> None:
+    by_class = [method.attribute(TOKENS, number) for number in range(3)]
+    assert not torch.allclose(by_class[0], by_class[1])
+    for target in GOOD_TARGETS:
+        classes = torch.as_tensor(target).flatten().expand(3).tolist()
+        expected = torch.stack([by_class[number][example] for example, number in enumerate(classes)])
+        close(method.attribute(TOKENS, target), expected, rtol=1e-5, atol=1e-6)
 
 
 @every_method
@@ -706,7 +718,7 @@ def test_one_tensor_for_encoder_and_decoder_is_never_mixed_up(row):
     if row.refuses_cross:
         with pytest.raises(ValueError, match=row.refuses_cross):
             method.attribute(x)
-    elif row.method.__name__ == "AttentionRollout":
+    elif row.method.__name__ in ("AttentionRollout", "AttentionRelevance"):
         with pytest.raises(ValueError, match="by an encoder and by a decoder"):
             method.attribute(x)
     else:

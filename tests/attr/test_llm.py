@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from captum_norm.attr import (
     AttentionFlow,
     AttentionNorm,
+    AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
     LayerAttentionNorm,
@@ -87,12 +88,13 @@ def test_a_target_token_has_the_scores_of_the_row_that_predicts_it(row, family):
     found = LLMAttentionAttribution(row.build(model), sentence_piece()).attribute(prompt, target)
     whole = torch.cat([prompt, target])[None]
     for number in range(3):
-        alone = row.build(model).attribute(whole[:, : 4 + number], position=-1)
+        explained = (-1, int(target[number])) if row.reads_target else None
+        alone = row.build(model).attribute(whole[:, : 4 + number], explained, position=-1)
         close(found.token_attr[number], alone[0, :4], rtol=1e-5, atol=1e-7)
     close(found.seq_attr, found.token_attr.sum(0))
 
 
-@pytest.mark.parametrize("kind", [AttentionWeights, AttentionNorm, AttentionRollout, AttentionFlow])
+@pytest.mark.parametrize("kind", [AttentionWeights, AttentionNorm, AttentionRollout, AttentionFlow, AttentionRelevance])
 def test_one_pass_serves_all_target_tokens(kind):
     model = tiny("Llama")
     lengths = counted(model)

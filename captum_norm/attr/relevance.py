@@ -1,0 +1,234 @@
+"""Which inputs one output of the model rests on: attention weights and their gradients, along the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from captum_norm.attr._aggregate import Aggregate
+from captum_norm.attr._base import InputAttribution, finished
+from captum_norm.attr._captum import extra_arguments, logged, selected
+from captum_norm.attr._outside import outside_inference_mode
+from captum_norm.attr._position import PositionType, Rows
+from captum_norm.attr._reduction import AttributionReport, KindType, without_padding
+from captum_norm.attr._relevance import Relevance
+from captum_norm.attr.weights import mean_weights
+from captum_norm.capture import AttentionRecord, InexactCaptureError
+from captum_norm.functional import gradient_weights
+
+
+class AttentionRelevance(InputAttribution):
+    """A row of R, to which each attention call adds what it passes on of R: R <- R + Abar R, R = I to begin with.
+
+    Abar = mean_h max(0, (dL/dalpha_h) * alpha_h), with L the output ``target``: weights count where more of them would
+    have raised L.  Where a sequence s attends to another one q, R_sq <- R_sq + Rbar_ss^T Abar Rbar_qq with
+    Rbar = I + (R - I) / row sum, so that ``(input_ids, decoder_input_ids)`` both have scores.
+
+    One forward and one backward pass.  The gradient with respect to alpha is taken from the gradient of the mixed
+    values, (dL/d(alpha V)) V^T, so no eager attention is needed; memory is that of the graph, and the weights of all
+    calls.  Scores are non-negative and not normalised; a position's own score includes the 1 that it begins with.
+
+    Args:
+        forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
+
+    Source: Chefer et al. (2021), "Generic Attention-model Explainability", equations 5 to 10,
+    https://arxiv.org/abs/2103.15679.  The authors set the first token's own score to zero before they show a row; here
+    it is kept.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+        >>> method = AttentionRelevance(lambda x: encoder(x)[:, 0])  # eight classes, read off the first position
+        >>> scores = method.attribute(torch.randn(1, 3, 8), target=5).sum(-1)
+        >>> scores.shape, bool((scores >= 0).all()), bool(scores[0, 0] >= 1)
+        (torch.Size([1, 3]), True, True)
+    """
+
+    reads_target = True
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        super().__init__(forward_func, aggregate="rollout")
+
+    def measure(self, record: AttentionRecord) -> Tensor:
+        """Abar, (batch, query, key), which stands in the place of the weights."""
+        return mean_weights(record)
+
+    def _new_aggregate(self) -> Aggregate:
+        return Relevance()
+
+    @logged
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        position: PositionType = None,
+        kind: KindType = None,
+        call: int | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The relevance of each input position to the output ``target``, by way of the representation at ``position``.
+
+        Args:
+            inputs: what ``forward_func`` takes first, batch first: ids (batch, position), vectors (batch, position,
+                model), a gate (batch, position) or pixels (batch, channel, height, width); or a tuple of such.  For an
+                encoder-decoder, ``(input_ids, decoder_input_ids)``, or input_ids alone.
+            target: which output is explained, as in Captum: a class, one for each example, or a tuple of indices where
+                the output has more axes.  It may be left out only where there is one number per example.
+            additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.
+            position: whose row of R is given, as a position of the query axis, which should be where ``target`` is read
+                off: None for the last real token if every self-attention call of these queries is causal, else the
+                first real token, unless ``HFForward(position=...)`` says otherwise; an integer (negative from the end);
+                one per example (repeated in place when Captum repeats the batch); ``"mean"`` over the real tokens;
+                ``"all"``.
+            kind: ``"self"`` (causal included) or ``"cross"``: only these calls add to R.  None: all.
+            call: which call of each attention module; None for all.
+
+        Returns:
+            Non-negative scores, one tensor for a tensor and a tuple for a tuple, shaped as ``inputs``; for ``"all"``
+            (batch, query, position).  Where an input holds several numbers per position (vectors, pixels), a
+            position's score is shared evenly by them.  float64 for models in float64, else float32; detached,
+            contiguous, on the input's device; 0 at padding.
+
+        Raises:
+            TypeError: for float token ids.
+            ValueError: if ``target`` is missing where the output has several numbers per example, if the output or an
+                attention call runs without a gradient, if ``position`` is out of range or padding, if the model has no
+                attention, or if the keys of an attention call are not known to be input positions.
+            InexactCaptureError: if an attention call cannot be read exactly.
+            AssertionError: Captum's, if ``target`` does not fit the output.
+        """
+        return super().attribute(inputs, target, additional_forward_args, position=position, kind=kind, call=call)
+
+    def _run(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Any,
+        extras: tuple[Any, ...],
+        on_record: Callable[[AttentionRecord], None],
+        on_inexact: Callable[[InexactCaptureError], None],
+    ) -> None:
+        self._explain(inputs, [target], extras, [on_record], on_inexact)
+
+    def attribute_each(
+        self,
+        inputs: Tensor,
+        targets: Sequence[Any],
+        positions: Sequence[int],
+        additional_forward_args: Any = None,
+        *,
+        kind: KindType = None,
+        call: int | None = None,
+    ) -> Tensor:
+        """Several outputs of one forward pass, with a backward pass for each.
+
+        Args:
+            inputs: ids (batch, position) or a gate.
+            targets: each as ``target`` of :meth:`attribute`.
+            positions: the row for each target.
+            additional_forward_args, kind, call: as in :meth:`attribute`.
+
+        Returns:
+            (target, batch, position), equal to the targets one by one.
+
+        Raises:
+            ValueError, TypeError, InexactCaptureError, AssertionError: as :meth:`attribute`.
+        """
+        reductions = [self._reduction(Rows(position), kind, call, inputs.device) for position in positions]
+        extras = extra_arguments(additional_forward_args)
+        self._explain((inputs,), targets, extras, [reduction.add for reduction in reductions], reductions[0].skip)
+        answers = [reduction.scores(0, inputs) for reduction in reductions]
+        self.report = AttributionReport(
+            tuple(reductions[0].certificates), tuple(left_out for _, left_out, _ in answers)
+        )
+        return torch.stack([finished(scores, inputs) for scores, _, _ in answers])
+
+    def _explain(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Sequence[Any],
+        extras: tuple[Any, ...],
+        on_record: Sequence[Callable[[AttentionRecord], None]],
+        on_inexact: Callable[[InexactCaptureError], None],
+    ) -> None:
+        """One forward pass, and for each target a backward pass; then each record, its weights times their gradients in
+        their place."""
+        title, records = type(self).__name__, list[AttentionRecord]()
+        with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.enable_grad():
+            output = self._forward(inputs, extras, records.append, on_inexact, differentiable=True)
+            for n, (target, hand_over) in enumerate(zip(targets, on_record, strict=True)):
+                if not records:  # nothing to explain: the reduction says so
+                    continue
+                explained = selected(output, target, title)
+                for record in weighted(records, explained.sum(), title, keep=n + 1 < len(targets)):
+                    hand_over(record)
+
+
+def weighted(
+    records: Sequence[AttentionRecord], explained: Tensor, caller: str, keep: bool = False
+) -> Iterator[AttentionRecord]:
+    """Each record with mean_h max(0, (dL/dalpha_h) * alpha_h), (batch, 1, query, key), in the place of its weights.
+
+    Args, Raises: as :func:`weight_gradients`.
+    """
+    for record, gradient in zip(records, weight_gradients(records, explained, caller, keep), strict=True):
+        weights = without_padding(record).weights
+        product = gradient_weights(weights, gradient.masked_fill(weights == 0, 0))  # some models give NaN at padding
+        yield replace(record, weights=product[:, None], mixed=None)
+
+
+def weight_gradients(
+    records: Sequence[AttentionRecord], explained: Tensor, caller: str, keep: bool = False
+) -> list[Tensor]:
+    """dL/dalpha of each attention call, from the gradient of its mixed values.
+
+    Args:
+        records: recorded with ``differentiable=True``.
+        explained: L, a number.
+        caller: who asks, for errors.
+        keep: whether the graph is needed again, for another L.
+
+    Returns:
+        (batch, head, query, key) for each record, float32 at least.
+
+    Raises:
+        ValueError: if the graph does not lead from L to a call.
+    """
+    edges = [_edge(record) for record in records]
+    if not explained.requires_grad:
+        raise ValueError(
+            f"{caller}: the output has no gradient, so that it cannot be told what it rests on: forward_func runs "
+            "under torch.no_grad(), or detaches its output."
+        )
+    found = torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True)
+    missing = [record.call for record, gradient in zip(records, found, strict=True) if gradient is None]
+    if missing:
+        raise ValueError(
+            f"{caller}: the output explained has no gradient with respect to attention call {missing[0].name!r} "
+            f"({missing[0].kind}, call {missing[0].call}) and {len(missing) - 1} more: that part of the model runs "
+            "without gradients, or is not used for this output."
+        )
+    return [_of_weights(record, gradient) for record, gradient in zip(records, found, strict=True)]
+
+
+def _edge(record: AttentionRecord) -> GradientEdge:
+    assert record.mixed is not None
+    return record.mixed.edge
+
+
+def _of_weights(record: AttentionRecord, gradient: Tensor) -> Tensor:
+    """(dL/d(alpha V)) V^T."""
+    assert record.mixed is not None
+    dtype = torch.promote_types(record.values.dtype, torch.float32)
+    values = record.values.to(dtype)
+    mixed = record.mixed.arranged(gradient, values.shape[-1]).to(dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        return mixed @ values.mT

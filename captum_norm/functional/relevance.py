@@ -1,0 +1,163 @@
+"""What does one output of a model rest on, read from attention weights and their gradients?
+
+    Abar = mean_h max(0, (dL/dalpha_h) * alpha_h)
+    R <- R + Abar R                                                    self-attention, R = I to begin with
+    R_sq <- R_sq + Rbar_ss^T Abar Rbar_qq                              s attends to another sequence q
+    Rbar = I + (R - I) / its row sums                                  (0 where a row of R - I is zero)
+
+Source: Chefer et al. (2021), "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+Transformers", equations 5 to 10, https://arxiv.org/abs/2103.15679.
+
+Axes: b batch, h head, q query, k key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_norm.functional.axes import check_axes, check_finite
+from captum_norm.functional.stacks import check_encoder_decoder, check_square, identity, result_dtype, rows_at
+
+_MAP = "batch head query key"
+
+
+@torch.no_grad()
+def gradient_weights(weights: Tensor, gradients: Tensor) -> Tensor:
+    """The attention weights that speak for an output, times how much: mean_h max(0, (dL/dalpha_h) * alpha_h).
+
+    Args:
+        weights: attention weights alpha, (batch, head, query, key).
+        gradients: the derivative of the output explained with respect to them, in the same shape.
+
+    Returns:
+        (batch, query, key), non-negative, in the unit of the output.  float64 if a tensor is float64, else float32.
+
+    Raises:
+        TypeError: if a tensor is not of floating point.
+        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+
+    Example:
+        >>> weights = torch.tensor([[[[0.5, 0.5]], [[0.25, 0.75]]]])
+        >>> gradients = torch.tensor([[[[2.0, -2.0]], [[4.0, 0.0]]]])
+        >>> gradient_weights(weights, gradients)
+        tensor([[[1., 0.]]])
+    """
+    named = {"weights": (weights, _MAP), "gradients": (gradients, _MAP)}
+    check_axes("gradient_weights", **named)
+    dtype = result_dtype([weights, gradients])
+    # Attribution may run inside an autocast region, which products of half precision would not leave.
+    with torch.autocast(weights.device.type, enabled=False):
+        result = (weights.to(dtype) * gradients.to(dtype)).clamp_min_(0).mean(1)
+    return check_finite("gradient_weights", result, **named)
+
+
+@torch.no_grad()
+def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | None = None) -> Tensor:
+    """The relevance of the inputs of the first layer to the outputs of the last: (I + A_l) ... (I + A_1).
+
+    Args:
+        maps: one map (batch, position, position) per self-attention layer, from the first to the last, as
+            `gradient_weights` gives them.
+        position: the outputs asked for.  ``None``: all.  An integer, or one per example (negative from the end).  A
+            floating-point tensor (batch, position): the sum of the rows with these weights.
+
+    Returns:
+        (batch, query, key) or, with ``position``, (batch, key).  Nothing is normalised: each output begins with 1 for
+        itself.  float64 if any map is, else float32.
+
+    Raises:
+        TypeError: if a map is not of floating point.
+        ValueError: if there is no map, if one is not square or two disagree in shape, if ``position`` is out of range,
+            or if a map holds NaN or infinity.
+
+    Example:
+        >>> first, second = torch.tensor([[[0.0, 0.5], [0.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [0.2, 0.0]]])
+        >>> relevance([first, second])
+        tensor([[[1.0000, 0.5000],
+                 [0.2000, 1.1000]]])
+        >>> relevance([first, second], position=1)
+        tensor([[0.2000, 1.1000]])
+    """
+    named = check_square("relevance", maps)
+    dtype = result_dtype(maps)
+    with torch.autocast(maps[0].device.type, enabled=False):
+        rows = identity(maps[0], dtype) if position is None else rows_at("relevance", position, maps[-1], dtype)
+        for layer in reversed(maps):
+            rows = torch.baddbmm(rows, rows, layer.to(dtype))
+    check_finite("relevance", rows, **named)
+    return rows if position is None else rows.squeeze(1)
+
+
+@torch.no_grad()
+def relevance_encoder_decoder(
+    encoder: Sequence[Tensor],
+    decoder: Sequence[Tensor],
+    cross: Sequence[Tensor],
+    position: int | Sequence[int] | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The relevance of the source and of the target's prefix to the decoder's outputs.
+
+    Args:
+        encoder: the maps of the encoder's layers, (batch, source, source), from the first to the last; may be empty.
+        decoder: the maps of the decoder's self-attention, (batch, target, target), from the first layer to the last.
+        cross: the maps of its cross-attention, (batch, target, source), as many.
+        position: the decoder's outputs asked for, as in `relevance`.
+
+    Returns:
+        Of the source, (batch, target, source), and of the prefix, (batch, target, target); with ``position``
+        (batch, source) and (batch, target).
+
+    Raises:
+        TypeError: if a map is not of floating point.
+        ValueError: if the decoder has no map or not as many as ``cross``, if shapes disagree, if ``position`` is out
+            of range, or if a map holds NaN or infinity.
+
+    Example:
+        One layer each, of which only the cross-attention speaks for the output:
+
+        >>> none, cross = torch.zeros(1, 2, 2), torch.tensor([[[0.25, 0.0, 0.5], [0.0, 0.0, 0.0]]])
+        >>> relevance_encoder_decoder([], [none], [cross], position=0)
+        (tensor([[0.2500, 0.0000, 0.5000]]), tensor([[1., 0.]]))
+    """
+    caller = "relevance_encoder_decoder"
+    named = check_encoder_decoder(caller, encoder, decoder, cross, residual=True)
+    dtype = result_dtype([*encoder, *decoder, *cross])
+    with torch.autocast(decoder[0].device.type, enabled=False):
+        source = identity(cross[0].mT, dtype) if not encoder else relevance(encoder).to(dtype)
+        prefix, from_source = identity(decoder[0], dtype), cross[0].new_zeros(cross[0].shape, dtype=dtype)
+        for own, other in zip(decoder, cross, strict=True):
+            own = own.to(dtype)
+            prefix, from_source = torch.baddbmm(prefix, own, prefix), torch.baddbmm(from_source, own, from_source)
+            from_source = from_source + crossed(prefix, other.to(dtype), source)
+        if position is not None:
+            rows = rows_at(caller, position, decoder[-1], dtype)
+            prefix, from_source = (rows @ prefix).squeeze(1), (rows @ from_source).squeeze(1)
+    check_finite(caller, from_source, **named)
+    check_finite(caller, prefix, **named)
+    return from_source, prefix
+
+
+def crossed(own: Tensor, weights: Tensor, other: Tensor) -> Tensor:
+    """What one cross-attention call adds to the relevance of the keys' sequence: Rbar_ss^T Abar Rbar_qq.
+
+    Args:
+        own: R_ss of the queries' sequence so far, (batch, query, query).
+        weights: Abar of the call, (batch, query, key).
+        other: R_qq of the keys' sequence, (batch, key, key).
+    """
+    return normalized(own).mT @ weights @ normalized(other)
+
+
+def normalized(relevance: Tensor) -> Tensor:
+    """I + (R - I) / its row sums, so that what a position took in from others counts as much as itself.
+
+    Args:
+        relevance: R, (batch, position, position).
+    """
+    own = identity(relevance, relevance.dtype)
+    taken_in = relevance - own
+    sums = taken_in.sum(-1, keepdim=True)
+    return own + taken_in / sums.masked_fill(sums == 0, 1)

@@ -1,0 +1,26 @@
+"""Methods that cannot do without a target, explaining class 1 where a test of the common contract names none.
+
+Each is called as the method it stands for, so that errors and names are the method's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from captum_norm import attr
+
+
+class AttentionRelevance(attr.AttentionRelevance):
+    """Of class 1, at the last position where the output has a row for each."""
+
+    @functools.wraps(attr.AttentionRelevance.attribute)
+    def attribute(self, inputs: Any, target: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if target is not None:
+            return super().attribute(inputs, target, *args, **kwargs)
+        try:
+            return super().attribute(inputs, 1, *args, **kwargs)
+        except ValueError as error:
+            if "explains one number per example" not in str(error):
+                raise
+            return super().attribute(inputs, (-1, 1), *args, **kwargs)
