@@ -23,7 +23,7 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional"},
     {"capture"},
-    {"running"},
+    {"linear", "running"},
     {"attr", "maps"},
     {"methods", "token_shares"},
     {"visualization"},

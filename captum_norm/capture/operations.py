@@ -140,3 +140,31 @@ def _without_dispatch(function: Any) -> Any:
 
 
 _open_multi_head_attention = _without_dispatch(F.multi_head_attention_forward)
+
+
+class SubstitutionMode(OperationMode):
+    """Hands each operation of this thread to ``rule(operation)`` *instead of* running it: what the rule returns is what
+    the model gets.
+
+    The rule works with torch functions off, so it is never seen by itself; whether gradients are on is the model's
+    affair.  ``operation.out`` is None.
+    """
+
+    def __init__(self, rule_for: Callable[[str], Callable[[Operation], Any] | None]) -> None:
+        super().__init__(rule_for)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _open_multi_head_attention(*args, **kwargs)
+        try:
+            rule = self._rules[func]
+        except KeyError:
+            rule = self._rules[func] = self._rule_for(operation_name(func))
+        if rule is None or threading.get_ident() != self._thread:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return rule(Operation(operation_name(func), func, args, kwargs, None))

@@ -1,0 +1,224 @@
+"""Signed contributions of every token to one output, through the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from captum_norm.attr._base import (
+    Method,
+    _check_raw_model,
+    _distinct,
+    _explain_float_ids,
+    _refuse_replicas,
+    _sources,
+    finished,
+    unwrapped,
+)
+from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
+from captum_norm.attr._outside import outside_inference_mode
+from captum_norm.attr._placing import spread
+from captum_norm.linear import ActivationType, Conventions, ProductType, TokenContributions, token_contributions
+
+BiasType = Literal["token", "none", "equal", "cls", "absdot", "norm", "abssim", "dot"]
+
+
+@dataclass(frozen=True)
+class DecompXReport:
+    """How the last call of ``attribute`` added up.
+
+    Attributes:
+        bias: what the biases add to the output, (batch,); in the scores already for rules that share it out.
+        left_out: what hidden states that are no input add (a class token, a prefix that was not among the inputs),
+            (batch,).
+        error, tolerance: the distance between the output and the sum of all shares, relative to their size, and how
+            much of it rounding explains.
+    """
+
+    bias: Tensor | None = None
+    left_out: Tensor | None = None
+    error: float = 0.0
+    tolerance: float = 0.0
+
+
+class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
+    """How much each token adds to or takes from the output ``target``: shares that sum to it, with that of the biases.
+
+    Every part of the model is held fixed at this input: attention weights, 1/sigma of norms, act(z)/z of activations,
+    gates and routing.  What is left is linear in the tokens' vectors and the biases, so the output is a sum of one
+    share for each, and a token's share is followed through all layers to the output.
+
+    A token's vector is all that the model computes from it alone: the embeddings of word, position and type, their
+    norm, and in the first layer its values with b_V.  Such tensors are found by following positions.
+
+    Args:
+        forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
+        bias: whose the biases are.  ``"token"`` (their share stays by itself: it is the convergence delta), ``"none"``
+            (left out; the scores are the same), ``"equal"`` (the same part for each token that the output depends on),
+            ``"cls"`` (all for the first such token): one forward and one backward pass.  By how much each token's part
+            of the hidden state resembles the bias, at each place where one is added: ``"absdot"`` (|<x, b>|, the
+            paper's), ``"norm"``, ``"abssim"`` (|cos|), ``"dot"`` (signed, ill-conditioned): every token's part is
+            carried through the model, at about ``tokens`` times a forward pass and its memory.
+        activation: the line that stands for an activation: ``"ZO"`` act(z)/z, ``"LA"`` the tangent, its intercept being
+            a bias, ``"ReLU"`` z where z > 0.
+        product: of a gated activation, act(g) u: ``"half"`` of it to each factor, or ``"gate"``: act(g) is held fixed.
+        max_memory: bytes that the carried parts may take, for the rules that carry them.
+
+    Raises:
+        ValueError: for an unknown rule or word.
+
+    Source: Modarressi et al. (2023), "DecompX: Explaining Transformers Decisions by Propagating Token Decomposition",
+    section 3, https://arxiv.org/abs/2306.02873.  One backward pass gives what their code propagates wherever biases are
+    not weighed by the parts themselves.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+        >>> def model(x):  # eight classes, read off the first position
+        ...     return encoder(x)[:, 0]
+        >>> x = torch.randn(1, 3, 8, dtype=torch.float64)
+        >>> scores, of_biases = DecompX(model).attribute(x, target=5, return_convergence_delta=True)
+        >>> torch.allclose(scores.sum((1, 2)) + of_biases, model(x)[:, 5])
+        True
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        bias: BiasType = "token",
+        activation: ActivationType = "ZO",
+        product: ProductType = "half",
+        max_memory: int = 4 << 30,
+    ) -> None:
+        Attribution.__init__(self, forward_func)
+        if bias not in get_args(BiasType):
+            raise ValueError(f"bias should be one of {', '.join(map(repr, get_args(BiasType)))}, got {bias!r}.")
+        self.bias = bias
+        self.conventions = Conventions(activation, product)
+        self.max_memory = max_memory
+        self.report = DecompXReport()
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The name as its authors write it."""
+        return "DecompX"
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """A share is a vector times a gradient."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """Scores and the biases' share sum to the output."""
+        return True
+
+    @logged
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """What each input position adds to the output ``target``.
+
+        Args:
+            inputs: what ``forward_func`` takes first, batch first: ids (batch, position), vectors (batch, position,
+                model), a gate (batch, position) or pixels (batch, channel, height, width); or a tuple of such.  For an
+                encoder-decoder, ``(input_ids, decoder_input_ids)``: the tokens of both have shares; those of input_ids
+                alone leave the prefix's to the delta.
+            target: which output is explained, as in Captum: a class, one for each example, or a tuple of indices where
+                the output has more axes.  For the next token, ``HFForward(model, position=...)`` takes the row.
+            additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.
+            return_convergence_delta: also return the output minus the sum of the scores, (batch,).
+
+        Returns:
+            Signed scores in the units of the output, one tensor for a tensor and a tuple for a tuple, shaped as
+            ``inputs``.  Where an input holds several numbers per position (vectors, pixels), a position's score is
+            shared evenly by them.  float64 for models in float64, else float32; detached, contiguous, on the input's
+            device; 0 at padding.  With ``return_convergence_delta``, (scores, delta): the share of what is no input,
+            which is that of the biases unless the rule shares it out, and then 0.
+
+        Raises:
+            TypeError: for float token ids.
+            ValueError: if ``target`` is missing where the output has several numbers per example, or if an input's
+                positions do not reach the output.
+            NotFrozenError: a ValueError, if an operation cannot be held fixed, naming it and its module.
+            AssertionError: Captum's, if ``target`` does not fit the output.
+        """
+        given = _distinct(as_tuple(inputs))
+        extras = extra_arguments(additional_forward_args)
+        with outside_inference_mode((given, extras)) as (plain, more):
+            plain = tuple(tensor.detach() for tensor in plain)
+            found = self._contributions(plain, more, target)
+            stacks = [_stack(type(self).__name__, found, number, tensor) for number, tensor in enumerate(plain)]
+            by_stack = _with_biases(found, self.bias, stacks)
+            scores = tuple(
+                finished(_shaped(by_stack[stack], found, stack, like), like)
+                for stack, like in zip(stacks, given, strict=True)
+            )
+            delta = found.output - torch.stack([by_stack[stack].sum(1) for stack in stacks]).sum(0)
+        of_stacks = torch.stack([found.tokens[stack].sum(1) for stack in stacks]).sum(0)
+        left_out = found.output - found.bias - of_stacks
+        self.report = DecompXReport(found.bias.cpu(), left_out.cpu(), found.error, found.tolerance)
+        answer = scores if is_tuple(inputs) else scores[0]
+        return (answer, finished(delta, given[0])) if return_convergence_delta else answer
+
+    def _contributions(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], target: Any) -> TokenContributions:
+        forward, title = unwrapped(self.forward_func), type(self).__name__
+        _refuse_replicas(title, self.forward_func)
+
+        def explain() -> Tensor:
+            return selected(run_forward(self.forward_func, inputs, extras), target, title)
+
+        try:
+            _check_raw_model(forward, inputs, extras)
+            return token_contributions(explain, _sources(forward, inputs, extras), self.conventions)
+        except (RuntimeError, TypeError) as error:
+            _explain_float_ids(title, inputs, error)
+            raise
+
+
+def _stack(title: str, found: TokenContributions, number: int, like: Tensor) -> int | str:
+    """The sequence that an input's positions are: its own, or the one that was embedded from within."""
+    if number in found.tokens:
+        return number
+    # A gate or vectors made inside forward_func: tokens were embedded that are no input by themselves, but as many.
+    named = [s for s, t in found.tokens.items() if isinstance(s, str) and like.ndim > 1 and t.shape == like.shape[:2]]
+    if len(named) == 1:
+        return named[0]
+    seen = ", ".join(f"{stack!r} {tuple(scores.shape)}" for stack, scores in found.tokens.items())
+    raise ValueError(
+        f"{title}: inputs[{number}], {like.dtype} {tuple(like.shape)}, does not reach the output as a sequence of "
+        f"positions. Sequences that do: {seen}. Masks and types belong into additional_forward_args; an encoder-decoder "
+        "takes its decoder_input_ids by name (HFForward, or a function that names them)."
+    )
+
+
+def _with_biases(found: TokenContributions, bias: str, stacks: list[int | str]) -> dict[int | str, Tensor]:
+    """The scores with the biases' share as the rule has it."""
+    scores = dict(found.tokens)
+    if bias == "equal":
+        count = torch.stack([found.reached[stack].sum(1) for stack in dict.fromkeys(stacks)]).sum(0)
+        part = found.bias / count.clamp_min(1)
+        for stack in dict.fromkeys(stacks):
+            scores[stack] = scores[stack] + part[:, None] * found.reached[stack]
+    elif bias == "cls":
+        reached = found.reached[stacks[0]]
+        first = torch.nn.functional.one_hot(reached.int().argmax(1), reached.shape[1])
+        scores[stacks[0]] = scores[stacks[0]] + found.bias[:, None] * first
+    return scores
+
+
+def _shaped(scores: Tensor, found: TokenContributions, stack: int | str, like: Tensor) -> Tensor:
+    grid = found.anchors[stack].grid
+    return spread(scores, like, grid if len(grid) > 1 or like.shape[1] != scores.shape[1] else None)

@@ -1,0 +1,13 @@
+"""A model or a layer as a frozen linear map of its inputs: attention weights, norms, activations, gates held fixed."""
+
+from captum_norm.linear.contributions import TokenContributions, token_contributions
+from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
+
+__all__ = [
+    "ActivationType",
+    "Conventions",
+    "NotFrozenError",
+    "ProductType",
+    "TokenContributions",
+    "token_contributions",
+]

@@ -1,0 +1,124 @@
+"""What each token, the biases, and what is no token add to one output: one backward pass through the frozen model.
+
+    output = sum over tokens <x_k, d output / d x_k>  +  sum over biases <b, d output / d b>
+
+exactly, because the frozen model is linear in its tokens' vectors x_k and biases b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.places import Anchor
+from captum_norm.linear.frozen import Conventions, NotFrozenError
+from captum_norm.linear.run import BackwardRun
+from captum_norm.linear.sources import Leaf, Stack, TokenSources
+
+# Rounding of a whole forward and backward pass, relative to the sum of all absolute shares.
+_TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenContributions:
+    """How an output is made up.
+
+    Attributes:
+        output: what is explained, (batch,).
+        tokens: for each sequence that tokens come from, its contributions (batch, position), signed, in the units of
+            the output.  Keys are indices among the inputs, or names of sequences that are no input.
+        reached: likewise, (batch, position) bool: whether the output depends on the token at all.
+        anchors: likewise, where its positions begin to count.
+        bias: the share of all biases, (batch,).
+        left_out: the share of hidden states that are no token of an input, such as a class token, (batch,).
+        error, tolerance: how far all shares, biases counted by themselves, are from the output, relative to the sum of
+            their absolute values; and how far rounding may take them.
+    """
+
+    output: Tensor
+    tokens: dict[Stack, Tensor]
+    reached: dict[Stack, Tensor]
+    anchors: dict[Stack, Anchor]
+    bias: Tensor
+    left_out: Tensor
+    error: float
+    tolerance: float
+
+
+def token_contributions(
+    explain: Callable[[], Tensor], inputs: Sequence[Tensor], conventions: Conventions
+) -> TokenContributions:
+    """Run a model once forwards and once backwards in its frozen form.
+
+    Args:
+        explain: runs the model and returns what is explained of its output, (batch,).
+        inputs: the tensors whose positions are the tokens, as ``explain`` passes them on.
+        conventions: how what is not linear is held fixed.
+
+    Raises:
+        NotFrozenError: if an operation has no linear form, if the output depends on no token, or if the shares do not
+            add up to the output.
+    """
+    sources = TokenSources(inputs)
+    run = BackwardRun(conventions, sources)
+    with run.running():
+        output = run.linear_form(explain())
+    if not output.requires_grad:
+        raise NotFrozenError(
+            "the output does not depend on the inputs in linear form: no attention or other mixing of positions was "
+            "seen on the way (or the output is a softmax, which is held fixed: explain the logits)."
+        )
+    leaves = sources.leaves
+    found = torch.autograd.grad(output.sum(), [*(leaf.value for leaf in leaves), run.one], allow_unused=True)
+    *gradients, bias = (None if gradient is None else gradient.detach() for gradient in found)
+    with torch.no_grad():
+        return _Sum(output.detach()).of(leaves, gradients, bias)
+
+
+class _Sum:
+    """Adds up shares per token."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.dtype = torch.float64 if output.dtype is torch.float64 else torch.float32
+        self.output = output.to(self.dtype)
+        self.tolerance = _TOLERANCE.get(output.dtype, 1e-4)
+        self.tokens: dict[Stack, Tensor] = {}
+        self.reached: dict[Stack, Tensor] = {}
+        self.anchors: dict[Stack, Anchor] = {}
+        self.left_out = torch.zeros_like(self.output)
+        self.size = 0.0
+
+    def of(self, leaves: Sequence[Leaf], gradients: Sequence[Tensor | None], bias: Tensor | None) -> TokenContributions:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                self._add(leaf, gradient)
+        tokens = torch.stack([scores.sum(1) for scores in self.tokens.values()]).sum(0).expand_as(self.output)
+        of_biases = self.output - tokens - self.left_out
+        counted = 0.0 if bias is None else float(bias)
+        self.size += abs(counted) + float(self.output.abs().sum())
+        error = abs(float(of_biases.sum()) - counted) / max(self.size, torch.finfo(self.dtype).tiny)
+        if not error <= self.tolerance:
+            raise NotFrozenError(
+                f"the frozen model does not add up: tokens {float(tokens.sum()):.4g} and biases {counted:.4g} are off "
+                f"from the output {float(self.output.sum()):.4g} by {error:.1e} of their size (tolerance "
+                f"{self.tolerance:.0e}). Some operation was not seen: a custom autograd function, a fused kernel, or "
+                "gradient checkpointing."
+            )
+        return TokenContributions(
+            self.output, self.tokens, self.reached, self.anchors, of_biases, self.left_out, error, self.tolerance
+        )
+
+    def _add(self, leaf: Leaf, gradient: Tensor) -> None:
+        # Where the gradient is zero (padding), the hidden state may be anything, NaN included.
+        entries = torch.where(gradient == 0, 0, leaf.value.detach().to(self.dtype) * gradient.to(self.dtype))
+        self.size += float(entries.abs().sum())
+        scores = leaf.by_position(entries).to(self.output.device)
+        reached = leaf.by_position((gradient != 0).to(self.dtype)).to(self.output.device) > 0
+        self.left_out = self.left_out + leaf.left_out(entries).to(self.output.device)
+        if leaf.stack in self.tokens:
+            scores, reached = scores + self.tokens[leaf.stack], reached | self.reached[leaf.stack]
+        self.tokens[leaf.stack], self.reached[leaf.stack] = scores, reached
+        self.anchors[leaf.stack] = leaf.anchor

@@ -1,0 +1,262 @@
+"""Running a model in its frozen form: the model's own forward, each operation by its rule.
+
+:class:`FrozenRun` decides what is live and asks the rules; how a linear form is carried is its subclasses' affair:
+:class:`BackwardRun` lets autograd see nothing but linear maps, so that one backward pass gives what each entry of the
+inputs contributes to an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_norm.capture.callers import running_modules
+from captum_norm.capture.dataflow import base_name
+from captum_norm.capture.operations import Operation, SubstitutionMode
+from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
+from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced
+from captum_norm.linear.sources import TokenSources
+
+
+@dataclass
+class Known:
+    """What is known of a live tensor besides its value.
+
+    Attributes:
+        make: its linear form, where it has been put off.
+        root, bent: the live tensor of which it is a function entry by entry, and whether that is not linear.
+    """
+
+    make: Callable[[], Any] | None = None
+    root: Tensor | None = None
+    bent: bool = False
+
+
+class FrozenRun:
+    """What all ways of running a frozen model share.
+
+    Args:
+        conventions: how what is not linear is held fixed.
+        sources: where tokens begin; None where the live inputs are given by :meth:`follow`.
+
+    Attributes:
+        fused: rules give forms made for autograd.
+        lazy_maps: linear layers are put off too, until something needs them.
+    """
+
+    fused = False
+    lazy_maps = False
+
+    def __init__(self, conventions: Conventions, sources: TokenSources | None = None) -> None:
+        self.conventions = conventions
+        self.sources = sources
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._entering: tuple[Tensor, ...] = ()
+        self._mode = SubstitutionMode(self._rule_for)
+        self._twins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While this lasts, this thread's operations run in frozen form."""
+        import torch.compiler
+
+        try:
+            # A compiled graph shows none of its operations.
+            with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"), self._mode:
+                yield
+        finally:
+            self.known.clear()
+            self._twins.clear()
+            if self.sources is not None:
+                self.sources.clear()
+
+    # ---- what rules ask
+
+    def is_live(self, tensor: Any) -> bool:
+        """Whether a tensor depends on what is followed."""
+        if not isinstance(tensor, Tensor):
+            return False
+        if tensor.requires_grad and not tensor.is_leaf:
+            return True
+        return any(tensor is entering for entering in self._entering) or tensor in self.known
+
+    def only_value(self, tensor: Tensor) -> bool:
+        """Whether the linear form of a live tensor has been put off."""
+        known = self.known.get(tensor)
+        return known is not None and known.make is not None
+
+    def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
+        """The live tensor of which this is a function entry by entry (itself, at least), and whether it is bent."""
+        known = self.known.get(tensor)
+        return (tensor, False) if known is None or known.root is None else (known.root, known.bent)
+
+    def refusal(self, op: Operation, reason: str) -> NotFrozenError:
+        """The error for an operation that has no linear form."""
+        callers = running_modules()
+        names = {id(m): n for n, m in callers[0].module.named_modules()} if callers else {}
+        inner = callers[-1].module if callers else None
+        where = "outside any module" if inner is None else f"in {names.get(id(inner), '')!r} ({type(inner).__name__})"
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in op.tensors)
+        return NotFrozenError(f"operation {op.name!r} {where} on {shapes} cannot be held fixed: {reason}.")
+
+    def tangent_of(self, op: Operation, root: Tensor, value: Tensor) -> Callable[[], Tensor]:
+        """The slope of ``value``, a function of ``root`` entry by entry, once it is asked for."""
+        with torch.enable_grad():
+            leaf = root.detach().clone().requires_grad_()
+            result = call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
+        self._twins[value] = lambda leaf: call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
+        return lambda: torch.autograd.grad(result.sum(), leaf, retain_graph=True)[0]
+
+    def _on_leaf(self, tensor: Tensor, root: Tensor, leaf: Tensor) -> Tensor:
+        """A tensor as a function of the leaf that stands for its root."""
+        if tensor is root:
+            return leaf
+        if not self.is_live(tensor):
+            return tensor.detach()
+        if tensor in self._twins:
+            return self._twins[tensor](leaf)  # type: ignore[no-any-return]
+        return leaf * torch.where(root == 0, 0, tensor.detach() / root).detach()
+
+    # ---- one operation
+
+    def _rule_for(self, name: str) -> Callable[[Operation], Any] | None:
+        rule = RULES.get(name, RULES.get(base_name(name), _refuse))
+        return None if rule is None else lambda op: self._perform(rule, op)
+
+    def _perform(self, rule: Rule, op: Operation) -> Any:
+        if not any(self.is_live(tensor) for tensor in op.tensors):
+            out = _on_constants(op)
+            op.out = out
+            if self.sources is None or not self.sources.note(op):
+                return out
+            if op.in_place:
+                raise self.refusal(op, "it mixes positions in place")
+        if self.sources is not None:
+            self._entering = tuple(tensor for tensor in op.tensors if self.sources.place(tensor) is not None)
+        try:
+            return self._follow(rule, op)
+        finally:
+            self._entering = ()
+
+    def _follow(self, rule: Rule, op: Operation) -> Any:
+        frozen = rule(self, op)
+        if not isinstance(frozen, Frozen):
+            return frozen
+        out = self.carry(op, frozen)
+        into = op.args[0] if op.args else None
+        if isinstance(into, Tensor) and (op.in_place or op.name == "setitem" or op.kwargs.get("inplace")):
+            return self._write(op, into, out)
+        return out
+
+    def _write(self, op: Operation, into: Tensor, out: Tensor) -> Any:
+        """The tensor that the model overwrites takes on what is known of the result."""
+        known = self.known.pop(out, None)
+        self.known.pop(into, None)
+        self.overwrite(into, out)
+        if known is not None:
+            self.known[into] = known
+        if self.sources is not None and self.sources.place(into) is not None:
+            self.sources.forget(into)
+        return None if op.name == "setitem" else into
+
+    def carry(self, op: Operation, frozen: Frozen) -> Any:
+        """What the model gets for an operation with live operands."""
+        raise NotImplementedError
+
+    def overwrite(self, into: Tensor, out: Tensor) -> None:
+        """Put the result of an in-place operation into the tensor that the model overwrites."""
+        raise NotImplementedError
+
+    def note_values(self, op: Operation, frozen: Frozen, make: Callable[[], Any]) -> Any:
+        """The value alone; its linear form is made when it is asked for, once."""
+        value = frozen.value
+        if value is None:
+            with torch.no_grad():
+                value = call(op, lambda tensor: tensor.detach())
+        made: list[Any] = []
+
+        def once() -> Any:
+            made[:] = made or [make()]
+            return made[0]
+
+        if isinstance(value, Tensor):
+            self.known[value] = Known(once, frozen.root, frozen.bent)
+        else:
+            for number, part in enumerate(value):
+                self.known[part] = Known(lambda number=number: once()[number])  # type: ignore[misc]
+        return value
+
+
+class BackwardRun(FrozenRun):
+    """A frozen model as autograd sees it: nothing but linear maps.
+
+    Attributes:
+        one: the number that all constants are scaled with, a leaf: an output's gradient to it is its bias share.
+    """
+
+    fused = True
+
+    def __init__(self, conventions: Conventions, sources: TokenSources | None = None) -> None:
+        super().__init__(conventions, sources)
+        self._ones: dict[torch.device, Tensor] = {}
+        self.one = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def carry(self, op: Operation, frozen: Frozen) -> Any:
+        one = self._one_on(frozen.operands[0].device)
+
+        def make() -> Any:
+            with torch.enable_grad():
+                return frozen.apply(one, *map(self.linear_form, frozen.operands))
+
+        if frozen.lazy:
+            return self.note_values(op, frozen, make)
+        out = make()
+        if frozen.root is not None:
+            self.known[out] = Known(None, frozen.root, frozen.bent)
+        return out
+
+    def linear_form(self, tensor: Tensor) -> Tensor:
+        """A live tensor as autograd may see it."""
+        known = self.known.get(tensor)
+        if known is not None and known.make is not None:
+            return known.make()  # type: ignore[no-any-return]
+        if self.sources is not None and self.sources.place(tensor) is not None:
+            leaf = self.sources.leaf(tensor)
+            return leaf.view_as(leaf)  # not a leaf itself, so that it counts as live
+        return tensor
+
+    def overwrite(self, into: Tensor, out: Tensor) -> None:
+        with torch.enable_grad():
+            into.copy_(out)
+
+    def _one_on(self, device: torch.device) -> Tensor:
+        if device not in self._ones:
+            self._ones[device] = self.one.to(device) if device != self.one.device else self.one.view_as(self.one)
+        return self._ones[device]
+
+
+def _on_constants(op: Operation) -> Any:
+    """Run an operation on nothing live; parameters would make autograd keep what nobody asks for."""
+    if not any(tensor.requires_grad for tensor in op.tensors):
+        return op.func(*op.args, **op.kwargs)
+
+    def held(tensor: Tensor) -> Tensor:
+        return tensor.detach() if tensor.requires_grad else tensor
+
+    kwargs = {name: replaced(value, held) for name, value in op.kwargs.items()}
+    return op.func(*(replaced(value, held) for value in op.args), **kwargs)
+
+
+def _refuse(run: FrozenRun, op: Operation) -> Any:
+    """An operation nobody wrote a rule for."""
+    with torch.no_grad():
+        op.out = op.func(*op.args, **op.kwargs)
+    if not any(tensor.is_floating_point() or tensor.is_complex() for tensor in op.outputs):
+        return op.out
+    raise run.refusal(op, "there is no rule for it; compute that part before the model, or report it")

@@ -1,0 +1,161 @@
+"""Where a token begins: everything that a model computes from one token alone belongs to that token.
+
+Up to the first operation that mixes positions, a hidden state is its token's own: the word's embedding with that of its
+position and type, their norm, and the first layer's values with b_V, as in DecompX's own code.  Found by following
+positions (:mod:`captum_norm.capture.places`), not by names of modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.places import Anchor, Place
+
+# Attention is where positions mix: it is not followed any further.
+_MIXES = frozenset(("softmax", "scaled_dot_product_attention", "flex_attention", "flash_attn_func", "flash_attn_varlen_func"))
+_PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
+
+Stack = int | str
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A tensor as it enters the first mixing: where what is followed begins.
+
+    Attributes:
+        value: in any layout, a leaf of autograd's graph.
+        place: which position of which input each entry belongs to.
+    """
+
+    value: Tensor
+    place: Place
+
+    @property
+    def stack(self) -> Stack:
+        """The index of the input among the sources, or a name where it is no input."""
+        origin = self.place.anchor.origin.source
+        return origin if isinstance(origin, int) else self.place.anchor.source
+
+    @property
+    def anchor(self) -> Anchor:
+        return self.place.anchor
+
+    def index(self) -> Tensor:
+        """``batch * length + position`` of each entry, shaped as ``value``; -1 where an entry is no input's."""
+        numbers = self.place.numbers()
+        if numbers is None:
+            raise ValueError(f"the positions of {self.stack!r} were taken apart before any attention")
+        return numbers.expand(self.value.shape)
+
+    def by_position(self, entries: Tensor) -> Tensor:
+        """Entries (..., *shape of value) summed for each position: (..., batch, position)."""
+        index, lead = self.index(), entries.shape[: entries.ndim - self.value.ndim]
+        if index.stride(-1) == 0:  # the features of one position
+            index, entries = index[..., 0], entries.sum(-1)
+        anchor = self.anchor
+        flat, entries = index.flatten().to(entries.device), entries.flatten(len(lead))
+        inside = flat >= 0
+        out = entries.new_zeros(*lead, anchor.shape[0] * anchor.length)
+        out.index_add_(-1, flat[inside], entries[..., inside])
+        return out.unflatten(-1, (anchor.shape[0], anchor.length))
+
+    def left_out(self, entries: Tensor) -> Tensor:
+        """Entries shaped as ``value`` summed where they belong to no input position: (batch,)."""
+        index = self.index().to(entries.device)
+        outside = index < 0
+        batch = self.anchor.shape[0]
+        if not outside.any():
+            return entries.new_zeros(batch)
+        example = torch.where(outside, -1, index // self.anchor.length)
+        axes = [axis for axis, size in enumerate(index.shape) if size == batch and _counts(example, axis)]
+        if not axes:
+            raise ValueError(f"which example entries beside the tokens of {self.stack!r} belong to is not known")
+        return torch.where(outside, entries, 0).movedim(axes[0], 0).flatten(1).sum(1)
+
+
+def _counts(example: Tensor, axis: int) -> bool:
+    """Whether this axis counts the examples."""
+    rows = example.movedim(axis, 0).flatten(1)
+    return bool(((rows == torch.arange(len(rows), device=rows.device)[:, None]) | (rows < 0)).all())
+
+
+class TokenSources:
+    """Follows positions from the inputs to the first mixing, and makes leaves there.
+
+    Args:
+        inputs: the tensors whose positions are the tokens.
+        leaf: from a tensor of the model to the leaf that stands for it.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        self._flow = Dataflow(inputs, finish=lambda mixture: None)
+        self._leaves: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.leaves: list[Leaf] = []
+
+    def rule_for(self, name: str) -> Callable[[Operation], None] | None:
+        return None if name in _MIXES else self._flow.rule_for(name)
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Where a hidden state that belongs to single tokens comes from; None for all others."""
+        if not tensor.is_floating_point() or isinstance(tensor, torch.nn.Parameter):
+            return None
+        trace = self._flow.traces[tensor]
+        return None if trace is None or trace.in_attention else trace.place
+
+    def note(self, op: Operation) -> bool:
+        """Take in an operation that has run on nothing live; whether it mixed positions."""
+        placed = [(tensor, place) for tensor in op.tensors if (place := self.place(tensor)) is not None]
+        rule = self.rule_for(op.name)
+        if rule is not None:
+            with torch.no_grad():
+                rule(op)
+        if not placed:
+            return False
+        outs = [out for out in op.outputs if out.is_floating_point()]
+        return any(self.place(out) is None for out in outs) or (bool(outs) and self._mixes(op, placed))
+
+    def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
+        if op.name in _PRODUCTS:
+            place = self.place(op.out)
+            return len(placed) > 1 or place is None or place.numbers() is None
+        first = placed[0][1]
+        others = [place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key]
+        return any(not _agree(first, other) for other in others)
+
+    def leaf(self, tensor: Tensor) -> Tensor:
+        """The leaf of a tensor that enters a mixing; the same one each time it enters."""
+        if tensor not in self._leaves:
+            place = self.place(tensor)
+            assert place is not None
+            value = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+            self.leaves.append(Leaf(value, place))
+            self._leaves[tensor] = value
+        return self._leaves[tensor]  # type: ignore[no-any-return]
+
+    def forget(self, tensor: Tensor) -> None:
+        """A tensor was overwritten by something mixed."""
+        self._flow.traces.update(tensor, place=None)
+
+    def clear(self) -> None:
+        """Drop all that is held but the leaves."""
+        self._flow.forget()
+        self._leaves.clear()
+
+
+def _agree(one: Place, other: Place) -> bool:
+    """Whether two tensors of one shape hold the same positions in the same places."""
+    a, b = one.numbers(), other.numbers()
+    if a is None or b is None:
+        return False
+    try:
+        a, b = torch.broadcast_tensors(a, b)
+    except RuntimeError:
+        return True  # no entrywise operation: places say all there is
+    return torch.equal(a, b)
