@@ -17,6 +17,14 @@ ALPHA = 0.05
 """What is marked as different from the reference: a corrected p below this."""
 
 
+_MEASURES = {
+    "spearman": "Spearman's ρ",
+    "kendall_tau_b": "Kendall's τ-b",
+    "top_k_overlap": "Overlap of the top 5",
+    "rank_biased_overlap": "Rank-biased overlap",
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One method by one metric.
@@ -190,4 +198,6 @@ class Agreements:
     def title(self) -> str:
         """What was measured."""
         marks = "special tokens left out" if self.special == "mask" else "special tokens included"
-        return f"{self.measure.replace('_', ' ')} of the scores of {self.level}s, {marks}, mean over examples"
+        return (
+            f"{_MEASURES.get(self.measure, self.measure)} of the scores of {self.level}s, {marks}, mean over examples"
+        )

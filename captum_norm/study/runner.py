@@ -7,6 +7,7 @@ by themselves are recorded as failed, with the reason; the rest goes on.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,13 @@ class Runner:
 
     def run(self, method: int, batch: Batch) -> Finished:
         """All that one method gives on one batch."""
+        with warnings.catch_warnings():
+            # Captum tells on every call how it splits a batch that a small limit was set for.
+            warnings.filterwarnings("ignore", "Internal batch size cannot be less")
+            warnings.filterwarnings("ignore", "`max_examples_per_batch` must be at least")
+            return self._run(method, batch)
+
+    def _run(self, method: int, batch: Batch) -> Finished:
         scorer = self.scorers[method]
         with Meter(self.device) as meter:
             scores, errors = self._scores(scorer, batch)

@@ -16,7 +16,6 @@ from captum_norm.visualization.look import (
     PANEL,
     SIGNED_COLOURS,
     SMALL,
-    TINY,
     Page,
     ink_on,
     page,
@@ -89,23 +88,28 @@ def agreement_grid(
     """
     if table.shape != (len(methods), len(methods)):
         raise ValueError(f"agreement_grid: table is {table.shape}, but there are {len(methods)} methods.")
-    names, cell = widest(list(methods), BODY) + 0.2, 0.46
+    rows = [f"{number} {name}" for number, name in enumerate(methods, 1)]
+    names, cell = widest(rows, BODY) + 0.2, 0.46
     side = cell * len(methods)
-    heads = names * 0.75 + 0.1
-    width = max(2 * _EDGE + names + side + heads * 0.6, 2 * _EDGE + widest([title], SMALL))
-    with page(width, 2 * _EDGE + 0.3 + heads + side) as figure:
+    width = 2 * _EDGE + max(names + side, widest([title], SMALL))
+    with page(width, 2 * _EDGE + 0.6 + side) as figure:
         figure.write(_EDGE, _EDGE - 0.05, title, SMALL, color=MUTED)
-        axes = figure.box(_EDGE + names, _EDGE + 0.3 + heads, side, side, label="agreement")
+        axes = figure.box(_EDGE + names, _EDGE + 0.6, side, side, label="agreement")
         axes.imshow((1 + np.nan_to_num(table)) / 2, cmap=SIGNED_COLOURS, vmin=0, vmax=1, interpolation="nearest")
-        shown = [printable(name) for name in methods]
-        axes.set_yticks(range(len(methods)), shown, fontsize=BODY)
-        axes.set_xticks(range(len(methods)), shown, fontsize=BODY, rotation=45, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(len(rows)), [printable(row) for row in rows], fontsize=BODY)
+        axes.set_xticks(range(len(rows)), [str(number) for number in range(1, len(rows) + 1)], fontsize=BODY)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
         for (i, j), value in np.ndenumerate(table):
             colour = SIGNED_COLOURS((1 + np.nan_to_num(value)) / 2)
-            text = "·" if math.isnan(value) else f"{value:.2f}".replace("0.", ".").replace("1.00", "1")
-            axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
+            axes.text(j, i, _short(value), ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
     return figure
+
+
+def _short(value: float) -> str:
+    """Two digits without the zero before the point: ".91", "-.20"; "1" is 1 and a point in the middle is undefined."""
+    if math.isnan(value):
+        return "·"
+    return "1" if value > 0.995 else f"{value:.2f}".replace("0.", ".").replace("-", "−")
 
 
 def _panel(axes: Axes, row: Mapping[str, Interval], reference: str | None, with_names: bool) -> None:
@@ -123,4 +127,3 @@ def _panel(axes: Axes, row: Mapping[str, Interval], reference: str | None, with_
     axes.set_yticks(range(len(row)), [printable(name) if with_names else "" for name in row], fontsize=BODY)
     axes.tick_params(axis="x", labelsize=SMALL, colors=MUTED, pad=2)
     axes.locator_params(axis="x", nbins=5)
-    axes.tick_params(axis="x", which="both", labelsize=max(SMALL, TINY))
