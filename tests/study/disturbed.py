@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import accelerate  # noqa: F401  (loaded before the first fork, as is all that a study needs)
@@ -17,7 +18,7 @@ import torch
 
 from tests.study import tiny
 
-EXAMPLES = 24
+EXAMPLES = 16
 
 
 def start(store: Path, size: int = 1) -> list[int]:
@@ -35,6 +36,8 @@ def _child(store: Path, rank: int, size: int, port: int) -> int:
     try:
         tiny.study().run(tiny.examples(EXAMPLES), store, progress=False)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
