@@ -35,6 +35,8 @@ class Method:
 
     forward_func: Callable[..., Any]
     report: AttributionReport
+    reads_block: ClassVar[bool] = False
+    """Whether a measure needs the block around each attention call, ``record.block``."""
 
     @classmethod
     def get_name(cls) -> str:
@@ -82,6 +84,7 @@ class Method:
                 model=model if isinstance(model, Module) else None,
                 on_inexact=on_inexact,
                 differentiable=differentiable,
+                blocks=self.reads_block,
             ):
                 return run_forward(self.forward_func, inputs, extras)
         except (RuntimeError, TypeError) as error:
@@ -165,7 +168,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         given = _distinct(as_tuple(inputs))
         extras = extra_arguments(additional_forward_args)
         if position is None:
-            position = _position_given(unwrapped(self.forward_func), extras)
+            position = position_given(unwrapped(self.forward_func), extras)
         rows = Rows(position)
         reduction = self._reduction(rows, kind, call, given[0].device)
         self._run(given, target, extras, reduction.add, reduction.skip)
@@ -221,7 +224,7 @@ def _check_raw_model(forward: Callable[..., Any], inputs: tuple[Tensor, ...], ex
         check_inputs(forward, (*inputs, *extras))
 
 
-def _position_given(forward: Callable[..., Any], extras: tuple[Any, ...]) -> PositionType:
+def position_given(forward: Callable[..., Any], extras: tuple[Any, ...]) -> PositionType:
     """HFForward's position: the last of the extras if it was passed along, else the object's own."""
     names = getattr(forward, "names", None)
     if not isinstance(names, tuple):

@@ -106,8 +106,9 @@ class Dataflow:
         return both
 
     def step(self, tensor: Tensor, step: Step) -> Tensor:
-        """The tensor after a step of our own, with its place."""
-        moved = step.apply(tensor)
+        """The tensor after a step of our own, with its place; in autograd's graph if the tensor is."""
+        with torch.set_grad_enabled(tensor.requires_grad):
+            moved = step.apply(tensor)
         trace = self.traces[tensor]
         if trace is not None and trace.place is not None and moved is not tensor:
             self.traces[moved] = trace._replace(place=trace.place.then(step))

@@ -28,12 +28,21 @@ class MixedValues:
         steps: what the product's result is of (*lead, query, head_dim), in the model's own layout.
         lead: the leading axes of the product.
         layout: from there to (batch, head, query).
+        values: what was mixed, (*lead, key, head_dim) or broadcastable to it; in the graph if its inputs are.
     """
 
     edge: GradientEdge
     steps: tuple[Step, ...]
     lead: tuple[int, ...]
     layout: Layout
+    values: Tensor | None
+
+    def live_values(self) -> Tensor | None:
+        """The record's values, (batch, head, key, head_dim), in the graph that leads to them; None if they are not."""
+        if self.values is None or not self.values.requires_grad:
+            return None
+        with torch.enable_grad():
+            return self.layout.values(self.values, self.lead)
 
     def arranged(self, gradient: Tensor, head_dim: int) -> Tensor:
         """The gradient at ``edge``, shaped as the model made it, as (batch, head, query, head_dim)."""

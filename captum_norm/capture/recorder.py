@@ -180,7 +180,7 @@ class _Reader:
         batch, _, query, key = weights.shape
         mixed = None
         if mixture.edge is not None:
-            mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout)
+            mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout, mixture.live)
         cross = kind == "cross"
         block, no_block = self._block(mixture, layout, queries, keys, cross)
         return AttentionRecord(

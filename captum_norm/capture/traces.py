@@ -29,6 +29,7 @@ class Mixture:
         projection: W_O as far as it is known.
         edge: the product in autograd's graph, where gradients are asked for.
         steps: what the product's result is of (*lead, query, head_dim).
+        live: the values in autograd's graph, if the model's own are.
     """
 
     weights: Tensor
@@ -41,6 +42,7 @@ class Mixture:
     projection: Projection | None = None
     edge: GradientEdge | None = None
     steps: tuple[Step, ...] = ()
+    live: Tensor | None = None
     versions: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,5 +173,3 @@ class Traces:
 
     def update(self, tensor: Tensor, **known: Any) -> None:
         self[tensor] = (self[tensor] or Trace())._replace(**known)
-
-

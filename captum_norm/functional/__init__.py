@@ -16,6 +16,7 @@ from captum_norm.functional.block import (
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
+from captum_norm.functional.split import input_split, value_gradients
 from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_shares
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "globenc_norms",
     "gradient_weights",
     "head_norms",
+    "input_split",
     "mean",
     "mixing_attn",
     "mixing_res",
@@ -40,6 +42,7 @@ __all__ = [
     "rollout_encoder_decoder",
     "summed_norms",
     "transformed_norms",
+    "value_gradients",
     "value_zeroing",
     "value_zeroing_shares",
 ]

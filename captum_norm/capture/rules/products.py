@@ -30,21 +30,19 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         op.kwargs.get("scale"),
     )  # fmt: skip
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
-    values = value.detach()
-    if values.ndim > 2 and values.shape[-3] not in (1, query.shape[-3]):
-        repeats = query.shape[-3] // values.shape[-3]
+    if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
+        repeats = query.shape[-3] // value.shape[-3]
         step = Step(("repeat_interleave", repeats, -3), lambda t: t.repeat_interleave(repeats, -3))
-        values = values.repeat_interleave(repeats, -3)
+        with torch.set_grad_enabled(value.requires_grad):
+            value = value.repeat_interleave(repeats, -3)
         places[1] = places[1] and places[1].then(step)
     weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
-    mixture = Mixture(weights, values, lead, running_modules(), weights_place, places[1], problem)
-    flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(values.shape[-1])))
+    mixture = Mixture(weights, value.detach(), lead, running_modules(), weights_place, places[1], problem, live=value)
+    flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
 
 
-def attention_weights(
-    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-) -> Tensor:
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
     """The weights that ``scaled_dot_product_attention`` uses and does not return: softmax(q k^T scale + mask).
 
     Args:
@@ -141,8 +139,9 @@ def value_product(
     if (trace := flow.traces[values]) is not None and trace.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     mixture = Mixture(
-        weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem
-    )
+        weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem,
+        live=values,
+    )  # fmt: skip
     place = places[0] and places[0].then(Features(shape[-1]))
     for step in steps:
         place = place and place.then(step)
