@@ -164,7 +164,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
         a: (example,), NaN where there is none.
         b: the same examples by another method.
         seed: of the draws.
-        resamples: how many patterns are drawn; the smallest p is 1 / (resamples + 1).
+        resamples: how many patterns are drawn; the smallest p is then 2 / (resamples + 1).
 
     Raises:
         ValueError: if a value is infinite or shapes disagree.
@@ -179,8 +179,8 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
     if not n:
         return Comparison(math.nan, math.nan, 0)
     mean = float(differences.mean())
-    if not differences.any():
-        return Comparison(mean, 1.0, n)
+    if n == 1 or not differences.any():
+        return Comparison(mean, 1.0, n)  # every pattern of signs gives a mean as large in size
     found = required("scipy.stats", "paired_permutation_test").permutation_test(
         (differences,),
         lambda x, axis: np.mean(x, axis=axis),

@@ -79,7 +79,7 @@ class Infidelity(Metric):
             additional_forward_args=extras,
             target=scored.target.to(gate.device),
             n_perturb_samples=self.samples,
-            max_examples_per_batch=self.max_rows,
+            max_examples_per_batch=min(self.max_rows, self.samples * len(scored)),
             normalize=self.normalise,
         )
         return found
@@ -138,7 +138,7 @@ class Sensitivity(Metric):
             disturb,
             perturb_radius=self.radius,
             n_perturb_samples=self.samples,
-            max_examples_per_batch=self.max_rows,
+            max_examples_per_batch=min(self.max_rows, self.samples * len(scored)),
             additional_forward_args=extras,
             target=scored.target.to(gate.device),
         )

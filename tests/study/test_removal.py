@@ -1,0 +1,209 @@
+"""Removing a token does what it says, on encoders, decoders and encoder-decoders, whatever stands beside it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_norm import HFForward
+from captum_norm.study.perturbed import intact, perturbed
+from captum_norm.study.removal import REMOVALS, removal_named
+from captum_norm.study.scored import Scored
+from tests.attr.models import tiny
+from tests.study.bag import MASK, BagOfTokens, forward, padded, random_scored, single, texts
+
+BERT = tiny("Bert")
+
+
+def keep_of(scored: Scored, seed: int = 0) -> Tensor:
+    """Some tokens of each example, at random."""
+    keep = torch.rand(scored.removable.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return keep | ~scored.removable
+
+
+def removed(model, scored: Scored, removal: str, keep: Tensor | None = None) -> Tensor:
+    keep = keep_of(scored) if keep is None else keep
+    return perturbed(HFForward(model), scored, torch.arange(len(scored)), keep, removal, max_rows=64)
+
+
+def log_p(model, ids: Tensor, target: Tensor, **more: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, **more).logits.double().log_softmax(-1)[0, target]
+
+
+def test_each_way_says_what_it_does():
+    assert list(REMOVALS) == ["delete", "mask", "pad", "mean_embedding", "gate"]
+    assert len({removal.meaning for removal in REMOVALS.values()}) == 5
+
+
+def test_deleting_is_the_model_on_the_shorter_text():
+    scored = random_scored()
+    keep = keep_of(scored)
+    found = removed(BERT, scored, "delete", keep)
+    for row in range(3):
+        real = scored.inputs["attention_mask"][row] > 0
+        ids = scored.inputs["input_ids"][row, real & keep[row]][None]
+        torch.testing.assert_close(found[row], log_p(BERT, ids, scored.target[row]), atol=1e-6, rtol=1e-5)
+
+
+def test_masked_tokens_are_the_mask_token():
+    scored = random_scored()
+    keep = keep_of(scored)
+    found = removed(BERT, scored, "mask", keep)
+    for row in range(3):
+        real = scored.inputs["attention_mask"][row] > 0
+        ids = torch.where(keep[row], scored.inputs["input_ids"][row], MASK)[real][None]
+        torch.testing.assert_close(found[row], log_p(BERT, ids, scored.target[row]), atol=1e-6, rtol=1e-5)
+
+
+def test_padded_tokens_are_hidden_and_the_others_keep_their_places():
+    scored = random_scored()
+    keep = keep_of(scored)
+    found = removed(BERT, scored, "pad", keep)
+    for row in range(3):
+        real = scored.inputs["attention_mask"][row] > 0
+        stays = (keep[row] & real).nonzero().flatten()[None]
+        ids = scored.inputs["input_ids"][row, stays[0]][None]
+        expected = log_p(BERT, ids, scored.target[row], position_ids=stays)
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("removal", ["gate", "mean_embedding"])
+def test_embeddings_are_replaced_before_positions_are_added(removal):
+    scored = random_scored()
+    keep = keep_of(scored)
+    found = removed(BERT, scored, removal, keep)
+    table = BERT.bert.embeddings.word_embeddings.weight.detach()
+    instead = table.mean(0) if removal == "mean_embedding" else torch.zeros(table.shape[1])
+    for row in range(3):
+        real = scored.inputs["attention_mask"][row] > 0
+        vectors = torch.where(keep[row, :, None], table[scored.inputs["input_ids"][row]], instead)[real][None]
+        with torch.no_grad():
+            logits = BERT(inputs_embeds=vectors).logits
+        expected = logits.double().log_softmax(-1)[0, scored.target[row]]
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("family", ["GPT2", "Llama", "Bart", "T5"])
+def test_decoders_and_encoder_decoders_lose_tokens_too(family, removal):
+    """With nothing removed nothing changes; and a padded batch is what its examples are by themselves."""
+    model = tiny(family)
+    if removal == "mask":
+        pytest.skip("these have no [MASK]")
+    scored = random_scored(classes=20)
+    everything = torch.ones_like(scored.removable)
+    whole = removed(model, scored, removal, everything)
+    torch.testing.assert_close(whole, intact(HFForward(model), scored), atol=1e-5, rtol=1e-5)
+    keep = keep_of(scored)
+    found = removed(model, scored, removal, keep)
+    assert (found - whole).abs().min() > 1e-4
+    for row in range(3):
+        one, real = single(scored, row), scored.inputs["attention_mask"][row] > 0
+        alone = removed(model, one, removal, keep[row : row + 1, real])
+        torch.testing.assert_close(found[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("removal", ["delete", "pad"])
+def test_a_text_that_loses_everything_is_one_padding_token(removal):
+    model = tiny("Llama")
+    ids = torch.tensor([[7, 8, 9]])
+    mask, everything = torch.ones_like(ids), torch.ones(1, 3, dtype=torch.bool)
+    scored = Scored({"input_ids": ids, "attention_mask": mask}, mask.double(), torch.tensor([4]), everything)
+    found = removed(model, scored, removal, ~everything)
+    with torch.no_grad():
+        padding = model.config.pad_token_id
+        first = 2 if padding is None else padding
+        expected = model(torch.tensor([[first]])).logits[0, -1].double().log_softmax(-1)[4]
+    torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_texts_that_are_padded_on_the_left_stay_padded_on_the_left():
+    model, scored = tiny("Llama"), random_scored(left=True, classes=20)
+    keep = keep_of(scored)
+    found = removed(model, scored, "delete", keep)
+    for row in range(3):
+        one, real = single(scored, row), scored.inputs["attention_mask"][row] > 0
+        ids = one.inputs["input_ids"][:, keep[row, real]]
+        with torch.no_grad():
+            expected = model(ids).logits[0, -1].double().log_softmax(-1)[scored.target[row]]
+        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_are_removed_by_the_gate():
+    model = tiny("ViT")
+    pixels = torch.randn(2, 3, 12, 12)
+    patches = torch.ones(2, 9, dtype=torch.bool)
+    scored = Scored({"pixel_values": pixels}, torch.randn(2, 9), torch.tensor([0, 1]), patches)
+    keep = patches.clone()
+    keep[:, 4] = False
+    found = removed(model, scored, "gate", keep)
+    assert (found - intact(HFForward(model), scored)).abs().min() > 1e-4
+    with pytest.raises(ValueError, match="removal='delete' is for token ids"):
+        removed(model, scored, "delete", keep)
+
+
+@pytest.mark.parametrize("position", [0, "mean", [1, 2, 1]])
+def test_a_chosen_position_is_explained_in_every_copy(position):
+    model, scored = tiny("GPT2"), random_scored(classes=20)
+    through = HFForward(model, position=position)
+    keep = keep_of(scored)
+    found = perturbed(through, scored, torch.tensor([2, 0, 1]), keep[[2, 0, 1]], "mean_embedding", max_rows=2)
+    for place, row in enumerate([2, 0, 1]):
+        own = position[row] if isinstance(position, list) else position
+        one, real = single(scored, row), scored.inputs["attention_mask"][row] > 0
+        alone = perturbed(
+            HFForward(model, position=own), one, torch.tensor([0]), keep[row : row + 1, real], "mean_embedding", 64
+        )
+        torch.testing.assert_close(found[place], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_deleting_would_move_a_chosen_position():
+    scored = random_scored(classes=20)
+    with pytest.raises(ValueError, match=r"removal='delete' moves tokens, so HFForward\(position=2\)"):
+        perturbed(HFForward(tiny("GPT2"), position=2), scored, torch.arange(3), keep_of(scored), "delete", 64)
+
+
+def test_without_a_mask_token_masking_is_refused_with_the_way_out():
+    scored = replace(random_scored(), mask_id=None)
+    with pytest.raises(ValueError, match=r"no \[MASK\] token is known for BagOfTokens.*tokenizer.mask_token_id"):
+        removed(BagOfTokens(), scored, "mask")
+
+
+def test_a_model_that_takes_no_attention_mask_cannot_hide_tokens():
+    class Unmasked(BagOfTokens):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return super().forward(input_ids)
+
+    with pytest.raises(ValueError, match="attention_mask, which Unmasked does not take"):
+        removed(Unmasked(), random_scored(), "delete")
+    assert removed(Unmasked(), random_scored(), "gate").isfinite().all()
+
+
+def test_a_missing_attention_mask_means_that_all_tokens_are_real():
+    ids = padded(texts([5, 5]))["input_ids"]
+    scored = random_scored([5, 5])
+    without = replace(scored, inputs={"input_ids": ids}, memo={})
+    for removal in ("delete", "pad"):
+        torch.testing.assert_close(removed(BERT, without, removal), removed(BERT, scored, removal))
+
+
+def test_unknown_ways_are_refused():
+    with pytest.raises(ValueError, match="removal should be one of 'delete', 'mask', 'pad'"):
+        removal_named("burn")
+
+
+def test_copies_that_are_the_same_run_once():
+    rows = []
+
+    class Counting(BagOfTokens):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            rows.append(len(input_ids))
+            return super().forward(input_ids, attention_mask)
+
+    scored = random_scored([4])
+    keep = scored.removable.repeat(5, 1)
+    found = perturbed(forward(Counting()), scored, torch.zeros(5).long(), keep, "pad", 64)
+    assert rows == [1]
+    assert len(found) == 5

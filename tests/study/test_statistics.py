@@ -1,0 +1,187 @@
+"""Intervals, tests and effect sizes: scipy's numbers, the definitions where scipy has none, and missing examples."""
+
+import math
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from captum_norm.study.statistics import (
+    Interval,
+    bootstrap_interval,
+    effect_size,
+    holm,
+    kendalls_w,
+    paired_permutation_test,
+    ranking_stability,
+)
+
+NAN = math.nan
+RANDOM = np.random.default_rng(0)
+A, B = RANDOM.normal(0.3, 1, 40), RANDOM.normal(0, 1, 40)
+VALUES = st.lists(st.integers(-3, 3), min_size=2, max_size=12)
+
+
+def test_the_interval_is_scipys_bca_bootstrap():
+    found = bootstrap_interval(A, seed=3, resamples=500)
+    expected = stats.bootstrap((A,), np.mean, n_resamples=500, method="BCa", rng=np.random.default_rng(3))
+    assert (found.low, found.high) == (expected.confidence_interval.low, expected.confidence_interval.high)
+    assert found.mean == pytest.approx(A.mean())
+    assert found.n == 40
+
+
+def test_the_interval_is_paired_and_does_not_depend_on_how_much_memory_is_used():
+    difference = bootstrap_interval(A, against=B)
+    assert difference == bootstrap_interval(A - B)
+    assert bootstrap_interval(np.r_[A, NAN], against=np.r_[B, 1.0]) == difference
+    assert difference.low < difference.mean < difference.high
+
+
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
+    random = np.random.default_rng(1)
+    samples = random.exponential(size=(200, 60))
+    held = [i.low <= 1 <= i.high for i in (bootstrap_interval(x, 0.9, 300, seed=k) for k, x in enumerate(samples))]
+    assert 0.84 <= np.mean(held) <= 0.96
+
+
+@given(VALUES)
+def test_an_interval_is_never_nan_where_there_are_two_examples(values):
+    found = bootstrap_interval(values, resamples=200)
+    assert found.low <= found.mean <= found.high
+    assert min(values) <= found.low
+    assert found.high <= max(values)
+
+
+def test_missing_examples_are_left_out_and_counted():
+    assert bootstrap_interval([NAN, *A, NAN]) == bootstrap_interval(A)
+    nothing = bootstrap_interval([NAN, NAN])
+    assert (nothing.n, math.isnan(nothing.mean), math.isnan(nothing.low)) == (0, True, True)
+    one = bootstrap_interval([2.0, NAN])
+    assert (one.n, one.mean, math.isnan(one.high)) == (1, 2.0, True)
+    assert bootstrap_interval([1.0, 1.0]) == Interval(1.0, 1.0, 1.0, 2)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=8))
+def test_the_test_tries_every_sign_where_there_are_few(pairs):
+    a, b = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    d = a - b
+    means = [abs(np.dot(signs, d)) for signs in product((-1, 1), repeat=len(d))]
+    expected = np.mean([m >= abs(d.sum()) - 1e-9 for m in means])
+    assert paired_permutation_test(a, b).p == pytest.approx(expected)
+
+
+def test_many_examples_are_sampled_with_the_seed():
+    one, again = (paired_permutation_test(A, B, seed=1, resamples=999) for _ in range(2))
+    assert one == again
+    exact = stats.ttest_rel(A, B).pvalue
+    assert one.p == pytest.approx(exact, abs=0.04)
+    assert one.p >= 1 / 1000
+    far = paired_permutation_test(A + 50, B, resamples=999)
+    assert far.p == pytest.approx(2 / 1000)
+    assert far.difference == pytest.approx((A - B).mean() + 50)
+
+
+def test_the_test_pairs_what_both_have():
+    found = paired_permutation_test([1.0, NAN, 3.0, 9.0], [0.0, 5.0, 1.0, NAN])
+    assert (found.n, found.difference) == (2, 1.5)
+    nothing = paired_permutation_test([NAN], [1.0])
+    assert (nothing.n, math.isnan(nothing.p)) == (0, True)
+    assert paired_permutation_test([1.0, 2.0], [1.0, 2.0]).p == 1.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_its_definition(p_values):
+    """Step down: the k-th smallest is compared with alpha / (m - k + 1); the first that is too large stops."""
+    found = holm(p_values)
+    m = len(p_values)
+    order = np.argsort(p_values, kind="stable")
+    for alpha in (0.001, 0.01, 0.05, 0.2, 0.5, 0.9):
+        rejected = np.zeros(m, dtype=bool)
+        for place, test in enumerate(order):
+            if p_values[test] * (m - place) > alpha:
+                break
+            rejected[test] = True
+        assert ((found <= alpha) == rejected).all()
+    assert all(found[i] <= found[j] for i, j in pairwise(order))
+
+
+def test_tests_that_could_not_be_made_do_not_count():
+    assert holm([0.01, NAN, 0.03]) == pytest.approx([0.02, NAN, 0.03], nan_ok=True)
+    assert len(holm([])) == 0
+
+
+def test_cohens_d_is_the_paired_t_over_the_root_of_n():
+    found = effect_size(A, B)
+    assert found.kind == "paired Cohen's d"
+    assert found.value == pytest.approx(stats.ttest_rel(A, B).statistic / math.sqrt(40))
+    assert effect_size([1.0, 2.0], [1.0, 2.0]).value == 0.0
+    assert math.isnan(effect_size([2.0, 3.0], [1.0, 2.0]).value)
+    assert math.isnan(effect_size([2.0], [1.0]).value)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=10))
+def test_cliffs_delta_counts_pairs(pairs):
+    a, b = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    expected = np.mean([np.sign(x - y) for x in a for y in b])
+    found = effect_size(a, b, "cliff")
+    assert found.kind == "Cliff's delta"
+    assert found.value == pytest.approx(expected)
+
+
+@given(st.integers(2, 5), st.integers(3, 6), st.randoms(use_true_random=False))
+def test_kendalls_w_is_friedmans_statistic(m, n, random):
+    table = np.array([[random.randint(0, 4) for _ in range(n)] for _ in range(m)])
+    ranks = stats.rankdata(table, axis=1)
+    found = kendalls_w(ranks)
+    if all(len(set(row)) == 1 for row in table.tolist()):
+        assert math.isnan(found)
+    elif m > 2 or n > 2:
+        chi = stats.friedmanchisquare(*table.T).statistic
+        assert found == pytest.approx(chi / (m * (n - 1)))
+
+
+def test_stability_over_variants():
+    same = ranking_stability({"one": {"a": 3, "b": 2, "c": 1}, "two": {"a": 30, "b": 20, "c": 1}})
+    assert (same.w, same.mean_tau) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert same.first == {"a": 1.0, "b": 0.0, "c": 0.0}
+    turned = ranking_stability({"one": {"a": 3, "b": 2}, "two": {"a": 2, "b": 3}})
+    assert (turned.w, turned.mean_tau) == (0.0, -1.0)
+    lower = ranking_stability({"one": {"a": 3, "b": 2}, "two": {"a": 3, "b": 2}}, higher_is_better=False)
+    assert lower.first == {"a": 0.0, "b": 1.0}
+    tied = ranking_stability({"one": {"a": 1, "b": 1}, "two": {"a": 2, "b": 1}})
+    assert tied.first == {"a": 0.75, "b": 0.25}
+    assert math.isnan(tied.mean_tau)
+    single = ranking_stability({"one": {"a": 1, "b": 2}})
+    assert (math.isnan(single.w), single.variants) == (True, 1)
+    missing = ranking_stability({"one": {"a": NAN, "b": 1, "c": 2}, "two": {"a": 1, "b": 1, "c": 2}})
+    assert list(missing.first) == ["b", "c"]
+    assert ranking_stability({}).variants == 0
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(ValueError, match="value 1 is infinite"):
+        bootstrap_interval([1.0, math.inf])
+    with pytest.raises(ValueError, match=r"values should be \(example,\), got shape \(1, 2\)"):
+        bootstrap_interval([[1.0, 2.0]])
+    with pytest.raises(ValueError, match="a has 1 examples but b has 2"):
+        paired_permutation_test([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="confidence should be between 0 and 1, got 95"):
+        bootstrap_interval([1.0, 2.0], confidence=95)
+    with pytest.raises(ValueError, match="resamples should be at least 1"):
+        bootstrap_interval([1.0, 2.0], resamples=0)
+    with pytest.raises(ValueError, match="each from 0 to 1 or NaN"):
+        holm([1.5])
+    with pytest.raises(ValueError, match="kind should be 'cohen' or 'cliff'"):
+        effect_size([1.0], [1.0], "hedges")
+    with pytest.raises(ValueError, match="variant 'two' has the methods a, c"):
+        ranking_stability({"one": {"a": 1, "b": 1}, "two": {"a": 1, "c": 1}})
+
+
+def test_a_missing_package_is_named_with_the_way_out():
+    from captum_norm.study.extra import required
+
+    with pytest.raises(ImportError, match=r'a study needs no_such_package.*pip install "captum-norm\[study\]"'):
+        required("no_such_package.part", "a study")
