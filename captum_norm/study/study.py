@@ -10,6 +10,8 @@ the batches and end with them, too.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -283,8 +285,6 @@ class _Plan:
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The examples, for the store."""
-        import json
-
         for one in self.examples:
             label = None if one.example.label is None else str(one.example.label)
             words = json.dumps([one.words.strings, one.words.index], ensure_ascii=False)
@@ -329,6 +329,7 @@ def _bar(plan: _Plan, mine: list[tuple[int, list[int]]], crew: Crew, progress: b
         unit="score",
         disable=not (progress and crew.first),
         smoothing=0.05,
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log is no place for ten lines a second
         dynamic_ncols=True,
     )
 

@@ -1,0 +1,183 @@
+"""What does a study's file ask for?  TOML: a model, data, and what ``Study`` takes.
+
+    [model]
+    name = "./my-model"                 # a folder or hub id; left out: the embedded sentiment model
+    [data]
+    path = "films.jsonl"                # or: dataset = "an/id", split = "validation"
+    evidence = "rationale"              # fields, where they have other names
+    [study]
+    methods = ["AttentionNorm", { method = "AttentionNorm", options = { aggregate = "rollout" } }]
+    metrics = ["comprehensiveness", { metric = "sufficiency", removal = "mask" }]
+    [report]
+    reference = "AttentionNorm"
+
+A key that is not known is refused: a study that silently leaves out what it was asked for cannot be cited.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from captum_norm.study.data import Example, Fields, read_examples
+from captum_norm.study.metrics import METRICS, Metric
+from captum_norm.study.scorers import StoredScores, Variant
+
+_STUDY = "methods metrics removal target special position batch_size max_length seed".split()
+_REPORT = ("reference",)
+
+
+@dataclass(frozen=True)
+class ModelAsked:
+    """Which model, where, and in which dtype; ``device_map`` spreads one that is larger than a device."""
+
+    name: str | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    device_map: str | None = None
+
+
+@dataclass(frozen=True)
+class DataAsked:
+    """Which texts: a file or a data set by its id, and which field holds what."""
+
+    path: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    limit: int | None = None
+    text: str = "text"
+    label: str | None = None
+    evidence: str | None = None
+    key: str | None = None
+
+    def examples(self, folder: Path) -> list[Example]:
+        """Read them; a relative path starts at ``folder``."""
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("[data] should have either path, a file, or dataset, an id.")
+        named = (self.label, self.evidence, self.key) != (None, None, None) or self.text != "text"
+        known = Fields(self.text, self.label, self.evidence, self.key) if named else None
+        source = str(folder / self.path) if self.path is not None else str(self.dataset)
+        return read_examples(source, known, split=self.split, subset=self.subset, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study as its file describes it.
+
+    Attributes:
+        folder: where the file lies; relative paths in it start there.
+        model: which model.
+        data: which texts.
+        study: keyword arguments of ``Study``.
+        reference: the method that others are tested against; None for the usual one.
+    """
+
+    folder: Path
+    model: ModelAsked = field(default_factory=ModelAsked)
+    data: DataAsked = field(default_factory=DataAsked)
+    study: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+
+
+def read_study(path: str | Path) -> StudyFile:
+    """Read a study's file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no TOML, or holds a key, method or metric that is not known.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "films.toml"
+        ...     _ = path.write_text('[data]\\npath = "films.jsonl"\\n[study]\\nmethods = ["AttentionNorm"]')
+        ...     read_study(path).study["methods"][0].title
+        'AttentionNorm'
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _study_file(content, path.parent)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _study_file(content: Mapping[str, Any], folder: Path) -> StudyFile:
+    _check_keys("the file", content, ("model", "data", "study", "report"))
+    parts = {name: content.get(name, {}) for name in ("model", "data", "study", "report")}
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            raise ValueError(f"[{name}] should be a table.")
+    _check_keys("[model]", parts["model"], [f.name for f in fields(ModelAsked)])
+    _check_keys("[data]", parts["data"], [f.name for f in fields(DataAsked)])
+    _check_keys("[study]", parts["study"], _STUDY)
+    _check_keys("[report]", parts["report"], _REPORT)
+    study = dict(parts["study"])
+    for name, read in (("methods", _method), ("metrics", _metric)):
+        if name in study:
+            study[name] = [read(one, folder) for one in _listed(name, study[name])]
+    return StudyFile(
+        folder,
+        ModelAsked(**parts["model"]),
+        DataAsked(**parts["data"]),
+        study,
+        parts["report"].get("reference"),
+    )
+
+
+def _method(given: Any, folder: Path) -> Variant | StoredScores | str:
+    if given in ("random", "oracle"):
+        return str(given)
+    if isinstance(given, str):
+        return Variant(given)
+    if isinstance(given, Mapping) and "scores" in given:
+        _check_keys("a method with scores", given, ("name", "scores"))
+        return StoredScores(str(given.get("name", Path(given["scores"]).stem)), folder / given["scores"])
+    if not isinstance(given, Mapping) or "method" not in given:
+        raise ValueError(f'a method should be a name, {{ method = "..." }} or {{ scores = "file" }}, got {given!r}.')
+    _check_keys(f"the method {given['method']}", given, [f.name for f in fields(Variant)])
+    return Variant(**given)
+
+
+def _metric(given: Any, folder: Path) -> Metric:
+    said = {"metric": given} if isinstance(given, str) else given
+    if not isinstance(said, Mapping) or "metric" not in said:
+        raise ValueError(f'a metric should be a name or {{ metric = "..." }}, got {given!r}.')
+    name = said["metric"]
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}.{_suggestion(name, METRICS)} There are: {', '.join(METRICS)}.")
+    choices: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in said.items() if key != "metric"
+    }
+    _check_keys(f"the metric {name}", choices, [f.name for f in fields(METRICS[name])])
+    return replace(METRICS[name], **choices)
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    if not isinstance(given, list):
+        raise ValueError(f"{name} should be a list, got {given!r}.")
+    return given
+
+
+def _check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    names = list(known)
+    unknown = next((key for key in given if key not in names), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{where} has a key {unknown!r} that is not known.{_suggestion(unknown, names)} "
+            f"There are: {', '.join(names)}."
+        )
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
