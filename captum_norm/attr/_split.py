@@ -171,7 +171,7 @@ class Splits:
         leaves = self.inputs.of(owner)
         values = None if record.mixed is None else record.mixed.live_values()
         found: Sequence[Tensor | None] = [None] * len(leaves)
-        if values is not None:
+        if values is not None and leaves:
             found = torch.autograd.grad(
                 values, list(leaves.values()), gradients.to(values.dtype), allow_unused=True, retain_graph=True
             )
