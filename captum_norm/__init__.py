@@ -16,10 +16,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from captum_norm import capture, functional, models, tokens, visualization
     from captum_norm.attr import (
+        ALTI,
+        AttentionBlockNorm,
         AttentionFlow,
         AttentionNorm,
         AttentionRollout,
         AttentionWeights,
+        GlobEnc,
+        LayerAttentionBlockNorm,
         LayerAttentionNorm,
         LayerAttentionWeights,
         LLMAttentionAttribution,
@@ -29,11 +33,15 @@ if TYPE_CHECKING:
     from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
 
 _HOME = {
+    "ALTI": "attr",
+    "AttentionBlockNorm": "attr",
     "AttentionFlow": "attr",
     "AttentionNorm": "attr",
     "AttentionRollout": "attr",
     "AttentionWeights": "attr",
     "LLMAttentionAttribution": "attr",
+    "GlobEnc": "attr",
+    "LayerAttentionBlockNorm": "attr",
     "LayerAttentionNorm": "attr",
     "LayerAttentionWeights": "attr",
     "InexactCaptureError": "capture",
@@ -45,14 +53,18 @@ _HOME = {
 _SUBMODULES = ("capture", "functional", "models", "tokens", "visualization")
 
 __all__ = [
+    "ALTI",
+    "AttentionBlockNorm",
     "AttentionFlow",
     "AttentionMaps",
     "AttentionNorm",
     "AttentionRollout",
     "AttentionWeights",
+    "GlobEnc",
     "HFForward",
     "InexactCaptureError",
     "LLMAttentionAttribution",
+    "LayerAttentionBlockNorm",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
     "attention_layers",

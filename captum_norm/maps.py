@@ -23,46 +23,11 @@ from torch import Tensor
 
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Positions
 from captum_norm.files import replacing
-from captum_norm.functional import head_norms, summed_norms, transformed_norms
 from captum_norm.inputs import ModelInputs, named_inputs, position_sources
+from captum_norm.quantities import QUANTITIES, compute_quantities, need_blocks
 from captum_norm.running import at_least_float32, run_recorded
 
 Tokens = tuple[tuple[str | int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One row of the table of what can be asked of an attention call.
-
-    Attributes:
-        axes: the axes of the result, for example ``"batch head query key"``.
-        compute: from a record (float32 at least, and holding only the chosen queries and heads) to the result.
-        lacks: why a record cannot have it, in words; ``""`` where it can.
-    """
-
-    axes: str
-    compute: Callable[[AttentionRecord], Tensor]
-    lacks: Callable[[AttentionRecord], str] = lambda record: ""
-
-
-def _lacks_transformed_norms(record: AttentionRecord) -> str:
-    if record.gate is None or record.gate.shape[-1] == 1:
-        return ""
-    return (
-        "an element-wise gate stands between the mixed values and W_O, so f depends on the query and ‖f(x)‖ is no "
-        "number per key. Ask for head_norms or summed_norms, which take the gate in"
-    )
-
-
-# A new quantity is one row here.
-QUANTITIES: dict[str, Quantity] = {
-    "weights": Quantity("batch head query key", lambda r: r.weights),
-    "transformed_norms": Quantity(
-        "batch head key", lambda r: transformed_norms(r.values, r.W_O), _lacks_transformed_norms
-    ),
-    "head_norms": Quantity("batch head query key", lambda r: head_norms(r.weights, r.values, r.W_O, gate=r.gate)),
-    "summed_norms": Quantity("batch query key", lambda r: summed_norms(r.weights, r.values, r.W_O, gate=r.gate)),
-}
 
 
 def attention_layers(model: Callable[..., Any], inputs: ModelInputs) -> list[AttentionCall]:
@@ -143,8 +108,12 @@ def attention_maps(
         model: any module or function; it runs once, without gradient, in the mode it is in, and stays untouched.
         inputs: what it takes: a mapping (passed as keywords), a tensor or a tuple (positionally).
         quantities: names out of ``weights`` α (batch, head, query, key), ``transformed_norms`` ‖f(x)‖ (batch, head,
-            key), ``head_norms`` ‖αf(x)‖ (batch, head, query, key), ``summed_norms`` ‖Σ_h αf(x)‖ (batch, query, key).
-            Norms are L2, in the units of the residual stream.
+            key), ``head_norms`` ‖αf(x)‖ (batch, head, query, key), ``summed_norms`` ‖Σ_h αf(x)‖ (batch, query, key);
+            with the residual ``res_norms``, behind the norm ``res_ln_norms``, behind the feed-forward part's norm
+            ``globenc_norms``, shares of the output ``alti`` (batch, query, key); how much of it comes from other
+            positions ``mixing_attn``, ``mixing_res``, ``mixing_res_ln``, ``mixing_weights``, ``mixing_res_weights``
+            (batch, query), 0 to 1.  Norms are L2, in the units of the residual stream.  In cross-attention the four
+            with the residual have one more key, the residual.  See :mod:`captum_norm.quantities`.
         layers: which calls, by index in `attention_layers` (negative from the end, at the cost of a second pass), or by
             name: of the call's module or of a module around it.  None: all.
         head_indices: which heads the per-head quantities keep.  ``summed_norms`` always sums over all heads.
@@ -173,7 +142,7 @@ def attention_maps(
     if any(isinstance(choice, int) and choice < 0 for choice in wanted.layers or ()):
         wanted = replace(wanted, layers=wanted.from_the_end(len(attention_layers(model, inputs))))
     reducer = _Reducer(names, wanted, tuple(position_sources(named_inputs(model, inputs))))
-    run_recorded(model, inputs, reducer.take, reducer.refuse)
+    run_recorded(model, inputs, reducer.take, reducer.refuse, blocks=need_blocks(names))
     return reducer.result(_tokens(inputs, named_inputs(model, inputs)), _versions(model))
 
 
@@ -324,7 +293,8 @@ class AttentionMaps:
             return [str(position) for position in range(size)]
         tokens = self.input_tokens.get(str(where.source))
         known = {} if tokens is None else dict(enumerate(map(str, tokens[example])))
-        return ["·" if p < 0 else known.get(p, str(p)) for p in where.index.tolist()]
+        labels = ["·" if p < 0 else known.get(p, str(p)) for p in where.index.tolist()]
+        return labels + ["residual"] * (size - len(labels))  # cross-attention with its block
 
 
 class _OverCalls(list[Tensor]):
@@ -382,6 +352,7 @@ class _Wanted:
                 record,
                 weights=record.weights[:, :, rows],
                 gate=None if record.gate is None else record.gate[:, :, rows],
+                block=record.block and record.block.at(torch.tensor(rows).expand(len(record.weights), -1)),
                 queries=record.queries and replace(record.queries, index=record.queries.index[rows]),
                 query_mask=None if record.query_mask is None else record.query_mask[:, rows],
             )
@@ -413,13 +384,14 @@ class _Reducer:
         if not self._chosen(record.call):
             return
         all_heads, heads = self.wanted.of(record)
-        for name in self.names:
-            quantity = QUANTITIES[name]
-            lacking = quantity.lacks(record)
-            cut = heads if "head" in quantity.axes.split() else all_heads
-            self.results[name].append(lacking or quantity.compute(cut).detach().contiguous())
+        per_head = [name for name in self.names if "head" in QUANTITIES[name].axes.split()]
+        summed = [name for name in self.names if name not in per_head]
+        found = compute_quantities(heads, per_head) | compute_quantities(all_heads, summed)
+        for name, result in found.items():
+            self.results[name].append(result if isinstance(result, str) else result.detach().contiguous())
         nothing = record.W_O.new_empty(0)
-        self.kept.append(replace(all_heads, weights=nothing, values=nothing, W_O=nothing, b_O=None, gate=None))
+        kept = replace(all_heads, weights=nothing, values=nothing, W_O=nothing, b_O=None, gate=None, block=None)
+        self.kept.append(kept)
 
     def refuse(self, error: InexactCaptureError) -> None:
         if self._chosen(_call_of(error)):

@@ -22,11 +22,16 @@ def run_recorded(
     inputs: ModelInputs,
     on_record: Callable[[AttentionRecord], None],
     on_inexact: Callable[[InexactCaptureError], None] | None = None,
+    blocks: bool = False,
 ) -> Any:
     """Run a model once and hand over each attention call as it finishes.
 
     ``record.keys.source`` and ``record.queries.source`` are indices into
     ``position_sources(named_inputs(model, inputs))``.
+
+    Args:
+        model, inputs: as `call_model`.
+        on_record, on_inexact, blocks: as :func:`captum_norm.capture.recording`.
 
     Returns:
         The model's own output.
@@ -55,7 +60,7 @@ def run_recorded(
 
     sources = tuple(position_sources(named_inputs(model, inputs)).values())
     module = model if isinstance(model, nn.Module) else None
-    with recording(count_record, sources=sources, model=module, on_inexact=count_refusal):
+    with recording(count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks):
         output = call_model(model, inputs)
     if not seen:
         raise ValueError(_no_attention(model))

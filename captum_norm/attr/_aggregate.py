@@ -34,12 +34,15 @@ class CallMap:
         route: the stacks of its queries and of its keys.
         scores: (batch, query, key), non-negative; zero at padding.
         keys: where the key axis lies in its stack.
+        residual: what each query keeps of itself beside cross-attention, (batch, query), where the measure takes the
+            block's residual in; else None.  In self-attention it is part of the query's own score.
     """
 
     call: AttentionCall
     route: Route
     scores: Tensor
     keys: Positions
+    residual: Tensor | None = None
 
 
 class Aggregate(Protocol):
@@ -135,6 +138,7 @@ class Rollout:
 
         self-attention:   reach(queries) <- S reach(queries),  S = A, or with ``residual`` (A + I) / row sum
         cross-attention:  reach(queries) <- (A reach(keys) + reach(queries)) / (1 + row sum of A)
+                          or, for measures that take the residual in, A reach(keys) + r reach(queries), r their share
 
     in each of the model's inputs, and a sequence reaches itself to begin with (Abnar and Zuidema 2020,
     https://arxiv.org/abs/2005.00928; the composition with an encoder as in ALTI+, Ferrando et al. 2022,
@@ -177,7 +181,7 @@ class Rollout:
 
     def _through_another(self, one: CallMap) -> None:
         queries, keys = one.route
-        if not self._residual:
+        if one.residual is None and not self._residual:
             raise ValueError(
                 f"{_title(one.call)} is cross-attention, and a product without the residual stream ends there: what "
                 'the queries themselves carried on is lost. Use residual=True, or kind="self" for the encoder alone.'
@@ -185,10 +189,15 @@ class Rollout:
         self._keys.setdefault(keys, one.keys)
         source = self._reach.get(keys, {keys: identity(one.scores.shape[2], one.scores)})
         own = self._reach.get(queries, {queries: identity(one.scores.shape[1], one.scores)})
-        row_sum = 1 + one.scores.sum(-1, keepdim=True)
-        reached = {stack: own_part / row_sum for stack, own_part in own.items()}
+        scores = one.scores
+        if one.residual is None:
+            row_sum = 1 + scores.sum(-1, keepdim=True)
+            scores, kept = scores / row_sum, 1 / row_sum
+        else:
+            kept = one.residual[..., None]
+        reached = {stack: own_part * kept for stack, own_part in own.items()}
         for stack, source_part in source.items():
-            reached[stack] = reached.get(stack, 0) + one.scores @ source_part / row_sum
+            reached[stack] = reached.get(stack, 0) + scores @ source_part
         self._reach[queries] = reached
 
 

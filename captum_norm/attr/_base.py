@@ -120,6 +120,12 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         """How the calls of one pass become one answer."""
         return make_aggregate(self.aggregate, self.residual)
 
+    def _fill(
+        self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]
+    ) -> None:
+        """Give the reduction what it counts."""
+        self._run(inputs, target, extras, reduction.add, reduction.skip)
+
     def _reduction(self, rows: Rows, kind: KindType, call: int | None, device: torch.device) -> Reduction:
         """What takes in the records of one pass."""
         aggregate = self._new_aggregate()
@@ -171,7 +177,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
             position = position_given(unwrapped(self.forward_func), extras)
         rows = Rows(position)
         reduction = self._reduction(rows, kind, call, given[0].device)
-        self._run(given, target, extras, reduction.add, reduction.skip)
+        self._fill(reduction, given, target, extras)
         with torch.no_grad():
             answers = [reduction.scores(number, tensor) for number, tensor in enumerate(given)]
             scores = tuple(

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_norm.attr._aggregate import Aggregate, CallMap, Route, Stack
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import Rows, take_rows
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
+from captum_norm.capture import AttentionBlock, AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 
 KindType = Literal["self", "cross"] | None
 Measure = Callable[[AttentionRecord], Tensor]
@@ -86,6 +86,10 @@ class Reduction:
         kind: which attention calls count; None for the model's last stack and whatever it reads.
         call: which call of each module counts; None for all.
         device: where the scores are wanted.
+
+    Attributes:
+        aggregate: as given.
+        certificates: each call seen with its certificate, in call order.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class Reduction:
         call: int | None,
         device: torch.device,
     ) -> None:
-        self._title, self._measure, self._aggregate, self._rows = title, measure, aggregate, rows
+        self._title, self._measure, self.aggregate, self._rows = title, measure, aggregate, rows
         self._kind, self._call, self._device = kind, call, device
         self._stacks = Stacks()
         self._shapes: dict[Stack, tuple[int, int]] = {}
@@ -110,7 +114,7 @@ class Reduction:
         """Take in the next record."""
         self.certificates.append((replace(record.call, modules=()), record.certificate))
         route = self._stacks.note(record)
-        if not self._counts(record.call):
+        if not self.counts(record.call):
             return
         keys = record.keys
         if route is None or keys is None:
@@ -119,9 +123,13 @@ class Reduction:
         self._shapes[route[0]] = (record.weights.shape[0], record.weights.shape[2])
         # The model may be running under autocast, which would take products of maps to half precision.
         with torch.autocast(record.weights.device.type, enabled=False):
-            scores = self._measure(without_padding(self._needed_rows(record, route[0])))
+            needed = self._needed_rows(record, route[0])
+            scores = without_padded_rows(self._measure(without_padding(needed)), needed)
             scores = scores.to(self._device, score_dtype(record))
-            self._aggregate.add(CallMap(replace(record.call, modules=()), route, scores, keys))
+            residual = None
+            if scores.shape[-1] > record.weights.shape[-1]:  # of a block around cross-attention
+                scores, residual = scores[..., :-1], scores[..., -1]
+            self.aggregate.add(CallMap(replace(record.call, modules=()), route, scores, keys, residual))
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call that could not be read pass if its number is not asked for (its kind is not known)."""
@@ -140,7 +148,7 @@ class Reduction:
             keys that are no input, (batch,) or (batch, query); the grid of the positions.
         """
         route = self._route(number, like)
-        keys = self._aggregate.keys(route)
+        keys = self.aggregate.keys(route)
         row = self._row(route)
         real = self._stacks.real.get(route[1])
         if real is not None and real.shape[1] == row.shape[-1]:
@@ -155,13 +163,14 @@ class Reduction:
             raise ValueError(f"{self._title}: inputs[{number}] has scores that are not finite: the model computes NaN.")
         return placed, share_left_out(row, placed), keys.grid
 
-    def _counts(self, call: AttentionCall) -> bool:
+    def counts(self, call: AttentionCall) -> bool:
+        """Whether a call is asked for."""
         return matches(call, self._kind) and self._call in (None, call.call)
 
     def _needed_rows(self, record: AttentionRecord, stack: Stack) -> AttentionRecord:
         """The record with the rows asked for alone, where the others do not matter."""
         batch, _, queries, _ = record.weights.shape
-        if not (self._rows.few and self._aggregate.by_row):
+        if not (self._rows.few and self.aggregate.by_row):
             return record
         # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
         known = self._cut.get(stack)
@@ -172,7 +181,9 @@ class Reduction:
             return record
         self._cut.setdefault(stack, (rows, settled))
         gate = None if record.gate is None else take_rows(record.gate, rows)
-        return replace(record, weights=take_rows(record.weights, rows), gate=gate, queries=None, query_mask=None)
+        block = record.block and record.block.at(rows)
+        weights = take_rows(record.weights, rows)
+        return replace(record, weights=weights, gate=gate, block=block, queries=None, query_mask=None)
 
     def _row(self, route: Route) -> Tensor:
         """What is asked for of an aggregated map: (batch, key), or (batch, query, key) for ``"all"``."""
@@ -183,22 +194,22 @@ class Reduction:
             real = None
         causal = self._stacks.looks_back(stack)
         if not self._rows.few:
-            return self._rows.pick(self._aggregate.result(route).scores, real)
+            return self._rows.pick(self.aggregate.result(route).scores, real)
         if stack not in self._cut:
             rows = self._rows.one(batch, length, real, causal)[:, None]
-            return self._aggregate.result(route, rows).scores[:, 0]
+            return self.aggregate.result(route, rows).scores[:, 0]
         rows, settled = self._cut[stack]
         if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
             raise ValueError(
                 f"{self._title}: which tokens are real became known only after their first attention call. Give "
                 "position= explicitly."
             )
-        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal)
+        return self._rows.pick_from_candidates(self.aggregate.result(route).scores, length, real, causal)
 
     def _route(self, number: int, like: Tensor) -> Route:
         """Which map answers for an input: what the last stack reads from it, or its own self-attention."""
         stack = self._stack(number, like)
-        routes = [route for route in self._aggregate.routes() if route[1] == stack]
+        routes = [route for route in self.aggregate.routes() if route[1] == stack]
         crossing = [route for route in routes if route[0] != stack]
         own = (stack, stack)
         if len(crossing) > 1:
@@ -207,7 +218,7 @@ class Reduction:
             )
         if not crossing and own not in routes:
             raise ValueError(self._nothing_for(number, like))
-        if stack in self._stacks.doubled and not (crossing and self._aggregate.by_row):
+        if stack in self._stacks.doubled and not (crossing and self.aggregate.by_row):
             raise ValueError(
                 f"{self._title}: inputs[{number}] is read by an encoder and by a decoder, whose self-attention calls "
                 "cannot be told apart. Give the decoder an input of its own: inputs=(source, prefix)."
@@ -216,7 +227,7 @@ class Reduction:
         return crossing[0] if crossing else own
 
     def _stack(self, number: int, like: Tensor) -> Stack:
-        routes = self._aggregate.routes()
+        routes = self.aggregate.routes()
         if any(number in route for route in routes):
             return number
         # A gate or vectors made inside forward_func: tokens were embedded that are no input by themselves, but as many
@@ -225,12 +236,12 @@ class Reduction:
         return named.pop() if len(named) == 1 else number
 
     def _covers(self, route: Route, like: Tensor) -> bool:
-        index = self._aggregate.keys(route).index
+        index = self.aggregate.keys(route).index
         return like.ndim > 1 and like.shape[1] == len(index) and bool((index.cpu() == torch.arange(len(index))).all())
 
     def _refuse_unknown(self, number: int, crossing: bool) -> None:
         """Refuse where a call that may belong to the answer has keys that are not known to be input positions."""
-        all_matter = not self._aggregate.by_row
+        all_matter = not self.aggregate.by_row
         matter = [(call, why) for call, why in self._unknown if all_matter or not crossing or call.kind == "cross"]
         if matter:
             raise ValueError(self._no_keys(f"inputs[{number}]", matter))
@@ -251,7 +262,7 @@ class Reduction:
             return nothing_seen(self._title)
         seen = sorted({f"{call.kind} attention in {call.name!r}" for call, _ in self.certificates})
         asked = f" with kind={self._kind!r}, call={self._call!r}" if (self._kind, self._call) != (None, None) else ""
-        routes = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in self._aggregate.routes()) or "none"
+        routes = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in self.aggregate.routes()) or "none"
         return (
             f"{self._title}: inputs[{number}], {like.dtype} {tuple(like.shape)}, is read by no attention call{asked}. "
             f"Seen: {'; '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}; sequences attended to, by input number "
@@ -285,11 +296,28 @@ def without_padding(record: AttentionRecord) -> AttentionRecord:
     """The record with exact zeros at padding, where some models compute NaN or attend to nothing in particular."""
     weights, values = record.weights, record.values
     if record.query_mask is not None and not record.query_mask.all():
+        if record.block is not None:
+            return without_padding(_with_real_rows(record, record.block, record.query_mask))
         weights = weights.masked_fill(~record.query_mask[:, None, :, None].to(weights.device), 0)
     if record.key_mask is not None and not record.key_mask.all():
         padding = ~record.key_mask[:, None, :, None].to(weights.device)
         weights, values = weights.masked_fill(padding.mT, 0), values.masked_fill(padding, 0)
     return replace(record, weights=weights, values=values)
+
+
+def _with_real_rows(record: AttentionRecord, block: AttentionBlock, mask: Tensor) -> AttentionRecord:
+    """A real row of the example in the place of each padded one: zeros would have no spread to be normalised by."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    rows = torch.where(mask, positions, mask.int().argmax(1, keepdim=True)).to(record.weights.device)
+    gate = None if record.gate is None else take_rows(record.gate, rows)
+    return replace(record, weights=take_rows(record.weights, rows), gate=gate, block=block.at(rows), query_mask=None)
+
+
+def without_padded_rows(scores: Tensor, record: AttentionRecord) -> Tensor:
+    """Scores (batch, ..., query, key) with zeros in padded rows."""
+    if record.block is None or record.query_mask is None:
+        return scores
+    return scores.masked_fill(~record.query_mask[..., None].to(scores.device), 0)
 
 
 def score_dtype(record: AttentionRecord) -> torch.dtype:

@@ -4,10 +4,12 @@ The way of a call: :mod:`~captum_norm.capture.operations` shows every torch oper
 :mod:`~captum_norm.capture.dataflow` follows softmax -> value product -> reshapes and gates -> W_O with one rule per
 operation, :mod:`~captum_norm.capture.layout` finds (batch, head, query, key), :mod:`~captum_norm.capture.places` finds
 which input position each key is, :mod:`~captum_norm.capture.certificate` checks the result, and
-:mod:`~captum_norm.capture.recorder` hands it over.
+:mod:`~captum_norm.capture.recorder` hands it over.  With ``blocks=True`` :mod:`~captum_norm.capture.blocks` follows
+the residual stream around each call as well.
 """
 
 from captum_norm.capture.record import (
+    AttentionBlock,
     AttentionCall,
     AttentionRecord,
     Certificate,
@@ -18,6 +20,7 @@ from captum_norm.capture.record import (
 from captum_norm.capture.recorder import recording
 
 __all__ = [
+    "AttentionBlock",
     "AttentionCall",
     "AttentionRecord",
     "Certificate",

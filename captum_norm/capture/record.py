@@ -8,7 +8,7 @@ Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -95,7 +95,7 @@ class Positions:
     grid: tuple[int, ...] | None = None
 
 
-FeedForward = Literal["", "behind", "beside", "several"]
+FeedForward = Literal["", "behind", "beside", "several", "later"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class AttentionBlock:
         second_norm: the norm behind the feed-forward part, likewise.
         output: what attention, residual and norm became, with all biases, (batch, query, model).
         feed_forward: where the feed-forward part stands: ``"behind"`` the residual, ``"beside"`` attention (in
-            parallel), ``"several"`` of them with norms behind; ``""``: none was seen before the next attention call.
+            parallel), ``"several"`` of them with norms behind, ``"later"``: another attention call comes first (the
+            cross-attention of a decoder); ``""``: none was seen.
         normalised: whether there is a norm anywhere in the block, before attention included.
         certificate: how far residual and norms are from reproducing the states the model computed, along one random
             direction.
@@ -126,6 +127,22 @@ class AttentionBlock:
     feed_forward: FeedForward
     normalised: bool
     certificate: Certificate
+
+    def at(self, rows: Tensor) -> AttentionBlock:
+        """The block of some queries alone; rows (batch, row) long."""
+        rows = rows.to(self.residual.device)
+        own = self.residual_key
+        if isinstance(own, Tensor):
+            own = own.to(rows.device).expand(len(rows), -1).gather(1, rows)
+        wide = rows[..., None].expand(-1, -1, self.residual.shape[-1])
+        norms = {name: norm and norm.at(rows) for name, norm in vars(self).items() if isinstance(norm, FrozenNorm)}
+        return replace(
+            self,
+            residual=self.residual.gather(1, wide),
+            residual_key=rows if own == "diagonal" else own,
+            output=self.output.gather(1, wide),
+            **norms,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_norm.attr import (
+    ALTI,
+    AttentionBlockNorm,
     AttentionFlow,
     AttentionNorm,
     AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
+    GlobEnc,
+    LayerAttentionBlockNorm,
     LayerAttentionNorm,
     LayerAttentionWeights,
 )
@@ -66,6 +70,13 @@ METHODS = (
     Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
     Row(AttentionRelevance, reads_target=True),
+    Row(AttentionBlockNorm),
+    Row(AttentionBlockNorm, {"layer_norm": False, "aggregate": 0}),
+    Row(AttentionBlockNorm, {"aggregate": "rollout"}),
+    Row(GlobEnc),
+    Row(ALTI, sums_to=1.0),
+    Row(ALTI, {"p": 2, "aggregate": "mean"}, sums_to=1.0),
+    Row(LayerAttentionBlockNorm, layer=True, together="sum"),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),
 )

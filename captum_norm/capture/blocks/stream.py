@@ -11,8 +11,6 @@ Whether the stream goes on as a state or as its norm is told by what the next pa
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -20,11 +18,11 @@ from captum_norm.capture.blocks.forms import FORM_RULES, Form, State, is_normali
 from captum_norm.capture.blocks.lineage import ByTensor, Node
 from captum_norm.capture.dataflow import base_name
 from captum_norm.capture.operations import Operation
+from captum_norm.capture.record import FeedForward
 from captum_norm.capture.rules.elementwise import IDENTITIES
 from captum_norm.capture.rules.moves import MOVES
 from captum_norm.capture.traces import Mixture
 
-FeedForward = Literal["", "behind", "beside"]
 
 
 @dataclass(eq=False)
@@ -227,7 +225,9 @@ class Stream:
             return replace(form, beside=(op.out - other if op.out is part else part).detach())
         known = self._forms.get(other)
         if known is not None and known.state in self._stages:
-            self._stages[known.state][1].going_on = known, None if op.out is other else other
+            before, stage = self._stages[known.state]
+            stage.going_on = known, None if op.out is other else other
+            before.feed_forward = before.feed_forward or "later"
         if op.out is part and not (form.beside is None and form.is_plain):
             block.problem = "what stands between attention and residual was overwritten in place by their sum"
         block.part = form, (part if form.beside is None else form.beside).detach()
