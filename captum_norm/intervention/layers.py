@@ -1,0 +1,141 @@
+"""Which module is the layer around an attention call?
+
+The layer is the smallest module that holds the call and whose output is the next layer's input, so that residuals,
+norms and feed-forward part are inside.  Some classes say of themselves that they are layers (transformers'
+``GradientCheckpointingLayer``, torch's own); for all others one forward pass shows whose output enters another module
+of its kind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import Module
+
+from captum_norm.capture import AttentionCall
+
+_LAYERS_OF_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+def layers_of(
+    calls: Sequence[AttentionCall], run: Callable[[], Any], layers: Sequence[Module] | None = None
+) -> list[Module]:
+    """The layer of each attention call.
+
+    Args:
+        calls: the calls, with the modules that were running.
+        run: runs the model once more; called only if some layer does not say that it is one.
+        layers: the layers, where they are known.
+
+    Returns:
+        A module for each call.
+
+    Raises:
+        ValueError: if there is no such module, naming the call and what was found.
+
+    Example:
+        >>> from captum_norm.capture import recording
+        >>> import torch
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+        >>> with torch.no_grad(), recording() as records:
+        ...     _ = encoder(torch.randn(1, 3, 8))
+        >>> [type(module).__name__ for module in layers_of([record.call for record in records], lambda: None)]
+        ['TransformerEncoderLayer', 'TransformerEncoderLayer']
+    """
+    known: Callable[[Module], bool] = _says_so
+    if layers is not None:
+        given = {id(layer) for layer in layers}
+        known = lambda module: id(module) in given  # noqa: E731
+    found = [_innermost(call, known) for call in calls]
+    missing = [call for call, layer in zip(calls, found, strict=True) if layer is None]
+    if missing and layers is None:
+        chained = _chained({module for call in missing for module in call.modules}, run)
+        found = [layer or _innermost(call, lambda m: m in chained) for call, layer in zip(calls, found, strict=True)]
+        missing = [call for call, layer in zip(calls, found, strict=True) if layer is None]
+    if missing:
+        raise ValueError(_no_layer(missing[0], layers))
+    return [layer for layer in found if layer is not None]
+
+
+def _says_so(module: Module) -> bool:
+    return isinstance(module, _LAYERS_OF_TORCH) or any(
+        kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__
+    )
+
+
+def _innermost(call: AttentionCall, known: Callable[[Module], bool]) -> Module | None:
+    return next((module for module in reversed(call.modules) if known(module)), None)
+
+
+def _chained(candidates: set[Module], run: Callable[[], Any]) -> set[Module]:
+    """The modules whose output another module of their kind takes in, and these."""
+    made: dict[int, tuple[weakref.ref[Tensor], list[Module]]] = {}
+    chained: set[Module] = set()
+
+    def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for tensor in _tensors((*args, *kwargs.values())):
+            reference, makers = made.get(id(tensor), (lambda: None, []))
+            before = [maker for maker in makers if type(maker) is type(module)] if reference() is tensor else []
+            if before:
+                chained.update((module, *before))
+
+    def leave(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for tensor in _tensors(output if isinstance(output, tuple | list) else (output,)):
+            reference, makers = made.get(id(tensor), (lambda: None, []))
+            known = makers if reference() is tensor else []
+            made[id(tensor)] = (weakref.ref(tensor), [*known, module])
+
+    with watched(candidates, enter, leave):
+        run()
+    return chained
+
+
+@contextmanager
+def watched(
+    modules: Iterable[Module],
+    enter: Callable[[Module, tuple[Any, ...], dict[str, Any]], None],
+    leave: Callable[[Module, tuple[Any, ...], dict[str, Any], Any], None],
+) -> Iterator[None]:
+    """While this lasts, ``enter`` is told what a module is given, before other hooks, and ``leave`` what it returns.
+
+    Only in the calling thread.
+    """
+    thread, handles = get_ident(), []
+
+    def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if get_ident() == thread:
+            enter(module, args, kwargs)
+
+    def after(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if get_ident() == thread:
+            leave(module, args, kwargs, output)
+
+    try:
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _no_layer(call: AttentionCall, layers: Sequence[Module] | None) -> str:
+    around = ", ".join(dict.fromkeys(type(module).__name__ for module in call.modules)) or "none"
+    title = f"attention call {call.name!r} ({call.kind}, call {call.call})"
+    if layers is not None:
+        return f"{title} runs in none of the {len(layers)} modules given as layers=, but in these: {around}."
+    return (
+        f"the layer around {title} was not found: of the modules it runs in, {around}, none hands its output to "
+        "another module of its kind. Name the layers: layers=list(model.blocks)."
+    )
