@@ -136,7 +136,7 @@ def test_decoys_and_fillers_say_nothing_of_the_class():
 
 
 def test_what_is_not_planted_is_named():
-    with pytest.raises(ValueError, match="there are copy_head, zero_value_head, .*, not 'two_heads'"):
+    with pytest.raises(ValueError, match=r"there are copy_head, zero_value_head, .*, not 'two_heads'"):
         planted("two_heads")
     with pytest.raises(ValueError, match="at least one example, got 0"):
         planted("copy_head", count=0)

@@ -18,7 +18,7 @@ from captum_norm.study.planted.texts import SPECIAL_TOKENS, WORDS, draw_examples
 from captum_norm.study.planted.truth import Planted
 
 _VOCABULARY = len(SPECIAL_TOKENS) + len(WORDS)
-_STEPS, _BATCH, _LEARNING_RATE = 300, 32, 3e-3
+_STEPS, _BATCH, _LEARNING_RATE = 200, 32, 3e-3
 
 
 def trained_encoder(seed: int = 0, count: int = 100) -> Planted:
