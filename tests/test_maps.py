@@ -65,7 +65,7 @@ def emitting(monkeypatch):
     receivers = []
 
     @contextmanager
-    def recording(on_record, *, sources=(), model=None, on_inexact=None):
+    def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False):
         receivers.append((on_record, on_inexact))
         yield []
         receivers.pop()

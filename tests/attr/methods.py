@@ -17,9 +17,11 @@ from captum_norm.attr import (
     LayerAttentionBlockNorm,
     LayerAttentionNorm,
     LayerAttentionWeights,
+    ValueZeroing,
 )
 
 from . import with_target
+from .models import HEADS
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Row:
         layer: whether it is a layer class.
         sums_to: what a row of scores sums to; None where it is not normalised.
         together: layer classes: the word for ``heads`` that gives one map for all heads.
+        per_head: layer classes: whether there is a map per head, and is the default.
         reads_target: whether its scores depend on the target, so that it needs one.
     """
 
@@ -40,6 +43,7 @@ class Row:
     layer: bool = False
     sums_to: float | None = None
     together: str = ""
+    per_head: bool = True
     reads_target: bool = False
 
     @property
@@ -51,7 +55,20 @@ class Row:
         """What the error says to do where cross-attention cannot be taken in; "" where it can."""
         if self.method is AttentionFlow or self.arguments.get("aggregate") == "flow":
             return 'kind="self"'
+        if self.method.reads_block:  # the residual is in the maps
+            return ""
         return "residual=True" if self.arguments.get("aggregate") == "rollout" else ""
+
+    @property
+    def composes(self) -> bool:
+        """Whether its answer depends on the maps of every layer below."""
+        by_itself = self.method in (AttentionRollout, AttentionRelevance, ALTI, GlobEnc)
+        return self.arguments.get("aggregate", "rollout" if by_itself else "mean") == "rollout"
+
+    def shape(self, batch: int, query: int, key: int, heads: int = HEADS, cross: bool = False) -> tuple[int, ...]:
+        """The shape of a layer class's map by default; a block's has the residual as one more key in cross-attention."""
+        key += cross and self.method.reads_block
+        return (batch, heads, query, key) if self.per_head else (batch, query, key)
 
     def build(self, forward_func: Any, layer: Any = None) -> Any:
         """The method on a forward function; a layer class needs the layer."""
@@ -70,13 +87,14 @@ METHODS = (
     Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
     Row(AttentionRelevance, reads_target=True),
+    Row(ValueZeroing, sums_to=1.0),
     Row(AttentionBlockNorm),
     Row(AttentionBlockNorm, {"layer_norm": False, "aggregate": 0}),
     Row(AttentionBlockNorm, {"aggregate": "rollout"}),
     Row(GlobEnc),
     Row(ALTI, sums_to=1.0),
     Row(ALTI, {"p": 2, "aggregate": "mean"}, sums_to=1.0),
-    Row(LayerAttentionBlockNorm, layer=True, together="sum"),
+    Row(LayerAttentionBlockNorm, layer=True, together="sum", per_head=False),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),
 )
