@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AttentionBlockNorm,
         AttentionFlow,
         AttentionNorm,
+        AttentionRelevance,
         AttentionRollout,
         AttentionWeights,
         GlobEnc,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         LayerAttentionNorm,
         LayerAttentionWeights,
         LLMAttentionAttribution,
+        ValueZeroing,
     )
     from captum_norm.capture import InexactCaptureError
     from captum_norm.forward import HFForward
@@ -37,6 +39,7 @@ _HOME = {
     "AttentionBlockNorm": "attr",
     "AttentionFlow": "attr",
     "AttentionNorm": "attr",
+    "AttentionRelevance": "attr",
     "AttentionRollout": "attr",
     "AttentionWeights": "attr",
     "LLMAttentionAttribution": "attr",
@@ -44,6 +47,7 @@ _HOME = {
     "LayerAttentionBlockNorm": "attr",
     "LayerAttentionNorm": "attr",
     "LayerAttentionWeights": "attr",
+    "ValueZeroing": "attr",
     "InexactCaptureError": "capture",
     "HFForward": "forward",
     "AttentionMaps": "maps",
@@ -58,6 +62,7 @@ __all__ = [
     "AttentionFlow",
     "AttentionMaps",
     "AttentionNorm",
+    "AttentionRelevance",
     "AttentionRollout",
     "AttentionWeights",
     "GlobEnc",
@@ -67,6 +72,7 @@ __all__ = [
     "LayerAttentionBlockNorm",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
+    "ValueZeroing",
     "attention_layers",
     "attention_maps",
     "capture",

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional"},
     {"capture"},
-    {"linear", "quantities", "running"},
+    {"intervention", "linear", "quantities", "running"},
     {"attr", "maps"},
     {"methods", "token_shares"},
     {"visualization"},
