@@ -64,6 +64,8 @@ METHODS: dict[str, Method] = {
     "AttentionWeights": Method("captum_norm.attr", "position"),
     "AttentionRollout": Method("captum_norm.attr", "position"),
     "AttentionFlow": Method("captum_norm.attr", "position"),
+    "ValueZeroing": Method("captum_norm.attr", "position"),
+    "AttentionRelevance": Method("captum_norm.attr", "target"),
     "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
     "InputXGradient": Method("captum.attr", "target", signed=True),
     "Saliency": Method("captum.attr", "target"),
