@@ -22,7 +22,10 @@ from captum_norm.attr._base import (
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
 from captum_norm.attr._outside import outside_inference_mode
 from captum_norm.attr._placing import spread
-from captum_norm.linear import ActivationType, Conventions, ProductType, TokenContributions, token_contributions
+from captum_norm.linear import ActivationType, Conventions, ProductType, TokenContributions, shared_contributions, token_contributions
+
+# Rules that weigh a bias by the parts it is added to.
+_CARRIED = ("absdot", "norm", "abssim", "dot")
 
 BiasType = Literal["token", "none", "equal", "cls", "absdot", "norm", "abssim", "dot"]
 
@@ -182,7 +185,10 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
 
         try:
             _check_raw_model(forward, inputs, extras)
-            return token_contributions(explain, _sources(forward, inputs, extras), self.conventions)
+            tokens = _sources(forward, inputs, extras)
+            if self.bias in _CARRIED:
+                return shared_contributions(explain, tokens, self.conventions, self.bias, self.max_memory)
+            return token_contributions(explain, tokens, self.conventions)
         except (RuntimeError, TypeError) as error:
             _explain_float_ids(title, inputs, error)
             raise

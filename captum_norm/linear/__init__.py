@@ -1,6 +1,6 @@
 """A model or a layer as a frozen linear map of its inputs: attention weights, norms, activations, gates held fixed."""
 
-from captum_norm.linear.contributions import TokenContributions, token_contributions
+from captum_norm.linear.contributions import TokenContributions, shared_contributions, token_contributions
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "NotFrozenError",
     "ProductType",
     "TokenContributions",
+    "shared_contributions",
     "token_contributions",
 ]

@@ -8,13 +8,15 @@ exactly, because the frozen model is linear in its tokens' vectors x_k and biase
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from captum_norm.capture.places import Anchor
+from captum_norm.functional.decompx import BiasRule
 from captum_norm.linear.frozen import Conventions, NotFrozenError
+from captum_norm.linear.parts import PartSources, SharedRun
 from captum_norm.linear.run import BackwardRun
 from captum_norm.linear.sources import Leaf, Stack, TokenSources
 
@@ -34,6 +36,7 @@ class TokenContributions:
         anchors: likewise, where its positions begin to count.
         bias: the share of all biases, (batch,).
         left_out: the share of hidden states that are no token of an input, such as a class token, (batch,).
+        largest: bytes of the largest tensor that went through in linear form.
         error, tolerance: how far all shares, biases counted by themselves, are from the output, relative to the sum of
             their absolute values; and how far rounding may take them.
     """
@@ -44,6 +47,7 @@ class TokenContributions:
     anchors: dict[Stack, Anchor]
     bias: Tensor
     left_out: Tensor
+    largest: int
     error: float
     tolerance: float
 
@@ -75,13 +79,14 @@ def token_contributions(
     found = torch.autograd.grad(output.sum(), [*(leaf.value for leaf in leaves), run.one], allow_unused=True)
     *gradients, bias = (None if gradient is None else gradient.detach() for gradient in found)
     with torch.no_grad():
-        return _Sum(output.detach()).of(leaves, gradients, bias)
+        return _Sum(output.detach(), run.largest).of(leaves, gradients, bias)
 
 
 class _Sum:
     """Adds up shares per token."""
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, output: Tensor, largest: int) -> None:
+        self.largest = largest
         self.dtype = torch.float64 if output.dtype is torch.float64 else torch.float32
         self.output = output.to(self.dtype)
         self.tolerance = _TOLERANCE.get(output.dtype, 1e-4)
@@ -108,7 +113,15 @@ class _Sum:
                 "gradient checkpointing."
             )
         return TokenContributions(
-            self.output, self.tokens, self.reached, self.anchors, of_biases, self.left_out, error, self.tolerance
+            self.output,
+            self.tokens,
+            self.reached,
+            self.anchors,
+            of_biases,
+            self.left_out,
+            self.largest,
+            error,
+            self.tolerance,
         )
 
     def _add(self, leaf: Leaf, gradient: Tensor) -> None:
@@ -122,3 +135,47 @@ class _Sum:
             scores, reached = scores + self.tokens[leaf.stack], reached | self.reached[leaf.stack]
         self.tokens[leaf.stack], self.reached[leaf.stack] = scores, reached
         self.anchors[leaf.stack] = leaf.anchor
+
+
+def shared_contributions(
+    explain: Callable[[], Tensor],
+    inputs: Sequence[Tensor],
+    conventions: Conventions,
+    rule: BiasRule,
+    max_memory: int,
+) -> TokenContributions:
+    """What each token adds to one output where biases are shared among the tokens' parts, which are carried along.
+
+    Args:
+        explain, inputs, conventions: as for :func:`token_contributions`, which is run first.
+        rule: how a bias is shared among the parts it is added to.
+        max_memory: bytes that the parts may take.
+
+    Raises:
+        ValueError: if the parts would take more than that.
+        NotFrozenError: as :func:`token_contributions`.
+    """
+    alone = token_contributions(explain, inputs, conventions)
+    sources = PartSources(inputs, {stack: scores.shape[1] for stack, scores in alone.tokens.items()})
+    _refuse_too_large(sources.number, alone.largest, max_memory)
+    run = SharedRun(conventions, sources, rule)
+    with run.running():
+        parts = run.parts_of(explain()).to(alone.output.dtype)
+    tokens = {stack: parts[sources.slots(stack, scores.shape[1])].T for stack, scores in alone.tokens.items()}
+    return replace(
+        alone, tokens=tokens, bias=alone.output - parts.sum(0), left_out=parts[-1].expand_as(alone.output)
+    )
+
+
+# The residual stream, what is added to it, and twice the widest layer, at one time.
+_HELD = 4
+
+
+def _refuse_too_large(number: int, largest: int, max_memory: int) -> None:
+    needed = _HELD * number * largest
+    if needed > max_memory:
+        raise ValueError(
+            f"carrying {number} parts through the model takes about {needed / 2**30:.1f} GiB (the largest hidden state "
+            f"is {largest / 2**20:.1f} MiB), more than max_memory = {max_memory / 2**30:.1f} GiB. Raise it, shorten the "
+            'text, or take bias="token", "none", "equal" or "cls", which need one backward pass.'
+        )

@@ -65,7 +65,8 @@ class Frozen:
         value: the result, where it is known already.
         root: the live tensor of which the result is a function entry by entry, if it is.
         bent: that function is not linear.
-        changes_positions: values are mixed here, as attention does with its weights.
+        mixes: positions are mixed here, as attention mixes values with its weights.
+        moves: entries are moved, or kept, and nothing else.
     """
 
     apply: Callable[..., Any]
@@ -76,6 +77,7 @@ class Frozen:
     root: Tensor | None = None
     bent: bool = False
     mixes: bool = False
+    moves: bool = False
 
 
 Rule = Callable[["Any", Operation], Any]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.certificate import at_least_float32
+from captum_norm.capture.dataflow import base_name
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.rules.elementwise import _FRESH, _QUESTIONS, IDENTITIES
 from captum_norm.capture.rules.moves import MOVES
@@ -51,6 +52,8 @@ _ACTIVATIONS = (
     "gelu silu relu relu6 leaky_relu elu selu celu mish hardswish hardtanh softplus tanh pow square abs clamp clip "
     "clamp_min clamp_max softsign hardshrink softshrink tanhshrink threshold logit asinh"
 )
+# These do not become the identity for large z, so that ReLU's line does not stand for them.
+_SATURATING = frozenset(("tanh", "hardtanh", "softsign", "clamp", "clip", "hardsigmoid"))
 # Cheap enough to be put off: what is built on a value that may never be needed in linear form.
 _LIGHT = frozenset(
     [*MOVES, *IDENTITIES, "mul", "div", "add", "sub", "rsub", "neg", "masked_fill", "where", "sum", "mean", "tril", "triu"]
@@ -89,7 +92,7 @@ def _linear(run: FrozenRun, op: Operation) -> Frozen:
     def apply(one: Tensor, *xs: Tensor) -> Any:
         return call(op, swapping(operands, xs, same))
 
-    return Frozen(apply, operands, lazy=is_lazy(run, op, operands))
+    return Frozen(apply, operands, lazy=is_lazy(run, op, operands), moves=base_name(op.name) in MOVES)
 
 
 @rule(*IDENTITIES)
@@ -108,7 +111,7 @@ def _identity(run: FrozenRun, op: Operation) -> Any:
         return call(op, lambda tensor: x)  # type: ignore[no-any-return]
 
     root, bent = run.root_of(x)
-    return Frozen(apply, (x,), lazy=run.only_value(x), root=root, bent=bent)
+    return Frozen(apply, (x,), lazy=run.only_value(x), root=root, bent=bent, moves=True)
 
 
 @rule(*_SUMS.split())
@@ -327,7 +330,7 @@ def _dropout(run: FrozenRun, op: Operation) -> Frozen:
     x = op.args[0]
     if op.argument(1, "p", 0.5) == 0 or not op.argument(2, "training", True):
         root, bent = run.root_of(x)
-        return Frozen(lambda one, x: x.view_as(x), (x,), lazy=run.only_value(x), root=root, bent=bent)
+        return Frozen(lambda one, x: x.view_as(x), (x,), lazy=run.only_value(x), root=root, bent=bent, moves=True)
     with torch.no_grad():
         kept = op.func(torch.ones_like(x), *op.args[1:], **{k: v for k, v in op.kwargs.items() if k != "inplace"})
     return Frozen(lambda one, x: x * kept, (x,))
@@ -353,16 +356,18 @@ def _bent(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
         raise run.refusal(op, "its result has another shape than what it is a function of")
     value = value.clone() if any(value.data_ptr() == t.data_ptr() for t in op.tensors) else value
     bent = value.detach()  # shares memory: what is done to the value in place is part of the function
-    tangent = run.tangent_of(op, root, value) if run.conventions.activation == "LA" else None
+    line = run.conventions.activation
+    line = "ZO" if line == "ReLU" and op.name in _SATURATING else line
+    tangent = run.tangent_of(op, root, value) if line == "LA" else None
 
     def apply(one: Tensor, x: Tensor) -> Tensor:
         z, y = root.detach(), bent
-        if run.conventions.activation == "ZO":
+        if line == "ZO":
             return x * torch.where(z == 0, 0, y.to(z.dtype) / z)
         slope = (z > 0).to(z.dtype) if tangent is None else tangent()
         return x * slope + (y - z * slope) * one.to(z.dtype)
 
-    return Frozen(apply, (root,), run.conventions.activation != "ZO", lazy=True, value=value, root=root, bent=True)
+    return Frozen(apply, (root,), line != "ZO", lazy=True, value=value, root=root, bent=True)
 
 
 @rule("prelu")

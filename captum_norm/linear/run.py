@@ -29,11 +29,13 @@ class Known:
     """What is known of a live tensor besides its value.
 
     Attributes:
-        make: its linear form, where it has been put off.
+        make: its linear form, once it is asked for.
+        put_off: the linear form may never be asked for, and neither need be that of what is made of it.
         root, bent: the live tensor of which it is a function entry by entry, and whether that is not linear.
     """
 
     make: Callable[[], Any] | None = None
+    put_off: bool = False
     root: Tensor | None = None
     bent: bool = False
 
@@ -47,6 +49,7 @@ class FrozenRun:
 
     Attributes:
         fused: rules give forms made for autograd.
+        largest: bytes of the largest live tensor whose linear form was made.
         lazy_maps: linear layers are put off too, until something needs them.
     """
 
@@ -57,6 +60,7 @@ class FrozenRun:
         self.conventions = conventions
         self.sources = sources
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.largest = 0
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutionMode(self._rule_for)
         self._twins: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -89,7 +93,7 @@ class FrozenRun:
     def only_value(self, tensor: Tensor) -> bool:
         """Whether the linear form of a live tensor has been put off."""
         known = self.known.get(tensor)
-        return known is not None and known.make is not None
+        return known is not None and known.put_off
 
     def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
         """The live tensor of which this is a function entry by entry (itself, at least), and whether it is bent."""
@@ -111,7 +115,7 @@ class FrozenRun:
             leaf = root.detach().clone().requires_grad_()
             result = call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
         self._twins[value] = lambda leaf: call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
-        return lambda: torch.autograd.grad(result.sum(), leaf, retain_graph=True)[0]
+        return lambda: torch.autograd.grad(result, leaf, torch.ones_like(result), retain_graph=True)[0]
 
     def _on_leaf(self, tensor: Tensor, root: Tensor, leaf: Tensor) -> Tensor:
         """A tensor as a function of the leaf that stands for its root."""
@@ -173,6 +177,10 @@ class FrozenRun:
         """Put the result of an in-place operation into the tensor that the model overwrites."""
         raise NotImplementedError
 
+    def _measure(self, out: Any) -> None:
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+
     def note_values(self, op: Operation, frozen: Frozen, make: Callable[[], Any]) -> Any:
         """The value alone; its linear form is made when it is asked for, once."""
         value = frozen.value
@@ -186,10 +194,10 @@ class FrozenRun:
             return made[0]
 
         if isinstance(value, Tensor):
-            self.known[value] = Known(once, frozen.root, frozen.bent)
+            self.known[value] = Known(once, frozen.lazy, frozen.root, frozen.bent)
         else:
             for number, part in enumerate(value):
-                self.known[part] = Known(lambda number=number: once()[number])  # type: ignore[misc]
+                self.known[part] = Known(lambda number=number: once()[number], frozen.lazy)  # type: ignore[misc]
         return value
 
 
@@ -217,8 +225,9 @@ class BackwardRun(FrozenRun):
         if frozen.lazy:
             return self.note_values(op, frozen, make)
         out = make()
+        self._measure(out)
         if frozen.root is not None:
-            self.known[out] = Known(None, frozen.root, frozen.bent)
+            self.known[out] = Known(None, False, frozen.root, frozen.bent)
         return out
 
     def linear_form(self, tensor: Tensor) -> Tensor:

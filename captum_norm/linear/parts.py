@@ -1,0 +1,235 @@
+"""Carrying many inputs, or the parts of one, through a frozen model beside the model's own values.
+
+While the model runs as it is, each live tensor has a companion of shape (part, *shape of the tensor), which goes through
+the linear form of every operation: other inputs of the frozen map (:class:`PartsRun`), or the parts that the hidden
+states come from, with every bias shared among the parts it is added to (:class:`SharedRun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_norm.capture.operations import Operation
+from captum_norm.functional.decompx import BiasRule, share_bias
+from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError, call
+from captum_norm.linear.run import FrozenRun, Known
+from captum_norm.linear.sources import Leaf, Stack, TokenSources
+
+# Linear maps of features: what a bias before them becomes after them.
+_MAPS = frozenset(("linear", "addmm", "baddbmm", "matmul", "rmatmul", "einsum", "conv1d"))
+
+
+class PartSources(TokenSources):
+    """Where tokens begin, each being one part.
+
+    Args:
+        inputs: the tensors whose positions are the tokens.
+        lengths: how many positions each sequence has, in the order of the parts.
+
+    Attributes:
+        number: how many parts there are; the last is what belongs to no token.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor], lengths: Mapping[Stack, int]) -> None:
+        super().__init__(inputs)
+        self._first: dict[Stack, int] = {}
+        self.number = 1
+        for stack, length in lengths.items():
+            self._first[stack] = self.number - 1
+            self.number += length
+
+    def slots(self, stack: Stack, length: int) -> slice:
+        """Which parts are a sequence's positions."""
+        return slice(self._first[stack], self._first[stack] + length)
+
+    def parts(self, tensor: Tensor) -> Tensor:
+        """A hidden state that belongs to single tokens, taken apart: (part, *shape)."""
+        place = self.place(tensor)
+        assert place is not None
+        leaf = Leaf(tensor.detach(), place)
+        index = leaf.index()
+        index = torch.where(index < 0, self.number - 1, index % leaf.anchor.length + self._first[leaf.stack])
+        parts = tensor.new_zeros(self.number, *tensor.shape)
+        return parts.scatter_(0, index[None].to(tensor.device), tensor.detach()[None])
+
+
+class PartsRun(FrozenRun):
+    """Each live tensor carries what the frozen model would have in its place for other inputs.
+
+    Args:
+        conventions: how what is not linear is held fixed.
+        ones: what each part's biases are scaled with, (part,): 1 for another input, 0 for a part of one.
+        sources: where tokens begin; their parts are made there.
+    """
+
+    lazy_maps = True
+
+    def __init__(self, conventions: Conventions, ones: Tensor, sources: PartSources | None = None) -> None:
+        super().__init__(conventions, sources)
+        self.ones = ones
+        self._parts = sources
+        self._starts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def start(self, tensor: Tensor, parts: Tensor) -> None:
+        """From here on ``tensor`` is live, with these parts (part, *shape)."""
+        self.known[tensor] = Known(lambda: self.started(parts))
+
+    def started(self, parts: Tensor) -> Any:
+        return parts
+
+    def parts_of(self, tensor: Tensor) -> Tensor:
+        """(part, *shape) of a live tensor."""
+        return self.linear_form(tensor)  # type: ignore[no-any-return]
+
+    def carry(self, op: Operation, frozen: Frozen) -> Any:
+        def make() -> Any:
+            with torch.no_grad():
+                return self.companions(op, frozen, [self.linear_form(tensor) for tensor in frozen.operands])
+
+        value = self.note_values(op, frozen, make)
+        if not (frozen.lazy or frozen.moves or op.name in _MAPS):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                self.linear_form(tensor)
+        return value
+
+    def linear_form(self, tensor: Tensor) -> Any:
+        known = self.known.get(tensor)
+        if known is not None and known.make is not None:
+            return known.make()
+        if tensor not in self._starts:
+            assert self._parts is not None
+            self._starts[tensor] = self.started(self._parts.parts(tensor))
+        return self._starts[tensor]
+
+    def companions(self, op: Operation, frozen: Frozen, operands: list[Any]) -> Any:
+        """The operation's linear form on the parts of its operands."""
+        return self.mapped(frozen, operands, self.ones)
+
+    def mapped(self, frozen: Frozen, operands: list[Tensor], ones: Tensor) -> Any:
+        """The linear form for each part; where it cannot be done for all at once, one by one."""
+        ones = ones.to(operands[0].dtype)
+        axes = (0 if ones.ndim else None, *[0] * len(operands))
+        try:
+            return torch.vmap(frozen.apply, in_dims=axes)(ones, *operands)
+        except RuntimeError:
+            number = len(operands[0])
+            each = [frozen.apply(ones[n] if ones.ndim else ones, *(parts[n] for parts in operands)) for n in range(number)]
+        if isinstance(each[0], Tensor):
+            return torch.stack(each)
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+
+    def overwrite(self, into: Tensor, out: Tensor) -> None:
+        if into._is_view():
+            raise NotFrozenError(f"a view of shape {tuple(into.shape)} is overwritten, so that its base's parts are lost")
+        with torch.no_grad():
+            into.copy_(out)
+
+
+class _Shared:
+    """Parts of a tensor, and what biases have added that is not shared yet.
+
+    Attributes:
+        parts: (part, *shape).
+        pending: shaped as the tensor, or None.
+        mixed: the bias has been through attention: b_V and b_O are shared together, once the residual is there.
+        moved: where it was moved from and how; a bias is shared there, where all features of a vector are together.
+    """
+
+    __slots__ = ("mixed", "moved", "parts", "pending")
+
+    def __init__(
+        self, parts: Any, pending: Any = None, mixed: bool = False, moved: Callable[[], Tensor] | None = None
+    ) -> None:
+        self.parts, self.pending, self.mixed, self.moved = parts, pending, mixed, moved
+
+
+class SharedRun(PartsRun):
+    """Parts with every bias shared among the parts it is added to, as DecompX does.
+
+    A bias is shared where it is added, by how much each part resembles it.  But those of attention, b_V and b_O, are
+    held back until the residual has been added, as in the authors' code: attention adds to the residual, not the
+    residual to attention.
+
+    Args:
+        conventions: how what is not linear is held fixed.
+        sources: where tokens begin, and which part each is.
+        rule: how a bias is shared.
+    """
+
+    def __init__(self, conventions: Conventions, sources: PartSources, rule: BiasRule) -> None:
+        super().__init__(conventions, torch.zeros(sources.number), sources)
+        self._rule = rule
+
+    def started(self, parts: Tensor) -> Any:
+        return _Shared(parts)
+
+    def parts_of(self, tensor: Tensor) -> Tensor:
+        return self._settled(self.linear_form(tensor))
+
+    def companions(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> Any:
+        if op.name in ("add", "add_") and any(one.mixed for one in operands):
+            return self._add(frozen, operands)
+        keep = frozen.moves or frozen.mixes or (op.name in _MAPS and operands[0].mixed)
+        if not keep:
+            for one in operands:
+                self._settled(one)
+        parts = self._mapped(frozen, operands)
+        pending = self._pending(frozen, operands)
+        mixed = frozen.mixes or (keep and any(one.mixed for one in operands))
+        if isinstance(parts, Tensor):
+            return _Shared(parts, pending, mixed, self._moved(frozen, operands) if frozen.moves else None)
+        return tuple(
+            _Shared(
+                part,
+                None if pending is None else pending[number],
+                mixed,
+                self._moved(frozen, operands, number) if frozen.moves else None,
+            )
+            for number, part in enumerate(parts)
+        )
+
+    def _mapped(self, frozen: Frozen, operands: list[_Shared]) -> Any:
+        return self.mapped(frozen, [one.parts for one in operands], operands[0].parts.new_zeros(()))
+
+    def _moved(self, frozen: Frozen, operands: list[_Shared], number: int | None = None) -> Callable[[], Tensor]:
+        def again() -> Tensor:
+            for one in operands:
+                self._settled(one)
+            parts = self._mapped(frozen, operands)
+            return parts if number is None else parts[number]  # type: ignore[no-any-return]
+
+        return again
+
+    def _pending(self, frozen: Frozen, operands: list[_Shared]) -> Any:
+        """What the biases so far, and the operation's own, are after it."""
+        if not frozen.has_constant and all(one.pending is None for one in operands):
+            return None
+        one = operands[0].parts.new_ones(())
+        if frozen.bent and self.conventions.activation == "ReLU":
+            one = 0 * one  # what an activation is beyond z is dropped, as in the authors' code
+        before = [o.parts.new_zeros(o.parts.shape[1:]) if o.pending is None else o.pending for o in operands]
+        return frozen.apply(one, *before)
+
+    def _add(self, frozen: Frozen, operands: list[_Shared]) -> _Shared:
+        """Attention's part and the residual: what is pending from attention is shared by their sum."""
+        for one in operands:
+            if not one.mixed:
+                self._settled(one)
+        parts = self._mapped(frozen, operands)
+        shared = _Shared(parts, self._pending(frozen, operands), len(operands) < 2)
+        if len(operands) > 1:
+            self._settled(shared)
+        return shared
+
+    def _settled(self, one: _Shared) -> Tensor:
+        if one.pending is not None and one.moved is not None:
+            one.parts = one.moved()
+        elif one.pending is not None:
+            one.parts = share_bias(one.parts.movedim(0, -2), one.pending, self._rule).movedim(-2, 0)
+        one.pending, one.mixed, one.moved = None, False, None
+        return one.parts  # type: ignore[no-any-return]
