@@ -64,6 +64,9 @@ METHODS: dict[str, Method] = {
     "AttentionWeights": Method("captum_norm.attr", "position"),
     "AttentionRollout": Method("captum_norm.attr", "position"),
     "AttentionFlow": Method("captum_norm.attr", "position"),
+    "AttentionBlockNorm": Method("captum_norm.attr", "position"),
+    "GlobEnc": Method("captum_norm.attr", "position"),
+    "ALTI": Method("captum_norm.attr", "position"),
     "ValueZeroing": Method("captum_norm.attr", "position"),
     "AttentionRelevance": Method("captum_norm.attr", "target"),
     "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
@@ -218,6 +221,11 @@ class Attributor:
         return self._run(self._made(forward_func), given, target, seed)
 
     def _run(self, attribution: Any, given: Mapping[str, Any], target: int | Tensor | None, seed: int) -> Tensor:
+        if self.method.alone and len(given["inputs"]) > 1:
+            rows = range(len(given["inputs"]))
+            each = target if isinstance(target, Tensor) and target.numel() > 1 else None  # one is for all
+            parts = [(_row(given, row), target if each is None else each[row : row + 1]) for row in rows]
+            return torch.cat([self._run(attribution, one, wanted, seed) for one, wanted in parts])
         arguments = {**given, **self.arguments, "target": target}
         if self.method.baseline:
             arguments.setdefault("baselines", torch.zeros_like(given["inputs"]))
@@ -265,6 +273,13 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
     start = time.perf_counter()
     scores = attributor(encoding, target).cpu()  # a GPU has finished only when its numbers are here
     return TokenScores(scores, time.perf_counter() - start)
+
+
+def _row(given: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """One example of a batch of arguments."""
+    extras = given["additional_forward_args"]
+    one = None if extras is None else tuple(e[row : row + 1] if isinstance(e, Tensor) else e for e in extras)
+    return {"inputs": given["inputs"][row : row + 1], "additional_forward_args": one}
 
 
 @contextmanager

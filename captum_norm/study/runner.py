@@ -52,7 +52,9 @@ class Runner:
     def run(self, method: int, batch: Batch) -> Finished:
         """All that one method gives on one batch."""
         with warnings.catch_warnings():
-            # Captum tells on every call how it splits a batch that a small limit was set for.
+            # Captum tells on every call how it splits a batch that a small limit was set for, and that it asks for
+            # gradients of what had none.
+            warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
             warnings.filterwarnings("ignore", "Internal batch size cannot be less")
             warnings.filterwarnings("ignore", "`max_examples_per_batch` must be at least")
             return self._run(method, batch)

@@ -222,10 +222,9 @@ class Study:
         for one in map(self._metric, wanted):
             if one.needs_evidence and not evidence:
                 raise ValueError(f"{one.name} compares with evidence, and no example has any.")
-            name = one.name if one.name not in found else f"{one.name}({_arguments(one)})"
-            if name in found:
-                raise ValueError(f"the metric {name} is listed twice.")
-            found[name] = one
+            if one in found.values():
+                raise ValueError(f"the metric {one.name} is listed twice.")
+            found[one.name if one.name not in found else f"{one.name}({_arguments(one)})"] = one
         return found
 
     def _metric(self, given: str | Metric) -> Metric:

@@ -50,7 +50,8 @@ def _free_port() -> int:
 
 def ended(children: list[int]) -> bool:
     """Waits for children; whether they all ended by themselves, well."""
-    return all([os.waitpid(child, 0)[1] == 0 for child in children])
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return not any(statuses)
 
 
 def main(folder: Path, kills: int) -> None:

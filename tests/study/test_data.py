@@ -1,0 +1,100 @@
+"""Data is read as it is written, and what is wrong with it is said with its line."""
+
+import json
+
+import pytest
+
+from captum_norm.study import Example, Fields, read_examples
+from captum_norm.study.data import as_examples, digest_of
+
+
+def written(folder, name, content):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else "\n".join(map(json.dumps, content)), encoding="utf-8")
+    return path
+
+
+def test_the_three_formats_hold_the_same_examples(tmp_path):
+    records = [
+        {"id": "a", "text": 'A "warm", long film.', "label": "1", "evidence": [[3, 7]]},
+        {"id": "b", "text": "Dull — and thin.", "label": "0", "evidence": []},
+    ]
+    rows = [[r["id"], r["text"], r["label"], json.dumps(r["evidence"])] for r in records]
+    header = ["id", "text", "label", "evidence"]
+    doubled = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in [header, *rows]]
+    files = [
+        written(tmp_path, "films.jsonl", records),
+        written(tmp_path, "films.csv", "\n".join(",".join(row) for row in doubled)),
+        written(tmp_path, "films.tsv", "\n".join("\t".join(row) for row in [header, *rows])),
+    ]
+    first, *others = [[vars(one) | {"where": ""} for one in read_examples(file)] for file in files]
+    assert [one["key"] for one in first] == ["a", "b"]
+    assert first[0]["evidence"] == ((3, 7),)
+    assert first[1]["evidence"] is None
+    assert all(other == first for other in others)
+
+
+def test_flags_are_evidence_per_word():
+    [one] = as_examples([{"text": " A  warm film.", "evidence": [0, 1, 1]}])
+    assert [one.text[a:b] for a, b in one.evidence] == ["warm", "film."]
+
+
+def test_fields_may_have_other_names_and_examples_may_be_limited(tmp_path):
+    path = written(tmp_path, "x.jsonl", [{"review": f"Film {i}.", "stars": i} for i in range(5)])
+    found = read_examples(path, Fields(text="review", label="stars"), limit=2)
+    assert [(one.text, one.label) for one in found] == [("Film 0.", 0), ("Film 1.", 1)]
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([{"text": "Fine."}, {"txt": "Fine."}], "line 2 has no field 'text'; it has 'txt'"),
+        ([{"text": "Fine."}, {"text": "  "}], "line 2: the text is empty"),
+        ([{"text": 3}], "line 1: the field 'text' should be a text, got int"),
+        ([{"text": "Fine.", "evidence": [[2, 9]]}], r"line 1: evidence \[2, 9\] ends beyond its text of 5"),
+        ([{"text": "Fine.", "evidence": [[3, 3]]}], "is no span"),
+        ([{"text": "Fine.", "evidence": [[3, 4, 5]]}], "should be spans"),
+        ([{"text": "Fine film.", "evidence": [1]}], "1 flags, but its text has 2 words"),
+        ([{"text": "Fine.", "evidence": "[0, "}], "line 1: evidence is no JSON"),
+        ([{"text": "Fine.", "label": 0.5}], "the label should be a number or a name"),
+        ([{"id": 1, "text": "Fine."}, {"id": 1, "text": "Bad."}], "line 2 has the key '1', as .*line 1"),
+        ([], "holds no example"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, records, says):
+    with pytest.raises(ValueError, match=says):
+        read_examples(written(tmp_path, "x.jsonl", records))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.jsonl", '{"text": "Fine."}\n{', "line 2 is no JSON"),
+        ("x.jsonl", '["Fine."]', "line 1 should be an object"),
+        ("x.csv", "text,label\nFine,1\nBad", "line 3 should have 2 columns"),
+        ("x.csv", 'text,label\n"Fine', "line 1: unexpected end"),
+        ("x.txt", "Fine.", "should be a file that ends in"),
+    ],
+)
+def test_a_file_that_is_none_of_the_formats_is_refused(tmp_path, name, content, says):
+    with pytest.raises(ValueError, match=says):
+        read_examples(written(tmp_path, name, content))
+
+
+def test_a_file_that_is_not_there_and_an_id_without_a_split_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_examples(tmp_path / "x.jsonl")
+    with pytest.raises(ValueError, match="say which"):
+        read_examples("someone/films")
+
+
+def test_the_fingerprint_follows_texts_labels_and_evidence_but_not_their_origin():
+    same = [Example("Fine.", where="here")], [Example("Fine.", where="there")]
+    assert digest_of(same[0]) == digest_of(same[1])
+    others = [
+        Example("Fine"),
+        Example("Fine.", label=1),
+        Example("Fine.", evidence=((0, 4),)),
+        Example("Fine.", key="1"),
+    ]
+    assert len({digest_of([one]) for one in [same[0][0], *others]}) == 5
