@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import InputAttribution, Method, unwrapped
+from captum_norm.attr._base import Method, unwrapped
 from captum_norm.attr._captum import (
     DEFAULT_GEN_ARGS,
     BaseLLMAttribution,
+    LayerAttribution,
     LLMAttributionResult,
     TextTemplateInput,
     TextTokenInput,
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
-from captum_norm.attr.relevance import AttentionRelevance
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
 from captum_norm.inputs import check_inputs
@@ -44,19 +44,24 @@ class LLMAttributionReport:
         left_out: the prompt's tokens that got no score, as text: skipped, or no part of a template's values.
         to_left_out: what the method gives them, (target,), in its unit.
         to_target: what it gives to the target tokens before the one explained, (target,), in its unit.
+        delta: for methods that split the target token's logit, the part of it that belongs to no token, (target,); else
+            None.
     """
 
     certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
     left_out: tuple[str, ...] = ()
     to_left_out: Tensor = field(default_factory=lambda: torch.zeros(0))
     to_target: Tensor = field(default_factory=lambda: torch.zeros(0))
+    delta: Tensor | None = None
 
 
 class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Captum is not typed
     """Any of the token-level methods of this package for each token that a causal language model writes.
 
     The prompt and the target run through the model once, as in training (teacher forcing).  The token at position n is
-    predicted from the row of the token before it, so the scores of a target token are those of that row.
+    predicted from the row of the token before it, so the scores of a target token are those of that row.  Methods that
+    look at the output (``DecompX``, ``AttentionRelevance``) explain the target token's logit in that row, with a
+    backward pass for each.
 
     Args:
         attr_method: the method, built on the model (or on ``HFForward`` of it): ``AttentionNorm(model)``.
@@ -90,12 +95,12 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         tensor([1., 1.])
     """
 
-    SUPPORTED_METHODS = (InputAttribution,)
+    SUPPORTED_METHODS = (Method,)
     SUPPORTED_INPUTS = (TextTokenInput, TextTemplateInput)
 
     report: LLMAttributionReport
 
-    def __init__(self, attr_method: InputAttribution, tokenizer: Any) -> None:
+    def __init__(self, attr_method: Any, tokenizer: Any) -> None:
         _check_method(attr_method)
         _check_tokenizer(tokenizer)
         model = _model_of(attr_method)
@@ -208,7 +213,11 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         scores = prompt.scores(rows[:, :length])
         scored = rows[:, :length] @ prompt.shares.to(rows).sum(0)
         self.report = LLMAttributionReport(
-            one.certificates, prompt.left_out, rows[:, :length].sum(1) - scored, rows[:, length:].sum(1)
+            one.certificates,
+            prompt.left_out,
+            rows[:, :length].sum(1) - scored,
+            rows[:, length:].sum(1),
+            one.logits() - rows.sum(1) if self.attr_method.has_convergence_delta() else None,
         )
         return LLMAttributionResult(
             input_tokens=prompt.names,
@@ -231,9 +240,7 @@ class _TeacherForced:
         arguments: for the method's ``attribute``.
     """
 
-    def __init__(
-        self, method: InputAttribution, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, method: Any, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]) -> None:
         whole = torch.cat([ids, answer[None]], dim=1)
         # The last target token is predicted, not read.  One token alone would not show whether the model looks ahead.
         self._read = whole[:, : max(2, whole.shape[1] - 1)]
@@ -249,7 +256,8 @@ class _TeacherForced:
     @property
     def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
         """What was read."""
-        return self._method.report.certificates
+        found: tuple[tuple[AttentionCall, Certificate], ...] = getattr(self._method.report, "certificates", ())
+        return found
 
     def rows(self) -> Tensor:
         """Run the method: (target, token), the scores of all that the model read.
@@ -257,21 +265,26 @@ class _TeacherForced:
         Raises:
             ValueError: if the model's attention looks ahead.
         """
-        if isinstance(self._method, AttentionRelevance):
+        if hasattr(self._method, "attribute_each"):
             positions = list(range(self._first, self._first + len(self._answer)))
-            targets = list(zip(positions, self._answer.tolist(), strict=True))
+            targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
             scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
         else:
             scores = self._chosen(self._method.attribute(self._read, position="all", **self._arguments)[0])
-        self._refuse_looking_ahead()
+        self._refuse_looking_ahead(scores)
         return scores
 
     def probabilities(self) -> Tensor | None:
         """What probability the model gave to each target token, (target,); None for a model without logits."""
-        if self._logits is None:
-            return None
-        logits = self._chosen(self._logits[0]).float()
-        return logits.softmax(-1).gather(1, self._answer[:, None].to(logits.device))[:, 0]
+        return None if self._logits is None else self._of_answer(self._logits.softmax(-1))
+
+    def logits(self) -> Tensor:
+        """The logit of each target token, (target,)."""
+        assert self._logits is not None  # they are what the method has explained
+        return self._of_answer(self._logits)
+
+    def _of_answer(self, rows: Tensor) -> Tensor:
+        return rows.gather(1, self._answer[:, None].to(rows.device))[:, 0]
 
     def _chosen(self, rows: Tensor) -> Tensor:
         return rows[self._first : self._first + len(self._answer)]
@@ -280,26 +293,28 @@ class _TeacherForced:
         """What the model returns, its logits kept."""
         output = self.model(ids, **self._fixed)
         logits = output.get("logits") if isinstance(output, Mapping) else output
-        self._logits = logits.detach() if isinstance(logits, Tensor) and logits.ndim == 3 else None
+        if isinstance(logits, Tensor) and logits.ndim == 3:
+            rows = self._chosen(logits[0].detach())
+            self._logits = rows.to(torch.promote_types(rows.dtype, torch.float32))
         return output
 
-    def _refuse_looking_ahead(self) -> None:
-        ahead = [call for call, _ in self.certificates if call.kind != "causal"]
-        if ahead:
-            kind = "is cross-attention" if ahead[0].kind == "cross" else "looks ahead"
+    def _refuse_looking_ahead(self, scores: Tensor) -> None:
+        ahead = [f"attention call {call.name!r}" for call, _ in self.certificates if call.kind != "causal"]
+        later = torch.ones_like(scores, dtype=torch.bool).triu(self._first + 1)
+        if ahead or bool(scores[later].any()):
             raise ValueError(
-                f"LLMAttentionAttribution: attention call {ahead[0].name!r} of {type(self.model).__name__} {kind}, but "
-                "a target token is explained by the row before it only in a causal language model. Use the method "
-                "itself: attribute(ids, position=...)."
+                f"LLMAttentionAttribution: {(ahead or ['attention'])[0]} of {type(self.model).__name__} looks ahead or "
+                "at another sequence, but a target token is explained by the row before it only in a causal language "
+                "model. Use the method itself: attribute(ids, position=...)."
             )
 
 
-def _fixed_arguments(method: InputAttribution) -> dict[str, Any]:
+def _fixed_arguments(method: Method) -> dict[str, Any]:
     forward = unwrapped(method.forward_func)
     return dict(forward.fixed) if isinstance(forward, HFForward) else {}
 
 
-def _model_of(method: InputAttribution) -> Module:
+def _model_of(method: Method) -> Module:
     forward = unwrapped(method.forward_func)
     model = unwrapped(forward.model) if isinstance(forward, HFForward) else forward
     if not isinstance(model, Module):
@@ -316,7 +331,7 @@ def _model_of(method: InputAttribution) -> Module:
 
 
 def _check_method(method: Any) -> None:
-    if not isinstance(method, InputAttribution):
+    if not isinstance(method, Method) or isinstance(method, LayerAttribution):
         kind = "is a layer class" if isinstance(method, Method) else "is none of this package's methods"
         raise TypeError(
             f"LLMAttentionAttribution takes a method with a score for each token, such as AttentionNorm(model), but "
