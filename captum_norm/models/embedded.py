@@ -8,15 +8,12 @@ The encoder is all-MiniLM-L6-v2 (BERT type: 6 layers, 12 heads, 384 dimensions, 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -29,6 +26,7 @@ from transformers import (
 )
 
 from captum_norm.models.low_rank import merge
+from captum_norm.models.shipped import existing, read_card, read_tensors
 
 LABELS = ("negative", "positive")
 SENTIMENT_WEIGHTS = Path(__file__).with_name("sentiment.safetensors")
@@ -64,7 +62,7 @@ def load_sentiment(
         'positive'
     """
     path = SENTIMENT_WEIGHTS if weights is None else Path(weights)
-    card, changes = _read_card(path), _read_changes(path)
+    card, changes = read_card(path), _read_changes(path)
     encoder, digest = read_encoder("load_sentiment")
     if digest != card["encoder"]["blake2b"]:
         raise ValueError(
@@ -112,7 +110,7 @@ def sentiment_card(weights: str | Path | None = None) -> dict[str, Any]:
         >>> sentiment_card()["accuracy"]["held_out"] >= 0.80
         True
     """
-    return _read_card(SENTIMENT_WEIGHTS if weights is None else Path(weights))
+    return read_card(SENTIMENT_WEIGHTS if weights is None else Path(weights))
 
 
 def build_sentiment(
@@ -148,12 +146,12 @@ def _encoder_folder(caller: str) -> Path:
 
 
 def _config(caller: str) -> BertConfig:
-    return BertConfig.from_json_file(str(_existing(_encoder_folder(caller) / "config.json", _PACKAGE)))
+    return BertConfig.from_json_file(str(existing(_encoder_folder(caller) / "config.json", _PACKAGE)))
 
 
 def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
     """The encoder's tokenizer without the cutting and the padding to 128 that its file asks for."""
-    pieces = Tokenizer.from_file(str(_existing(_encoder_folder(caller) / "tokenizer.json", _PACKAGE)))
+    pieces = Tokenizer.from_file(str(existing(_encoder_folder(caller) / "tokenizer.json", _PACKAGE)))
     pieces.no_truncation()
     pieces.no_padding()
     make: Any = PreTrainedTokenizerFast  # its constructor carries no types
@@ -171,42 +169,12 @@ def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
 
 def read_encoder(caller: str) -> tuple[dict[str, Tensor], str]:
     """The encoder's weights by name, and the BLAKE2b digest of their file (what ``b2sum`` prints)."""
-    path = _existing(_encoder_folder(caller) / "model.safetensors", _PACKAGE)
+    path = existing(_encoder_folder(caller) / "model.safetensors", _PACKAGE)
     content = path.read_bytes()
-    tensors = _tensors(path, content, _PACKAGE)
+    tensors = read_tensors(path, content, _PACKAGE)
     tensors.pop("embeddings.position_ids", None)  # a buffer that BERT now makes for itself
     return tensors, hashlib.blake2b(content).hexdigest()
 
 
 def _read_changes(path: Path) -> dict[str, Tensor]:
-    return _tensors(path, _existing(path, "captum-norm").read_bytes(), "captum-norm")
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    """The description beside a file of weights, after checking that it describes this very file."""
-    card_path = _existing(path.with_suffix(".json"), "captum-norm")
-    content = _existing(path, "captum-norm").read_bytes()
-    try:
-        card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8"))
-        expected = card["weights"]["blake2b"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{card_path} is corrupt ({error!r}). Reinstall captum-norm or train again.") from error
-    if hashlib.blake2b(content).hexdigest() != expected:
-        raise ValueError(
-            f"{path} is corrupt: it is not the file that {card_path.name} describes. "
-            "Reinstall captum-norm or train again."
-        )
-    return card
-
-
-def _tensors(path: Path, content: bytes, package: str) -> dict[str, Tensor]:
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt ({error}). Reinstall {package}.") from error
-
-
-def _existing(path: Path, package: str) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. Reinstall {package}.")
-    return path
+    return read_tensors(path, existing(path, "captum-norm").read_bytes(), "captum-norm")

@@ -1,0 +1,135 @@
+"""From words to the ids that a model reads, and from each id back to its word.
+
+Byte-level BPE, SentencePiece and WordPiece alike: a fast tokenizer says which characters each piece covers, and that
+says which word it belongs to.  A tokenizer that keeps no such record is asked for one word after the other, and what
+stands around the words in the whole sentence, such as ``</s>`` or the code of a language, is then what is no word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from captum_norm.tokens import words_of
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A sentence as a model reads it, or is to write it.
+
+    Attributes:
+        ids: of all pieces, special tokens included.
+        words: the word of each piece, counted from 0; None for a special token.
+    """
+
+    ids: tuple[int, ...]
+    words: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.words):
+            raise ValueError(f"Pieces: {len(self.ids)} ids, but the words of {len(self.words)}.")
+
+
+class WordPieces(Protocol):
+    """What an aligner needs to know of a vocabulary; write one for a model whose tokenizer is not of transformers.
+
+    Attributes:
+        start: the id that the decoder reads first.
+    """
+
+    start: int
+
+    def source(self, words: Sequence[str]) -> Pieces:
+        """What the encoder reads."""
+
+    def target(self, words: Sequence[str]) -> Pieces:
+        """What the decoder is to write, from first to last, the end of the sentence included if it writes one."""
+
+
+class TokenizerPieces:
+    """The pieces of a tokenizer of transformers; language codes go where the tokenizer puts them.
+
+    Args:
+        tokenizer: fast or slow.  For models of many languages its ``src_lang`` and ``tgt_lang`` should be set.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not callable(tokenizer) or not hasattr(tokenizer, "all_special_ids"):
+            raise TypeError(
+                f"CrossAttentionAligner: {type(tokenizer).__name__} is neither a tokenizer of transformers nor has "
+                "source(words), target(words) and start (captum_norm.alignment.WordPieces)."
+            )
+        self._tokenizer = tokenizer
+
+    def source(self, words: Sequence[str]) -> Pieces:
+        """What the encoder reads."""
+        return self._pieces(words, "text")
+
+    def target(self, words: Sequence[str]) -> Pieces:
+        """The labels: what the decoder is to write."""
+        return self._pieces(words, "text_target")
+
+    def _pieces(self, words: Sequence[str], side: str) -> Pieces:
+        encoding = self._tokenizer(**{side: " ".join(words)})
+        if not getattr(self._tokenizer, "is_fast", False):
+            return self._word_by_word(words, side, encoding["input_ids"])
+        found = words_of(encoding, " ".join(words))
+        place = _places(words, found.strings)
+        return Pieces(tuple(encoding["input_ids"]), tuple(None if w is None else place[w] for w in found.index))
+
+    def _word_by_word(self, words: Sequence[str], side: str, ids: Sequence[int]) -> Pieces:
+        each = [self._tokenizer(**{side: word}, add_special_tokens=False)["input_ids"] for word in words]
+        plain = [(i, w) for w, one in enumerate(each) for i in one]
+        start = _find([i for i, _ in plain], list(ids))
+        if start is None:
+            raise ValueError(
+                f"CrossAttentionAligner: {type(self._tokenizer).__name__} cuts {' '.join(words)!r} into other pieces "
+                "than its words one by one, and keeps no record of which piece covers what. Use a fast tokenizer, or "
+                "an object with source(words), target(words) and start."
+            )
+        of_word: list[int | None] = [None] * len(ids)
+        of_word[start : start + len(plain)] = [w for _, w in plain]
+        return Pieces(tuple(ids), tuple(of_word))
+
+
+def _places(words: Sequence[str], found: Sequence[str]) -> list[int]:
+    """Which of the words given each of the words found is; those of which the tokenizer makes no piece are missing."""
+    places, next_word = [], 0
+    for string in found:
+        while next_word < len(words) and words[next_word] != string:
+            next_word += 1
+        if next_word == len(words):
+            raise ValueError(
+                f"CrossAttentionAligner: one piece of the tokenizer covers more than one word, in {string!r}. Words "
+                "should be what it may cut but not join; tokenise the sentences accordingly."
+            )
+        places.append(next_word)
+        next_word += 1
+    return places
+
+
+def _find(part: list[int], whole: list[int]) -> int | None:
+    return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
+
+
+def checked_words(side: str, words: Sequence[str], number: int | None = None) -> list[str]:
+    """The words of one sentence.
+
+    Raises:
+        TypeError: if they are no list of strings.
+        ValueError: if there are none, or a word is empty or holds white space.
+    """
+    where = f"CrossAttentionAligner: {side}" + ("" if number is None else f", sentence {number}")
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        found = "a string" if isinstance(words, str) else f"{[type(word).__name__ for word in words][:3]}"
+        raise TypeError(f"{where} should be a list of words, got {found}. sentence.split() makes one.")
+    if not words:
+        raise ValueError(f"{where} is empty: every sentence needs a word. Take the pair out.")
+    for place, word in enumerate(words):
+        if not word or any(character.isspace() for character in word):
+            raise ValueError(
+                f"{where}: word {place} is {word!r}, but a word holds characters and no white space. Many sentences "
+                "are a list of lists of words."
+            )
+    return list(words)

@@ -1,0 +1,169 @@
+"""A real translation model without a download: German to English, of Marian's type, trained here.
+
+Three encoder and four decoder layers of four heads, 256 dimensions, one vocabulary of 6,000 pieces for both languages:
+6.4 M parameters.  It was trained by :mod:`captum_norm.models.train_translation` and is shipped in half precision, with
+a description (``translation.json``) and its pieces (``translation.pieces.json``) beside it.  It reads lower-cased
+words, punctuation apart (:func:`captum_norm.models.parallel_text.words` makes them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+
+from captum_norm.models.shipped import existing, read_card, read_tensors
+
+TRANSLATION_WEIGHTS = Path(__file__).with_name("translation.safetensors")
+PAD, EOS, UNK = 0, 1, 2
+_SPECIAL = ["<pad>", "</s>", "<unk>"]
+_LONGEST = 512
+
+
+def load_translation(
+    *, attn_implementation: str | None = None, weights: str | Path | None = None
+) -> tuple[MarianMTModel, PreTrainedTokenizerFast]:
+    """The embedded translation model, German to English, and its tokenizer for both languages.
+
+    An ordinary ``MarianMTModel`` in evaluation mode and float32.  It is small and has seen little: a thing to study
+    cross-attention on, not a translator to rely on.  How good it is, is in :func:`translation_card`.
+
+    Args:
+        attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
+        weights: a file written by :mod:`captum_norm.models.train_translation`; None takes the one shipped.
+
+    Returns:
+        The model and the tokenizer, which lower-cases, writes ß as ss and ends a sentence with ``</s>``.
+
+    Raises:
+        FileNotFoundError: if a file of weights, its description or its pieces are missing.
+        ValueError: if a file is corrupt.
+
+    Example:
+        >>> model, tokenizer = load_translation()
+        >>> ids = model.generate(**tokenizer("das ist gut .", return_tensors="pt"), max_new_tokens=20)
+        >>> tokenizer.decode(ids[0], skip_special_tokens=True)
+        'that is good .'
+    """
+    path = TRANSLATION_WEIGHTS if weights is None else Path(weights)
+    read_card(path)
+    tensors = read_tensors(path, path.read_bytes(), "captum-norm")
+    tokenizer = as_tokenizer(read_pieces(pieces_beside(path)))
+    with torch.random.fork_rng(devices=[]):
+        model = build_translation(len(tokenizer), attn_implementation)
+    loaded = model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+    lacking = {name for name, _ in model.named_parameters()} & set(loaded.missing_keys) - untrained_names(model)
+    if lacking or loaded.unexpected_keys:
+        raise ValueError(
+            f"{path} does not hold this model: {sorted(lacking) or sorted(loaded.unexpected_keys)} do not fit. "
+            "Reinstall captum-norm or train again."
+        )
+    return model.train(False), tokenizer
+
+
+def translation_card(weights: str | Path | None = None) -> dict[str, Any]:
+    """What is known of the model: how good it is, the data and their licences, how it was trained, with what.
+
+    Args:
+        weights: a file written by :mod:`captum_norm.models.train_translation`; None takes the one shipped.
+
+    Example:
+        >>> translation_card()["languages"]
+        ['de', 'en']
+    """
+    return read_card(TRANSLATION_WEIGHTS if weights is None else Path(weights))
+
+
+def build_translation(vocabulary: int, attn_implementation: str | None = None) -> MarianMTModel:
+    """The model before training, drawn from torch's random numbers."""
+    model = MarianMTModel(_config(vocabulary, attn_implementation))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name == "model.shared.weight":
+                torch.nn.init.normal_(parameter, 0, parameter.shape[1] ** -0.5)
+            elif parameter.dim() == 2 and name not in untrained_names(model):
+                torch.nn.init.xavier_uniform_(parameter)
+    return model
+
+
+def untrained_names(model: MarianMTModel) -> set[str]:
+    """The names of the tables of positions, sinusoids that every such model has, and of the output layer's own bias."""
+    return {name for name, _ in model.named_parameters() if "embed_positions" in name}
+
+
+def learn_pieces(sentences: Iterable[Iterable[str]], size: int) -> Tokenizer:
+    """Byte-pair pieces for both languages, lower-cased; ß is ss, so that spellings before and after 1996 are one."""
+    pieces = Tokenizer(models.BPE(unk_token=_SPECIAL[UNK]))
+    pieces.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("ß", "ss")])
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    pieces.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=_SPECIAL, show_progress=False)
+    pieces.train_from_iterator((" ".join(sentence) for sentence in sentences), trainer)
+    end = _SPECIAL[EOS]
+    pieces.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, EOS)])
+    return pieces
+
+
+def pieces_beside(weights: Path) -> Path:
+    """Where the pieces of a file of weights are."""
+    return weights.with_suffix(".pieces.json")
+
+
+def read_pieces(path: Path) -> Tokenizer:
+    """The pieces of a file.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        ValueError: if it is corrupt.
+    """
+    try:
+        return Tokenizer.from_str(existing(path, "captum-norm").read_text(encoding="utf-8"))
+    except Exception as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is corrupt ({error}). Reinstall captum-norm or train again.") from error
+
+
+def as_tokenizer(pieces: Tokenizer) -> PreTrainedTokenizerFast:
+    """The pieces as a tokenizer of transformers."""
+    make: Any = PreTrainedTokenizerFast  # its constructor carries no types
+    return make(
+        tokenizer_object=pieces,
+        model_max_length=_LONGEST,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token=_SPECIAL[PAD],
+        eos_token=_SPECIAL[EOS],
+        unk_token=_SPECIAL[UNK],
+    )
+
+
+def _config(vocabulary: int, attn_implementation: str | None) -> MarianConfig:
+    chosen: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    return MarianConfig(
+        vocab_size=vocabulary,
+        d_model=256,
+        encoder_layers=3,
+        decoder_layers=4,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        max_position_embeddings=_LONGEST,
+        activation_function="relu",
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        decoder_start_token_id=PAD,
+        forced_eos_token_id=EOS,
+        scale_embedding=True,
+        tie_word_embeddings=True,
+        share_encoder_decoder_embeddings=True,
+        **chosen,
+    )
