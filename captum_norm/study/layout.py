@@ -19,11 +19,11 @@ def table_as_text(table: Cells, width: int = 100, emphasised: Callable[[str], st
         width: columns to fill.
         emphasised: what marks the best mean of a metric.
     """
-    names = max(map(len, table.methods))
+    room = width - max(map(len, table.methods))
     columns = [_column(table, metric, header) for metric, header in zip(table.metrics, table.headers(), strict=True)]
-    blocks = [_aligned([list(table.methods), *block], emphasised) for block in _fitting(columns, width - names)]
-    costs = _aligned([list(table.methods), *_cost_columns(table)], emphasised)
-    return "\n\n".join([*blocks, costs, "\n".join(textwrap.fill(line, width) for line in table.explanation())])
+    blocks = [*_fitting(columns, room), *_fitting(_cost_columns(table), room)]
+    shown = [_aligned([list(table.methods), *block], emphasised) for block in blocks]
+    return "\n\n".join([*shown, "\n".join(textwrap.fill(line, width) for line in table.explanation())])
 
 
 def table_as_markdown(table: Cells) -> str:
