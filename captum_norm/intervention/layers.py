@@ -9,15 +9,14 @@ of its kind.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import get_ident
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Module
 
 from captum_norm.capture import AttentionCall
+from captum_norm.intervention.calls import watched
 
 _LAYERS_OF_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -94,36 +93,6 @@ def _chained(candidates: set[Module], run: Callable[[], Any]) -> set[Module]:
     with watched(candidates, enter, leave):
         run()
     return chained
-
-
-@contextmanager
-def watched(
-    modules: Iterable[Module],
-    enter: Callable[[Module, tuple[Any, ...], dict[str, Any]], None],
-    leave: Callable[[Module, tuple[Any, ...], dict[str, Any], Any], None],
-) -> Iterator[None]:
-    """While this lasts, ``enter`` is told what a module is given, before other hooks, and ``leave`` what it returns.
-
-    Only in the calling thread.
-    """
-    thread, handles = get_ident(), []
-
-    def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if get_ident() == thread:
-            enter(module, args, kwargs)
-
-    def after(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if get_ident() == thread:
-            leave(module, args, kwargs, output)
-
-    try:
-        for module in modules:
-            handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,53 +27,18 @@ from torch.nn import Module
 from captum_norm.capture import InexactCaptureError
 from captum_norm.capture.certificate import at_least_float32
 from captum_norm.capture.dataflow import Dataflow
-from captum_norm.capture.layout import LayoutError, Step, measure
+from captum_norm.capture.layout import Layout, LayoutError, Step, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import Place
 from captum_norm.capture.traces import Mixture
+from captum_norm.intervention.calls import LayerCall, tensors_of
 
 # What a layer may differ by when it runs twice, as a part of its largest output.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer while a model ran.
-
-    Attributes:
-        layer: the module.
-        args, kwargs: what it was given, copied; caches of keys are left out.
-        output: what it returned.
-    """
-
-    layer: Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    def again(self) -> Any:
-        """Call the layer with the same input."""
-        return self.layer(*_copied(self.args), **_copied(self.kwargs))
-
-
-def without_cache(value: Any) -> Any:
-    """A copy of a layer's arguments; a cache of keys, which the layer has written to by now, is left out."""
-    if isinstance(value, dict):
-        return {key: False if key == "use_cache" else without_cache(item) for key, item in value.items()}
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(map(without_cache, value))
-    return None if hasattr(value, "get_seq_length") else _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    """The same with tensors copied, as a layer may write to its input."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return type(value)(*map(_copied, value)) if hasattr(value, "_fields") else tuple(map(_copied, value))
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+# From a value product and its dtype to what is put in its place, (*lead, query, head_dim).
+Change: TypeAlias = Callable[[Mixture, torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,24 +48,48 @@ class Product:
     Attributes:
         number: which one, of all products of weights and values in a call of the layer.
         mixture: what was read of it: weights, values and the modules that were running.
-        rows: (batch, query) long, which row of the layer's flattened output belongs to which query.
-        where: which tensor of the layer's output it is.
+        layout: where its (batch, head, query) lie.
+        written: the shape of what attention wrote, without the last axis.
     """
 
     number: int
     mixture: Mixture
-    rows: Tensor
-    where: int
+    layout: Layout
+    written: tuple[int, ...]
 
     @property
     def module(self) -> Module | None:
         """The innermost module that was running."""
         return self.mixture.callers[-1].module if self.mixture.callers else None
 
-    def of(self, output: Any) -> Tensor:
-        """A layer's output as (batch, query, model)."""
-        found = tensors_of(output)[self.where]
-        return found.flatten(0, -2)[self.rows.to(found.device)]
+    @property
+    def keys(self) -> int:
+        return self.mixture.weights.shape[-1]
+
+    def numbers(self) -> Tensor:
+        """batch * queries + query of each of the mixed values, (*lead, query, 1); 0 for heads of another projection."""
+        batch, _, queries = self.layout.shape
+        found = torch.zeros(math.prod(self.mixture.lead), self.mixture.weights.shape[-2], dtype=torch.long)
+        found[self.layout.rows, self.layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
+        return found.view(*self.mixture.lead, -1, 1).to(self.mixture.weights.device)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a layer's output has its row for each query.
+
+    Attributes:
+        tensor: which tensor of the output.
+        index: (batch, query) long, which of its rows.
+    """
+
+    tensor: int
+    index: Tensor
+
+    def of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(batch, query, model)."""
+        found = tensors[self.tensor]
+        return found.flatten(0, -2)[self.index.to(found.device)]
 
 
 class Replay:
@@ -107,25 +97,25 @@ class Replay:
 
     Args:
         call: the call to repeat.
-        name: the layer, for errors.
 
     Raises:
         InexactCaptureError: if the layer does not repeat itself.
     """
 
-    def __init__(self, call: LayerCall, name: str) -> None:
-        self._call, self._name = call, name
+    def __init__(self, call: LayerCall) -> None:
+        self._call, self._name = call, type(call.layer).__name__
         self._flow = _Watching()
         with _Replaying(self._flow):
-            self._again = call.again()
+            again = call.again()
         self._flow.finish()
-        _check_alike(tensors_of(call.output), tensors_of(self._again), f"{name}, run again on its own input,")
+        self._outputs = tensors_of(again)
+        _check_alike(tensors_of(call.output), self._outputs, f"{self._name}, run again on its own input,")
 
     def products(self) -> list[Product]:
         """The value products whose result went through a projection, in the order they ran.
 
         Raises:
-            InexactCaptureError: if it is not known which row of the output belongs to which query.
+            InexactCaptureError: if weights or values were overwritten.
         """
         return [self._product(number, mixture) for number, mixture in self._flow.projected]
 
@@ -139,31 +129,75 @@ class Replay:
             layout = measure(mixture.lead, query, head_dim, term.steps, term.x.shape[-1])
         except LayoutError as error:
             raise InexactCaptureError(f"{self._name}: {error}") from error
-        return Product(number, mixture, layout.tokens, self._where(term.x.shape[:-1]))
+        return Product(number, mixture, layout, tuple(term.x.shape[:-1]))
 
-    def _where(self, rows: torch.Size) -> int:
-        """Which tensor of the output has the rows of the projection, in the same order."""
-        shapes = [tuple(tensor.shape) for tensor in tensors_of(self._again)]
-        for number, shape in enumerate(shapes):
-            flat = len(rows) == 1 and math.prod(shape[:-1]) == rows.numel()
-            if flat or [n for n in shape[:-1] if n != 1] == [n for n in rows if n != 1]:
-                return number
-        raise InexactCaptureError(
-            f"{self._name}: attention wrote rows of shape {tuple(rows)}, but the layer gives out {shapes}: which row "
-            "belongs to which query is not known"
-        )
+    # ---- which row of the output is which query
 
-    def width(self, product: Product) -> int:
+    def rows(self, product: Product, batched: bool) -> Rows:
+        """Where the layer's output has its row for each query of a product.
+
+        They are where attention wrote them if the output has the same shape; otherwise what some queries get is
+        changed, and the rows that change in turn spell the number of the query.
+
+        Raises:
+            InexactCaptureError: if the output has no row for each query.
+            CannotBatchError: as :meth:`without_keys`.
+        """
+        batch, _, queries = product.layout.shape
+        shapes = [tuple(tensor.shape[:-1]) for tensor in self._outputs]
+        if product.written in shapes and len(product.written) > 1 and batch != queries:
+            return Rows(shapes.index(product.written), product.layout.tokens)
+        fitting = [n for n, shape in enumerate(shapes) if math.prod(shape) == batch * queries]
+        if not fitting:
+            raise InexactCaptureError(
+                f"{self._name}: attention has {batch} x {queries} queries, but the layer gives out "
+                f"{[tuple(tensor.shape) for tensor in self._outputs]}: no row for each"
+            )
+        return Rows(fitting[0], self._spelled(product, fitting[0], batched).view(batch, queries))
+
+    def _spelled(self, product: Product, tensor: int, batched: bool) -> Tensor:
+        """Which row of the output each query is, (batch * query,)."""
+        numbers, count = product.numbers(), math.prod(self._outputs[tensor].shape[:-1])
+        bits = max(1, (count - 1).bit_length())
+        digits = torch.stack([numbers >> bit & 1 for bit in range(bits)])
+        before = self._outputs[tensor].flatten(0, -2).double()
+        after = self._each(lambda digit: self._louder(product, digit)[tensor], torch.cat([digits, 1 - digits]), batched)
+        change = torch.nan_to_num(after.flatten(1, -2).double() - before).abs().amax(-1).view(2, bits, -1)
+        spelled = ((change[0] > change[1]).long() << torch.arange(bits, device=change.device)[:, None]).sum(0)
+        clear = (change.amin(0) < 0.1 * change.amax(0)).all()
+        if not clear or not torch.equal(spelled.sort().values.cpu(), torch.arange(count)):
+            raise InexactCaptureError(
+                f"{self._name}: which row of its output {tuple(self._outputs[tensor].shape)} is which query cannot be "
+                "told: rows depend on several queries behind attention"
+            )
+        return spelled.argsort()
+
+    def _louder(self, product: Product, chosen: Tensor) -> list[Tensor]:
+        """The output with what attention gives to the chosen queries changed beyond recognition."""
+
+        def change(mixture: Mixture, dtype: torch.dtype) -> Tensor:
+            mixed = _without(_NO_KEY, mixture, dtype)
+            noise = torch.linspace(-1, 2, mixed.shape[-1], dtype=dtype, device=mixed.device)
+            return mixed + chosen.to(dtype) * noise * (1 + 10 * torch.nan_to_num(mixed).abs().amax())
+
+        return self._changed(product, change)
+
+    # ---- without keys
+
+    def width(self, rows: Rows) -> int:
         """How many numbers the output has for each query."""
-        return int(tensors_of(self._again)[product.where].shape[-1])
+        return int(self._outputs[rows.tensor].shape[-1])
 
-    def without_keys(self, product: Product, at_once: int, one_by_one: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def without_keys(
+        self, product: Product, rows: Rows, at_once: int, batched: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The layer's output with the values of a key set to zero, for one key after the other.
 
         Args:
             product: in which value product.
+            rows: from :meth:`rows`.
             at_once: how many keys in one call of the layer.
-            one_by_one: a call for each key, without ``vmap``.
+            batched: whether to run several keys in one call of the layer.
 
         Yields:
             For some keys, (replay, batch, query, model), and the same with no key changed, (batch, query, model).
@@ -171,32 +205,32 @@ class Replay:
         Raises:
             CannotBatchError: if the layer's code cannot run under ``vmap``.
         """
-        keys = product.mixture.weights.shape[-1]
-        if one_by_one:
-            unchanged = self._run(product, _NO_KEY)
-            for key in range(keys):
-                yield self._run(product, torch.tensor(key))[None], unchanged
-            return
-        first, *others = torch.split(torch.arange(keys), at_once)
-        unchanged, *found = self._batched(product, torch.cat([_NO_KEY[None], first]))
-        _check_alike([product.of(self._again)], [unchanged], f"{self._name}, run with its value product repeated,")
+        first, *others = torch.split(torch.arange(product.keys), at_once)
+
+        def run(key: Tensor) -> Tensor:
+            return rows.of(self._changed(product, partial(_without, key)))
+
+        unchanged, *found = self._each(run, torch.cat([_NO_KEY[None], first]), batched)
+        _check_alike([rows.of(self._outputs)], [unchanged], f"{self._name}, run with its value product repeated,")
         yield torch.stack(found), unchanged
         for some in others:
-            yield self._batched(product, some), unchanged
+            yield self._each(run, some, batched), unchanged
 
-    def _batched(self, product: Product, keys: Tensor) -> Tensor:
+    def _each(self, run: Callable[[Tensor], Tensor], lanes: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return torch.stack([run(lane) for lane in lanes])
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # some operations run one by one
-                return torch.vmap(lambda key: self._run(product, key), randomness="same")(keys)
+                return torch.vmap(run, randomness="same")(lanes)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             raise CannotBatchError(f"{self._name} cannot run under vmap: {error}") from error
 
-    def _run(self, product: Product, key: Tensor) -> Tensor:
-        with _Replaying(_Changing(product.number, key)):
-            return product.of(self._call.again())
+    def _changed(self, product: Product, change: Change) -> list[Tensor]:
+        with _Replaying(_Changing(product.number, change)):
+            return tensors_of(self._call.again())
 
 
 _NO_KEY = torch.tensor(-1)
@@ -226,16 +260,16 @@ class _Watching(Dataflow):
 
 
 class _Changing(_Watching):
-    """Computes one value product again without a key."""
+    """Puts something else in the place of one value product."""
 
-    def __init__(self, number: int, key: Tensor) -> None:
+    def __init__(self, number: int, change: Change) -> None:
         super().__init__()
-        self._number, self._key = number, key
+        self._number, self._change = number, change
 
     def mix(self, mixture: Mixture, out: Tensor, steps: tuple[Step, ...], place: Place | None) -> None:
         super().mix(mixture, out, steps, place)
         if self._numbers[mixture] == self._number:
-            result = _without(self._key, mixture, out.dtype)
+            result = self._change(mixture, out.dtype)
             for step in steps:
                 result = step.apply(result)
             self.result, self.done = result, True
@@ -267,12 +301,6 @@ class _Replaying(OperationMode):
         if self._flow.result is not None:
             out, self._flow.result = self._flow.result, None
         return out
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The floating-point tensors of a layer's output, in order."""
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else (output,)
-    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1]
 
 
 def _check_alike(first: list[Tensor], second: list[Tensor], title: str) -> None:

@@ -8,7 +8,7 @@ Axes: b batch, h head, q query, k key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.overrides import BaseTorchFunctionMode
-from torch.random import fork_rng
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError
 from captum_norm.functional import value_zeroing
-from captum_norm.intervention.layers import layers_of, watched
-from captum_norm.intervention.replay import CannotBatchError, LayerCall, Product, Replay, without_cache
+from captum_norm.intervention.calls import LayerCall, watch_layers
+from captum_norm.intervention.layers import layers_of
+from captum_norm.intervention.replay import CannotBatchError, Product, Replay, Rows
 
 # Numbers that the copies of a layer's output may hold in one replay; what is inside a layer is several times that.
 _NUMBERS = 1 << 22
@@ -106,32 +106,6 @@ def value_zeroing_maps(
     return [taker.found[id(outline)] for outline in chosen]
 
 
-def watch_layers(layers: Collection[Module], run: Callable[[], Any], on_call: Callable[[LayerCall], None]) -> None:
-    """Run a model, and hand over each call of a layer when it has finished, before the model goes on."""
-    given: list[tuple[Module, Any, Any]] = []
-    busy = False
-    devices = {p.device.index or 0 for layer in layers for p in layer.parameters() if p.device.type == "cuda"}
-
-    def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not busy:
-            given.append((module, without_cache(args), without_cache(kwargs)))
-
-    def leave(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal busy
-        if busy:
-            return
-        layer, args, kwargs = given.pop()
-        busy = True
-        try:
-            with fork_rng(sorted(devices)):
-                on_call(LayerCall(layer, args, kwargs, output))
-        finally:
-            busy = False
-
-    with watched(layers, enter, leave):
-        run()
-
-
 class _Scores:
     """Takes layer calls, and finds the scores of the attention calls in them."""
 
@@ -141,45 +115,57 @@ class _Scores:
             self._waiting.setdefault(id(outline.record.call.module), []).append(outline)
         self._chosen, self._keys_at_once = chosen, keys_at_once
         self._calls = 0
+        self._rows: dict[Hashable, Rows] = {}
         self._one_by_one: set[type[Module]] = set()
         self.found: dict[int, LayerScores] = {}
 
     def take(self, call: LayerCall) -> None:
         """Run a layer again for each key of each of its attention calls."""
         number, self._calls = self._calls, self._calls + 1
-        replay = Replay(call, type(call.layer).__name__)
+        replay = Replay(call)
         for product in replay.products():
             waiting = self._waiting.get(id(product.module))
             if not waiting:
-                continue  # a call that could not be read, or is not asked for
+                continue  # a call that could not be read, and is not asked for
             outline = waiting.pop(0)
             if id(outline) in self._chosen:
-                scores = self._scores(replay, product, outline, type(call.layer))
-                self.found[id(outline)] = LayerScores(number, scores)
+                _check_keys(product, outline.record)
+                self.found[id(outline)] = LayerScores(number, self._scores(replay, product, outline, type(call.layer)))
 
     def _scores(self, replay: Replay, product: Product, outline: Outline, kind: type[Module]) -> Tensor:
-        record = outline.record
-        if product.mixture.weights.shape[-1] != record.weights.shape[-1]:
-            raise InexactCaptureError(
-                f"{record.call.name}: {record.weights.shape[-1]} keys when it was read, but "
-                f"{product.mixture.weights.shape[-1]} when its layer was run again: keys of earlier passes are kept"
-            )
         if kind not in self._one_by_one:
             try:
-                return self._distances(replay, product, outline, one_by_one=False)
+                return self._distances(replay, product, outline, kind, batched=True)
             except CannotBatchError:
                 self._one_by_one.add(kind)
-        return self._distances(replay, product, outline, one_by_one=True)
+        return self._distances(replay, product, outline, kind, batched=False)
 
-    def _distances(self, replay: Replay, product: Product, outline: Outline, one_by_one: bool) -> Tensor:
-        batch, _, query, _ = outline.record.weights.shape
-        at_once = self._keys_at_once or max(1, _NUMBERS // max(1, batch * query * replay.width(product)))
-        parts = []
-        for changed, output in replay.without_keys(product, at_once, one_by_one):
-            parts.append(_turned(changed, output, outline.record.query_mask))
-        scores = torch.cat(parts, -1)
+    def _distances(
+        self, replay: Replay, product: Product, outline: Outline, kind: type[Module], batched: bool
+    ) -> Tensor:
+        layout = (kind, product.number, product.mixture.lead, product.layout.shape)
+        if layout not in self._rows:  # layers of one kind are laid out alike
+            self._rows[layout] = replay.rows(product, batched)
+        rows = self._rows[layout]
+        batch, _, query = product.layout.shape
+        at_once = self._keys_at_once or max(1, _NUMBERS // max(1, batch * query * replay.width(rows)))
+        scores = torch.cat(
+            [
+                _turned(changed, output, outline.record.query_mask)
+                for changed, output in replay.without_keys(product, rows, at_once, batched)
+            ],
+            dim=-1,
+        )
         rounding = (8 * torch.finfo(product.mixture.values.dtype).eps) ** 2 / 2
         return scores.masked_fill_(outline.unseen.to(scores.device) & (scores <= rounding), 0)
+
+
+def _check_keys(product: Product, record: AttentionRecord) -> None:
+    if product.keys != record.weights.shape[-1]:
+        raise InexactCaptureError(
+            f"{record.call.name}: {record.weights.shape[-1]} keys when it was read, but {product.keys} when its layer "
+            "was run again: keys of earlier passes are kept"
+        )
 
 
 def _turned(changed: Tensor, output: Tensor, real: Tensor | None) -> Tensor:
