@@ -55,11 +55,13 @@ def perturbed(
     apply = removal_named(removal).apply
     keep = keep | ~scored.removable[examples]
     rows, place = torch.unique(torch.cat([examples[:, None], keep.long()], dim=1), dim=0, return_inverse=True)
+    # Copies of like length run together: where tokens are deleted, a chunk is as short as its longest copy.
+    by_length = (rows[:, 1:].bool() & scored.removable[rows[:, 0]]).sum(1).argsort(descending=True, stable=True)
     found = [
         _log_probabilities(forward, scored, chunk[:, 0], chunk[:, 1:].bool(), apply)
-        for chunk in torch.split(rows, max_rows)
+        for chunk in torch.split(rows[by_length], max_rows)
     ]
-    return torch.cat(found)[place]
+    return torch.cat(found)[by_length.argsort()[place]]
 
 
 def changed(
