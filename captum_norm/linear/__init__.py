@@ -2,10 +2,14 @@
 
 from captum_norm.linear.contributions import TokenContributions, shared_contributions, token_contributions
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
+from captum_norm.linear.model import Contributions, FrozenCheck, FrozenModel
 
 __all__ = [
     "ActivationType",
+    "Contributions",
     "Conventions",
+    "FrozenCheck",
+    "FrozenModel",
     "NotFrozenError",
     "ProductType",
     "TokenContributions",

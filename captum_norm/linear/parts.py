@@ -7,7 +7,7 @@ states come from, with every bias shared among the parts it is added to (:class:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_norm.capture.operations import Operation
 from captum_norm.functional.decompx import BiasRule, share_bias
 from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError, call
-from captum_norm.linear.run import FrozenRun, Known
+from captum_norm.linear.run import FrozenRun, Known, Start
 from captum_norm.linear.sources import Leaf, Stack, TokenSources
 
 # Linear maps of features: what a bias before them becomes after them.
@@ -65,19 +65,31 @@ class PartsRun(FrozenRun):
         conventions: how what is not linear is held fixed.
         ones: what each part's biases are scaled with, (part,): 1 for another input, 0 for a part of one.
         sources: where tokens begin; their parts are made there.
+        starts: as for :class:`FrozenRun`, with ``given``, the parts that begin there, (part, *shape) each.
     """
 
     lazy_maps = True
 
-    def __init__(self, conventions: Conventions, ones: Tensor, sources: PartSources | None = None) -> None:
-        super().__init__(conventions, sources)
-        self.ones = ones
+    def __init__(
+        self,
+        conventions: Conventions,
+        ones: Tensor,
+        sources: PartSources | None = None,
+        starts: Sequence[Start] = (),
+        given: Sequence[Tensor] = (),
+    ) -> None:
+        super().__init__(conventions, sources, starts)
+        self.ones, self._given = ones, given
         self._parts = sources
         self._starts: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
-    def start(self, tensor: Tensor, parts: Tensor) -> None:
-        """From here on ``tensor`` is live, with these parts (part, *shape)."""
+    def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
+        parts = self._given[number].to(tensor)
+        if parts.shape != (len(self.ones), *tensor.shape):
+            expected = ", ".join(map(str, (len(self.ones), *tensor.shape)))
+            raise ValueError(f"the inputs of a frozen map should be ({expected}), got {tuple(parts.shape)}.")
         self.known[tensor] = Known(lambda: self.started(parts))
+        return tensor
 
     def started(self, parts: Tensor) -> Any:
         return parts

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RULES.update(dict.fromkeys(_QUESTIONS))
 RULES.update(dict.fromkeys(_FRESH.split()))
+RULES.update(dict.fromkeys(("_set_grad_enabled", "set_grad_enabled", "_set_deterministic", "manual_seed")))
 
 # Linear in all live operands together; constant operands are biases.
 _SUMS = "cat stack hstack vstack where setitem copy index_add index_copy index_put scatter scatter_add masked_scatter"
@@ -55,9 +56,9 @@ _ACTIVATIONS = (
 # These do not become the identity for large z, so that ReLU's line does not stand for them.
 _SATURATING = frozenset(("tanh", "hardtanh", "softsign", "clamp", "clip", "hardsigmoid"))
 # Cheap enough to be put off: what is built on a value that may never be needed in linear form.
-_LIGHT = frozenset(
-    [*MOVES, *IDENTITIES, "mul", "div", "add", "sub", "rsub", "neg", "masked_fill", "where", "sum", "mean", "tril", "triu"]
-)
+_LIGHT = MOVES | IDENTITIES | frozenset(
+    "mul div add sub rsub neg masked_fill where sum mean tril triu gather index_select take_along_dim".split()
+)  # fmt: skip
 
 
 def operands_of(run: FrozenRun, op: Operation) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ inputs contributes to an output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ from captum_norm.capture.operations import Operation, SubstitutionMode
 from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
 from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced
 from captum_norm.linear.sources import TokenSources
+
+
+Start = tuple[int, int]
 
 
 @dataclass
@@ -45,7 +48,8 @@ class FrozenRun:
 
     Args:
         conventions: how what is not linear is held fixed.
-        sources: where tokens begin; None where the live inputs are given by :meth:`follow`.
+        sources: where tokens begin, or None.
+        starts: which operations make the tensors that are followed, counted from 0, and which of their outputs.
 
     Attributes:
         fused: rules give forms made for autograd.
@@ -56,9 +60,13 @@ class FrozenRun:
     fused = False
     lazy_maps = False
 
-    def __init__(self, conventions: Conventions, sources: TokenSources | None = None) -> None:
+    def __init__(
+        self, conventions: Conventions, sources: TokenSources | None = None, starts: Sequence[Start] = ()
+    ) -> None:
         self.conventions = conventions
         self.sources = sources
+        self.starts = tuple(starts)
+        self.count = -1
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.largest = 0
         self._entering: tuple[Tensor, ...] = ()
@@ -133,10 +141,17 @@ class FrozenRun:
         rule = RULES.get(name, RULES.get(base_name(name), _refuse))
         return None if rule is None else lambda op: self._perform(rule, op)
 
+    def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
+        """From here on this tensor is live, as the ``number``-th that is followed; what the model gets for it."""
+        raise NotImplementedError
+
     def _perform(self, rule: Rule, op: Operation) -> Any:
+        self.count += 1
         if not any(self.is_live(tensor) for tensor in op.tensors):
             out = _on_constants(op)
             op.out = out
+            if any(self.count == count for count, _ in self.starts):
+                return self._begun(op)
             if self.sources is None or not self.sources.note(op):
                 return out
             if op.in_place:
@@ -147,6 +162,15 @@ class FrozenRun:
             return self._follow(rule, op)
         finally:
             self._entering = ()
+
+    def _begun(self, op: Operation) -> Any:
+        """The result of an operation that makes what is followed."""
+        numbers = {start: number for number, start in enumerate(self.starts)}
+        if isinstance(op.out, Tensor):
+            return self.begin(op.out, numbers[self.count, 0])
+        return type(op.out)(
+            self.begin(out, numbers[self.count, n]) if (self.count, n) in numbers else out for n, out in enumerate(op.out)
+        )
 
     def _follow(self, rule: Rule, op: Operation) -> Any:
         frozen = rule(self, op)
@@ -206,14 +230,23 @@ class BackwardRun(FrozenRun):
 
     Attributes:
         one: the number that all constants are scaled with, a leaf: an output's gradient to it is its bias share.
+        leaves: what is followed, where it began at given operations or inputs, by number.
     """
 
     fused = True
 
-    def __init__(self, conventions: Conventions, sources: TokenSources | None = None) -> None:
-        super().__init__(conventions, sources)
+    def __init__(
+        self, conventions: Conventions, sources: TokenSources | None = None, starts: Sequence[Start] = ()
+    ) -> None:
+        super().__init__(conventions, sources, starts)
         self._ones: dict[torch.device, Tensor] = {}
         self.one = torch.ones((), dtype=torch.float64, requires_grad=True)
+        self.leaves: dict[int, Tensor] = {}
+
+    def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
+            leaf = self.leaves[number] = tensor.detach().clone().requires_grad_()
+            return leaf.clone()  # some models add to it in place
 
     def carry(self, op: Operation, frozen: Frozen) -> Any:
         one = self._one_on(frozen.operands[0].device)
