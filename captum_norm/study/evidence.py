@@ -1,0 +1,230 @@
+"""From published data sets to texts with evidence, as a study reads them: ``python -m captum_norm.study.evidence``.
+
+Three sources, none of which is copied here:
+
+- ``sst``: trees of the Stanford Sentiment Treebank (Socher et al. 2013, https://aclanthology.org/D13-1170), every
+  phrase rated from 0 to 4.  Evidence for a sentence are the largest phrases, of at most half of its words, that carry
+  the sentence's polarity at its strength or beyond; sentences where these add up to more than half are left out.
+- ``cad``: counterfactually augmented film reviews (Kaushik et al. 2020, https://arxiv.org/abs/1909.12434).  Evidence
+  are the words that a person changed to turn the judgement around.
+- ``movies``: ERASER's film reviews (DeYoung et al. 2020, https://arxiv.org/abs/1911.03429) with marked passages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from captum_norm.files import replacing
+from captum_norm.study.data import Example, Span
+
+LABELS = ("negative", "positive")
+
+_CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
+_ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]"}
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of a tree.
+
+    Attributes:
+        rating: 0 (very negative) to 4 (very positive); 2 is neutral.
+        start: its first word.
+        end: after its last word.
+        parts: the phrases that it is made of.
+    """
+
+    rating: int
+    start: int
+    end: int
+    parts: tuple[Phrase, ...] = ()
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+def sst_examples(path: Path) -> Iterator[Example]:
+    """The sentences of a file of trees that are not neutral and have evidence."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        words, tree = read_tree(line, f"{path}, line {number}")
+        found = carriers(tree) if tree.rating != 2 else []
+        if found and 2 * sum(map(len, found)) <= len(tree):
+            text, spans = _spelt(words)
+            evidence = tuple((spans[p.start][0], spans[p.end - 1][1]) for p in found)
+            yield Example(text, LABELS[tree.rating > 2], evidence, f"{path.stem}-{number}")
+
+
+def carriers(tree: Phrase) -> list[Phrase]:
+    """The largest phrases, of at most half of the words, that carry a sentence's polarity at its strength or beyond.
+
+    Example:
+        >>> words, tree = read_tree("(3 (2 It) (3 (2 is) (4 (2 a) (4 (4 lovely) (2 film)))))")
+        >>> [" ".join(words[phrase.start : phrase.end]) for phrase in carriers(tree)]
+        ['lovely film']
+    """
+
+    def carries(phrase: Phrase) -> bool:
+        side = 1 if tree.rating > 2 else -1
+        return side * (phrase.rating - 2) >= side * (tree.rating - 2) and 2 * len(phrase) <= len(tree)
+
+    def search(phrase: Phrase) -> list[Phrase]:
+        return [phrase] if carries(phrase) else [found for part in phrase.parts for found in search(part)]
+
+    return search(tree)
+
+
+def read_tree(line: str, where: str = "tree") -> tuple[list[str], Phrase]:
+    """The words of a tree ``(3 (2 It) (3 works))``, in plain spelling, and its phrases.
+
+    Raises:
+        ValueError: if the line is no tree.
+    """
+    words: list[str] = []
+    open_phrases: list[tuple[int, int, list[Phrase]]] = []
+    closed: Phrase | None = None
+    for opening, word in re.findall(r"\((\d) |([^()\s]+)|\)", line):
+        if opening:
+            open_phrases.append((int(opening), len(words), []))
+        elif word:
+            words.append(_ESCAPES.get(word, word.replace("\\/", "/").replace("\\*", "*")))
+        elif not open_phrases:
+            raise ValueError(f"{where} is no tree: it closes more than it opens.")
+        else:
+            rating, start, parts = open_phrases.pop()
+            closed = Phrase(rating, start, len(words), tuple(parts))
+            if open_phrases:
+                open_phrases[-1][2].append(closed)
+    if closed is None or open_phrases or not words or closed.start or closed.end != len(words):
+        raise ValueError(f"{where} is no tree: {line[:60]!r}.")
+    return words, closed
+
+
+def cad_examples(path: Path) -> Iterator[Example]:
+    """One review of every pair, by turns the first and the second, with the words that the other has changed.
+
+    Two versions of one text would not be two independent examples.
+    """
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines, delimiter="\t"):
+            text = " ".join(re.sub(r"<br ?/?>", " ", row["Text"]).split())
+            pairs[row["batch_id"]].append((row["Sentiment"].lower(), text))
+    for number, (key, pair) in enumerate((key, pair) for key, pair in pairs.items() if len(pair) == 2):
+        (label, text), (_, other) = pair if number % 2 == 0 else pair[::-1]
+        evidence = changed_words(text, other)
+        if evidence:
+            yield Example(text, label, evidence, f"{path.stem}-{key}")
+
+
+def changed_words(text: str, other: str) -> tuple[Span, ...]:
+    """The words of a text that were changed or left out in another version of it, neighbours as one span.
+
+    Example:
+        >>> text = "I liked this warm film."
+        >>> [text[start:end] for start, end in changed_words(text, "I hated this film.")]
+        ['liked', 'warm']
+    """
+    words, (_, spans) = text.split(), _spelt(text.split(), glued=())
+    matcher = SequenceMatcher(None, words, other.split(), autojunk=False)
+    edits = [(a, b) for kind, a, b, _, _ in matcher.get_opcodes() if kind in ("replace", "delete")]
+    return tuple((spans[a][0], spans[b - 1][1]) for a, b in edits)
+
+
+def movie_examples(path: Path) -> Iterator[Example]:
+    """The reviews of a file of annotations; ``docs.tar.gz`` lies beside it."""
+    documents = {}
+    with tarfile.open(path.with_name("docs.tar.gz")) as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                documents[Path(member.name).name] = content.read().decode("utf-8").split()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        words = documents[record["annotation_id"]]
+        text, spans = _spelt(words, glued=())
+        passages = [p for group in record["evidences"] for p in group]
+        evidence = tuple((spans[p["start_token"]][0], spans[p["end_token"] - 1][1]) for p in passages)
+        if evidence:
+            yield Example(text, LABELS[record["classification"] == "POS"], evidence, record["annotation_id"])
+
+
+SOURCES: dict[str, Callable[[Path], Iterator[Example]]] = {
+    "sst": sst_examples,
+    "cad": cad_examples,
+    "movies": movie_examples,
+}
+
+
+def drawn(examples: Sequence[Example], count: int | None) -> list[Example]:
+    """So many of them, as many of each label as can be, in an order that depends on the texts alone.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if count is None:
+        return list(examples)
+    in_order = sorted(examples, key=lambda one: hashlib.blake2b(one.text.encode()).digest())
+    by_label: dict[object, list[Example]] = defaultdict(list)
+    for one in in_order:
+        by_label[one.label].append(one)
+    rounds = max(map(len, by_label.values()), default=0)
+    found = [group[i] for i in range(rounds) for group in by_label.values() if i < len(group)]
+    if len(found) < count:
+        raise ValueError(f"{count} examples are asked for, but only {len(found)} have evidence.")
+    return found[:count]
+
+
+def write(examples: Sequence[Example], path: Path) -> None:
+    """Write examples as JSONL, whole or not at all."""
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+        for one in examples:
+            record = {"id": one.key, "text": one.text, "label": one.label, "evidence": one.evidence}
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Read a source, draw examples and write them."""
+    asked = _parser().parse_args()
+    examples = [one for path in asked.files for one in SOURCES[asked.source](Path(path))]
+    chosen = drawn(examples, asked.count)
+    write(chosen, Path(asked.output))
+    print(f"{asked.output}: {len(chosen)} of {len(examples)} texts with evidence")
+
+
+def _spelt(words: Sequence[str], glued: Collection[str] = _CLITICS) -> tuple[str, list[Span]]:
+    """Words joined by spaces, but for those glued to the word before; and where each of them stands."""
+    text, spans = "", list[Span]()
+    for word in words:
+        text += " " if text and word not in glued else ""
+        spans.append((len(text), len(text) + len(word)))
+        text += word
+    return text, spans
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m captum_norm.study.evidence",
+        description="Makes texts with evidence, as captum-norm study reads them, from published data sets.",
+        epilog="example: python -m captum_norm.study.evidence sst trees/dev.txt trees/test.txt --output sst.jsonl",
+    )
+    parser.add_argument("source", choices=SOURCES, help="which data set")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="its files: trees, paired .tsv, or annotations .jsonl")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the JSONL to write")
+    parser.add_argument("--count", type=int, metavar="N", help="so many texts (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Published data sets become texts with evidence, in their own words."""
+
+import json
+import tarfile
+
+import pytest
+
+from captum_norm.study import read_examples
+from captum_norm.study.data import Example
+from captum_norm.study.evidence import carriers, changed_words, drawn, main, read_tree, sst_examples, write
+
+
+def test_a_tree_is_read_with_its_words_and_ratings():
+    words, tree = read_tree("(1 (2 It) (1 (1 (2 is) (1 n't)) (2 -LRB-)))")
+    assert words == ["It", "is", "n't", "("]
+    assert (tree.rating, tree.start, tree.end) == (1, 0, 4)
+    assert [(p.rating, p.start, p.end) for p in tree.parts] == [(2, 0, 1), (1, 1, 4)]
+
+
+@pytest.mark.parametrize("line", ["", "It works", "(3 It", "(3 It))", "(3 )", "(3 a) (2 b)"])
+def test_what_is_no_tree_is_refused(line):
+    with pytest.raises(ValueError, match="x, line 1 is no tree"):
+        read_tree(line, "x, line 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("(4 (4 (3 Good) (2 and)) (4 (4 great) (2 .)))", ["Good and", "great ."]),  # the largest, not the words
+        ("(3 (4 (3 Good) (2 one)) (2 (2 or) (2 two)))", ["Good one"]),  # stronger counts
+        ("(4 (2 (3 Good) (2 one)) (2 (2 or) (2 two)))", []),  # weaker does not
+        ("(0 (4 great) (0 (0 bad) (2 it)))", ["bad"]),  # nor the other side; half of the words at most
+    ],
+)
+def test_evidence_is_the_largest_phrases_with_the_polarity_at_its_strength(line, found):
+    words, tree = read_tree(line)
+    assert [" ".join(words[p.start : p.end]) for p in carriers(tree)] == found
+
+
+def test_sentences_are_spelt_as_they_are_written_and_evidence_follows(tmp_path):
+    path = tmp_path / "dev.txt"
+    path.write_text(
+        "(1 (2 It) (1 (2 (2 does) (2 n't)) (1 (2 quite) (1 (1 fail) (2 .)))))\n\n(2 (2 Fine) (2 .))\n"
+        "(4 (4 (4 Great) (2 film)) (4 (4 great) (2 cast)))\n"
+    )
+    [one] = sst_examples(path)  # the neutral one and the one that is evidence as a whole are left out
+    assert (one.text, one.label, one.key) == ("It doesn't quite fail .", "negative", "dev-1")
+    assert [one.text[a:b] for a, b in one.evidence] == ["quite fail ."]
+
+
+def test_changed_words_are_those_the_other_version_lacks():
+    text, other = "This film is a true delight , see it", "This film is a true bore , see it not"
+    assert [text[a:b] for a, b in changed_words(text, other)] == ["delight"]
+    assert [other[a:b] for a, b in changed_words(other, text)] == ["bore", "not"]
+    assert changed_words(text, text) == ()
+
+
+def test_as_many_of_each_label_are_drawn_whatever_their_order():
+    examples = [Example(f"Film {i}.", label="positive" if i % 3 else "negative") for i in range(30)]
+    chosen = drawn(examples, 12)
+    assert [one.label for one in chosen].count("negative") == 6
+    assert chosen == drawn(examples[::-1], 12) or {one.text for one in chosen} == {
+        o.text for o in drawn(examples[::-1], 12)
+    }
+    with pytest.raises(ValueError, match="only 30 have evidence"):
+        drawn(examples, 31)
+
+
+def test_every_source_becomes_a_file_that_a_study_reads(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dev.txt").write_text("(4 (2 (2 A) (2 rather)) (4 (4 lovely) (2 film)))\n")
+    (tmp_path / "pairs.tsv").write_text(
+        "Sentiment\tText\tbatch_id\nNegative\tA bad<br />film\t1\nPositive\tA good film\t1\n"
+    )
+    record = {"annotation_id": "a.txt", "classification": "NEG"}
+    record["evidences"] = [[{"docid": "a.txt", "start_token": 1, "end_token": 3}]]
+    (tmp_path / "val.jsonl").write_text(json.dumps(record))
+    (tmp_path / "a.txt").write_text("a\nvery bad film")
+    with tarfile.open(tmp_path / "docs.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "docs/a.txt")
+    found = []
+    for source, name in (("sst", "dev.txt"), ("cad", "pairs.tsv"), ("movies", "val.jsonl")):
+        output = tmp_path / f"{source}-out.jsonl"
+        monkeypatch.setattr("sys.argv", ["evidence", source, str(tmp_path / name), "--output", str(output)])
+        main()
+        found += [(one.label, [one.text[a:b] for a, b in one.evidence]) for one in read_examples(output)]
+    assert found == [
+        ("positive", ["lovely film"]),
+        ("negative", ["bad"]),
+        ("positive", ["good"]),
+        ("negative", ["very bad"]),
+    ]
+    assert "1 of 1 texts with evidence" in capsys.readouterr().out
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path):
+    with pytest.raises(TypeError):
+        write([Example("Fine.", key="0"), Example("Fine.", key=b"1")], tmp_path / "x.jsonl")
+    assert not list(tmp_path.iterdir())
