@@ -77,10 +77,11 @@ def changed(
 
 
 def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returned the first time it was asked for under this key, for this batch."""
-    if key not in scored.memo:
-        scored.memo[key] = compute()
-    return scored.memo[key]
+    """What ``compute`` returned the first time it was asked for under this key, for these examples and targets."""
+    full = (scored.fingerprint, key)
+    if full not in scored.memo:
+        scored.memo[full] = compute()
+    return scored.memo[full]
 
 
 def _log_probabilities(

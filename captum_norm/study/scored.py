@@ -5,6 +5,7 @@ Axes: b batch, s sequence (the tokens as the model takes them, padding included)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,9 @@ class Scored:
         memo: results that do not depend on the scores, kept for the next metric or method on the same batch:
             ``dataclasses.replace(scored, scores=others)`` shares it.
 
+    Attributes:
+        fingerprint: of inputs, target and removable tokens, which is all that what is kept in ``memo`` depends on.
+
     Raises:
         ValueError: where shapes disagree, an example has no removable token, or a removable token's score is NaN or
             infinite.
@@ -49,6 +53,7 @@ class Scored:
     evidence: Tensor | None = None
     mask_id: int | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    fingerprint: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scores = self.scores.detach().double().cpu()
@@ -69,6 +74,7 @@ class Scored:
             if tensor.ndim == 0 or len(tensor) != len(scores):
                 raise ValueError(f"Scored: {name} is {tuple(tensor.shape)}, but scores hold {len(scores)} examples.")
         self._check_scores()
+        object.__setattr__(self, "fingerprint", _fingerprint(*self.inputs.values(), self.target, self.removable))
 
     def _check_scores(self) -> None:
         empty = (~self.removable.any(1)).nonzero().flatten().tolist()
@@ -87,6 +93,14 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _checked_mask(name: str, mask: Tensor, scores: Tensor) -> Tensor:

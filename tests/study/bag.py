@@ -24,6 +24,7 @@ class BagOfTokens(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.embedding.weight.copy_(0.7 * torch.randn(VOCABULARY, 3, generator=generator, dtype=torch.float64))
+        self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         rows = self.embedding(input_ids)

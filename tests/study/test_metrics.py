@@ -133,6 +133,21 @@ def test_copies_run_in_full_batches_and_the_unperturbed_examples_once():
     assert model.rows == [2, 4, 4, 2, 40]
 
 
+def test_what_is_kept_for_the_next_metric_is_not_mistaken_for_another_target_or_text():
+    scored, through = random_scored(), forward()
+    metric = METRICS["leave_one_out_correlation"]
+    metric(through, scored)
+    others = [
+        replace(scored, target=(scored.target + 1) % 3),
+        replace(scored, removable=scored.removable & (scored.inputs["input_ids"] % 2 == 0)),
+        replace(scored, inputs={**scored.inputs, "input_ids": scored.inputs["input_ids"].clamp(max=20)}),
+    ]
+    for other in others:
+        assert other.memo is scored.memo
+        fresh = metric(through, replace(other, memo={}))
+        torch.testing.assert_close(metric(through, other), fresh, equal_nan=True)
+
+
 # -- definitions --
 
 
@@ -402,6 +417,8 @@ def test_what_a_metric_needs_is_asked_for():
         METRICS["auprc"](forward(), scored)
     with pytest.raises(ValueError, match=r"sensitivity runs the method again.*attribute="):
         METRICS["sensitivity"](forward(), scored)
+    with pytest.raises(ValueError, match=r"in training mode, so its outputs are random. Call model.eval\(\)"):
+        METRICS["comprehensiveness"](forward(BagOfTokens().train()), scored)
     with pytest.raises(ValueError, match="in mode 'ids', not 'gate'"):
         METRICS["comprehensiveness"](HFForward(BERT, mode="gate"), scored)
 

@@ -62,11 +62,15 @@ class Metric:
             (batch,) float64 on the CPU; NaN exactly where the metric is ``undefined``.
 
         Raises:
-            ValueError: where the metric needs evidence or the method and there is none, or where the model's outputs
-                are no finite numbers or cannot be perturbed in the way asked for.
+            ValueError: where the metric needs evidence or the method and there is none, where the model is in training
+                mode, its outputs are no finite numbers, or it cannot be perturbed in the way asked for.
         """
         if forward.mode != "ids":
             raise ValueError(f"{self.name}: forward should be HFForward(model) in mode 'ids', not {forward.mode!r}.")
+        if forward.model.training:
+            raise ValueError(
+                f"{self.name}: the model is in training mode, so its outputs are random. Call model.eval()."
+            )
         if self.needs_evidence and scored.evidence is None:
             raise ValueError(f"{self.name} compares with evidence, and there is none: give Scored(evidence=...).")
         if self.needs_attribute and attribute is None:
