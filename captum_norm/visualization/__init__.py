@@ -7,7 +7,8 @@ notebook shows a figure that ends its cell.
 
 from captum_norm.visualization.attention import plot
 from captum_norm.visualization.maps import map_grid, token_map
+from captum_norm.visualization.pictures import picture_maps
 from captum_norm.visualization.shares import class_shares
 from captum_norm.visualization.strips import method_strips
 
-__all__ = ["class_shares", "map_grid", "method_strips", "plot", "token_map"]
+__all__ = ["class_shares", "map_grid", "method_strips", "picture_maps", "plot", "token_map"]
