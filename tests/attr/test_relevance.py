@@ -1,0 +1,171 @@
+"""AttentionRelevance against the definition, computed from what eager models return of their attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from captum_norm.attr import AttentionRelevance
+from captum_norm.attr._aggregate import CallMap
+from captum_norm.attr._relevance import Relevance
+from captum_norm.capture import AttentionCall, Positions
+from captum_norm.forward import HFForward
+from captum_norm.functional import gradient_weights, relevance, relevance_encoder_decoder
+from tests.architectures import ARCHITECTURES
+
+from .models import ids, tiny
+
+close = torch.testing.assert_close
+
+
+def slow_relevance(model: Any, explained: Any, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(R of the source, R of the prefix or None), from returned attentions and their gradients."""
+    output = model(**inputs, output_attentions=True)
+    kinds = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
+    weights = {kind: output.get(kind) or () for kind in kinds}
+    every = [w for kind in kinds for w in weights[kind]]
+    gradients = iter(torch.autograd.grad(explained(output).sum(), every))
+    maps = {kind: [gradient_weights(w, next(gradients)) for w in weights[kind]] for kind in kinds}
+    if maps["cross_attentions"]:
+        return relevance_encoder_decoder(*(maps[kind] for kind in kinds[1:]))
+    return relevance(maps["attentions"]), None
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama"])
+def test_it_is_the_definition(family, attention):
+    tokens, rows = ids(2, 6), family != "Bert"
+    expected, _ = slow_relevance(
+        tiny(family).double(), lambda o: o.logits[:, -1, 3] if rows else o.logits[:, 1], input_ids=tokens
+    )
+    method = AttentionRelevance(tiny(family, attention).double())
+    found = method.attribute(tokens, target=(-1, 3) if rows else 1, position="all")
+    casts = family == "Llama"  # its softmax computes in float32
+    close(found, expected, rtol=0, atol=1e-6 if casts else 1e-12)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("family", ["Bart", "T5"])
+def test_an_encoder_decoder_has_scores_for_the_source_and_for_the_prefix(family):
+    inputs = {"input_ids": ids(2, 6), "decoder_input_ids": ids(2, 4, seed=1)}
+    source, prefix = slow_relevance(tiny(family).double(), lambda o: o.logits[:, 2, 5], **inputs)
+    model = tiny(family).double()
+    method = AttentionRelevance(lambda source, prefix: model(source, decoder_input_ids=prefix).logits)
+    found = method.attribute(tuple(inputs.values()), target=(2, 5), position="all")
+    close(found, (source, prefix), rtol=0, atol=1e-12)
+    close(method.attribute(tuple(inputs.values()), target=(2, 5), position=2), (source[:, 2], prefix[:, 2]))
+
+
+def test_sequences_that_attend_to_each_other_hand_on_what_they_gathered():
+    """R_ss <- R_ss + Abar R_qs: where q has taken something from s before."""
+
+    def cross(queries: int, keys: int, scores: Tensor) -> CallMap:
+        call = AttentionCall("attention", "cross", 0, 1, "W_O")
+        return CallMap(call, (queries, keys), scores, Positions(keys, torch.arange(scores.shape[2])))
+
+    there, back = torch.rand(2, 4, 3), torch.rand(2, 3, 4)
+    found = Relevance()
+    found.add(cross(1, 0, there))
+    found.add(cross(0, 1, back))
+    assert set(found.routes()) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    close(found.result((1, 0)).scores, there)  # Rbar = I on both sides
+    close(found.result((0, 0)).scores, torch.eye(3) + back @ there)
+    close(found.result((0, 1), torch.tensor([[2], [0]])).scores, back[[0, 1], [2, 0]][:, None])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_it_runs_on_every_architecture(architecture):
+    """Also with parameters frozen, and equal then: the graph begins at the first attention call."""
+    model, batch = architecture.build(), architecture.batch()
+    names = list(batch)[-1:] if architecture.name == "Whisper" else list(batch)  # sound has no positions of its own
+    fixed = {name: value for name, value in batch.items() if name not in names}
+
+    def forward(*given: Tensor) -> Tensor:
+        return architecture.explained(model(**fixed, **dict(zip(names, given, strict=True))))
+
+    scores = AttentionRelevance(forward).attribute(tuple(batch[name] for name in names))
+    assert all(bool(torch.isfinite(one).all() and (one >= 0).all()) for one in scores)
+    assert sum(float(one.sum()) for one in scores) > 0.01
+    model.requires_grad_(False)
+    close(AttentionRelevance(forward).attribute(tuple(batch[name] for name in names)), scores)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_one_forward_and_one_backward_pass(attention, monkeypatch):
+    model, backward = tiny("Bert", attention), []
+    forwards: list[int] = []
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: forwards.append(1))
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: backward.append(1) or grad(*args, **kwargs))
+    AttentionRelevance(model).attribute(ids(2, 6), target=1)
+    assert (len(forwards), len(backward)) == (1, 1)
+
+
+def test_several_outputs_share_the_forward_pass():
+    model, tokens = tiny("GPT2"), ids(1, 6)
+    method = AttentionRelevance(model)
+    found = method.attribute_each(tokens, [(3, 7), (5, 2)], [3, 5])
+    for number, (position, token) in enumerate([(3, 7), (5, 2)]):
+        close(found[number], method.attribute(tokens, (position, token), position=position))
+
+
+def test_gradients_of_the_caller_stay_as_they_are():
+    model = tiny("Bert")
+    model(ids(2, 6)).logits.sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    embeds = torch.randn(2, 6, 16, requires_grad=True)
+    AttentionRelevance(HFForward(model, "embeds")).attribute(embeds, target=1)
+    assert embeds.grad is None
+    assert embeds.requires_grad
+    assert before
+    assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters() if name in before)
+
+
+# what is refused
+
+
+def test_a_target_is_needed_where_there_are_several_outputs():
+    with pytest.raises(ValueError, match=r"AttentionRelevance explains one number per example.*\(2, 3\).*target=None"):
+        AttentionRelevance(tiny("Bert")).attribute(ids(2, 6))
+    with pytest.raises(ValueError, match=r"\(2, 6, 60\), target=1 leaves \(2, 60\).*HFForward"):
+        AttentionRelevance(tiny("GPT2")).attribute(ids(2, 6), target=1)
+    model = tiny("Bert")
+    one = AttentionRelevance(lambda tokens: model(tokens).logits[:, 1])
+    close(one.attribute(ids(2, 6)), AttentionRelevance(model).attribute(ids(2, 6), target=1))
+
+
+def test_a_forward_without_gradients_is_refused():
+    model = tiny("Bert")
+    with pytest.raises(ValueError, match=r"has no gradient.*torch\.no_grad"):
+        AttentionRelevance(torch.no_grad()(lambda tokens: model(tokens).logits)).attribute(ids(2, 6), target=1)
+    with pytest.raises(ValueError, match="has no gradient"):
+        AttentionRelevance(lambda tokens: model(tokens).logits.detach()).attribute(ids(2, 6), target=1)
+
+
+def test_a_part_of_the_model_without_gradients_is_named():
+    encoder = tiny("Bert")
+
+    def forward(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            lower = encoder.bert.encoder.layer[0](encoder.bert.embeddings(tokens))
+        return encoder.bert.encoder.layer[1](lower)[:, 0]
+
+    with pytest.raises(ValueError, match=r"no gradient with respect to attention call .*\(self, call 0\)"):
+        AttentionRelevance(forward).attribute(ids(2, 6), target=1)
+
+
+def test_checkpointed_layers_without_a_graph_are_refused():
+    encoder = tiny("Bert").requires_grad_(False)
+
+    def forward(tokens: Tensor) -> Tensor:
+        x = encoder.bert.embeddings(tokens)
+        for layer in encoder.bert.encoder.layer:
+            x = checkpoint(layer, x.requires_grad_(), use_reentrant=True)
+        return x[:, 0]
+
+    with pytest.raises(ValueError, match="no gradient with respect to attention call"):
+        AttentionRelevance(forward).attribute(ids(2, 6), target=1)
