@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         AttentionRelevance,
         AttentionRollout,
         AttentionWeights,
+        DecompX,
         GlobEnc,
         LayerAttentionBlockNorm,
         LayerAttentionNorm,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from captum_norm.capture import InexactCaptureError
     from captum_norm.forward import HFForward
+    from captum_norm.linear import FrozenModel
     from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
 
 _HOME = {
@@ -42,6 +44,7 @@ _HOME = {
     "AttentionRelevance": "attr",
     "AttentionRollout": "attr",
     "AttentionWeights": "attr",
+    "DecompX": "attr",
     "LLMAttentionAttribution": "attr",
     "GlobEnc": "attr",
     "LayerAttentionBlockNorm": "attr",
@@ -50,6 +53,7 @@ _HOME = {
     "ValueZeroing": "attr",
     "InexactCaptureError": "capture",
     "HFForward": "forward",
+    "FrozenModel": "linear",
     "AttentionMaps": "maps",
     "attention_layers": "maps",
     "attention_maps": "maps",
@@ -65,6 +69,8 @@ __all__ = [
     "AttentionRelevance",
     "AttentionRollout",
     "AttentionWeights",
+    "DecompX",
+    "FrozenModel",
     "GlobEnc",
     "HFForward",
     "InexactCaptureError",

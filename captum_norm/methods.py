@@ -69,6 +69,7 @@ METHODS: dict[str, Method] = {
     "ALTI": Method("captum_norm.attr", "position"),
     "ValueZeroing": Method("captum_norm.attr", "position"),
     "AttentionRelevance": Method("captum_norm.attr", "target"),
+    "DecompX": Method("captum_norm.attr", "target", signed=True),
     "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
     "InputXGradient": Method("captum.attr", "target", signed=True),
     "Saliency": Method("captum.attr", "target"),

@@ -3,6 +3,7 @@
 from captum_norm.attr._reduction import AttributionReport
 from captum_norm.attr.alti import ALTI
 from captum_norm.attr.block_norm import AttentionBlockNorm, LayerAttentionBlockNorm
+from captum_norm.attr.decompx import DecompX, DecompXReport
 from captum_norm.attr.flow import AttentionFlow
 from captum_norm.attr.globenc import GlobEnc
 from captum_norm.attr.layer import LayerAttentionWeights
@@ -22,6 +23,8 @@ __all__ = [
     "AttentionRollout",
     "AttentionWeights",
     "AttributionReport",
+    "DecompX",
+    "DecompXReport",
     "GlobEnc",
     "LLMAttentionAttribution",
     "LLMAttributionReport",

@@ -22,7 +22,16 @@ from captum_norm.attr._base import (
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
 from captum_norm.attr._outside import outside_inference_mode
 from captum_norm.attr._placing import spread
-from captum_norm.linear import ActivationType, Conventions, ProductType, TokenContributions, shared_contributions, token_contributions
+from captum_norm.attr._reduction import nothing_seen
+from captum_norm.linear import (
+    ActivationType,
+    Conventions,
+    NothingMixedError,
+    ProductType,
+    TokenContributions,
+    shared_contributions,
+    token_contributions,
+)
 
 # Rules that weigh a bias by the parts it is added to.
 _CARRIED = ("absdot", "norm", "abssim", "dot")
@@ -189,6 +198,8 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
             if self.bias in _CARRIED:
                 return shared_contributions(explain, tokens, self.conventions, self.bias, self.max_memory)
             return token_contributions(explain, tokens, self.conventions)
+        except NothingMixedError:
+            raise ValueError(nothing_seen(title)) from None
         except (RuntimeError, TypeError) as error:
             _explain_float_ids(title, inputs, error)
             raise
@@ -204,8 +215,8 @@ def _stack(title: str, found: TokenContributions, number: int, like: Tensor) -> 
         return named[0]
     seen = ", ".join(f"{stack!r} {tuple(scores.shape)}" for stack, scores in found.tokens.items())
     raise ValueError(
-        f"{title}: inputs[{number}], {like.dtype} {tuple(like.shape)}, does not reach the output as a sequence of "
-        f"positions. Sequences that do: {seen}. Masks and types belong into additional_forward_args; an encoder-decoder "
+        f"{title}: inputs[{number}], {like.dtype} {tuple(like.shape)}, is read by no attention call that bears on the "
+        f"output. Sequences that are: {seen}. Masks and types belong into additional_forward_args; an encoder-decoder "
         "takes its decoder_input_ids by name (HFForward, or a function that names them)."
     )
 

@@ -52,8 +52,9 @@ def share_bias(parts: Tensor, bias: Tensor, rule: BiasRule) -> Tensor:
         tensor([[6., 0.],
                 [2., 5.]])
     """
-    weights = _weights(parts, bias, rule)
-    return parts if weights is None else parts + weights[..., None] * bias[..., None, :]
+    wide = torch.promote_types(parts.dtype, torch.float32)  # half precision has no room for the weights
+    weights = _weights(parts.to(wide), bias.to(wide), rule)
+    return parts if weights is None else parts + weights[..., None].to(parts.dtype) * bias[..., None, :]
 
 
 def _weights(parts: Tensor, bias: Tensor, rule: BiasRule) -> Tensor | None:

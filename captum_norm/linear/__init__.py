@@ -1,7 +1,7 @@
 """A model or a layer as a frozen linear map of its inputs: attention weights, norms, activations, gates held fixed."""
 
 from captum_norm.linear.contributions import TokenContributions, shared_contributions, token_contributions
-from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
+from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, NothingMixedError, ProductType
 from captum_norm.linear.model import Contributions, FrozenCheck, FrozenModel
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FrozenCheck",
     "FrozenModel",
     "NotFrozenError",
+    "NothingMixedError",
     "ProductType",
     "TokenContributions",
     "shared_contributions",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_norm.capture.places import Anchor
 from captum_norm.functional.decompx import BiasRule
-from captum_norm.linear.frozen import Conventions, NotFrozenError
+from captum_norm.linear.frozen import Conventions, NotFrozenError, NothingMixedError
 from captum_norm.linear.parts import PartSources, SharedRun
 from captum_norm.linear.run import BackwardRun
 from captum_norm.linear.sources import Leaf, Stack, TokenSources
@@ -63,17 +63,21 @@ def token_contributions(
         conventions: how what is not linear is held fixed.
 
     Raises:
+        NothingMixedError: if no positions are mixed.
         NotFrozenError: if an operation has no linear form, if the output depends on no token, or if the shares do not
             add up to the output.
     """
     sources = TokenSources(inputs)
     run = BackwardRun(conventions, sources)
     with run.running():
-        output = run.linear_form(explain())
+        explained = explain()
+        if sources.place(explained) is not None or not sources.leaves:
+            raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
+        output = run.result(explained)
     if not output.requires_grad:
         raise NotFrozenError(
-            "the output does not depend on the inputs in linear form: no attention or other mixing of positions was "
-            "seen on the way (or the output is a softmax, which is held fixed: explain the logits)."
+            "the output does not depend on the inputs in linear form: it is computed without them, or is a softmax or a "
+            "sigmoid, which are held fixed: explain the logits."
         )
     leaves = sources.leaves
     found = torch.autograd.grad(output.sum(), [*(leaf.value for leaf in leaves), run.one], allow_unused=True)
@@ -160,7 +164,7 @@ def shared_contributions(
     _refuse_too_large(sources.number, alone.largest, max_memory)
     run = SharedRun(conventions, sources, rule)
     with run.running():
-        parts = run.parts_of(explain()).to(alone.output.dtype)
+        parts = run.result(explain()).to(alone.output.dtype)
     tokens = {stack: parts[sources.slots(stack, scores.shape[1])].T for stack, scores in alone.tokens.items()}
     return replace(
         alone, tokens=tokens, bias=alone.output - parts.sum(0), left_out=parts[-1].expand_as(alone.output)

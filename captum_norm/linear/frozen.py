@@ -27,6 +27,10 @@ class NotFrozenError(ValueError):
     """An operation on a live tensor has no linear form here; the message names the operation and its module."""
 
 
+class NothingMixedError(NotFrozenError):
+    """No operation was seen that mixes positions."""
+
+
 @dataclass(frozen=True)
 class Conventions:
     """How what is not linear is held fixed, where there is a choice.

@@ -56,6 +56,21 @@ def _rows(ctx: Any, mask: Tensor | None, cut: slice, query: Tensor, keys: int) -
     return mask if mask is None or mask.shape[-2] == 1 else mask[..., cut, :]
 
 
+class Line(torch.autograd.Function):
+    """An activation's value forwards, bit for bit, and a line through the origin backwards: x times a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
+
+
 class FrozenLayerNorm(torch.autograd.Function):
     """``layer_norm`` with 1/sigma held fixed: centring, a factor for each row, gamma, and beta."""
 

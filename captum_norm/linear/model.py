@@ -153,7 +153,7 @@ class FrozenModel:
         """
         run = BackwardRun(self.conventions, starts=self._starts)
         with run.running():
-            z = run.linear_form(_selected(_main(self._run(run)), target))
+            z = run.result(_selected(_main(self._run(run)), target))
         if not z.requires_grad:
             raise NotFrozenError("the number explained does not depend on the input vectors in linear form.")
         leaves = [run.leaves[number] for number in range(len(self._vectors))]
@@ -305,7 +305,7 @@ class FrozenModel:
             raise ValueError(f"FrozenModel: the map has {len(self._vectors)} inputs, got {len(others)}.")
         run = PartsRun(self.conventions, ones.to(self._vectors[0]), starts=self._starts, given=others)
         with torch.no_grad(), run.running():
-            return run.parts_of(_main(self._run(run)))
+            return run.result(_main(self._run(run)))
 
 
 def _one(found: tuple[Tensor, ...]) -> Any:

@@ -94,10 +94,6 @@ class PartsRun(FrozenRun):
     def started(self, parts: Tensor) -> Any:
         return parts
 
-    def parts_of(self, tensor: Tensor) -> Tensor:
-        """(part, *shape) of a live tensor."""
-        return self.linear_form(tensor)  # type: ignore[no-any-return]
-
     def carry(self, op: Operation, frozen: Frozen) -> Any:
         def make() -> Any:
             with torch.no_grad():
@@ -180,8 +176,9 @@ class SharedRun(PartsRun):
     def started(self, parts: Tensor) -> Any:
         return _Shared(parts)
 
-    def parts_of(self, tensor: Tensor) -> Tensor:
-        return self._settled(self.linear_form(tensor))
+    def result(self, tensor: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return self._settled(self.linear_form(tensor))
 
     def companions(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> Any:
         if op.name in ("add", "add_") and any(one.mixed for one in operands):

@@ -21,7 +21,7 @@ from captum_norm.capture.rules.elementwise import _FRESH, _QUESTIONS, IDENTITIES
 from captum_norm.capture.rules.moves import MOVES
 from captum_norm.capture.rules.products import attention_weights
 from captum_norm.linear.frozen import RULES, Frozen, call, rule
-from captum_norm.linear.fused import FrozenAttention, FrozenLayerNorm
+from captum_norm.linear.fused import FrozenAttention, FrozenLayerNorm, Line
 
 if TYPE_CHECKING:
     from captum_norm.linear.run import FrozenRun
@@ -364,7 +364,8 @@ def _bent(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
     def apply(one: Tensor, x: Tensor) -> Tensor:
         z, y = root.detach(), bent
         if line == "ZO":
-            return x * torch.where(z == 0, 0, y.to(z.dtype) / z)
+            slope = torch.where(z == 0, 0, y.to(z.dtype) / z)
+            return Line.apply(x, slope, y) if run.fused and y.dtype is z.dtype else x * slope
         slope = (z > 0).to(z.dtype) if tangent is None else tangent()
         return x * slope + (y - z * slope) * one.to(z.dtype)
 

@@ -88,6 +88,15 @@ class FrozenRun:
             if self.sources is not None:
                 self.sources.clear()
 
+    def result(self, tensor: Tensor) -> Tensor:
+        """What a tensor of the running model is in linear form."""
+        with torch._C.DisableTorchFunction():
+            return self.linear_form(tensor)  # type: ignore[no-any-return]
+
+    def linear_form(self, tensor: Tensor) -> Any:
+        """What stands for a live tensor in the linear forms of operations."""
+        raise NotImplementedError
+
     # ---- what rules ask
 
     def is_live(self, tensor: Any) -> bool:

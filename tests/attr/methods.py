@@ -13,6 +13,7 @@ from captum_norm.attr import (
     AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
+    DecompX,
     GlobEnc,
     LayerAttentionBlockNorm,
     LayerAttentionNorm,
@@ -36,6 +37,8 @@ class Row:
         together: layer classes: the word for ``heads`` that gives one map for all heads.
         per_head: layer classes: whether there is a map per head, and is the default.
         reads_target: whether its scores depend on the target, so that it needs one.
+        by_position: whether it explains a position's representation; else an output of the model, through all layers.
+        has_delta: whether it splits the output, so that it has a convergence delta.
     """
 
     method: Any
@@ -45,6 +48,8 @@ class Row:
     together: str = ""
     per_head: bool = True
     reads_target: bool = False
+    by_position: bool = True
+    has_delta: bool = False
 
     @property
     def name(self) -> str:
@@ -62,7 +67,7 @@ class Row:
     @property
     def composes(self) -> bool:
         """Whether its answer depends on the maps of every layer below."""
-        by_itself = self.method in (AttentionRollout, AttentionRelevance, ALTI, GlobEnc)
+        by_itself = self.method in (AttentionRollout, AttentionRelevance, ALTI, GlobEnc, ValueZeroing)
         return self.arguments.get("aggregate", "rollout" if by_itself else "mean") == "rollout"
 
     def shape(self, batch: int, query: int, key: int, heads: int = HEADS, cross: bool = False) -> tuple[int, ...]:
@@ -87,6 +92,9 @@ METHODS = (
     Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
     Row(AttentionRelevance, reads_target=True),
+    Row(DecompX, reads_target=True, by_position=False, has_delta=True),
+    Row(DecompX, {"bias": "equal"}, reads_target=True, by_position=False, has_delta=True),
+    Row(DecompX, {"bias": "absdot"}, reads_target=True, by_position=False, has_delta=True),
     Row(ValueZeroing, sums_to=1.0),
     Row(AttentionBlockNorm),
     Row(AttentionBlockNorm, {"layer_norm": False, "aggregate": 0}),
@@ -98,5 +106,5 @@ METHODS = (
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),
 )
-INPUT_METHODS = tuple(row for row in METHODS if not row.layer)
+INPUT_METHODS = tuple(row for row in METHODS if not row.layer and row.by_position)
 LAYER_METHODS = tuple(row for row in METHODS if row.layer)

@@ -11,16 +11,30 @@ from typing import Any
 from captum_norm import attr
 
 
-class AttentionRelevance(attr.AttentionRelevance):
-    """Of class 1, at the last position where the output has a row for each."""
+def _of_class_one(attribute: Any) -> Any:
+    """The method's ``attribute``, explaining class 1, at the last position where the output has a row for each."""
 
-    @functools.wraps(attr.AttentionRelevance.attribute)
-    def attribute(self, inputs: Any, target: Any = None, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(attribute)
+    def explained(self: Any, inputs: Any, target: Any = None, *args: Any, **kwargs: Any) -> Any:
         if target is not None:
-            return super().attribute(inputs, target, *args, **kwargs)
+            return attribute(self, inputs, target, *args, **kwargs)
         try:
-            return super().attribute(inputs, 1, *args, **kwargs)
+            return attribute(self, inputs, 1, *args, **kwargs)
         except ValueError as error:
             if "explains one number per example" not in str(error):
                 raise
-            return super().attribute(inputs, (-1, 1), *args, **kwargs)
+            return attribute(self, inputs, (-1, 1), *args, **kwargs)
+
+    return explained
+
+
+class AttentionRelevance(attr.AttentionRelevance):
+    """Of class 1."""
+
+    attribute = _of_class_one(attr.AttentionRelevance.attribute)
+
+
+class DecompX(attr.DecompX):
+    """Of class 1."""
+
+    attribute = _of_class_one(attr.DecompX.attribute)
