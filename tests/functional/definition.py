@@ -84,6 +84,8 @@ def normalised(vectors: Tensor, norm: FrozenNorm) -> Tensor:
         if norm.centred:
             state = state - state.mean(dim=-1, keepdim=True)
         vectors /= (state.pow(2).mean(dim=-1) + norm.eps).sqrt()[:, :, None, None]
+    if norm.factor is not None:
+        vectors *= norm.factor.double()[:, :, None, None]
     return vectors if norm.weight is None else vectors * norm.weight.double()
 
 

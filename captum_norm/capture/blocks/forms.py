@@ -24,7 +24,22 @@ from captum_norm.capture.rules.moves import MOVES, step_of
 
 
 @dataclass(eq=False)
-class State:
+class Kept:
+    """A tensor that is wanted later; the model may overwrite it until then."""
+
+    tensor: Tensor
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.version = _version(self.tensor)
+
+    @property
+    def unchanged(self) -> bool:
+        return self.version == _version(self.tensor)
+
+
+@dataclass(eq=False)
+class State(Kept):
     """A tensor that others are measured against: what attention gave out, or a state of the residual stream.
 
     Attributes:
@@ -34,18 +49,9 @@ class State:
         normed: the first normalisation of it that was seen, and that tensor.
     """
 
-    tensor: Tensor
     node: Node
     origin: Form | None = None
-    normed: tuple[Form, Tensor] | None = None
-    version: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.version = _version(self.tensor)
-
-    @property
-    def unchanged(self) -> bool:
-        return self.version == _version(self.tensor)
+    normed: tuple[Form, Kept] | None = None
 
 
 def _version(tensor: Tensor) -> int:

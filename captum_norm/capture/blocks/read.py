@@ -8,11 +8,12 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from captum_norm.capture.blocks.forms import Form
+from captum_norm.capture.blocks.forms import Form, Kept
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
 from captum_norm.capture.certificate import TOLERANCES, Probe
 from captum_norm.capture.layout import NOT_AN_INPUT, Layout
 from captum_norm.capture.record import AttentionBlock, Certificate, Positions
+from captum_norm.capture.traces import Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm
 
@@ -28,7 +29,7 @@ class BlockReader:
 
     def __init__(self) -> None:
         self._orders: dict[Hashable, Tensor] = {}
-        self._post_norm: bool | None = None
+        self._normed: dict[int, bool] = {}  # whether the stream went on from stage n as a norm
 
     def read(self, block: OpenBlock | None, layout: Layout, own_key: Callable[[], ResidualKey]) -> AttentionBlock:
         """The block around a call.
@@ -45,29 +46,27 @@ class BlockReader:
             raise UnreadableBlockError(
                 "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"
             )
-        if block.problem:
-            raise UnreadableBlockError(block.problem)
-        form, part = block.part
+        form, kept = block.part
+        first, *behind = block.stages
         rows = self._rows(layout.tokens, form)
-        residual, part = _at(block.residual[0], rows), _at(part, rows)
+        state = _at(first.state.tensor, rows)
+        residual, part = _summands(block.residual, kept, form, state, rows)
         check = _Check(part.dtype)
         inner = None
-        if not form.is_plain:
-            if not form.state.unchanged:
-                raise UnreadableBlockError("what W_O wrote was overwritten in place before its norm could be read")
+        if form.is_plain:
+            written = _written(block.mixture.projection, layout.tokens)
+            check.equal("what was added to the residual", written, part, rows, form.precision, beside=residual)
+        elif not form.state.unchanged:
+            raise UnreadableBlockError("what W_O wrote was overwritten in place before its norm could be read")
+        else:
             inner = _frozen(form, layout.tokens)
-            state = _at(form.state.tensor, layout.tokens)
-            check.norm("what stands between attention and residual", inner, state, part, form.precision)
-        first, *behind = block.stages
-        state = _at(first.state.tensor, rows)
+            attended = _at(form.state.tensor, layout.tokens)
+            check.norm("what stands between attention and residual", inner, attended, part, rows, form.precision)
         if form.beside is None:
-            check.equal("the sum of attention and residual", part + residual, state)
-        going_on = self._going_on(first, self._post_norm if self._post_norm is not None else not block.pre_norm)
+            check.equal("the sum of attention and residual", part + residual, state, rows)
+        going_on = self._going_on(0, first, default=not (block.pre_norm or form.normalises))
         norm, output = self._norm(check, "the norm behind the residual", going_on, state, rows)
-        if first.going_on is not None:
-            self._post_norm = norm is not None
-        second = self._second_norm(check, behind, rows, norm is not None)
-        several = len(second) > 1
+        second = self._second_norms(check, behind, rows, norm is not None)
         return AttentionBlock(
             residual=residual,
             residual_key=own_key(),
@@ -75,41 +74,44 @@ class BlockReader:
             norm=norm,
             second_norm=second[0] if len(second) == 1 else None,
             output=part + residual if norm is None else output,
-            feed_forward="several" if several else block.feed_forward,
+            feed_forward="several" if len(second) > 1 else block.feed_forward,
             normalised=_is_normalised(block),
             certificate=check.certificate(),
         )
 
-    def _going_on(self, stage: Stage, post_norm: bool) -> tuple[Form, Tensor | None] | None:
-        """The form in which the stream goes on from a stage, or None where it is the state itself."""
-        going_on = stage.going_on
-        if going_on is None and post_norm:
-            going_on = stage.state.normed
-        return going_on if going_on is not None and _is_norm(going_on[0]) else None
+    def _going_on(self, number: int, stage: Stage, default: bool) -> tuple[Form, Kept] | None:
+        """The norm as which the stream goes on from a stage, or None where it is the state itself.
+
+        Behind the model's last block nothing tells whether a norm is the block's own; the blocks before it do.
+        """
+        if stage.going_on is None:
+            return stage.state.normed if self._normed.get(number, default) else None
+        normed = _is_norm(stage.going_on[0])
+        self._normed[number] = normed
+        return stage.going_on if normed else None
 
     def _norm(
-        self, check: _Check, what: str, going_on: tuple[Form, Tensor | None] | None, state: Tensor, rows: Tensor
+        self, check: _Check, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
     ) -> tuple[FrozenNorm | None, Tensor]:
         """A norm of a state, and what it gave out; the state itself where there is no norm."""
         if going_on is None:
             return None, state
-        form, tensor = going_on
-        norm = _frozen(form, rows)
-        output = norm(state) if norm.bias is None else norm(state) + norm.bias
-        if tensor is not None:
-            actual = _at(tensor, self._rows(rows, form))
-            check.norm(what, norm, state, actual, form.precision)
-            return norm, actual
-        return norm, output.to(state.dtype)
+        form, kept = going_on
+        if not kept.unchanged:
+            raise UnreadableBlockError(f"what {what} gave out was overwritten in place before it could be read")
+        norm, moved = _frozen(form, rows), self._rows(rows, form)
+        actual = _at(kept.tensor, moved)
+        check.norm(what, norm, state, actual, moved, form.precision)
+        return norm, actual
 
-    def _second_norm(self, check: _Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
+    def _second_norms(self, check: _Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
         """The norms behind the feed-forward parts up to the next attention call."""
         norms = []
-        for stage in behind:
+        for number, stage in enumerate(behind, start=1):
             if stage.state.origin is not None:
                 rows = self._rows(rows, stage.state.origin)
-            going_on = self._going_on(stage, post_norm)
             state = _at(stage.state.tensor, rows)
+            going_on = self._going_on(number, stage, default=post_norm)
             norm, _ = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
             if norm is not None:
                 norms.append(norm)
@@ -157,6 +159,27 @@ def _at(tensor: Tensor, rows: Tensor) -> Tensor:
     return found.masked_fill((rows < 0)[..., None], 0) if bool((rows < 0).any()) else found
 
 
+def _summands(residual: Kept, part: Kept, form: Form, state: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Residual and attention's part; where the model has overwritten one of them, it is the rest of their sum."""
+    if residual.unchanged and part.unchanged:
+        return _at(residual.tensor, rows), _at(part.tensor, rows)
+    if form.beside is not None or not (residual.unchanged or part.unchanged):
+        raise UnreadableBlockError("what W_O wrote or its residual was overwritten in place before it could be read")
+    if part.unchanged:
+        known = _at(part.tensor, rows)
+        return state - known, known
+    known = _at(residual.tensor, rows)
+    return known, state - known
+
+
+def _written(projection: Projection | None, rows: Tensor) -> Tensor | None:
+    """What W_O wrote along the random direction, (batch, query), noted the moment it did."""
+    if projection is None or projection.actual is None or projection.r is None:
+        return None
+    along = projection.actual[rows.to(projection.actual.device)]
+    return along if projection.bias is None else along + projection.bias.detach().to(along.dtype) @ projection.r
+
+
 def _is_norm(form: Form) -> bool:
     """A norm, or one factor or bias per feature in its place; a number alone scales the whole stream."""
     per_feature = isinstance(form.weight, Tensor) and form.weight.numel() > 1
@@ -173,6 +196,7 @@ def _is_normalised(block: OpenBlock) -> bool:
 def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
     """A form as the maths wants it, for rows (batch, query) of its state."""
     state = form.state.tensor
+    rows = rows.clamp_min(0)  # any row will do where the model has none: zeros may have no deviation
     weight = form.weight
     if weight is not None:
         weight = torch.as_tensor(weight, dtype=state.dtype, device=state.device).expand(state.shape[-1])
@@ -183,15 +207,19 @@ def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
 
 
 class _Check:
-    """Whether what was read of a block reproduces what the model computed, along one random direction."""
+    """Whether what was read of a block reproduces what the model computed, along one random direction.
+
+    ``rows`` (batch, query) are those of the tensors compared; nothing is compared where a row is -1.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._tolerance = TOLERANCES.get(dtype, 1e-5)
         self._error = 0.0
 
-    def norm(self, what: str, norm: FrozenNorm, state: Tensor, actual: Tensor, precision: torch.dtype | None) -> None:
+    def norm(
+        self, what: str, norm: FrozenNorm, state: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype | None
+    ) -> None:
         """That a frozen norm makes of its state what the model's made, in the precision it computed in."""
-        self._tolerance = max(self._tolerance, TOLERANCES.get(precision or actual.dtype, 1e-5))
         r = _PROBE.direction(state.shape[-1], state).double()
         along = r if norm.weight is None else r * norm.weight
         if norm.centred:
@@ -201,16 +229,35 @@ class _Check:
             expected = expected / norm.deviation
         if norm.bias is not None:
             expected = expected + norm.bias.double() @ r
-        self._compare(what, expected, actual.double() @ r)
+        self._compare(what, expected, actual.double() @ r, rows, precision or actual.dtype)
 
-    def equal(self, what: str, expected: Tensor, actual: Tensor) -> None:
-        """That two states are one."""
+    def equal(
+        self, what: str, expected: Tensor | None, actual: Tensor, rows: Tensor, precision: torch.dtype | None = None,
+        beside: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """That two states are one.
+
+        Args:
+            what: what is compared, for the error.
+            expected: (batch, query, model), or (batch, query) along the random direction.
+            actual: (batch, query, model).
+            rows, precision: as elsewhere.
+            beside: what ``actual`` was added to, (batch, query, model): it may be known to the digits of the sum only.
+        """
+        if expected is None:
+            return
         r = _PROBE.direction(actual.shape[-1], actual)
-        self._compare(what, expected.to(r.dtype) @ r, actual.to(r.dtype) @ r)
+        along = expected.to(r.dtype) if expected.ndim < actual.ndim else expected.to(r.dtype) @ r
+        size = 0.0 if beside is None else _largest(beside.to(r.dtype) @ r)
+        self._compare(what, along, actual.to(r.dtype) @ r, rows, precision or actual.dtype, size)
 
-    def _compare(self, what: str, expected: Tensor, actual: Tensor) -> None:
-        size = float(actual.abs().max()) if actual.numel() else 0.0
-        error = float((expected - actual).abs().max()) / size if size else 0.0
+    def _compare(
+        self, what: str, expected: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype, beside: float = 0.0
+    ) -> None:
+        self._tolerance = max(self._tolerance, TOLERANCES.get(precision, 1e-5))
+        kept = (rows >= 0).to(actual.device)
+        size = max(_largest(actual[kept]), beside)
+        error = _largest((expected - actual)[kept]) / size if size else 0.0
         if not error <= self._tolerance:
             raise UnreadableBlockError(
                 f"{what}, read from the model, does not reproduce its output: relative error {error:.1e}, allowed "
@@ -220,6 +267,10 @@ class _Check:
 
     def certificate(self) -> Certificate:
         return Certificate(self._error, self._tolerance, ("residual", "norms", "output"))
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def residual_key(

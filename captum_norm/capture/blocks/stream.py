@@ -11,10 +11,11 @@ Whether the stream goes on as a state or as its norm is told by what the next pa
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+
 from torch import Tensor
 from torch.nn import Parameter
 
-from captum_norm.capture.blocks.forms import FORM_RULES, Form, State, is_normalisation
+from captum_norm.capture.blocks.forms import FORM_RULES, Form, Kept, State, is_normalisation
 from captum_norm.capture.blocks.lineage import ByTensor, Node
 from captum_norm.capture.dataflow import base_name
 from captum_norm.capture.operations import Operation
@@ -24,19 +25,17 @@ from captum_norm.capture.rules.moves import MOVES
 from captum_norm.capture.traces import Mixture
 
 
-
 @dataclass(eq=False)
 class Stage:
     """One state of the stream, and how the stream goes on from it.
 
     Attributes:
         state: the sum.
-        going_on: the form of the state that the next part was added to, and that tensor (None where the sum took its
-            place); None while nobody knows.
+        going_on: the form of the state that the next part was added to, and that tensor; None while nobody knows.
     """
 
     state: State
-    going_on: tuple[Form, Tensor | None] | None = None
+    going_on: tuple[Form, Kept] | None = None
 
 
 @dataclass(eq=False)
@@ -47,21 +46,20 @@ class OpenBlock:
         mixture: the call.
         mixed: the value product in the lineage.
         part: the form, of what W_O wrote, that was added to the residual, and the tensor.
-        residual: what it was added to, and its place in the lineage.
+        residual: what it was added to; ``residual_node`` is its place in the lineage.
         stages: the sum, and the sums behind it up to the next attention call.
         feed_forward: where the feed-forward part stands.
         pre_norm: the queries, keys or values are made of a norm of the residual.
-        problem: why the block cannot be read.
     """
 
     mixture: Mixture
     mixed: Node
-    part: tuple[Form, Tensor] | None = None
-    residual: tuple[Tensor, Node] | None = None
+    part: tuple[Form, Kept] | None = None
+    residual: Kept | None = None
+    residual_node: Node | None = None
     stages: list[Stage] = field(default_factory=list)
     feed_forward: FeedForward = ""
     pre_norm: bool = False
-    problem: str = ""
 
 
 class Stream:
@@ -174,9 +172,9 @@ class Stream:
         after = None if form is None or rule is None else rule(op, form)
         if after is not None and after.normalises:
             known = after.state.normed
-            goes_on = known is not None and known[1] is operand and name not in MOVES  # its weight, its bias
+            goes_on = known is not None and known[1].tensor is operand and name not in MOVES  # its weight, its bias
             if known is None or goes_on:
-                after.state.normed = after, op.out
+                after.state.normed = after, Kept(op.out)
         return after
 
     def _normalised(self, op: Operation) -> Node | None:
@@ -209,9 +207,9 @@ class Stream:
                 continue
             block, _ = self._stages[form.state]
             if node.comes_from(form.state.node):
-                return self._behind(op, form, stream, "behind")
-            if block.residual is not None and node.comes_from(block.residual[1]):
-                return self._behind(op, form, stream, "beside")
+                return self._behind(op, form, stream, part, "behind")
+            if block.residual_node is not None and node.comes_from(block.residual_node):
+                return self._behind(op, form, stream, part, "beside")
         return None
 
     def _to_attention(
@@ -222,23 +220,22 @@ class Stream:
             if form.beside is not None:
                 return None
             block.feed_forward = "beside"
-            return replace(form, beside=(op.out - other if op.out is part else part).detach())
+            return replace(form, beside=_operand(op, part, other))
+        residual = _operand(op, other, part)
         known = self._forms.get(other)
         if known is not None and known.state in self._stages:
             before, stage = self._stages[known.state]
-            stage.going_on = known, None if op.out is other else other
+            stage.going_on = known, Kept(residual)
             before.feed_forward = before.feed_forward or "later"
-        if op.out is part and not (form.beside is None and form.is_plain):
-            block.problem = "what stands between attention and residual was overwritten in place by their sum"
-        block.part = form, (part if form.beside is None else form.beside).detach()
-        block.residual = (op.out - part if op.out is other else other).detach(), node
+        block.part = form, Kept(_operand(op, part, other) if form.beside is None else form.beside)
+        block.residual, block.residual_node = Kept(residual), node
         block.pre_norm = _has_norm_between(block.mixed, node)
         return self._stage(op, block, form)
 
-    def _behind(self, op: Operation, form: Form, stream: Tensor, where: FeedForward) -> Form:
+    def _behind(self, op: Operation, form: Form, stream: Tensor, part: Tensor, where: FeedForward) -> Form:
         """A part made of the stream is added to it."""
         block, stage = self._stages[form.state]
-        stage.going_on = form, None if op.out is stream else stream.detach()
+        stage.going_on = form, Kept(_operand(op, stream, part))
         block.feed_forward = where
         return self._stage(op, block, form)
 
@@ -253,6 +250,11 @@ class Stream:
 
 
 _THIN = frozenset(("dropout", "feature_dropout", "alpha_dropout", *IDENTITIES, *MOVES))
+
+
+def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:
+    """An operand of a sum of two, as it was before the sum took its place if it did."""
+    return (op.out - other if op.out is operand else operand).detach()
 
 
 def _is_view_of_all(view: Tensor, of: Tensor) -> bool:

@@ -1,0 +1,301 @@
+"""The block around attention: what is found where, that it adds up to what the model computed, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_norm.capture import AttentionBlock, AttentionRecord, recording
+from captum_norm.functional import FrozenNorm
+from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention
+from tests.capture.written_blocks import BLOCKS, Found, Layer
+from tests.functional.definition import normalised
+
+close = torch.testing.assert_close
+
+
+def recorded(model: nn.Module, *args: Any, **inputs: Any) -> list[AttentionRecord]:
+    """The records of a forward whose outputs are the bits they were."""
+    sources = [value for value in (*args, *inputs.values()) if isinstance(value, Tensor)]
+    with torch.no_grad():
+        expected = model(*args, **inputs)
+        with recording(sources=sources, blocks=True) as records:
+            output = model(*args, **inputs)
+    assert torch.equal(first_of(output), first_of(expected))
+    return list(records)
+
+
+def first_of(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def block_of(record: AttentionRecord) -> AttentionBlock:
+    assert record.block is not None, f"{record.call.name}: {record.no_block}"
+    return record.block
+
+
+def form_of(norm: FrozenNorm | None) -> str:
+    if norm is None:
+        return ""
+    return "layer norm" if norm.centred else "scale" if norm.deviation is None else "rms norm"
+
+
+def found_in(block: AttentionBlock) -> Found:
+    forms = (form_of(norm) for norm in (block.inner, block.norm, block.second_norm))
+    return Found(*forms, block.feed_forward, block.normalised)
+
+
+def through(vectors: Tensor, norm: FrozenNorm | None) -> Tensor:
+    return vectors if norm is None else normalised(vectors, norm)
+
+
+def vectors_of(record: AttentionRecord) -> Tensor:
+    """What each key adds to each query, (batch, query, key[ + 1], model): the definition, vector by vector."""
+    block = block_of(record)
+    mixed = record.weights.double()[..., None] * record.values.double()[:, :, None]
+    if record.gate is not None:
+        mixed = mixed * record.gate.double()[:, :, :, None]
+    vectors = torch.einsum("bhqke,hed->bqkd", mixed, record.W_O.double())
+    vectors = through(vectors, block.inner)
+    residual = block.residual.double()[:, :, None]
+    if isinstance(block.residual_key, str) and block.residual_key == "column":
+        vectors = torch.cat([vectors, residual], dim=2)
+    else:
+        own = torch.arange(vectors.shape[1]) if isinstance(block.residual_key, str) else block.residual_key
+        index = own.expand(vectors.shape[:2])[:, :, None, None].expand_as(residual)
+        vectors = vectors.scatter_add(2, index, residual)
+    return through(vectors, block.norm)
+
+
+def biases_of(record: AttentionRecord) -> Tensor:
+    """What is no key's: b_O behind all norms, and their betas, (batch, query, model)."""
+    block = block_of(record)
+    total = torch.zeros_like(block.residual, dtype=torch.float64)[:, :, None]
+    if record.b_O is not None:
+        total = total + record.b_O.double()
+    for norm in (block.inner, block.norm):
+        total = through(total, norm)
+        if norm is not None and norm.bias is not None:
+            total = total + norm.bias.double()
+    return total[:, :, 0]
+
+
+def check_reconstruction(record: AttentionRecord, tolerance: float = 1e-9) -> None:
+    """Vectors and biases add up to what the block gave out, where it gave out anything (windows may hold padding)."""
+    output = block_of(record).output.double()
+    kept = output.any(-1)
+    found = vectors_of(record).sum(2) + biases_of(record)
+    close(found[kept], output[kept], rtol=tolerance, atol=tolerance * float(output.abs().max()))
+
+
+# ---------------------------------------------------------------------------------------------------- by hand
+
+
+def stack(name: str, dtype: torch.dtype = torch.float64, layers: int = 2) -> tuple[nn.Sequential, Tensor]:
+    """Layers written that way, and an input."""
+    model = nn.Sequential(*(Layer(BLOCKS[name][0]) for _ in range(layers))).to(dtype).eval()
+    return model, torch.randn(BATCH, LENGTH, MODEL, dtype=dtype)
+
+
+def in_input_order(tensor: Tensor, record: AttentionRecord) -> Tensor:
+    """Rows (batch, query) in the order of the input; windows are examples of their own, and may hold padding."""
+    if tensor.shape[:2] != (BATCH, LENGTH):
+        return tensor.reshape(BATCH, -1, MODEL)[:, :LENGTH]
+    assert record.queries is not None
+    return tensor[:, record.queries.index.argsort()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_residual_norms_and_output_are_the_models_own(name, dtype):
+    model, x = stack(name, dtype)
+    records = recorded(model, x)
+    assert len(records) == 2
+    exact = {"rtol": 0, "atol": 1e-14 if dtype is torch.float64 else 1e-5}
+    for layer, record in zip(model, records, strict=True):
+        block = block_of(record)
+        close(in_input_order(block.residual, record), layer.noted[-1]["residual"], **exact)
+        close(in_input_order(block.output, record), layer.noted[-1]["output"], **exact)
+        if block.second_norm is not None and block.second_norm.state is not None and "scaled_residual" not in name:
+            expected = layer.noted[-1]["layer"].double()
+            close(in_input_order(block.second_norm.output(), record), expected, rtol=1e-5, atol=exact["atol"] * 100)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_stands_where_is_found(name, layers):
+    model, x = stack(name, layers=layers)
+    *others, last = (found_in(block_of(record)) for record in recorded(model, x))
+    expected = BLOCKS[name][1]
+    if name == "conformer" and layers == 1:
+        expected = Found()  # the norm at the end of the only layer may be the model's own
+    assert last == expected
+    later = Found(expected.inner, expected.norm, feed_forward="later")
+    assert others in ([], [expected], [later] if not expected.feed_forward else [expected])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_vectors_and_biases_add_up_to_what_the_block_gave_out(name):
+    model, x = stack(name)
+    for record in recorded(model, x):
+        check_reconstruction(record)
+        assert block_of(record).certificate.error <= 1e-14
+        assert block_of(record).certificate.covers == ("residual", "norms", "output")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 5e-3)], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_models_in_half_precision_are_read_as_precisely_as_they_compute(name, dtype, tolerance):
+    if name == "padded_rows_silenced" or "eps_beside" in name:
+        pytest.skip("multiplies with a mask in its own dtype, or with a deviation, that half precision rounds away")
+    model, x = stack(name, dtype)
+    for record in recorded(model, x):
+        check_reconstruction(record, tolerance)
+
+
+def test_one_module_for_all_layers_has_a_block_for_each_call():
+    """As in ALBERT."""
+    layer = Layer(BLOCKS["post_layer_norm"][0]).double().eval()
+    x = torch.randn(BATCH, LENGTH, MODEL).double()
+    records = recorded(nn.Sequential(layer, layer, layer), x)
+    assert [record.call.call for record in records] == [0, 1, 2]
+    for noted, record in zip(layer.noted[-3:], records, strict=True):
+        assert torch.equal(block_of(record).residual, noted["residual"])
+        assert torch.equal(block_of(record).output, noted["output"])
+        check_reconstruction(record)
+
+
+def test_the_norm_at_the_end_of_a_pre_norm_model_belongs_to_no_block():
+    for name in ("pre_layer_norm", "parallel_residual_and_attention_first", "norm_of_attention_alone"):
+        model, x = stack(name)
+        for record in recorded(nn.Sequential(*model, nn.LayerNorm(MODEL).double()), x):
+            assert found_in(block_of(record)) == BLOCKS[name][1]
+
+
+def test_the_norm_before_the_first_layer_belongs_to_no_block():
+    model, x = stack("no_norm")
+    for record in recorded(nn.Sequential(nn.LayerNorm(MODEL).double(), *model), x):
+        assert found_in(block_of(record)) == Found(normalised=False)
+
+
+def test_records_are_the_same_with_and_without_gradients_and_in_inference_mode():
+    model, x = stack("post_layer_norm_written_out")
+    expected = recorded(model, x)
+    for mode in (torch.enable_grad(), torch.inference_mode()):
+        with mode, recording(sources=(x,), blocks=True) as records:
+            model(x)
+        for a, b in zip(records, expected, strict=True):
+            assert torch.equal(block_of(a).output, block_of(b).output)
+            assert not block_of(a).output.requires_grad
+            assert found_in(block_of(a)) == found_in(block_of(b))
+
+
+def test_gradients_through_a_model_that_is_read_are_bit_equal():
+    model, x = stack("the_residual_added_in_place")
+
+    def gradients(blocks: bool) -> list[Tensor]:
+        model.zero_grad()
+        with recording(blocks=blocks):
+            model(x).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
+
+
+def test_without_blocks_nothing_is_read_and_the_record_says_so():
+    model, x = stack("pre_layer_norm")
+    with recording() as records:
+        model(x)
+    assert all(record.block is None and record.no_block == "blocks were not recorded" for record in records)
+
+
+def test_queries_can_be_cut_to_a_few_rows():
+    for name in ("post_layer_norm_written_out", "sandwich_of_rms_norms", "post_layer_norm"):
+        model, x = stack(name)
+        rows = torch.tensor([[4, 1], [0, 3]])
+        for record in recorded(model, x):
+            few = block_of(record).at(rows)
+            vectors = vectors_of(record)
+            cut = record.weights.gather(2, rows[:, None, :, None].expand(-1, 3, -1, LENGTH))
+            found = vectors_of(replaced(record, weights=cut, block=few))
+            close(found, vectors[torch.arange(BATCH)[:, None], rows])
+            close(few.output, block_of(record).output[torch.arange(BATCH)[:, None], rows])
+
+
+def replaced(record: AttentionRecord, **changes: Any) -> AttentionRecord:
+    return type(record)(**{**vars(record), **changes})
+
+
+# ---------------------------------------------------------------------------------------------------- refused
+
+
+def no_residual(m: Layer, x: Tensor) -> Tensor:
+    return m.layer_norms[0](m.attention(x))
+
+
+def another_residual(m: Layer, x: Tensor) -> Tensor:
+    """As in MobileBERT: the queries are made of another projection of the input than attention is added to."""
+    return m.layer_norms[0](m.attention(m.down(m.up(x))) + m.down(torch.tanh(m.up(x))))
+
+
+def a_square_between(m: Layer, x: Tensor) -> Tensor:
+    return x + m.attention(x).square()
+
+
+def a_gate_of_the_token_between(m: Layer, x: Tensor) -> Tensor:
+    return x + m.attention(x) * torch.sigmoid(m.down(torch.tanh(m.up(x))))
+
+
+def added_with_alpha(m: Layer, x: Tensor) -> Tensor:
+    return torch.add(x, m.attention(x), alpha=2)
+
+
+def both_overwritten(m: Layer, x: Tensor) -> Tensor:
+    x = x.clone()
+    attended = m.attention(x)
+    y = x + attended
+    x.zero_(), attended.zero_()
+    return y
+
+
+def a_norm_overwritten(m: Layer, x: Tensor) -> Tensor:
+    normed = m.layer_norms[0](x + m.attention(x))
+    x = torch.tanh(normed)
+    normed.zero_()
+    return x
+
+
+def noise_on_a_norm(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    normed = m.layer_norms[0](attended)
+    attended.zero_()
+    return x + normed
+
+
+REFUSED = {
+    no_residual: "was not seen to be added to a residual stream",
+    another_residual: "was not seen to be added to a residual stream",
+    a_square_between: "was not seen to be added to a residual stream",
+    a_gate_of_the_token_between: "was not seen to be added to a residual stream",
+    added_with_alpha: "was not seen to be added to a residual stream",
+    both_overwritten: "overwritten in place",
+    a_norm_overwritten: "overwritten in place",
+    noise_on_a_norm: "overwritten in place before its norm",
+}
+
+
+@pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__)
+def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
+        assert record.block is None
+        assert REFUSED[write] in record.no_block
+
+
+def test_attention_by_itself_has_no_block():
+    (record,) = recorded(Attention(WRITTEN["plain"]), torch.randn(BATCH, LENGTH, MODEL))
+    assert record.block is None
+    assert "was not seen to be added to a residual stream" in record.no_block
