@@ -179,8 +179,9 @@ def drawn(examples: Sequence[Example], count: int | None) -> list[Example]:
     by_label: dict[object, list[Example]] = defaultdict(list)
     for one in in_order:
         by_label[one.label].append(one)
-    rounds = max(map(len, by_label.values()), default=0)
-    found = [group[i] for i in range(rounds) for group in by_label.values() if i < len(group)]
+    groups = [by_label[label] for label in sorted(by_label, key=str)]
+    rounds = max(map(len, groups), default=0)
+    found = [group[i] for i in range(rounds) for group in groups if i < len(group)]
     if len(found) < count:
         raise ValueError(f"{count} examples are asked for, but only {len(found)} have evidence.")
     return found[:count]

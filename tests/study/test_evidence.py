@@ -59,9 +59,7 @@ def test_as_many_of_each_label_are_drawn_whatever_their_order():
     examples = [Example(f"Film {i}.", label="positive" if i % 3 else "negative") for i in range(30)]
     chosen = drawn(examples, 12)
     assert [one.label for one in chosen].count("negative") == 6
-    assert chosen == drawn(examples[::-1], 12) or {one.text for one in chosen} == {
-        o.text for o in drawn(examples[::-1], 12)
-    }
+    assert chosen == drawn(examples[::-1], 12)
     with pytest.raises(ValueError, match="only 30 have evidence"):
         drawn(examples, 31)
 
@@ -70,6 +68,7 @@ def test_every_source_becomes_a_file_that_a_study_reads(tmp_path, monkeypatch, c
     (tmp_path / "dev.txt").write_text("(4 (2 (2 A) (2 rather)) (4 (4 lovely) (2 film)))\n")
     (tmp_path / "pairs.tsv").write_text(
         "Sentiment\tText\tbatch_id\nNegative\tA bad<br />film\t1\nPositive\tA good film\t1\n"
+        "Negative\tA bad cast\t2\nPositive\tA good cast\t2\n"
     )
     record = {"annotation_id": "a.txt", "classification": "NEG"}
     record["evidences"] = [[{"docid": "a.txt", "start_token": 1, "end_token": 3}]]
@@ -89,7 +88,7 @@ def test_every_source_becomes_a_file_that_a_study_reads(tmp_path, monkeypatch, c
         ("positive", ["good"]),
         ("negative", ["very bad"]),
     ]
-    assert "1 of 1 texts with evidence" in capsys.readouterr().out
+    assert "2 of 2 texts with evidence" in capsys.readouterr().out
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
