@@ -10,11 +10,16 @@ from transformers import BertConfig, BertForSequenceClassification
 from captum_norm import (
     AttentionFlow,
     AttentionNorm,
+    AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
     LayerAttentionNorm,
+    ValueZeroing,
     attention_maps,
 )
+from captum_norm.capture import recording
+from captum_norm.functional import relevance, value_zeroing_shares
+from captum_norm.intervention import Outline, value_zeroing_maps
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -86,6 +91,42 @@ def test_rollout_is_the_published_rollout(reference, oracles):
     for example, length in enumerate(forward["lengths"].tolist()):
         expected = torch.from_numpy(published[f"rollout_{example}"][-1])
         torch.testing.assert_close(found[example, :length, :length], expected, **EXACT)
+
+
+def test_value_zeroing_is_the_published_value_zeroing(reference, oracles):
+    model, inputs, forward = reference
+    published = np.load(oracles / "tiny_value_zeroing.npz")
+    ids, *extras = inputs.values()
+    outlines = []
+    with torch.no_grad(), recording(lambda record: outlines.append(Outline.of(record))):
+        model(ids, *extras)
+    scores = [found.scores for found in value_zeroing_maps(lambda: model(ids, *extras), outlines)]
+    shares = [value_zeroing_shares([layer], inputs["attention_mask"].bool())[0] for layer in scores]
+    every = ValueZeroing(model).attribute(ids, additional_forward_args=tuple(extras), position="all")
+    first = ValueZeroing(model).attribute(ids, additional_forward_args=tuple(extras))
+    for example, length in enumerate(forward["lengths"].tolist()):
+        for layer in range(len(scores)):
+            for found, name in ((scores[layer], "raw"), (shares[layer], "scores")):
+                expected = torch.from_numpy(published[f"{name}_{example}"][layer])
+                torch.testing.assert_close(found[example, :length, :length], expected, **EXACT)
+        expected = torch.from_numpy(published[f"rollout_{example}"][-1])
+        torch.testing.assert_close(every[example, :length, :length], expected, **EXACT)
+        torch.testing.assert_close(first[example, :length], expected[0], **EXACT)
+
+
+def test_relevance_is_the_published_relevance(reference, oracles):
+    model, inputs, forward = reference
+    published = np.load(oracles / "tiny_chefer.npz")
+    ids, *extras = inputs.values()
+    targets = [int(published[f"target_{example}"]) for example in range(len(ids))]
+    method, given = AttentionRelevance(model), {"target": targets, "additional_forward_args": tuple(extras)}
+    every, first = method.attribute(ids, **given, position="all"), method.attribute(ids, **given)
+    for example, length in enumerate(forward["lengths"].tolist()):
+        expected = torch.from_numpy(published[f"R_{example}"])
+        torch.testing.assert_close(every[example, :length, :length], expected, **EXACT)
+        torch.testing.assert_close(first[example, :length], expected[0], **EXACT)
+        maps = [torch.from_numpy(layer)[None] for layer in published[f"cams_{example}"]]
+        torch.testing.assert_close(relevance(maps)[0], expected, **EXACT)
 
 
 def test_flow_is_the_published_flow(reference, oracles):
