@@ -105,8 +105,16 @@ class Replay:
     def __init__(self, call: LayerCall) -> None:
         self._call, self._name = call, type(call.layer).__name__
         self._flow = _Watching()
-        with _Replaying(self._flow):
-            again = call.again()
+        try:
+            with _Replaying(self._flow):
+                again = call.again()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InexactCaptureError(
+                f"{self._name} cannot be run again on its own input ({error}). Keys of earlier passes, which it may "
+                "need, are not kept: run the model on the whole sequence at once"
+            ) from error
         self._flow.finish()
         self._outputs = tensors_of(again)
         _check_alike(tensors_of(call.output), self._outputs, f"{self._name}, run again on its own input,")
@@ -136,8 +144,8 @@ class Replay:
     def rows(self, product: Product, batched: bool) -> Rows:
         """Where the layer's output has its row for each query of a product.
 
-        They are where attention wrote them if the output has the same shape; otherwise what some queries get is
-        changed, and the rows that change in turn spell the number of the query.
+        They are where attention wrote them if there is one example, or the output has the same shape; otherwise what
+        some queries get is changed, and the rows that change in turn spell the number of the query.
 
         Raises:
             InexactCaptureError: if the output has no row for each query.
@@ -145,8 +153,10 @@ class Replay:
         """
         batch, _, queries = product.layout.shape
         shapes = [tuple(tensor.shape[:-1]) for tensor in self._outputs]
-        if product.written in shapes and len(product.written) > 1 and batch != queries:
-            return Rows(shapes.index(product.written), product.layout.tokens)
+        for n, shape in enumerate(shapes):
+            alone = batch == 1 and math.prod(shape) == max(shape) == queries
+            if alone or (shape == product.written and len(shape) > 1 and batch != queries):
+                return Rows(n, product.layout.tokens)
         fitting = [n for n, shape in enumerate(shapes) if math.prod(shape) == batch * queries]
         if not fitting:
             raise InexactCaptureError(

@@ -1,0 +1,392 @@
+"""Layers are run again without the values of a key: what they then give out, and which layers they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import AlbertConfig, AlbertModel, XLNetConfig, XLNetModel
+
+from captum_norm.capture import InexactCaptureError, recording
+from captum_norm.intervention import Outline, value_zeroing_maps
+from tests.attr.models import ids, tiny
+
+close = torch.testing.assert_close
+
+
+def maps_of(run: Callable[[], Any], **options: Any) -> tuple[list[Tensor], list[Outline]]:
+    """The scores of every call of a forward."""
+    outlines: list[Outline] = []
+    with torch.no_grad():
+        with recording(lambda record: outlines.append(Outline.of(record))):
+            run()
+        return [found.scores for found in value_zeroing_maps(run, outlines, **options)], outlines
+
+
+def slow_scores(layer: nn.Module, value: nn.Module, part: slice, run: Callable[[], Any], keys: int) -> Tensor:
+    """1 - cos as the paper has it: the layer's own value projection loses a position, one layer call for each.
+
+    Args:
+        layer: the layer.
+        value: the module in it that makes the values, (batch, key, ...).
+        part: which of its outputs are values.
+        run: runs the model.
+        keys: how many positions there are.
+    """
+    given: list[tuple[Any, Any, Any]] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        kwargs = {k: None if hasattr(v, "get_seq_length") else v for k, v in kwargs.items()}
+        args = tuple(None if hasattr(v, "get_seq_length") else v for v in args)
+        given.append((args, kwargs, output))
+
+    handle = layer.register_forward_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        run()
+        handle.remove()
+        ((args, kwargs, output),) = given
+        scores = []
+        for key in range(keys):
+
+            def without(module: nn.Module, args: Any, output: Tensor, key: int = key) -> Tensor:
+                output = output.clone()
+                output[:, key, part] = 0
+                return output
+
+            handle = value.register_forward_hook(without)
+            changed = first(layer(*args, **kwargs))
+            handle.remove()
+            scores.append(1 - cosine_similarity(changed, first(output), dim=-1))
+    return torch.stack(scores, -1)
+
+
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+ALL = slice(None)
+PLACES: dict[str, tuple[str, list[tuple[str, str, slice]]]] = {
+    "Bert": ("bert.encoder.layer.1", [("attention.self.value", "encoder", ALL)]),
+    "GPT2": ("transformer.h.1", [("attn.c_attn", "encoder", slice(32, 48))]),
+    "Llama": ("model.layers.1", [("self_attn.v_proj", "encoder", ALL)]),
+    "Bart": ("model.decoder.layers.1", [("self_attn.v_proj", "decoder", ALL), ("encoder_attn.v_proj", "encoder", ALL)]),
+    "T5": (
+        "decoder.block.1",
+        [("layer.0.SelfAttention.v", "decoder", ALL), ("layer.1.EncDecAttention.v", "encoder", ALL)],
+    ),
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", PLACES)
+def test_scores_are_those_of_a_layer_whose_value_projection_loses_a_position(family, attention):
+    model = tiny(family, "eager" if family == "T5" else attention).double()
+    inputs = {"input_ids": ids(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    if family in ("Bart", "T5"):
+        inputs["decoder_input_ids"] = ids(2, 5, seed=1)
+    found, outlines = maps_of(lambda: model(**inputs))
+    name, places = PLACES[family]
+    layer = model.get_submodule(name)
+    calls = [n for n, outline in enumerate(outlines) if any(layer is m for m in outline.record.call.modules)]
+    assert len(calls) == len(places)
+    for call, (value, axis, part) in zip(calls, places, strict=True):
+        keys = inputs["input_ids" if axis == "encoder" else "decoder_input_ids"].shape[1]
+        expected = slow_scores(layer, layer.get_submodule(value), part, lambda: model(**inputs), keys)
+        real = outlines[call].record.query_mask
+        expected = expected if real is None else expected.masked_fill(~real[..., None], 0)
+        close(found[call], expected, rtol=0, atol=1e-7 if family in ("Llama", "T5") else 1e-12)  # these cast
+        assert float(expected.max()) > 1e-4
+
+
+def test_keys_taken_at_once_change_nothing_but_the_number_of_calls():
+    model, calls = tiny("GPT2").double(), []
+    model.transformer.h[0].register_forward_hook(lambda *_: calls.append(1))
+    whole, _ = maps_of(lambda: model(ids(2, 8)))
+    assert len(calls) <= 8  # recorded, watched, repeated, its rows told, and all keys at once
+    some, _ = maps_of(lambda: model(ids(2, 8)), keys_at_once=3)
+    close(some, whole, rtol=0, atol=1e-12)
+
+
+def test_the_calls_asked_for_alone_are_computed():
+    model = tiny("Bert")
+    outlines: list[Outline] = []
+    calls: list[int] = []
+    with torch.no_grad(), recording(lambda record: outlines.append(Outline.of(record))):
+        model(ids(2, 6))
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
+    [found] = value_zeroing_maps(lambda: model(ids(2, 6)), outlines, outlines[1:])
+    assert calls == [1]
+    close(found.scores, maps_of(lambda: model(ids(2, 6)))[0][1])
+
+
+def test_an_outline_keeps_no_weights():
+    model, outlines = tiny("Bert"), []
+    with torch.no_grad(), recording(lambda record: outlines.append(Outline.of(record))):
+        model(ids(2, 6))
+    record = outlines[0].record
+    assert record.weights.shape == (2, 4, 6, 6)
+    assert record.weights.untyped_storage().nbytes() == record.values.untyped_storage().nbytes() == 4
+
+
+def test_a_query_before_a_key_is_not_touched():
+    for model in (tiny("GPT2"), tiny("Llama")):
+        for scores in maps_of(lambda model=model: model(ids(2, 6)))[0]:
+            assert (scores.triu(1) == 0).all()
+            assert (scores.tril().diagonal(dim1=1, dim2=2) > 0).all()
+
+
+# which module is the layer
+
+
+class Block(nn.Module):
+    """A pre-LN block that says nothing of being a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm, self.up = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.up(x).relu()
+
+
+class Stack(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def built(*blocks: nn.Module) -> Stack:
+    return Stack(*blocks).double().eval()
+
+
+X = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_a_layer_is_known_by_handing_its_output_to_another_of_its_kind():
+    model = built(Block(), Block())
+    calls: dict[nn.Module, int] = dict.fromkeys(model.modules(), 0)
+
+    def count(module: nn.Module, *_: Any) -> None:
+        calls[module] += 1
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    found, _ = maps_of(lambda: model(X))
+    assert calls[model.blocks[0]] > calls[model] == 3  # recorded, layers found, watched
+    given, _ = maps_of(lambda: model(X), layers=list(model.blocks))
+    close(found, given, rtol=0, atol=0)
+
+
+def test_one_module_for_all_layers_is_a_layer_each_time():
+    albert = AlbertModel(
+        AlbertConfig(vocab_size=60, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
+                     intermediate_size=24, max_position_embeddings=32)
+    ).double().eval()  # fmt: skip
+    found, outlines = maps_of(lambda: albert(ids(2, 6)))
+    assert len({outline.record.call.module for outline in outlines}) == 1
+    assert len(found) == 3
+    block = Block()
+    once, twice = built(block, block), built(block, Block())
+    shared, _ = maps_of(lambda: once(X))
+    apart, _ = maps_of(lambda: twice(X))
+    close(shared[0], apart[0])
+    assert not torch.allclose(shared[1], apart[1])
+
+
+def test_a_single_layer_has_to_be_named_unless_its_class_says_so():
+    model = built(Block())
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attention'.*Stack, Block, MultiheadAttention.*layers="):
+        maps_of(lambda: model(X))
+    with pytest.raises(ValueError, match=r"runs in none of the 1 modules given as layers=, but in these: Stack, Block"):
+        maps_of(lambda: model(X), layers=[model.blocks[0].norm])
+    assert maps_of(lambda: model(X), layers=list(model.blocks))[0][0].shape == (3, 5, 5)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    assert maps_of(lambda: layer(X))[0][0].shape == (3, 5, 5)
+
+
+# how a layer lays out its rows
+
+
+@pytest.mark.parametrize("length", [5, 3])
+def test_rows_of_the_output_are_found_wherever_they_lie(length):
+    """torch's layers compute attention position first, whatever their output is; batch and length may be equal."""
+    first_batch = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).double().eval()
+    first_position = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False
+    ).double().eval()  # fmt: skip
+    first_position.load_state_dict(first_batch.state_dict())
+    x = X[:, :length]
+    found, _ = maps_of(lambda: first_batch(x))
+    turned, _ = maps_of(lambda: first_position(x.transpose(0, 1)))
+    alone = [maps_of(lambda x=x[[n]]: first_batch(x))[0] for n in range(3)]
+    for number in range(2):
+        close(found[number], turned[number], rtol=0, atol=1e-12)
+        close(found[number], torch.cat([maps[number] for maps in alone]), rtol=0, atol=1e-12)
+
+
+def test_position_first_models_have_maps_batch_first():
+    model = XLNetModel(XLNetConfig(vocab_size=60, d_model=16, n_layer=2, n_head=4, d_inner=24)).double().eval()
+    found, _ = maps_of(lambda: model(ids(2, 6)))
+    alone, _ = maps_of(lambda: model(ids(2, 6)[1:]))
+    close(found[1][1:], alone[1], rtol=0, atol=1e-12)
+
+
+def test_padding_is_left_as_it_is_with_torchs_fused_layers_at_hand():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).double().eval()
+    padding = torch.arange(5) >= torch.tensor([[5], [3], [4]])
+    found, _ = maps_of(lambda: model(X, src_key_padding_mask=padding))
+    assert (found[1][padding] == 0).all()
+    alone, _ = maps_of(lambda: model(X[1:2, :3]))
+    close(found[1][1:2, :3, :3], alone[1], rtol=0, atol=1e-12)
+
+
+class Mixing(Block):
+    """Positions are mixed once more behind attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + 0.5 * x.roll(1, dims=1)
+
+
+def test_values_that_reach_a_query_behind_attention_count():
+    """Causal attention, and then each position takes in half of the one before."""
+
+    class Causal(Mixing):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+            x = x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+            return x + 0.5 * x.roll(1, dims=1)
+
+    model = built(Causal(), Causal())
+    (scores, *_), outlines = maps_of(lambda: model(X[:1]), layers=list(model.blocks))
+    assert outlines[0].unseen[0, 0, 4]
+    assert scores[0, 0, 4] > 1e-9  # by way of the last position, which the roll makes the first
+
+
+def test_rows_that_depend_on_several_queries_are_refused_where_the_layout_is_not_plain():
+    model = built(Mixing(), Mixing())
+    with pytest.raises(InexactCaptureError, match=r"which row of its output .* is which query cannot be told"):
+        maps_of(lambda: model(X), layers=list(model.blocks))
+
+
+class Pooled(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(1, keepdim=True).expand(-1, 2, -1)
+
+
+def test_a_layer_without_a_row_for_each_query_is_refused():
+    model = built(Pooled())
+    with pytest.raises(InexactCaptureError, match=r"Pooled: attention has 3 x 5 queries, but the layer gives out"):
+        maps_of(lambda: model(X), layers=list(model.blocks))
+
+
+# layers that are hard to repeat
+
+
+class Asking(Block):
+    """Its code needs to know a number, as routing to experts does: torch.vmap cannot run it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x * 2 if float(x.detach().abs().sum()) > 0 else x
+
+
+def test_a_layer_that_asks_for_numbers_runs_key_by_key():
+    asking, plain = built(Asking(), Asking()), built(Block(), Block())
+    plain.load_state_dict(asking.state_dict())
+    found, _ = maps_of(lambda: asking(X), layers=list(asking.blocks))
+    doubled = nn.Sequential(*(nn.Sequential(block, Twofold()) for block in plain.blocks))
+    expected, _ = maps_of(lambda: doubled(X), layers=list(doubled))
+    close(found, expected, rtol=0, atol=1e-12)
+
+
+class Twofold(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Overwriting(Block):
+    """Writes its result over its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.copy_(super().forward(x))
+
+
+def test_a_layer_that_overwrites_its_input_gets_the_original():
+    overwriting, plain = built(Overwriting(), Overwriting()), built(Block(), Block())
+    plain.load_state_dict(overwriting.state_dict())
+    found, _ = maps_of(lambda: overwriting(X.clone()), layers=list(overwriting.blocks))
+    expected, _ = maps_of(lambda: plain(X), layers=list(plain.blocks))
+    close(found, expected, rtol=0, atol=1e-12)
+
+
+class Noisy(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(x.shape, dtype=x.dtype)
+
+
+def test_a_layer_that_does_not_repeat_itself_is_refused_and_the_random_state_is_as_it_was():
+    model, steady = built(Noisy(), Noisy()), built(Block(), Block())
+    with pytest.raises(InexactCaptureError, match=r"Noisy, run again on its own input, differs.*model\.eval"):
+        maps_of(lambda: model(X), layers=list(model.blocks))
+    numbers = torch.get_rng_state()
+    maps_of(lambda: steady(X))
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_keys_of_earlier_passes_are_refused():
+    model = tiny("GPT2")
+    with torch.no_grad():
+        past = model(ids(1, 4), use_cache=True).past_key_values
+
+    def run() -> Any:
+        import copy
+
+        return model(ids(1, 2, seed=1), past_key_values=copy.deepcopy(past))
+
+    with pytest.raises(InexactCaptureError, match=r"GPT2Block cannot be run again.*earlier passes"):
+        maps_of(run)
+
+
+def test_hooks_are_gone_whatever_happens():
+    model = built(Noisy(), Noisy())
+    with pytest.raises(InexactCaptureError):
+        maps_of(lambda: model(X), layers=list(model.blocks))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_users_own_hooks_take_part():
+    """A pre-hook and a hook that change what a layer takes and gives: the replay sees the same."""
+    model, plain = built(Block(), Block()), built(Block(), Block())
+    plain.load_state_dict(model.state_dict())
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+        block.register_forward_hook(lambda module, args, output: output * 2 + args[0])
+    found, _ = maps_of(lambda: model(X), layers=list(model.blocks))
+
+    class Around(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x * 0.5) * 2 + x * 0.5
+
+    around = nn.Sequential(*map(Around, plain.blocks))
+    expected, _ = maps_of(lambda: around(X), layers=list(around))
+    close(found, expected, rtol=0, atol=1e-12)
