@@ -1,7 +1,7 @@
 """Blocks around attention as people write them: the same few parts, put together in every order we have met.
 
 Every entry of ``BLOCKS`` is a function of a :class:`Layer` and its input; on its way it notes what attention was added
-to (``residual``), what became of it (``output``) and of the whole layer (``layer``).  What should be found stands beside.
+to (``residual``), what became of it (``output``) and of the whole layer (``layer``).  What to find is beside it.
 """
 
 from __future__ import annotations
