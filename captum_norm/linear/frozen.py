@@ -112,8 +112,15 @@ def replaced(value: Any, swap: Callable[[Tensor], Any]) -> Any:
 def call(op: Operation, swap: Callable[[Tensor], Any], args: Sequence[Any] | None = None) -> Any:
     """Run the operation with each tensor swapped."""
     given = op.args if args is None else args
-    kwargs = {name: replaced(value, swap) for name, value in op.kwargs.items()}
+    kwargs = {name: replaced(value, swap) for name, value in op.kwargs.items() if name != "inplace"}
     return functional(op)(*(replaced(value, swap) for value in given), **kwargs)
+
+
+def writes(op: Operation) -> bool:
+    """Whether the operation overwrites its first operand."""
+    if not op.args or not isinstance(op.args[0], Tensor):
+        return False
+    return bool(op.in_place and not op.name.endswith("__")) or op.name == "setitem" or bool(op.kwargs.get("inplace"))
 
 
 def functional(op: Operation) -> Callable[..., Any]:

@@ -26,6 +26,8 @@ from captum_norm.linear.start import find_call, find_streams
 
 Target = int | tuple[int, ...] | Callable[[Tensor], Tensor]
 
+# What tensors that are added are called, in parameters and buffers.
+_BIASES = ("bias", "beta", "running_mean")
 _OUTPUTS = ("logits", "start_logits", "last_hidden_state")
 
 
@@ -238,7 +240,7 @@ class FrozenModel:
         model = copy.deepcopy(self._model)
         with torch.no_grad():
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                if tensor.is_floating_point() and name.rpartition(".")[2].endswith(("bias", "beta")):
+                if tensor.is_floating_point() and name.rpartition(".")[2].endswith(_BIASES):
                     tensor.zero_()
         other = FrozenModel(
             model,

@@ -7,6 +7,7 @@ states come from, with every bias shared among the parts it is added to (:class:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -109,8 +110,9 @@ class PartsRun(FrozenRun):
         known = self.known.get(tensor)
         if known is not None and known.make is not None:
             return known.make()
+        if self._parts is None or self._parts.place(tensor) is None:  # a constant
+            return tensor.detach() * self.ones.to(tensor).view(-1, *[1] * tensor.ndim)
         if tensor not in self._starts:
-            assert self._parts is not None
             self._starts[tensor] = self.started(self._parts.parts(tensor))
         return self._starts[tensor]
 
@@ -123,7 +125,9 @@ class PartsRun(FrozenRun):
         ones = ones.to(operands[0].dtype)
         axes = (0 if ones.ndim else None, *[0] * len(operands))
         try:
-            return torch.vmap(frozen.apply, in_dims=axes)(ones, *operands)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")  # done one by one by torch itself
+                return torch.vmap(frozen.apply, in_dims=axes)(ones, *operands)
         except RuntimeError:
             number = len(operands[0])
             each = [frozen.apply(ones[n] if ones.ndim else ones, *(parts[n] for parts in operands)) for n in range(number)]

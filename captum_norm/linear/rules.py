@@ -145,7 +145,7 @@ def _masked_fill(run: FrozenRun, op: Operation) -> Any:
         value = value.detach() * one.to(value.dtype) if isinstance(value, Tensor) else _scaled_number(value, one)
         x, mask = op.args[0], op.argument(1, "mask")
         x = xs[0] if run.is_live(x) else x.detach() * one
-        return x.masked_fill(mask, value.to(x.dtype) if isinstance(value, Tensor) else value)
+        return torch.where(mask, value.to(x.dtype) if isinstance(value, Tensor) else value, x)
 
     return Frozen(apply, operands, has_constant=True, lazy=is_lazy(run, op, operands))
 

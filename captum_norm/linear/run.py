@@ -20,7 +20,7 @@ from captum_norm.capture.callers import running_modules
 from captum_norm.capture.dataflow import base_name
 from captum_norm.capture.operations import Operation, SubstitutionMode
 from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
-from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced
+from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced, writes
 from captum_norm.linear.sources import TokenSources
 
 
@@ -157,20 +157,27 @@ class FrozenRun:
     def _perform(self, rule: Rule, op: Operation) -> Any:
         self.count += 1
         if not any(self.is_live(tensor) for tensor in op.tensors):
+            before = self._kept(op)
             out = _on_constants(op)
             op.out = out
             if any(self.count == count for count, _ in self.starts):
                 return self._begun(op)
             if self.sources is None or not self.sources.note(op):
                 return out
-            if op.in_place:
-                raise self.refusal(op, "it mixes positions in place")
+            if before is not None:  # to be done again, in linear form
+                op.args[0].copy_(before)
         if self.sources is not None:
             self._entering = tuple(tensor for tensor in op.tensors if self.sources.place(tensor) is not None)
         try:
             return self._follow(rule, op)
         finally:
             self._entering = ()
+
+    def _kept(self, op: Operation) -> Tensor | None:
+        """What an operation is about to overwrite, if tokens' own vectors are involved."""
+        if self.sources is None or not writes(op) or all(self.sources.place(tensor) is None for tensor in op.tensors):
+            return None
+        return op.args[0].detach().clone()  # type: ignore[no-any-return]
 
     def _begun(self, op: Operation) -> Any:
         """The result of an operation that makes what is followed."""
@@ -186,10 +193,7 @@ class FrozenRun:
         if not isinstance(frozen, Frozen):
             return frozen
         out = self.carry(op, frozen)
-        into = op.args[0] if op.args else None
-        if isinstance(into, Tensor) and (op.in_place or op.name == "setitem" or op.kwargs.get("inplace")):
-            return self._write(op, into, out)
-        return out
+        return self._write(op, op.args[0], out) if writes(op) else out
 
     def _write(self, op: Operation, into: Tensor, out: Tensor) -> Any:
         """The tensor that the model overwrites takes on what is known of the result."""

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Place
+from captum_norm.linear.frozen import writes
 
 # Attention is where positions mix: it is not followed any further.
 _MIXES = frozenset(("softmax", "scaled_dot_product_attention", "flex_attention", "flash_attn_func", "flash_attn_varlen_func"))
@@ -118,7 +119,7 @@ class TokenSources:
                 rule(op)
         if not placed:
             return False
-        outs = [out for out in op.outputs if out.is_floating_point()]
+        outs = [out for out in ([op.args[0]] if writes(op) else op.outputs) if out.is_floating_point()]
         return any(self.place(out) is None for out in outs) or (bool(outs) and self._mixes(op, placed))
 
     def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
