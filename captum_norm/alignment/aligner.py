@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow
 from captum_norm.alignment.links import GoldLinks, Link, check_links
-from captum_norm.alignment.methods import Composition, LinkMethod, link_method
+from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
 from captum_norm.alignment.teacher import SETTINGS, Batch, Pair, Setting, Teacher
-from captum_norm.capture import AttentionRecord
-from captum_norm.running import at_least_float32, run_recorded
 
 Words: TypeAlias = Sequence[str]
 Gold: TypeAlias = Sequence[GoldLinks]
@@ -32,13 +30,15 @@ class AlignedPair:
     Attributes:
         source, target: the words.
         links: (source word, target word), counted from 0; at most one for each target word.
-        scores: (target word, candidate): the source words, then each special token of the source.
+        scores: (target word, candidate), in the method's unit.
+        candidates: the source words, then each special token of the source.
     """
 
     source: tuple[str, ...]
     target: tuple[str, ...]
     links: tuple[Link, ...]
     scores: Tensor
+    candidates: tuple[str, ...]
 
 
 class CrossAttentionAligner:
@@ -54,7 +54,8 @@ class CrossAttentionAligner:
         tokenizer: its tokenizer, with ``src_lang`` and ``tgt_lang`` set where it has them; or, for other models, an
             object with ``source(words)``, ``target(words)`` and ``start``
             (:class:`captum_norm.alignment.WordPieces`).
-        method: ``"norm"``, ``"weights"``, ``"rollout"`` ...: a row of :data:`captum_norm.alignment.METHODS`.
+        method: ``"norm"``, ``"weights"``, ``"block_norm"``, ``"alti"``, ``"value_zeroing"`` or ``"rollout"``: a row of
+            :data:`captum_norm.alignment.METHODS`.
         layer: of the decoder, counted from 0 (negative from the last); ``"mean"`` over the layers, each brought to row
             sums of 1; or ``"best"``, which ``fit`` has to find.
         head: of that layer; None takes all heads together (for norms, the norm of their sum); ``"best"`` lets ``fit``
@@ -85,7 +86,7 @@ class CrossAttentionAligner:
         *,
         batch_size: int = 32,
     ) -> None:
-        self.model, self.method = model, method
+        self.model, self.tokenizer, self.method = model, tokenizer, method
         self._method = link_method(method)
         self.layer, self.head, self.setting = _checked_choice(layer, head, setting, self._method)
         if batch_size < 1:
@@ -230,51 +231,35 @@ class CrossAttentionAligner:
 
     def _chosen_scores(self, batch: Batch, choice: Choice) -> Tensor:
         """(batch, word, candidate) at one place."""
-        calls = list(self._cross_scores(batch, by_head=choice.head is not None, only=choice.layer))
+        only = choice.layer if choice.layer != "mean" and choice.layer >= 0 else None
+        maps = self._maps(batch, choice.head is not None, only)
         if choice.layer == "mean":
-            return _mean_of_layers([batch.to_words(one, choice.setting) for one, _ in calls])
-        summed, heads = _at(calls, choice.layer, "layer", "cross-attention layers")
-        if choice.head is None or heads is None:
-            return batch.to_words(summed, choice.setting)
-        head = _at(list(heads.unbind(1)), choice.head, "head", "heads in that layer")
-        return batch.to_words(head, choice.setting)
+            return _mean_of_layers(
+                [batch.to_words(one.summed, choice.setting) for one in maps if one.summed is not None]
+            )
+        found = _at(maps, choice.layer, "layer", "cross-attention layers")
+        scores = found.summed
+        if choice.head is not None:
+            scores = _at(list(found.by_head.unbind(1)), choice.head, "head", "heads in that layer")
+        return batch.to_words(scores, choice.setting)
 
     def _all_scores(self, batch: Batch) -> Iterator[tuple[Choice, Tensor]]:
         """(batch, word, candidate) at every place."""
         layers: dict[Setting, list[Tensor]] = {setting: [] for setting in SETTINGS}
-        for layer, (summed, heads) in enumerate(self._cross_scores(batch, by_head=True)):
+        for layer, found in enumerate(self._maps(batch, True, None)):
             for setting in SETTINGS:
-                layers[setting].append(batch.to_words(summed, setting))
-                yield Choice(setting, layer), layers[setting][-1]
-                if heads is not None:
-                    for head, of_head in enumerate(batch.to_words(heads, setting).unbind(1)):
+                if found.summed is not None:
+                    layers[setting].append(batch.to_words(found.summed, setting))
+                    yield Choice(setting, layer), layers[setting][-1]
+                if found.by_head is not None:
+                    for head, of_head in enumerate(batch.to_words(found.by_head, setting).unbind(1)):
                         yield Choice(setting, layer, head), of_head
         for setting in SETTINGS:
             yield Choice(setting, "mean"), _mean_of_layers(layers[setting])
 
-    def _cross_scores(
-        self, batch: Batch, *, by_head: bool, only: int | Literal["mean"] = "mean"
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each cross-attention call in order: (batch, query, key) and, by head, (batch, head, query, key).
-
-        Calls other than ``only`` (counted from 0) are passed over, as empty tensors.
-        """
-        found: list[tuple[Tensor, Tensor | None]] = []
-        composition = Composition(self._method) if self._method.composed else None
-        measure_head = self._method.by_head if by_head else None
-
-        def take(record: AttentionRecord) -> None:
-            record = at_least_float32(record)
-            composed = composition.add(record) if composition else None
-            if record.call.kind != "cross":
-                return
-            if only not in ("mean", len(found)) and not (isinstance(only, int) and only < 0):
-                found.append((record.weights.new_empty(0), None))
-                return
-            summed = self._method.measure(record) if composed is None else composed
-            found.append((summed, measure_head(record) if measure_head else None))
-
-        run_recorded(self._teacher.body, batch.inputs, take)
+    def _maps(self, batch: Batch, heads: bool, only: int | None) -> list[CrossMap]:
+        """The maps of the cross-attention, layer by layer."""
+        found = self._method.read(self._teacher.body, batch.inputs, heads, only)
         if not found:
             raise ValueError(
                 f"CrossAttentionAligner: {type(self.model).__name__} ran, but no cross-attention was seen: its decoder "
@@ -319,8 +304,9 @@ def _mean_of_layers(layers: Sequence[Tensor]) -> Tensor:
 
 
 def _aligned(pair: Pair, links: list[Link], of_words: Tensor) -> AlignedPair:
-    wide = len(pair.source) + pair.source_pieces.words.count(None)
-    return AlignedPair(tuple(pair.source), tuple(pair.target), tuple(links), of_words[: len(pair.target), :wide].cpu())
+    candidates = (*pair.source, *pair.source_pieces.special_names())
+    scores = of_words[: len(pair.target), : len(candidates)].cpu()
+    return AlignedPair(tuple(pair.source), tuple(pair.target), tuple(links), scores, candidates)
 
 
 def _at(found: Sequence[Any], index: int, name: str, what: str) -> Any:
@@ -336,7 +322,7 @@ def _checked_choice(layer: Any, head: Any, setting: Any, method: LinkMethod) -> 
         raise ValueError(f'CrossAttentionAligner: head should be an integer, "best" or None, got {head!r}.')
     if setting not in (*SETTINGS, "best"):
         raise ValueError(f'CrossAttentionAligner: setting should be "awi", "awo" or "best", got {setting!r}.')
-    if isinstance(head, int) and method.by_head is None:
+    if isinstance(head, int) and not method.has_heads:
         raise ValueError(f"CrossAttentionAligner: {method.title} has no form for a single head. Leave head out.")
     if isinstance(head, int) and layer == "mean":
         raise ValueError('CrossAttentionAligner: head belongs to one layer; with layer="mean" leave it out.')

@@ -21,10 +21,17 @@ class Pieces:
     Attributes:
         ids: of all pieces, special tokens included.
         words: the word of each piece, counted from 0; None for a special token.
+        special: the names of the special tokens, in order, where they are known.
     """
 
     ids: tuple[int, ...]
     words: tuple[int | None, ...]
+    special: tuple[str, ...] = ()
+
+    def special_names(self) -> tuple[str, ...]:
+        """A name for each special token."""
+        count = self.words.count(None)
+        return self.special if len(self.special) == count else ("·",) * count
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.words):
@@ -76,7 +83,7 @@ class TokenizerPieces:
             return self._word_by_word(words, side, encoding["input_ids"])
         found = words_of(encoding, " ".join(words))
         place = _places(words, found.strings)
-        return Pieces(tuple(encoding["input_ids"]), tuple(None if w is None else place[w] for w in found.index))
+        return self._named(encoding["input_ids"], [None if w is None else place[w] for w in found.index])
 
     def _word_by_word(self, words: Sequence[str], side: str, ids: Sequence[int]) -> Pieces:
         each = [self._tokenizer(**{side: word}, add_special_tokens=False)["input_ids"] for word in words]
@@ -90,7 +97,12 @@ class TokenizerPieces:
             )
         of_word: list[int | None] = [None] * len(ids)
         of_word[start : start + len(plain)] = [w for _, w in plain]
-        return Pieces(tuple(ids), tuple(of_word))
+        return self._named(ids, of_word)
+
+    def _named(self, ids: Sequence[int], of_word: Sequence[int | None]) -> Pieces:
+        special = [i for i, word in zip(ids, of_word, strict=True) if word is None]
+        names = tuple(map(str, self._tokenizer.convert_ids_to_tokens(special)))
+        return Pieces(tuple(ids), tuple(of_word), names)
 
 
 def _places(words: Sequence[str], found: Sequence[str]) -> list[int]:

@@ -12,9 +12,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from captum_norm.cli import certify, compare, report, study, tokens
+from captum_norm.cli import align, certify, compare, report, study, tokens
 
-COMMANDS = {"compare": compare, "tokens": tokens, "certify": certify, "study": study, "report": report}
+COMMANDS = {"compare": compare, "tokens": tokens, "certify": certify, "study": study, "report": report, "align": align}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -101,20 +101,21 @@ def quiet() -> Iterator[None]:
             speech.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load(asked: Any, *, head: bool = True, tokenizer: bool = True) -> Loaded:
+def load(asked: Any, *, head: bool = True, tokenizer: bool = True, translation: bool = False) -> Loaded:
     """The model that ``--model``, ``--device`` and ``--dtype`` ask for; the embedded one where none is named.
 
     Args:
         asked: the parsed arguments.
         head: with the head that its checkpoint was saved with; False: the plain encoder or decoder.
         tokenizer: whether a tokenizer is needed.
+        translation: the embedded model is the translation model.
 
     Raises:
         ValueError: if the device is not there, or the model or its tokenizer cannot be loaded.
     """
     device = _device(asked.device)
     if asked.model is None:
-        loaded = _embedded(head)
+        loaded = _embedded_translation() if translation else _embedded(head)
     else:
         _check_name(asked.model)
         loaded = _from_files(asked.model, head, tokenizer)
@@ -145,6 +146,13 @@ def _embedded(head: bool) -> Loaded:
     model, tokenizer = load_sentiment() if head else load_encoder()
     name = "the embedded sentiment model" if head else "the embedded MiniLM-L6 encoder"
     return Loaded(model, tokenizer, name, "classes" if head else "none")
+
+
+def _embedded_translation() -> Loaded:
+    from captum_norm.models.translation import load_translation
+
+    model, tokenizer = load_translation()
+    return Loaded(model, tokenizer, "the embedded translation model", "next token")
 
 
 def _from_files(name: str, head: bool, tokenizer: bool) -> Loaded:
