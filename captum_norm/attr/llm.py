@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import Method, unwrapped
+from captum_norm.attr._base import InputAttribution, Method, unwrapped
 from captum_norm.attr._captum import (
     DEFAULT_GEN_ARGS,
     BaseLLMAttribution,
@@ -28,7 +28,7 @@ from captum_norm.attr._captum import (
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
-from captum_norm.inputs import check_inputs
+from captum_norm.inputs import check_inputs, longest_input
 
 TargetType: TypeAlias = str | TokensType | Tensor
 
@@ -242,8 +242,7 @@ class _TeacherForced:
 
     def __init__(self, method: Any, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]) -> None:
         whole = torch.cat([ids, answer[None]], dim=1)
-        # The last target token is predicted, not read.  One token alone would not show whether the model looks ahead.
-        self._read = whole[:, : max(2, whole.shape[1] - 1)]
+        self._read = whole[:, : _length_read(method, model, whole.shape[1])]
         self._answer, self._first = answer, ids.shape[1] - 1
         self._arguments = arguments
         self.model = model
@@ -265,10 +264,13 @@ class _TeacherForced:
         Raises:
             ValueError: if the model's attention looks ahead.
         """
+        positions = list(range(self._first, self._first + len(self._answer)))
+        targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
         if hasattr(self._method, "attribute_each"):
-            positions = list(range(self._first, self._first + len(self._answer)))
-            targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
             scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
+        elif not isinstance(self._method, InputAttribution):
+            each = [self._method.attribute(self._read, target, **self._arguments) for target in targets]
+            scores = torch.cat(each)
         else:
             scores = self._chosen(self._method.attribute(self._read, position="all", **self._arguments)[0])
         self._refuse_looking_ahead(scores)
@@ -276,12 +278,16 @@ class _TeacherForced:
 
     def probabilities(self) -> Tensor | None:
         """What probability the model gave to each target token, (target,); None for a model without logits."""
-        return None if self._logits is None else self._of_answer(self._logits.softmax(-1))
+        return None if self._logits is None else self._of_answer(self._rows_of(self._logits).softmax(-1))
 
     def logits(self) -> Tensor:
         """The logit of each target token, (target,)."""
         assert self._logits is not None  # they are what the method has explained
-        return self._of_answer(self._logits)
+        return self._of_answer(self._rows_of(self._logits))
+
+    def _rows_of(self, logits: Tensor) -> Tensor:
+        rows = self._chosen(logits[0].detach())
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _of_answer(self, rows: Tensor) -> Tensor:
         return rows.gather(1, self._answer[:, None].to(rows.device))[:, 0]
@@ -293,9 +299,7 @@ class _TeacherForced:
         """What the model returns, its logits kept."""
         output = self.model(ids, **self._fixed)
         logits = output.get("logits") if isinstance(output, Mapping) else output
-        if isinstance(logits, Tensor) and logits.ndim == 3:
-            rows = self._chosen(logits[0].detach())
-            self._logits = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
         return output
 
     def _refuse_looking_ahead(self, scores: Tensor) -> None:
@@ -307,6 +311,13 @@ class _TeacherForced:
                 "at another sequence, but a target token is explained by the row before it only in a causal language "
                 "model. Use the method itself: attribute(ids, position=...)."
             )
+
+
+def _length_read(method: Any, model: Module, whole: int) -> int:
+    """The last target token is predicted, not read, unless it alone would show whether the model looks ahead."""
+    longest = longest_input(model)
+    shown_by_calls = hasattr(method.report, "certificates")
+    return max(2, whole - 1) if shown_by_calls or (longest is not None and whole > longest) else whole
 
 
 def _fixed_arguments(method: Method) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from captum_norm.attr import (
     AttentionRelevance,
     AttentionRollout,
     AttentionWeights,
+    DecompX,
     LayerAttentionNorm,
     LLMAttentionAttribution,
 )
@@ -90,7 +91,8 @@ def test_a_target_token_has_the_scores_of_the_row_that_predicts_it(row, family):
     whole = torch.cat([prompt, target])[None]
     for number in range(3):
         explained = (-1, int(target[number])) if row.reads_target else None
-        alone = row.build(model).attribute(whole[:, : 4 + number], explained, position=-1)
+        row_of = {} if row.method is DecompX else {"position": -1}
+        alone = row.build(model).attribute(whole[:, : 4 + number], explained, **row_of)
         close(found.token_attr[number], alone[0, :4], rtol=1e-5, atol=1e-7)
     close(found.seq_attr, found.token_attr.sum(0))
 
@@ -101,6 +103,25 @@ def test_one_pass_serves_all_target_tokens(kind):
     lengths = counted(model)
     LLMAttentionAttribution(kind(model), sentence_piece()).attribute(ids(4), ids(5))
     assert lengths == [8]  # the last target token is predicted, not read
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+def test_what_decompx_gives_to_tokens_and_biases_is_the_target_tokens_logit(family):
+    model = tiny(family)
+    prompt, target = ids(4), ids(3, seed=1)
+    method = LLMAttentionAttribution(DecompX(model), sentence_piece())
+    result = method.attribute(prompt, target)
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, target])[None]).logits[0, 3:6]
+    of_tokens = result.token_attr.sum(1) + method.report.to_left_out + method.report.to_target
+    close(of_tokens + method.report.delta, logits[torch.arange(3), target])
+    for number in range(3):
+        whole = torch.cat([prompt, target[:number]])[None]
+        alone = DecompX(model).attribute(whole, (-1, int(target[number])))
+        close(result.token_attr[number], alone[0, :4], rtol=1e-4, atol=1e-5)
+    assert (method.report.delta.abs() > 1e-3).any() == (family == "GPT2")  # Llama has no biases
+    assert method.multiplies_by_inputs is True
+    assert not method.report.delta.requires_grad
 
 
 def test_a_target_may_end_where_the_models_positions_end():
@@ -436,6 +457,9 @@ def test_a_model_that_looks_ahead_is_refused(tokenizer):
     for target in ("a", "a dog"):
         with pytest.raises(ValueError, match=r"encoder\.layer\.0\.attention.*of BertForMaskedLM looks ahead"):
             method.attribute("the cat", target)
+    signed = LLMAttentionAttribution(DecompX(method.model), tokenizer)
+    with pytest.raises(ValueError, match="attention of BertForMaskedLM looks ahead"):
+        signed.attribute("the cat", "a")
     with pytest.raises(ValueError, match="BertModel cannot generate a target"):
         LLMAttentionAttribution(AttentionNorm(tiny("Bert").bert), tokenizer).attribute("the cat")
     with pytest.raises(ValueError, match="BartForConditionalGeneration is an encoder-decoder"):
