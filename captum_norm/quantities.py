@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionBlock, AttentionRecord
@@ -134,8 +135,18 @@ def _block_quantities(record: AttentionRecord, block: AttentionBlock, names: Seq
     results = block_quantities(
         tuple(dict.fromkeys(wanted.values())), record.weights, record.values, record.W_O, block.residual, *norms,
         gate=record.gate, inner=block.inner, residual_key=block.residual_key,
+        attended=_attended(record, block), b_O=record.b_O,
     )  # fmt: skip
     return {name: results[found] for name, found in wanted.items()}
+
+
+def _attended(record: AttentionRecord, block: AttentionBlock) -> Tensor | None:
+    """What attention gave out, if it is what the weights and values make, to the digits of the results."""
+    exact = block.attended is not None and record.weights.dtype == record.values.dtype == block.attended.dtype
+    return block.attended if exact and float(record.certificate) < _EXACT[record.weights.dtype] else None
+
+
+_EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def alti_contributions(record: AttentionRecord, p: int = 1) -> Tensor:

@@ -104,6 +104,7 @@ class AttentionBlock:
 
     Attributes:
         residual: what the model added to it, (batch, query, model).
+        attended: what attention gave out, b_O included, likewise; None where the model has overwritten it.
         residual_key: which key each query is itself, see :data:`captum_norm.functional.block.ResidualKey`.
         inner: a norm or scale between attention and residual (Gemma's, LayerScale), at the state it normalised; None
             where there is none.
@@ -119,6 +120,7 @@ class AttentionBlock:
     """
 
     residual: Tensor
+    attended: Tensor | None
     residual_key: ResidualKey
     inner: FrozenNorm | None
     norm: FrozenNorm | None
@@ -139,6 +141,7 @@ class AttentionBlock:
         return replace(
             self,
             residual=self.residual.gather(1, wide),
+            attended=None if self.attended is None else self.attended.gather(1, wide),
             residual_key=rows if own == "diagonal" else own,
             output=self.output.gather(1, wide),
             **norms,

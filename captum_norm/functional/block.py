@@ -56,11 +56,16 @@ class BlockOptions(TypedDict, total=False):
     gate: what the mixed values are multiplied with before W_O, as in ``summed_norms``.
     inner: a norm or fixed scale between attention and residual, at the state it normalised (attention + b_O).
     residual_key: which key is the query itself, see ``ResidualKey``; ``"diagonal"`` unless told.
+    attended: what attention gave out, b_O included, (batch, query, model).  Not needed, but with it what comes from
+        other positions is a difference instead of a product.
+    b_O: the output projection's bias, (model,); only used to take it off ``attended``.
     """
 
     gate: Tensor | None
     inner: FrozenNorm | None
     residual_key: ResidualKey
+    attended: Tensor | None
+    b_O: Tensor | None
 
 
 @torch.no_grad()
@@ -277,6 +282,8 @@ class Block:
     gate: Tensor | None = None
     inner: FrozenNorm | None = None
     residual_key: ResidualKey = "diagonal"
+    attended: Tensor | None = None
+    b_O: Tensor | None = None
     output: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -298,10 +305,11 @@ class Block:
     def inputs(self) -> dict[str, tuple[Tensor, str]]:
         """All tensors by the names that errors use, with their axes."""
         inputs = attention_inputs(self.weights, self.values, self.W_O, self.gate)
-        if self.residual is not None:
-            inputs["residual"] = (self.residual, _STATE)
-        if self.output is not None:
-            inputs["output"] = (self.output, _STATE)
+        for name in ("residual", "attended", "output"):
+            if getattr(self, name) is not None:
+                inputs[name] = (getattr(self, name), _STATE)
+        if self.b_O is not None:
+            inputs["b_O"] = (self.b_O, "model")
         for name in ("inner", "norm", "second_norm"):
             norm: FrozenNorm | None = getattr(self, name)
             if norm is not None:
@@ -324,31 +332,51 @@ class Block:
         """What stands behind the residual."""
         return [norm for norm in (self.norm, self.second_norm) if norm is not None]
 
-    @cached_property
+    @property
     def own_lengths(self) -> Tensor:
         """How long the part is that a position keeps of itself: after attention, with the residual, behind each norm.
 
         (stage, batch, query) in float64.  What each query is divided by in the norms is left out.
         """
-        return self._lengths(self._mixed_from_itself, self.residual)
+        return self._from_itself[1]
 
     @cached_property
     def others_lengths(self) -> Tensor:
         """The same for the part that comes from all other positions together."""
-        return self._lengths(self._mixed_from_others, None)
+        part = self._from_others if self.attended is None else self._rest
+        return torch.cat([part(q) for q in self._query_blocks()], dim=2)
 
     def own_part(self) -> Tensor:
         """The vector that a position keeps of itself, behind all norms and divided; (batch, query, model), float64."""
-        parts = [self._projected(self._mixed_from_itself, q, self.residual)[0] for q in self._query_blocks()]
-        vectors = torch.cat(parts, dim=1)
+        vectors = self._from_itself[0]
         vectors = vectors if self.inner is None else self.inner(vectors)
         vectors = vectors if self.residual is None else vectors + self.residual
         for norm in self.norms:
             vectors = norm(vectors)
         return vectors
 
-    def _lengths(self, mix: Mix, residual: Tensor | None) -> Tensor:
-        return torch.cat([self._projected(mix, q, residual)[1] for q in self._query_blocks()], dim=2)
+    @cached_property
+    def _from_itself(self) -> tuple[Tensor, Tensor]:
+        """What attention takes from the position itself, (batch, query, model), and ``own_lengths``."""
+        parts = [self._projected(self._mixed_from_itself, q, self.residual) for q in self._query_blocks()]
+        return torch.cat([vectors for vectors, _ in parts], dim=1), torch.cat([lengths for _, lengths in parts], dim=2)
+
+    def _from_others(self, queries: slice) -> Tensor:
+        """``others_lengths`` of some queries, by a product."""
+        return self._projected(self._mixed_from_others, queries, None)[1]
+
+    def _rest(self, queries: slice) -> Tensor:
+        """``others_lengths`` of some queries: what attention gave out less the own part, unless little is left."""
+        assert self.attended is not None
+        attended, own = self.attended[:, queries].double(), self._from_itself[0][:, queries]
+        rest = attended - own
+        size = vector_norm(attended, dim=-1) + vector_norm(own, dim=-1)
+        if self.b_O is not None:
+            rest -= self.b_O
+            size += vector_norm(self.b_O.double())
+        lengths = self._stages(rest, queries, None)
+        little = (lengths / self._projection[2]).amin(0) < _CANCELS * size
+        return self._from_others(queries) if little.any() else lengths
 
     def _query_blocks(self) -> Iterator[slice]:
         """At least one, so that there is something to join."""
@@ -478,6 +506,9 @@ _QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[[Block], Tensor]]] = {
 """What each quantity needs beside attention, and how it is made."""
 
 _STATE = "batch query model"
+
+# Below this part of what it is a difference of, a part is computed by itself: right to about 1e-6 in float32.
+_CANCELS = 0.1
 
 # So that a block of vectors stays in a core's cache.
 _QUERIES = 128

@@ -69,6 +69,7 @@ class BlockReader:
         second = self._second_norms(check, behind, rows, norm is not None)
         return AttentionBlock(
             residual=residual,
+            attended=_attended(form, kept, part, inner),
             residual_key=own_key(),
             inner=inner,
             norm=norm,
@@ -170,6 +171,13 @@ def _summands(residual: Kept, part: Kept, form: Form, state: Tensor, rows: Tenso
         return state - known, known
     known = _at(residual.tensor, rows)
     return known, state - known
+
+
+def _attended(form: Form, kept: Kept, part: Tensor, inner: FrozenNorm | None) -> Tensor | None:
+    """What attention gave out, where it is known to all of its digits."""
+    if inner is not None:
+        return inner.state
+    return part if kept.unchanged and form.beside is None else None
 
 
 def _written(projection: Projection | None, rows: Tensor) -> Tensor | None:
