@@ -183,6 +183,8 @@ class _Reader:
             mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout, mixture.live)
         cross = kind == "cross"
         block, no_block = self._block(mixture, layout, queries, keys, cross)
+        if block is not None and offsets:  # W_O wrote something else along with attention
+            block = replace(block, attended=None)
         return AttentionRecord(
             call=replace(call, kind=kind, heads=weights.shape[1]),
             weights=weights,
