@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -35,7 +35,7 @@ def model_record(model: nn.Module) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "blake2b": _fingerprint(model.state_dict().items()),
+        "blake2b": _fingerprint(_weights(model)),
         "dtype": sorted({str(parameter.dtype).removeprefix("torch.") for parameter in floats}),
         "device": sorted({parameter.device.type for parameter in model.parameters()}),
         "attention": getattr(getattr(model, "config", None), "_attn_implementation", None),
@@ -72,10 +72,32 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.device.type == "meta":  # offloaded to disk: known by name and shape alone
-            continue
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its numbers, those that accelerate keeps elsewhere until they are needed too."""
+    elsewhere: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in (hook, *getattr(hook, "hooks", ())):
+            kept: Any = getattr(one, "weights_map", None)
+            if kept is None:
+                continue
+            for name in dict(module.named_parameters()) | dict(module.named_buffers()):
+                if name in kept:
+                    elsewhere[f"{prefix}.{name}" if prefix else name] = kept[name]
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "meta":
+            yield name, tensor
+        elif name in elsewhere:
+            yield name, elsewhere[name].to(tensor.dtype)
+        else:
+            raise ValueError(
+                f"the weight {name} of {type(model).__name__} is on the meta device, without numbers, so the model "
+                "cannot be told from another. Load it with its weights, or place it by device_map."
+            )
 
 
 def _version(package: str) -> str:

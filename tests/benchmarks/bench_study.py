@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_study.py [--examples 24]
 
-The embedded sentiment model on made-up sentences.  Everything a study does is counted, from the fingerprint of the model
+The embedded sentiment model on made-up sentences.  Everything a study does is counted, from the model's fingerprint
 to the last commit and the reading of the results; the forward that finds what is explained is overhead, too.
 """
 

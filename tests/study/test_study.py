@@ -3,6 +3,7 @@
 import json
 import math
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerIntegratedGrad
 from captum_norm import AttentionNorm, HFForward
 from captum_norm.methods import METHODS
 from captum_norm.study import METRICS, Example, StoredScores, Study, Variant
+from captum_norm.study.record import model_record
 from captum_norm.study.store import Store
 
 from . import tiny
@@ -209,6 +211,30 @@ def test_metrics_that_run_a_method_again_pass_over_those_that_cannot_be(tmp_path
 def test_a_choice_that_is_not_known_is_refused(tmp_path, options, says):
     with pytest.raises(ValueError, match=says):
         run(tmp_path, **options)
+
+
+def test_a_model_whose_layers_lie_on_disk_gives_the_same(tmp_path):
+    methods = ["AttentionNorm", "GlobEnc", "Saliency", "FeatureAblation"]
+    whole, spread = tiny.study(methods, ONE), tiny.study(methods, ONE)
+    places = dict.fromkeys(("bert.encoder.layer.1", "bert.pooler", "classifier"), "disk")
+    places |= dict.fromkeys(("bert.embeddings", "bert.encoder.layer.0"), "cpu")
+    accelerate.dispatch_model(
+        spread.forward.model, places, main_device="cpu", offload_dir=tmp_path / "layers", force_hooks=True
+    )
+    one, other = (s.run(tiny.examples(3), tmp_path / f"{i}.db", progress=False) for i, s in enumerate((whole, spread)))
+    assert not other.failures()
+    assert other.config["model"]["blake2b"] == one.config["model"]["blake2b"]
+    assert other.config["model"]["device"] == ["cpu", "meta"]
+    for method in methods:
+        for a, b in zip(one.scores(method), other.scores(method), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_a_model_without_numbers_is_refused():
+    with torch.device("meta"):
+        model = type(tiny.classifier())(tiny.classifier().config)
+    with pytest.raises(ValueError, match="on the meta device, without numbers"):
+        model_record(model)
 
 
 def test_a_model_in_training_is_refused():
