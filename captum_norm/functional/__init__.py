@@ -13,6 +13,7 @@ from captum_norm.functional.block import (
     res_ln_norms,
     res_norms,
 )
+from captum_norm.functional.decompx import EncoderLayer, decompx_layer, decompx_output, share_bias
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
@@ -20,9 +21,12 @@ from captum_norm.functional.split import input_split, value_gradients
 from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_shares
 
 __all__ = [
+    "EncoderLayer",
     "FrozenNorm",
     "alti",
     "block_quantities",
+    "decompx_layer",
+    "decompx_output",
     "flow",
     "globenc_norms",
     "gradient_weights",
@@ -40,6 +44,7 @@ __all__ = [
     "res_norms",
     "rollout",
     "rollout_encoder_decoder",
+    "share_bias",
     "summed_norms",
     "transformed_norms",
     "value_gradients",

@@ -1,6 +1,11 @@
 """A model or a layer as a frozen linear map of its inputs: attention weights, norms, activations, gates held fixed."""
 
-from captum_norm.linear.contributions import TokenContributions, shared_contributions, token_contributions
+from captum_norm.linear.contributions import (
+    TokenContributions,
+    contributions_to_each,
+    shared_contributions,
+    token_contributions,
+)
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, NothingMixedError, ProductType
 from captum_norm.linear.model import Contributions, FrozenCheck, FrozenModel
 
@@ -14,6 +19,7 @@ __all__ = [
     "NothingMixedError",
     "ProductType",
     "TokenContributions",
+    "contributions_to_each",
     "shared_contributions",
     "token_contributions",
 ]

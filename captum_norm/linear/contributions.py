@@ -67,20 +67,42 @@ def token_contributions(
         NotFrozenError: if an operation has no linear form, if the output depends on no token, or if the shares do not
             add up to the output.
     """
+    [found] = contributions_to_each(lambda: [explain()], inputs, conventions)
+    return found
+
+
+def contributions_to_each(
+    explain: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor], conventions: Conventions
+) -> list[TokenContributions]:
+    """Several outputs of one forward pass, with a backward pass for each.
+
+    Args:
+        explain: runs the model and returns what is explained of its output, each (batch,).
+        inputs, conventions: as for :func:`token_contributions`.
+
+    Raises:
+        NothingMixedError, NotFrozenError: as :func:`token_contributions`.
+    """
     sources = TokenSources(inputs)
     run = BackwardRun(conventions, sources)
     with run.running():
         explained = explain()
-        if sources.place(explained) is not None or not sources.leaves:
+        if not sources.leaves or any(sources.place(one) is not None for one in explained):
             raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
-        output = run.result(explained)
+        outputs = [run.result(one) for one in explained]
+    return [_backwards(run, sources, output, keep=n + 1 < len(outputs)) for n, output in enumerate(outputs)]
+
+
+def _backwards(run: BackwardRun, sources: TokenSources, output: Tensor, keep: bool) -> TokenContributions:
+    """From an output (batch,) back to tokens and biases; ``keep`` the graph for another output."""
     if not output.requires_grad:
         raise NotFrozenError(
             "the output does not depend on the inputs in linear form: it is computed without them, or is a softmax or a "
             "sigmoid, which are held fixed: explain the logits."
         )
     leaves = sources.leaves
-    found = torch.autograd.grad(output.sum(), [*(leaf.value for leaf in leaves), run.one], allow_unused=True)
+    inputs = [*(leaf.value for leaf in leaves), run.one]
+    found = torch.autograd.grad(output.sum(), inputs, retain_graph=keep, allow_unused=True)
     *gradients, bias = (None if gradient is None else gradient.detach() for gradient in found)
     with torch.no_grad():
         return _Sum(output.detach(), run.largest).of(leaves, gradients, bias)
@@ -166,9 +188,7 @@ def shared_contributions(
     with run.running():
         parts = run.result(explain()).to(alone.output.dtype)
     tokens = {stack: parts[sources.slots(stack, scores.shape[1])].T for stack, scores in alone.tokens.items()}
-    return replace(
-        alone, tokens=tokens, bias=alone.output - parts.sum(0), left_out=parts[-1].expand_as(alone.output)
-    )
+    return replace(alone, tokens=tokens, bias=alone.output - parts.sum(0), left_out=parts[-1].expand_as(alone.output))
 
 
 # The residual stream, what is added to it, and twice the widest layer, at one time.

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_norm.capture.operations import Operation
 from captum_norm.functional.decompx import BiasRule, share_bias
-from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError, call
+from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError
 from captum_norm.linear.run import FrozenRun, Known, Start
 from captum_norm.linear.sources import Leaf, Stack, TokenSources
 

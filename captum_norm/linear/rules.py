@@ -20,7 +20,7 @@ from captum_norm.capture.operations import Operation
 from captum_norm.capture.rules.elementwise import _FRESH, _QUESTIONS, IDENTITIES
 from captum_norm.capture.rules.moves import MOVES
 from captum_norm.capture.rules.products import attention_weights
-from captum_norm.linear.frozen import RULES, Frozen, call, rule
+from captum_norm.linear.frozen import RULES, Frozen, call, rule, writes
 from captum_norm.linear.fused import FrozenAttention, FrozenLayerNorm, Line
 
 if TYPE_CHECKING:
@@ -76,9 +76,17 @@ def same(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def scaled_by(one: Tensor) -> Callable[[Tensor], Tensor]:
+def scaled_by(one: Tensor, op: Operation) -> Callable[[Tensor], Tensor]:
     """Floating constants times ``one``; index tensors as they are."""
-    return lambda tensor: tensor.detach() * one.to(tensor.dtype) if tensor.is_floating_point() else tensor
+    overwritten = op.args[0] if writes(op) else None
+
+    def scaled(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        constant = tensor.detach().clone() if tensor is overwritten else tensor.detach()
+        return constant * one.to(tensor.dtype)
+
+    return scaled
 
 
 def is_lazy(run: FrozenRun, op: Operation, operands: tuple[Tensor, ...]) -> bool:
@@ -120,7 +128,7 @@ def _sum(run: FrozenRun, op: Operation) -> Frozen:
     operands = operands_of(run, op)
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
-        scale = scaled_by(one)
+        scale = scaled_by(one, op)
         args = op.args
         if op.name == "where" and len(args) > 2:
             args = (args[0], *(_scaled_number(value, one) for value in args[1:]))
@@ -159,7 +167,7 @@ def _add(run: FrozenRun, op: Operation) -> Frozen:
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
         args = (*(_scaled_number(value, one) for value in op.args[:2]), *op.args[2:])
-        return call(op, swapping(operands, xs, scaled_by(one)), args)
+        return call(op, swapping(operands, xs, scaled_by(one, op)), args)
 
     constant = len(operands) < 2
     return Frozen(apply, operands, has_constant=constant, lazy=is_lazy(run, op, operands), root=root)

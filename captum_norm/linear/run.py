@@ -23,7 +23,6 @@ from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
 from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced, writes
 from captum_norm.linear.sources import TokenSources
 
-
 Start = tuple[int, int]
 
 
