@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from captum_norm.attr._base import InputAttribution, finished
 from captum_norm.attr._captum import extra_arguments, logged, selected
 from captum_norm.attr._outside import outside_inference_mode
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, without_padding
+from captum_norm.attr._reduction import AttributionReport, KindType, Reduction, without_padding
 from captum_norm.attr._relevance import Relevance
 from captum_norm.attr.weights import mean_weights
-from captum_norm.capture import AttentionRecord, InexactCaptureError
+from captum_norm.capture import AttentionRecord
 from captum_norm.functional import gradient_weights
 
 
@@ -108,15 +108,9 @@ class AttentionRelevance(InputAttribution):
         """
         return super().attribute(inputs, target, additional_forward_args, position=position, kind=kind, call=call)
 
-    def _run(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Any,
-        extras: tuple[Any, ...],
-        on_record: Callable[[AttentionRecord], None],
-        on_inexact: Callable[[InexactCaptureError], None],
-    ) -> None:
-        self._explain(inputs, [target], extras, [on_record], on_inexact)
+    def _fill(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
+        """One forward and one backward pass; each record goes on with Abar in the place of its weights."""
+        self._explain([reduction], inputs, [target], extras)
 
     def attribute_each(
         self,
@@ -144,7 +138,7 @@ class AttentionRelevance(InputAttribution):
         """
         reductions = [self._reduction(Rows(position), kind, call, inputs.device) for position in positions]
         extras = extra_arguments(additional_forward_args)
-        self._explain((inputs,), targets, extras, [reduction.add for reduction in reductions], reductions[0].skip)
+        self._explain(reductions, (inputs,), targets, extras)
         answers = [reduction.scores(0, inputs) for reduction in reductions]
         self.report = AttributionReport(
             tuple(reductions[0].certificates), tuple(left_out for _, left_out, _ in answers)
@@ -153,36 +147,30 @@ class AttentionRelevance(InputAttribution):
 
     def _explain(
         self,
+        reductions: Sequence[Reduction],
         inputs: tuple[Tensor, ...],
         targets: Sequence[Any],
         extras: tuple[Any, ...],
-        on_record: Sequence[Callable[[AttentionRecord], None]],
-        on_inexact: Callable[[InexactCaptureError], None],
     ) -> None:
-        """One forward pass, and for each target a backward pass; then each record, its weights times their gradients in
-        their place."""
+        """One forward pass, and for each target a backward pass, whose records go to a reduction of its own."""
         title, records = type(self).__name__, list[AttentionRecord]()
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.enable_grad():
-            output = self._forward(inputs, extras, records.append, on_inexact, differentiable=True)
-            for n, (target, hand_over) in enumerate(zip(targets, on_record, strict=True)):
-                if not records:  # nothing to explain: the reduction says so
-                    continue
-                explained = selected(output, target, title)
-                for record in weighted(records, explained.sum(), title, keep=n + 1 < len(targets)):
-                    hand_over(record)
+            output = self._forward(inputs, extras, records.append, reductions[0].skip, differentiable=True)
+            counted = [record for record in records if reductions[0].counts(record.call)]
+            for reduction, target in zip(reductions, targets, strict=True):
+                explained = selected(output, target, title).sum() if counted else None
+                keep = reduction is not reductions[-1]
+                gradients = iter(() if explained is None else weight_gradients(counted, explained, title, keep))
+                for record in records:
+                    asked = reductions[0].counts(record.call)
+                    reduction.add(_weighted(record, next(gradients)) if asked else replace(record, mixed=None))
 
 
-def weighted(
-    records: Sequence[AttentionRecord], explained: Tensor, caller: str, keep: bool = False
-) -> Iterator[AttentionRecord]:
-    """Each record with mean_h max(0, (dL/dalpha_h) * alpha_h), (batch, 1, query, key), in the place of its weights.
-
-    Args, Raises: as :func:`weight_gradients`.
-    """
-    for record, gradient in zip(records, weight_gradients(records, explained, caller, keep), strict=True):
-        weights = without_padding(record).weights
-        product = gradient_weights(weights, gradient.masked_fill(weights == 0, 0))  # some models give NaN at padding
-        yield replace(record, weights=product[:, None], mixed=None)
+def _weighted(record: AttentionRecord, gradient: Tensor) -> AttentionRecord:
+    """The record with mean_h max(0, (dL/dalpha_h) * alpha_h), (batch, 1, query, key), in the place of its weights."""
+    weights = without_padding(record).weights
+    product = gradient_weights(weights, gradient.masked_fill(weights == 0, 0))  # some models give NaN at padding
+    return replace(record, weights=product[:, None], mixed=None)
 
 
 def weight_gradients(
@@ -214,7 +202,7 @@ def weight_gradients(
         raise ValueError(
             f"{caller}: the output explained has no gradient with respect to attention call {missing[0].name!r} "
             f"({missing[0].kind}, call {missing[0].call}) and {len(missing) - 1} more: that part of the model runs "
-            "without gradients, or is not used for this output."
+            "without gradients, or is not used for this output. kind= leaves calls out."
         )
     return [_of_weights(record, gradient) for record, gradient in zip(records, found, strict=True)]
 

@@ -117,7 +117,10 @@ class Replay:
             ) from error
         self._flow.finish()
         self._outputs = tensors_of(again)
-        _check_alike(tensors_of(call.output), self._outputs, f"{self._name}, run again on its own input,")
+        # Under autocast a layer computes in another dtype than it gives out.
+        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.dtype for _, m in self._flow.projected}
+        self._tolerance = max(_TOLERANCES.get(dtype, 1e-4) for dtype in dtypes or {torch.float32})
+        self._check_alike(tensors_of(call.output), self._outputs, "run again on its own input,")
 
     def products(self) -> list[Product]:
         """The value products whose result went through a projection, in the order they ran.
@@ -221,7 +224,7 @@ class Replay:
             return rows.of(self._changed(product, partial(_without, key)))
 
         unchanged, *found = self._each(run, torch.cat([_NO_KEY[None], first]), batched)
-        _check_alike([rows.of(self._outputs)], [unchanged], f"{self._name}, run with its value product repeated,")
+        self._check_alike([rows.of(self._outputs)], [unchanged], "run with its value product repeated,")
         yield torch.stack(found), unchanged
         for some in others:
             yield self._each(run, some, batched), unchanged
@@ -237,6 +240,20 @@ class Replay:
             raise
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             raise CannotBatchError(f"{self._name} cannot run under vmap: {error}") from error
+
+    def _check_alike(self, first: list[Tensor], second: list[Tensor], how: str) -> None:
+        """Refuse two outputs that differ by more than rounding."""
+        for one, other in zip(first, second, strict=False):
+            if one.shape != other.shape:
+                shapes = f"{tuple(other.shape)} instead of {tuple(one.shape)}"
+                raise InexactCaptureError(f"{self._name}, {how} gives out {shapes}")
+            largest = torch.nan_to_num(one).abs().max().clamp_min(1e-30)
+            error = float(torch.nan_to_num(one - other).abs().max() / largest)
+            if error > self._tolerance:
+                raise InexactCaptureError(
+                    f"{self._name}, {how} differs from what it gave out by {error:.1e}: it draws random numbers (call "
+                    "model.eval()), or keeps a state such as keys of earlier passes"
+                )
 
     def _changed(self, product: Product, change: Change) -> list[Tensor]:
         with _Replaying(_Changing(product.number, change)):
@@ -311,16 +328,3 @@ class _Replaying(OperationMode):
         if self._flow.result is not None:
             out, self._flow.result = self._flow.result, None
         return out
-
-
-def _check_alike(first: list[Tensor], second: list[Tensor], title: str) -> None:
-    """Refuse two outputs that differ by more than rounding."""
-    for one, other in zip(first, second, strict=False):
-        if one.shape != other.shape:
-            raise InexactCaptureError(f"{title} gives out {tuple(other.shape)} instead of {tuple(one.shape)}")
-        error = float(torch.nan_to_num(one - other).abs().max() / torch.nan_to_num(one).abs().max().clamp_min(1e-30))
-        if error > _TOLERANCES.get(one.dtype, 1e-4):
-            raise InexactCaptureError(
-                f"{title} differs from what it gave out by {error:.1e}: it draws random numbers (call "
-                "model.eval()), or keeps a state such as keys of earlier passes"
-            )

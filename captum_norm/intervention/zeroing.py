@@ -95,9 +95,10 @@ def value_zeroing_maps(
         InexactCaptureError: if a layer does not repeat itself, or its output has no row for each query.
     """
     chosen = outlines if wanted is None else wanted
-    found = layers_of([outline.record.call for outline in chosen], run, layers)
     taker = _Scores(outlines, {id(outline) for outline in chosen}, keys_at_once)
-    with BaseTorchFunctionMode(), torch.no_grad():  # any mode switches torch's fused layers off
+    # Any mode switches torch's fused layers off; a compiled layer shows nothing of itself.
+    with BaseTorchFunctionMode(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        found = layers_of([outline.record.call for outline in chosen], run, layers)
         watch_layers(set(found), run, taker.take)
     missing = [outline for outline in chosen if id(outline) not in taker.found]
     if missing:

@@ -125,6 +125,16 @@ def test_gradients_of_the_caller_stay_as_they_are():
     assert all(torch.equal(p.grad, before[name]) for name, p in model.named_parameters() if name in before)
 
 
+def test_autocast_and_compilation_leave_the_scores():
+    model, tokens = tiny("Bert", "sdpa"), ids(2, 6)
+    expected = AttentionRelevance(model).attribute(tokens, target=1)
+    close(AttentionRelevance(torch.compile(model, backend="eager")).attribute(tokens, target=1), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = AttentionRelevance(model).attribute(tokens, target=1)
+    assert found.dtype is torch.float32
+    close(found, expected, rtol=0, atol=0.05)
+
+
 # what is refused
 
 

@@ -140,3 +140,13 @@ def test_the_models_own_random_numbers_are_drawn_as_in_one_forward():
     torch.manual_seed(1)
     forward(ids(2, 6))
     assert torch.equal(torch.rand(1), after)
+
+
+def test_autocast_and_compilation_leave_the_scores():
+    model, tokens = tiny("Bert", "sdpa"), ids(2, 6)
+    expected = ValueZeroing(model).attribute(tokens)
+    close(ValueZeroing(torch.compile(model, backend="eager")).attribute(tokens), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ValueZeroing(model).attribute(tokens)
+    assert found.dtype is torch.float32
+    close(found, expected, rtol=0, atol=0.02)
