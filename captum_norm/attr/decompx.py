@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,8 +30,8 @@ from captum_norm.linear import (
     NothingMixedError,
     ProductType,
     TokenContributions,
+    contributions_to_each,
     shared_contributions,
-    token_contributions,
 )
 
 # Rules that weigh a bias by the parts it is added to.
@@ -169,35 +170,71 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
         """
         given = _distinct(as_tuple(inputs))
         extras = extra_arguments(additional_forward_args)
-        with outside_inference_mode((given, extras)) as (plain, more):
-            plain = tuple(tensor.detach() for tensor in plain)
-            found = self._contributions(plain, more, target)
-            stacks = [_stack(type(self).__name__, found, number, tensor) for number, tensor in enumerate(plain)]
-            by_stack = _with_biases(found, self.bias, stacks)
-            scores = tuple(
-                finished(_shaped(by_stack[stack], found, stack, like), like)
-                for stack, like in zip(stacks, given, strict=True)
-            )
-            delta = found.output - torch.stack([by_stack[stack].sum(1) for stack in stacks]).sum(0)
-        of_stacks = torch.stack([found.tokens[stack].sum(1) for stack in stacks]).sum(0)
-        left_out = found.output - found.bias - of_stacks
-        self.report = DecompXReport(found.bias.cpu(), left_out.cpu(), found.error, found.tolerance)
+        [(scores, delta)] = self._explained(given, extras, [target])
         answer = scores if is_tuple(inputs) else scores[0]
         return (answer, finished(delta, given[0])) if return_convergence_delta else answer
 
-    def _contributions(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], target: Any) -> TokenContributions:
+    def attribute_each(self, inputs: Tensor, targets: Sequence[Any], additional_forward_args: Any = None) -> Tensor:
+        """Several outputs of one forward pass, with a backward pass for each; rules that carry parts run anew for each.
+
+        Args:
+            inputs: ids (batch, position) or a gate.
+            targets: each as ``target`` of :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+
+        Returns:
+            (target, batch, position), equal to the targets one by one.  ``report`` is that of the last.
+
+        Raises:
+            ValueError, TypeError, AssertionError: as :meth:`attribute`.
+        """
+        explained = self._explained((inputs,), extra_arguments(additional_forward_args), targets)
+        return torch.stack([scores for (scores,), _ in explained])
+
+    def _explained(
+        self, given: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]
+    ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """The scores of each input and the delta, for each target."""
+        with outside_inference_mode((given, extras)) as (plain, more):
+            plain = tuple(tensor.detach() for tensor in plain)
+            return [self._shares(found, given) for found in self._contributions(plain, more, targets)]
+
+    def _shares(self, found: TokenContributions, given: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        stacks = [_stack(type(self).__name__, found, number, tensor) for number, tensor in enumerate(given)]
+        by_stack = _with_biases(found, self.bias, stacks)
+        scores = tuple(
+            finished(_shaped(by_stack[stack], found, stack, like), like)
+            for stack, like in zip(stacks, given, strict=True)
+        )
+        delta = found.output - torch.stack([by_stack[stack].sum(1) for stack in stacks]).sum(0)
+        of_stacks = torch.stack([found.tokens[stack].sum(1) for stack in stacks]).sum(0)
+        left_out = found.output - found.bias - of_stacks
+        self.report = DecompXReport(found.bias.cpu(), left_out.cpu(), found.error, found.tolerance)
+        return scores, delta
+
+    def _contributions(
+        self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]
+    ) -> list[TokenContributions]:
         forward, title = unwrapped(self.forward_func), type(self).__name__
         _refuse_replicas(title, self.forward_func)
 
-        def explain() -> Tensor:
-            return selected(run_forward(self.forward_func, inputs, extras), target, title)
+        def explain(targets: Sequence[Any]) -> list[Tensor]:
+            output = run_forward(self.forward_func, inputs, extras)
+            return [selected(output, target, title) for target in targets]
 
         try:
             _check_raw_model(forward, inputs, extras)
             tokens = _sources(forward, inputs, extras)
-            if self.bias in _CARRIED:
-                return shared_contributions(explain, tokens, self.conventions, self.bias, self.max_memory)
-            return token_contributions(explain, tokens, self.conventions)
+            if self.bias not in _CARRIED:
+                return contributions_to_each(partial(explain, targets), tokens, self.conventions)
+
+            def carried(target: Any) -> TokenContributions:
+                def alone() -> Tensor:
+                    return explain([target])[0]
+
+                return shared_contributions(alone, tokens, self.conventions, self.bias, self.max_memory)
+
+            return [carried(target) for target in targets]
         except NothingMixedError:
             raise ValueError(nothing_seen(title)) from None
         except (RuntimeError, TypeError) as error:

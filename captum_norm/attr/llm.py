@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import InputAttribution, Method, unwrapped
+from captum_norm.attr._base import Method, unwrapped
 from captum_norm.attr._captum import (
     DEFAULT_GEN_ARGS,
     BaseLLMAttribution,
@@ -26,6 +26,8 @@ from captum_norm.attr._captum import (
     TextTokenInput,
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
+from captum_norm.attr.decompx import DecompX
+from captum_norm.attr.relevance import AttentionRelevance
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
 from captum_norm.inputs import check_inputs, longest_input
@@ -266,11 +268,10 @@ class _TeacherForced:
         """
         positions = list(range(self._first, self._first + len(self._answer)))
         targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
-        if hasattr(self._method, "attribute_each"):
+        if isinstance(self._method, AttentionRelevance):
             scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
-        elif not isinstance(self._method, InputAttribution):
-            each = [self._method.attribute(self._read, target, **self._arguments) for target in targets]
-            scores = torch.cat(each)
+        elif isinstance(self._method, DecompX):
+            scores = self._method.attribute_each(self._read, targets, **self._arguments)[:, 0]
         else:
             scores = self._chosen(self._method.attribute(self._read, position="all", **self._arguments)[0])
         self._refuse_looking_ahead(scores)
