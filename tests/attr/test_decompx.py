@@ -1,0 +1,285 @@
+"""DecompX: the authors' figures from the running model, and an output that is all there, on fifteen architectures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from captum_norm import DecompX, FrozenModel, HFForward
+from captum_norm.linear import NotFrozenError
+
+from ..architectures import ARCHITECTURES, Architecture
+from .models import ids, tiny
+
+close = torch.testing.assert_close
+every_architecture = pytest.mark.parametrize("make", ARCHITECTURES.values(), ids=ARCHITECTURES)
+ONE_BACKWARD = ("token", "none", "equal", "cls")
+CARRIED = ("absdot", "norm", "abssim", "dot")
+
+
+def tolerance(make: Architecture) -> float:
+    return 1e-6 if make.casts else 1e-9
+
+
+def explaining(make: Architecture, **more: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """A function of the sequences alone that returns (batch, class), and these sequences."""
+    model, given = make.build(**more), make.batch()
+
+    def forward(*sequences: Tensor) -> Tensor:
+        logits = model(**dict(zip(given, sequences, strict=True))).logits
+        return logits[:, -1] if make.rows else logits
+
+    return forward, tuple(given.values())
+
+
+def total(scores: Any) -> Tensor:
+    return torch.stack([part.flatten(1).sum(1) for part in scores]).sum(0)
+
+
+# ---- the authors' figures
+
+
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def reference(request, oracles):
+    forward, weights = np.load(oracles / "tiny_forward.npz"), np.load(oracles / "tiny_weights.npz")
+    config = BertConfig(**json.loads(str(forward["config"])), attn_implementation=request.param)
+    model = BertForSequenceClassification(config).double().eval()
+    parameters = {name: torch.from_numpy(weights[name]) for name in weights.files if weights[name].dtype.kind == "f"}
+    model.load_state_dict(parameters, strict=False)
+    inputs = [torch.from_numpy(forward[name]) for name in ("input_ids", "attention_mask", "token_type_ids")]
+    return model, inputs, np.load(oracles / "tiny_decompx.npz")
+
+
+@pytest.mark.parametrize(
+    ("bias", "activation", "published"),
+    [
+        ("token", "ZO", "biastoken_ZO"),
+        ("none", "ZO", "nobias_ZO"),
+        ("equal", "ZO", "equal_ZO"),
+        ("cls", "ZO", "cls_ZO"),
+        ("absdot", "ZO", "absdot_ZO"),
+        ("absdot", "LA", "absdot_LA"),
+        ("absdot", "ReLU", "absdot_ReLU"),
+        ("norm", "ZO", "norm_ZO"),
+        ("abssim", "ZO", "abssim_ZO"),
+        ("dot", "ZO", "dot_ZO"),
+    ],
+)
+def test_scores_are_the_published_contributions(reference, bias, activation, published):
+    model, (tokens, mask, types), figures = reference
+    method = DecompX(model, bias=bias, activation=activation)
+    for target in range(3):
+        expected = torch.from_numpy(figures[f"{published}/classifier"])[:, :9, target]
+        found, delta = method.attribute(tokens, target, (mask, types), return_convergence_delta=True)
+        real = mask.bool()
+        close(found[real], expected[real], rtol=1e-10, atol=1e-8 * max(1.0, float(expected.abs().max()) / 100))
+        assert (found[~real] == 0).all()
+        if bias == "token":
+            close(delta, torch.from_numpy(figures[f"{published}/classifier"])[:, 9, target], rtol=0, atol=1e-8)
+        if bias not in ("token", "none") and activation != "ReLU":
+            assert delta.abs().max() < 1e-10
+
+
+# ---- any architecture
+
+
+@every_architecture
+def test_tokens_and_biases_sum_to_the_output(make):
+    forward, sequences = explaining(make)
+    with torch.no_grad():
+        expected = forward(*sequences)[:, 3]
+    method = DecompX(forward)
+    scores, delta = method.attribute(sequences, 3, return_convergence_delta=True)
+    assert [part.shape for part in scores] == [sequence.shape for sequence in sequences]
+    close(total(scores) + delta, expected, rtol=tolerance(make), atol=tolerance(make))
+    close(method.report.bias + method.report.left_out, delta, rtol=tolerance(make), atol=tolerance(make))
+    assert method.report.error < tolerance(make)  # the biases having been counted by themselves
+
+
+@every_architecture
+def test_without_biases_nothing_is_left_over(make):
+    forward, sequences = explaining(make, biases=False)
+    for more in ({}, {"product": "gate"}):
+        method = DecompX(forward, **more)
+        _, delta = method.attribute(sequences, 3, return_convergence_delta=True)
+        assert method.report.bias.abs().max() < tolerance(make)
+        if make.name != "ViT":  # whose class token has a share, and is no input
+            assert delta.abs().max() < tolerance(make)
+
+
+@every_architecture
+@pytest.mark.parametrize("bias", ["equal", "cls", "absdot", "norm"])
+def test_rules_that_share_biases_leave_nothing(make, bias):
+    forward, sequences = explaining(make)
+    method = DecompX(forward, bias=bias)
+    _, delta = method.attribute(sequences, 3, return_convergence_delta=True)
+    close(delta, method.report.left_out, rtol=tolerance(make), atol=tolerance(make))
+    if make.name != "ViT":
+        assert delta.abs().max() < tolerance(make)
+
+
+@every_architecture
+@pytest.mark.parametrize("attention", ["eager"])
+def test_other_attention_gives_the_same_scores(make, attention):
+    given = [explaining(make, attention=name) for name in (None, attention)]
+    first, second = (DecompX(forward).attribute(sequences, 3) for forward, sequences in given)
+    for one, other in zip(first, second, strict=True):
+        close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma-2", "T5"])
+def test_a_tokens_score_is_what_its_vector_adds(name):
+    """Where the first layer's values have no bias, scores are those of the first layer's input."""
+    make = ARCHITECTURES[name]
+    model = make.build(biases=False)
+    given = make.batch()
+    found = FrozenModel(model, given).contributions((-1, 3)).vectors
+    scores = DecompX(lambda *sequences: model(**dict(zip(given, sequences, strict=True))).logits[:, -1]).attribute(
+        tuple(given.values()), 3
+    )
+    for vectors, score in zip(found if isinstance(found, tuple) else (found,), scores, strict=True):
+        close(vectors.sum(-1), score, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rule_for_biases_decides_what_the_scores_sum_to():
+    model, tokens = tiny("Bert").double(), ids(2, 6)
+    with torch.no_grad():
+        logit = model(tokens).logits[:, 1]
+    by_rule = {rule: DecompX(model, bias=rule).attribute(tokens, 1) for rule in (*ONE_BACKWARD, *CARRIED)}
+    assert torch.equal(by_rule["token"], by_rule["none"])
+    for rule in ("equal", "cls", *CARRIED):
+        close(by_rule[rule].sum(1), logit)
+    of_biases = logit - by_rule["token"].sum(1)
+    close(by_rule["equal"] - by_rule["token"], (of_biases / 6)[:, None].expand(2, 6))
+    close((by_rule["cls"] - by_rule["token"])[:, 0], of_biases)
+    close(by_rule["cls"][:, 1:], by_rule["token"][:, 1:])
+    assert not torch.allclose(by_rule["absdot"], by_rule["norm"])
+
+
+def test_in_a_causal_model_later_tokens_have_no_share():
+    model, tokens = tiny("GPT2").double(), ids(2, 6)
+    forward = HFForward(model, position=3)
+    for bias in ("token", "equal", "cls", "absdot"):
+        found, delta = DecompX(forward, bias=bias).attribute(tokens, 7, return_convergence_delta=True)
+        assert (found[:, 4:] == 0).all()
+        assert (found[:, :4] != 0).all()
+        close(found.sum(1) + delta, forward(tokens).detach()[:, 7])
+    short = DecompX(HFForward(model, position=-1)).attribute(tokens[:, :4], 7)
+    close(DecompX(forward).attribute(tokens, 7)[:, :4], short)
+
+
+def test_the_sources_tokens_alone_leave_the_prefixs_share_to_the_delta():
+    model = tiny("Bart").double()
+    source, prefix = ids(2, 6), ids(2, 4, seed=1)
+    forward = HFForward(model, names=("decoder_input_ids",))
+
+    def both(source: Tensor, prefix: Tensor) -> Any:
+        return model(input_ids=source, decoder_input_ids=prefix).logits[:, -1]
+
+    method = DecompX(both)
+    (of_source, of_prefix), of_biases = method.attribute((source, prefix), 7, return_convergence_delta=True)
+    alone = DecompX(forward)
+    scores, delta = alone.attribute(source, 7, prefix, return_convergence_delta=True)
+    close(scores, of_source)
+    close(delta, of_biases + of_prefix.sum(1))
+    close(alone.report.left_out, of_prefix.sum(1))
+
+
+def test_pixels_share_their_patchs_score():
+    make = ARCHITECTURES["ViT"]
+    model, (pixels,) = make.build(), make.batch().values()
+    scores = DecompX(model).attribute(pixels, 3)
+    patches = scores.unfold(2, 4, 4).unfold(3, 4, 4).sum(dim=(1, 4, 5)).flatten(1)
+    vectors = FrozenModel(model.eval(), pixels).contributions(3).vectors[:, 1:].sum(-1)
+    assert scores[0, :, :4, :4].unique().numel() == 1
+    assert patches.shape == vectors.shape
+    forward = HFForward(model, "gate")
+    close(DecompX(forward).attribute(**forward.inputs({"pixel_values": pixels}), target=3), patches)
+
+
+def test_a_frame_of_sound_shares_its_score_with_what_it_covers():
+    make = ARCHITECTURES["Whisper"]
+    forward, (sound, prefix) = explaining(make)
+    of_sound, _ = DecompX(forward).attribute((sound, prefix), 3)
+    assert of_sound.shape == sound.shape
+    frames = of_sound.unfold(2, 2, 2).sum((1, 3))
+    close(of_sound, frames.repeat_interleave(2, 1)[:, None].expand_as(sound) / 16)
+
+
+def test_product_conventions_differ_and_both_add_up():
+    model, tokens = tiny("Llama").double(), ids(2, 6)
+    forward = HFForward(model)
+    half, gate = (DecompX(forward, product=p).attribute(tokens, 7, return_convergence_delta=True) for p in ("half", "gate"))
+    assert not torch.allclose(half[0], gate[0])
+    for scores, delta in (half, gate):
+        close(scores.sum(1) + delta, forward(tokens).detach()[:, 7], rtol=1e-6, atol=1e-6)
+
+
+def test_scores_of_a_batch_do_not_depend_on_its_other_examples():
+    model, tokens = tiny("Bert").double(), ids(3, 6)
+    for bias in ("token", "absdot"):
+        together, delta = DecompX(model, bias=bias).attribute(tokens, [0, 1, 2], return_convergence_delta=True)
+        for number in range(3):
+            alone = DecompX(model, bias=bias).attribute(tokens[number : number + 1], number)
+            close(together[number : number + 1], alone)
+        assert delta.shape == (3,)
+
+
+# ---- what goes wrong
+
+
+def test_a_missing_target_is_refused_where_there_are_several_classes():
+    with pytest.raises(ValueError, match=r"DecompX explains one number per example.*\(2, 3\).*give a class"):
+        DecompX(tiny("Bert")).attribute(ids(2, 6))
+    one = DecompX(lambda tokens: tiny("Bert")(tokens).logits[:, 0])
+    close(one.attribute(ids(2, 6)), DecompX(tiny("Bert")).attribute(ids(2, 6), 0))
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(ValueError, match="bias should be one of 'token', .*'dot', got 'cosine'"):
+        DecompX(nn.Identity(), bias="cosine")
+    with pytest.raises(ValueError, match="activation should be one of"):
+        DecompX(nn.Identity(), activation="gelu")
+    with pytest.raises(ValueError, match="product should be one of"):
+        DecompX(nn.Identity(), product="both")
+
+
+def test_parts_that_would_not_fit_are_refused_before_they_are_made():
+    method = DecompX(tiny("Bert"), bias="absdot", max_memory=1 << 12)
+    with pytest.raises(ValueError, match=r"carrying 7 parts .* max_memory .* bias=\"token\""):
+        method.attribute(ids(2, 6), 1)
+    assert DecompX(tiny("Bert"), max_memory=1).attribute(ids(2, 6), 1).shape == (2, 6)
+
+
+class Doubling(torch.autograd.Function):
+    """Twice the input, told to autograd as three times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+def test_what_was_not_seen_is_found_by_adding_up():
+    model = tiny("Bert").double()
+
+    def forward(tokens: Tensor) -> Tensor:
+        return Doubling.apply(model(tokens).logits)
+
+    with pytest.raises(NotFrozenError, match="the frozen model does not add up.*custom autograd function"):
+        DecompX(forward).attribute(ids(2, 6), 1)
+
+
+def test_an_output_that_is_a_probability_is_refused_with_the_way_out():
+    model = tiny("Bert")
+    with pytest.raises(NotFrozenError, match="explain the logits"):
+        DecompX(lambda tokens: model(tokens).logits.softmax(-1)).attribute(ids(2, 6), 1)
