@@ -1,0 +1,115 @@
+"""Error rates are those of Och and Ney, pooled over sentences; two directions are joined as Koehn et al. do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captum_norm.alignment import (
+    GoldLinks,
+    alignment_error_rate,
+    alignment_score,
+    diagonal,
+    error_rate_difference,
+    symmetrise,
+)
+
+LINKS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=10)
+
+
+def test_sure_links_found_and_nothing_else_is_no_error():
+    assert alignment_error_rate([[(0, 0), (1, 1)]], [GoldLinks({(0, 0), (1, 1)})]) == 0
+
+
+def test_a_possible_link_costs_nothing_and_is_not_asked_for():
+    gold = [GoldLinks({(0, 0)}, {(1, 1)})]
+    assert alignment_error_rate([[(0, 0)]], gold) == alignment_error_rate([[(0, 0), (1, 1)]], gold) == 0
+
+
+def test_the_rate_is_the_formula():
+    # |A| = 3, |A and P| = 2, |S| = 2, |A and S| = 1
+    gold = [GoldLinks({(0, 0), (1, 1)}, {(2, 2)})]
+    score = alignment_score([[(0, 0), (2, 2), (3, 3)]], gold)
+    assert score.error_rate == pytest.approx(1 - 3 / 5)
+    assert (score.precision, score.recall, score.links) == (pytest.approx(2 / 3), 0.5, 3)
+
+
+def test_counts_are_pooled_not_averaged_over_sentences():
+    gold = [GoldLinks({(0, 0)}), GoldLinks({(i, i) for i in range(9)})]
+    assert alignment_error_rate([[(0, 0)], []], gold) == pytest.approx(1 - 2 / 11)
+
+
+def test_no_links_at_all_have_no_precision_and_a_rate_of_one():
+    score = alignment_score([[]], [GoldLinks({(0, 0)})])
+    assert (score.error_rate, score.precision, score.recall) == (1, 0, 0)
+
+
+@given(found=st.lists(LINKS, min_size=2, max_size=4), data=st.data())
+def test_the_interval_holds_between_the_best_and_the_worst_sentence(found, data):
+    gold = [GoldLinks(data.draw(LINKS) | {(0, 0)}) for _ in found]
+    score = alignment_score(found, gold, resamples=50)
+    each = [alignment_error_rate([one], [right]) for one, right in zip(found, gold, strict=True)]
+    assert min(each) - 1e-9 <= score.low <= score.high <= max(each) + 1e-9
+    assert score.error_rate == pytest.approx(alignment_error_rate(found, gold))
+
+
+def test_the_interval_narrows_with_more_sentences():
+    few = alignment_score([[(0, 0)], [(0, 1)]] * 5, [GoldLinks({(0, 0)})] * 10)
+    many = alignment_score([[(0, 0)], [(0, 1)]] * 500, [GoldLinks({(0, 0)})] * 1000)
+    assert 0 < many.high - many.low < 0.2 * (few.high - few.low)
+    assert many.low < 0.5 < many.high
+
+
+def test_a_difference_is_taken_on_the_same_sentences():
+    gold = [GoldLinks({(0, 0)})] * 20
+    right, wrong = [[(0, 0)]] * 20, [[(0, 1)]] * 20
+    mixed = [one if i % 2 else other for i, (one, other) in enumerate(zip(right, wrong, strict=True))]
+    difference, low, high = error_rate_difference(right, mixed, gold)
+    assert difference == -0.5
+    assert -1 < low < -0.5 < high < 0
+    assert error_rate_difference(mixed, mixed, gold) == (0, 0, 0)
+
+
+def test_unequal_numbers_and_nothing_to_count_are_refused():
+    with pytest.raises(ValueError, match="links of 1 sentences, but gold links of 2"):
+        alignment_error_rate([[]], [GoldLinks(()), GoldLinks(())])
+    with pytest.raises(ValueError, match="there is nothing to count"):
+        alignment_error_rate([[]], [GoldLinks((), {(0, 0)})])
+
+
+@given(sources=st.integers(1, 30), targets=st.integers(1, 30))
+def test_the_diagonal_goes_from_corner_to_corner_and_never_back(sources, targets):
+    links = diagonal(sources, targets)
+    assert [t for _, t in links] == list(range(targets))
+    assert sorted(links) == links
+    assert all(0 <= s < sources for s, _ in links)
+    assert diagonal(sources, sources) == [(i, i) for i in range(sources)]
+
+
+@given(forward=LINKS, backward=LINKS)
+def test_the_grown_links_lie_between_intersection_and_union(forward, backward):
+    grown = set(symmetrise(forward, backward))
+    assert forward & backward <= grown <= forward | backward
+    assert set(symmetrise(forward, backward, "intersection")) == forward & backward
+    assert set(symmetrise(forward, backward, "union")) == forward | backward
+
+
+@given(forward=LINKS, backward=LINKS)
+def test_every_word_that_has_a_link_in_either_direction_keeps_one(forward, backward):
+    grown = symmetrise(forward, backward)
+    for side in (0, 1):
+        assert {link[side] for link in grown} == {link[side] for link in forward | backward}
+
+
+def test_links_grow_to_neighbours_and_the_diagonal_counts():
+    forward, backward = {(0, 0), (1, 1), (5, 5)}, {(0, 0), (5, 5), (4, 3)}
+    assert symmetrise(forward, backward) == [(0, 0), (1, 1), (4, 3), (5, 5)]
+
+
+def test_a_link_between_two_words_that_have_theirs_is_left_out():
+    forward, backward = {(0, 0), (1, 1), (0, 1)}, {(0, 0), (1, 1)}
+    assert symmetrise(forward, backward) == [(0, 0), (1, 1)]
+
+
+def test_another_way_to_join_is_refused():
+    with pytest.raises(ValueError, match="how should be intersection, union or grow-diag-final"):
+        symmetrise([], [], "grow")
