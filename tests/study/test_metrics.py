@@ -146,6 +146,9 @@ def test_what_is_kept_for_the_next_metric_is_not_mistaken_for_another_target_or_
         assert other.memo is scored.memo
         fresh = metric(through, replace(other, memo={}))
         torch.testing.assert_close(metric(through, other), fresh, equal_nan=True)
+    masking = replace(metric, removal="mask")
+    torch.testing.assert_close(masking(through, scored), masking(through, replace(scored, memo={})))
+    assert not torch.equal(masking(through, scored), metric(through, scored))
 
 
 # -- definitions --
