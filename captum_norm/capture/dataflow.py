@@ -135,6 +135,7 @@ class Dataflow:
         self._open = [mixture for mixture in self._open if mixture not in done]
         for mixture in done:
             self._finish(mixture)
+            mixture.projection = None  # they hold each other, and all that this call read, until the collector comes
 
     def forget(self) -> None:
         """Drop everything that is held."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from captum_norm import ALTI, AttentionBlockNorm, HFForward
 from captum_norm.capture import AttentionRecord, recording
 from captum_norm.capture.blocks import read
+from captum_norm.capture.blocks.forms import Kept, State
 from captum_norm.capture.blocks.read import UnreadableBlockError, residual_key
 from captum_norm.capture.record import Positions
 from captum_norm.functional import rollout_encoder_decoder
@@ -78,7 +80,7 @@ def test_every_block_adds_up_to_its_own_output(architecture, records):
 
 def test_the_block_goes_on_where_the_next_begins(architecture, records):
     """Post-norm: what the second norm gives out is the next residual. The blocks form one stream."""
-    for record, following in zip(records, records[1:], strict=False):
+    for record, following in pairwise(records):
         block, after = block_of(record), block_of(following)
         if (
             block.output.shape != after.output.shape
@@ -277,19 +279,22 @@ def test_nothing_is_left_behind(attention, ending):
     assert torch.equal(model(input_ids=IDS).logits, expected)
 
 
-def test_a_recording_holds_one_block_at_a_time():
-    alive: list[Any] = []
-    seen: list[int] = []
+def test_a_recording_holds_two_blocks_at_a_time(monkeypatch):
+    """The one that is complete and the one after it; nothing waits for the garbage collector."""
+    states: list[Any] = []
+    monkeypatch.setattr(State, "__post_init__", lambda s: Kept.__post_init__(s) or states.append(weakref.ref(s)))
+    alive: list[int] = []
 
     def look(record: AttentionRecord) -> None:
-        seen.append(sum(ref() is not None for ref in alive))
-        alive.append(weakref.ref(block_of(record).residual))
+        assert record.block is not None
+        alive.append(sum(ref() is not None for ref in states))
 
     model = transformers.BertModel(transformers.BertConfig(**{**_SMALL, "num_hidden_layers": 6})).eval()
     with torch.no_grad(), recording(look, blocks=True):
         model(IDS)
-    # a residual may live on as the output of the block before it, which is held until its successor is seen
-    assert max(seen) <= 2
+    assert len(states) == 18
+    assert max(alive) <= 6
+    assert not any(ref() for ref in states)
 
 
 def test_threads_read_blocks_of_the_same_model_at_once():

@@ -45,13 +45,9 @@ class State(Kept):
     Attributes:
         tensor: its numbers, (..., model).
         node: its place in the lineage.
-        origin: how it came from the state before it, to know which row is which; None where it is the first.
-        normed: the first normalisation of it that was seen, and that tensor.
     """
 
     node: Node
-    origin: Form | None = None
-    normed: tuple[Form, Kept] | None = None
 
 
 def _version(tensor: Tensor) -> int:

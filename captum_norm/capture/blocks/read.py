@@ -86,7 +86,7 @@ class BlockReader:
         Behind the model's last block nothing tells whether a norm is the block's own; the blocks before it do.
         """
         if stage.going_on is None:
-            return stage.state.normed if self._normed.get(number, default) else None
+            return stage.normed if self._normed.get(number, default) else None
         normed = _is_norm(stage.going_on[0])
         self._normed[number] = normed
         return stage.going_on if normed else None
@@ -109,8 +109,7 @@ class BlockReader:
         """The norms behind the feed-forward parts up to the next attention call."""
         norms = []
         for number, stage in enumerate(behind, start=1):
-            if stage.state.origin is not None:
-                rows = self._rows(rows, stage.state.origin)
+            rows = self._rows(rows, stage.origin)
             state = _at(stage.state.tensor, rows)
             going_on = self._going_on(number, stage, default=post_norm)
             norm, _ = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
@@ -198,7 +197,7 @@ def _is_normalised(block: OpenBlock) -> bool:
     """Whether there is a norm anywhere in the block."""
     form = None if block.part is None else block.part[0]
     inner = form is not None and form.normalises
-    return inner or block.pre_norm or any(stage.state.normed is not None for stage in block.stages)
+    return inner or block.pre_norm or any(stage.normed is not None for stage in block.stages)
 
 
 def _frozen(form: Form, rows: Tensor) -> FrozenNorm:

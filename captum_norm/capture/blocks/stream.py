@@ -31,11 +31,15 @@ class Stage:
 
     Attributes:
         state: the sum.
+        origin: how one of its operands came from the state before it, to know which row is which.
         going_on: the form of the state that the next part was added to, and that tensor; None while nobody knows.
+        normed: the first normalisation of the state that was seen, and that tensor.
     """
 
     state: State
+    origin: Form
     going_on: tuple[Form, Kept] | None = None
+    normed: tuple[Form, Kept] | None = None
 
 
 @dataclass(eq=False)
@@ -170,11 +174,11 @@ class Stream:
             operand, form = forms[0] if op.tensors and forms[0][0] is op.tensors[0] else (None, None)
         rule = FORM_RULES.get(name)
         after = None if form is None or rule is None else rule(op, form)
-        if after is not None and after.normalises:
-            known = after.state.normed
-            goes_on = known is not None and known[1].tensor is operand and name not in MOVES  # its weight, its bias
-            if known is None or goes_on:
-                after.state.normed = after, Kept(op.out)
+        if after is not None and after.normalises and after.state in self._stages:
+            _, stage = self._stages[after.state]
+            goes_on = stage.normed is not None and stage.normed[1].tensor is operand  # its weight, its bias
+            if stage.normed is None or (goes_on and name not in MOVES):
+                stage.normed = after, Kept(op.out)
         return after
 
     def _normalised(self, op: Operation) -> Node | None:
@@ -242,8 +246,8 @@ class Stream:
     def _stage(self, op: Operation, block: OpenBlock, origin: Form) -> Form:
         self._stage_node = self._new_node()  # nobody asks what is before it
         # A copy: many models go on adding to the stream in place.
-        state = State(op.out.detach().clone(), self._stage_node, origin)
-        stage = Stage(state)
+        state = State(op.out.detach().clone(), self._stage_node)
+        stage = Stage(state, origin)
         block.stages.append(stage)
         self._stages[state] = block, stage
         return Form(state)
