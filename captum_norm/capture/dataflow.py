@@ -130,8 +130,9 @@ class Dataflow:
     def finish(self, only_projected: bool = False) -> None:
         """Hand over the calls that are complete; all of them at the end of the recording."""
         done = [mixture for mixture in self._open if mixture.projection is not None or not only_projected]
-        if self._stream is not None and only_projected:
-            done = done[:-1]  # how the stream goes on from the last one is told by the residual of the next
+        if self._stream is not None and only_projected and done:
+            # How the stream goes on from the last one is told by the residual of the next.
+            done = [mixture for mixture in done if not self._stream.are_one(mixture, done[-1])]
         self._open = [mixture for mixture in self._open if mixture not in done]
         for mixture in done:
             self._finish(mixture)

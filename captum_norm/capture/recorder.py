@@ -215,7 +215,7 @@ class _Reader:
             return residual_key(queries, keys, cross, _has_cache(mixture.callers), query, key)
 
         try:
-            return self._blocks.read(self._stream.forget(mixture), layout, own_key), ""
+            return self._blocks.read(self._stream.forget(mixture), mixture.projection, layout, own_key), ""
         except UnreadableBlockError as error:
             return None, str(error)
 

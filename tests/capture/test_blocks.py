@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_norm.capture import AttentionBlock, AttentionRecord, recording
 from captum_norm.functional import FrozenNorm
-from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention
+from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention, weights
 from tests.capture.written_blocks import BLOCKS, Found, Layer
 from tests.functional.definition import normalised
 
@@ -299,3 +299,42 @@ def test_attention_by_itself_has_no_block():
     (record,) = recorded(Attention(WRITTEN["plain"]), torch.randn(BATCH, LENGTH, MODEL))
     assert record.block is None
     assert "was not seen to be added to a residual stream" in record.no_block
+
+
+def heads_that_are_calls_of_their_own(m: Attention, x: Tensor) -> Tensor:
+    q, k, v = m.split(x)
+    return m.o(torch.cat([weights(q[:, h], k[:, h]) @ v[:, h] for h in range(q.shape[1])], -1))
+
+
+def test_heads_that_are_attention_calls_of_their_own_have_no_block_each():
+    """Their residual is one, and belongs to the sum of all of them."""
+    layer = Layer(BLOCKS["pre_layer_norm"][0])
+    layer.attention.write = heads_that_are_calls_of_their_own
+    records = recorded(nn.Sequential(layer, layer).double(), torch.randn(BATCH, LENGTH, MODEL).double())
+    assert len(records) == 6
+    for record in records:
+        assert record.block is None
+        assert "more at once than the heads of this call" in record.no_block
+
+
+def packed(m: Attention, x: Tensor) -> Tensor:
+    q, k, v = m.split(x)
+    pieces = [weights(q[:, :, i], k[:, :, i]) @ v[:, :, i] for i in (slice(0, 2), slice(2, LENGTH))]
+    return m.o(torch.cat(pieces, 2).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("name", ["pre_layer_norm", "post_rms_norm", "sandwich_of_rms_norms", "layer_scale"])
+def test_calls_that_share_one_projection_by_rows_have_a_block_each(name):
+    """Packed pictures: attention runs piece by piece, W_O once over all of them."""
+    model, x = stack(name)
+    for layer in model:
+        layer.attention.write = packed
+    records = recorded(model, x)
+    assert [tuple(record.weights.shape[2:]) for record in records] == [(2, 2), (3, 3)] * 2
+    for number, record in enumerate(records):
+        check_reconstruction(record)
+        noted = model[number // 2].noted[-1]
+        rows = slice(2, LENGTH) if number % 2 else slice(0, 2)
+        close(block_of(record).residual, noted["residual"][:, rows])
+        close(block_of(record).output, noted["output"][:, rows])
+        assert found_in(block_of(record)) == BLOCKS[name][1]

@@ -31,11 +31,14 @@ class BlockReader:
         self._orders: dict[Hashable, Tensor] = {}
         self._normed: dict[int, bool] = {}  # whether the stream went on from stage n as a norm
 
-    def read(self, block: OpenBlock | None, layout: Layout, own_key: Callable[[], ResidualKey]) -> AttentionBlock:
+    def read(
+        self, block: OpenBlock | None, projection: Projection | None, layout: Layout, own_key: Callable[[], ResidualKey]
+    ) -> AttentionBlock:
         """The block around a call.
 
         Args:
             block: what was seen, or None.
+            projection: what W_O wrote.
             layout: where (batch, query) lie among the rows of what W_O wrote.
             own_key: which key each query is itself; see :func:`residual_key`.
 
@@ -46,6 +49,8 @@ class BlockReader:
             raise UnreadableBlockError(
                 "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"
             )
+        if len(layout.rest):
+            raise UnreadableBlockError("W_O wrote more at once than the heads of this call")
         form, kept = block.part
         first, *behind = block.stages
         rows = self._rows(layout.tokens, form)
@@ -54,7 +59,7 @@ class BlockReader:
         check = _Check(part.dtype)
         inner = None
         if form.is_plain:
-            written = _written(block.mixture.projection, layout.tokens)
+            written = _written(projection, layout.tokens)
             check.equal("what was added to the residual", written, part, rows, form.precision, beside=residual)
         elif not form.state.unchanged:
             raise UnreadableBlockError("what W_O wrote was overwritten in place before its norm could be read")

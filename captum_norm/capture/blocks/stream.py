@@ -44,11 +44,10 @@ class Stage:
 
 @dataclass(eq=False)
 class OpenBlock:
-    """What is known of the block around one attention call.
+    """What is known of the block around one attention call, or around several that W_O writes at once (packed images).
 
     Attributes:
-        mixture: the call.
-        mixed: the value product in the lineage.
+        mixed: the value product in the lineage, of the last of them.
         part: the form, of what W_O wrote, that was added to the residual, and the tensor.
         residual: what it was added to; ``residual_node`` is its place in the lineage.
         stages: the sum, and the sums behind it up to the next attention call.
@@ -56,7 +55,6 @@ class OpenBlock:
         pre_norm: the queries, keys or values are made of a norm of the residual.
     """
 
-    mixture: Mixture
     mixed: Node
     part: tuple[Form, Kept] | None = None
     residual: Kept | None = None
@@ -80,7 +78,7 @@ class Stream:
         self._stages: dict[State, tuple[OpenBlock, Stage]] = {}
         self._count = 0
         self._mixture: Mixture | None = None
-        self._projected: tuple[Mixture, Tensor] | None = None
+        self._projected: tuple[list[Mixture], Tensor] | None = None
         self._stage_node: Node | None = None
         self.blocks: dict[Mixture, OpenBlock] = {}
 
@@ -92,12 +90,18 @@ class Stream:
 
     def projected(self, mixture: Mixture, out: Tensor) -> None:
         """An output projection, or a better one, has just been written."""
-        self._projected = mixture, out
+        together = self._projected[0] if self._projected is not None and self._projected[1] is out else []
+        self._projected = [*together, mixture], out
+
+    def are_one(self, first: Mixture, second: Mixture) -> bool:
+        """Whether two calls have one block, or are the same."""
+        block = self.blocks.get(first)
+        return first is second or (block is not None and block is self.blocks.get(second))
 
     def forget(self, mixture: Mixture) -> OpenBlock | None:
         """Hand over what is known of a call's block and drop it."""
         block = self.blocks.pop(mixture, None)
-        if block is not None:
+        if block is not None and block not in self.blocks.values():
             self._blocks = {state: other for state, other in self._blocks.items() if other is not block}
             self._stages = {state: found for state, found in self._stages.items() if found[0] is not block}
         return block
@@ -146,18 +150,20 @@ class Stream:
         """What the data flow told of this operation."""
         mixture, self._mixture = self._mixture, None
         if mixture is not None and (node := self._nodes.get(op.out)) is not None:
-            self.blocks[mixture] = OpenBlock(mixture, node)
+            self.blocks[mixture] = OpenBlock(node)
         projected, self._projected = self._projected, None
-        if projected is None or projected[0] not in self.blocks:
+        mixtures, out = ([], None) if projected is None else projected
+        mixtures = [mixture for mixture in mixtures if mixture in self.blocks]
+        if out is None or not mixtures:
             return
-        mixture, out = projected
         if isinstance(op.out, Tensor) and _is_view_of_all(out, op.out):
             out = op.out
         if self._nodes.get(out) is None:  # written by a step of our own
             parent = self._nodes.get(op.out) if isinstance(op.out, Tensor) else None
             self._nodes.put(out, self._new_node(() if parent is None else (parent,)))
         state = State(out.detach(), self._nodes.get(out) or self._new_node())
-        self._blocks[state] = self.blocks[mixture]
+        block = self._blocks[state] = self.blocks[mixtures[-1]]
+        self.blocks |= dict.fromkeys(mixtures, block)
         self._forms.put(out, Form(state))
 
     def _form(self, op: Operation, name: str, forms: list[tuple[Tensor, Form]]) -> Form | None:
