@@ -194,14 +194,19 @@ def explain(batch: Batch, forward: HFForward, labels: Mapping[str, int], which: 
     Raises:
         ValueError: naming the example, where a label is needed and missing, or the model has no such class.
     """
-    given = forward.inputs(batch.inputs)
-    with torch.no_grad():
-        logits = forward(given["inputs"], *(given["additional_forward_args"] or ())).double().cpu()
+    logits = logits_of(batch, forward)
     predicted = logits.argmax(-1)
     target = predicted
     if which == "label":
         target = torch.tensor([class_of(one.example, labels, logits.shape[1]) for one in batch.examples])
     return Explained(target, predicted, logits.softmax(-1).gather(1, target[:, None])[:, 0])
+
+
+def logits_of(batch: Batch, forward: HFForward) -> Tensor:
+    """What the model says of each example, (b, c) float64 on the CPU."""
+    given = forward.inputs(batch.inputs)
+    with torch.no_grad():
+        return forward(given["inputs"], *(given["additional_forward_args"] or ())).double().cpu()
 
 
 def with_target(batch: Batch, target: Tensor) -> Batch:

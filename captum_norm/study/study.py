@@ -29,6 +29,7 @@ from captum_norm.study.batches import (
     class_of,
     cut,
     explain,
+    logits_of,
     padded,
     tokenize,
     with_target,
@@ -195,8 +196,10 @@ class Study:
         labels = _labels(self.forward.model)
         tokenized = tokenize(examples, self.tokenizer, self.forward.model, self.max_length)
         if self.target == "label":
-            classes = getattr(getattr(self.forward.model, "config", None), "num_labels", 2**31)
-            for example in examples:
+            shortest = min(tokenized, key=len)
+            one = padded(0, (shortest,), Padding.of(self.tokenizer), torch.zeros(0, dtype=torch.long))
+            classes = logits_of(one, self.forward).shape[1]
+            for example in examples:  # a label that is none should not wait for its batch
                 class_of(example, labels, classes)
         evidence = any(one.evidence is not None for one in tokenized)
         scorers = scorers_of(self.methods, self.forward, special=self.special, seed=self.seed, evidence=evidence)

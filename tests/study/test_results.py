@@ -95,7 +95,9 @@ def test_rows_go_to_pandas_csv_and_parquet_alike(results, tmp_path):
     results.to_csv(tmp_path / "all.csv")
     results.to_parquet(tmp_path / "all.parquet")
     results.to_latex(tmp_path / "table.tex")
-    assert np.array_equal(pandas.read_csv(tmp_path / "all.csv").value, frame.value, equal_nan=True)
+    assert np.array_equal(
+        pandas.read_csv(tmp_path / "all.csv", float_precision="round_trip").value, frame.value, equal_nan=True
+    )
     assert np.array_equal(pandas.read_parquet(tmp_path / "all.parquet").value, frame.value, equal_nan=True)
     assert (tmp_path / "table.tex").read_text().rstrip().endswith(r"\end{tabular}")
 

@@ -39,6 +39,16 @@ def test_every_bit_of_a_score_is_kept(tmp_path):
     assert values == [1 / 3, None, float("inf")]
 
 
+def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
+    with Store(tmp_path / "s.db") as store:
+        with pytest.raises(ValueError, match="not supported"):
+            store.add(finished(scores={0: torch.ones(2), 1: torch.ones(2)}, values={(0, 0): 0.5, (0, 1): object()}))
+        assert store.finished() == set()
+        assert store.rows("SELECT * FROM metrics") == []
+        store.add(finished(scores={0: torch.ones(2)}, errors={1: "ValueError: no"}))
+        assert store.finished() == {(0, 0), (0, 1)}
+
+
 def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.study.disturbed", str(tmp_path), "20"],

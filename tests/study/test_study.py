@@ -153,6 +153,31 @@ def _targets(path):
         return store.rows("SELECT * FROM targets ORDER BY example")
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["decoder", "encoder-decoder"])
+def test_a_language_model_is_asked_for_its_next_token(tmp_path, which):
+    model, tokenizer = tiny.language_models()[which]
+    texts = ["a warm film", "the plot is thin and dull", "that film never feels forced"]
+    found = []
+    for size in (1, 3):
+        study = Study(model, tokenizer, ["AttentionNorm", "AttentionRollout", "Saliency"], ONE, batch_size=size)
+        results = study.run(texts, tmp_path / f"{size}.db", progress=False)
+        assert not results.failures()
+        found.append(results)
+    for method in found[0].methods:
+        one, other = (np.concatenate(results.scores(method)) for results in found)
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert any(target > 1 for _, target, _, _ in _targets(tmp_path / "1.db"))
+
+
+def test_the_label_of_a_language_model_is_a_token(tmp_path):
+    model, tokenizer = tiny.language_models()[0]
+    study = Study(model, tokenizer, ["Saliency"], ONE, target="label")
+    study.run([{"text": "a warm", "label": 7}], tmp_path / "s.db", progress=False)
+    assert _targets(tmp_path / "s.db")[0][1] == 7
+    with pytest.raises(ValueError, match="has 0 to"):
+        study.run([{"text": "a warm", "label": len(tiny.PIECES)}], tmp_path / "t.db", progress=False)
+
+
 @pytest.mark.parametrize("label", [2, -1, "great"])
 def test_a_label_outside_the_model_is_refused_before_it_runs(tmp_path, label):
     with pytest.raises(ValueError, match=r"data, example 0: the label .* 0 to 1 or bad, good"):

@@ -3,7 +3,15 @@
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from captum_norm.study import Example, Study, Variant
 
@@ -70,3 +78,16 @@ def study(methods=None, metrics=None, **options) -> Study:
     )
     measured = ("comprehensiveness", "aopc_sufficiency", "infidelity", "auprc")
     return Study(classifier(), tokenizer(), methods or usual, metrics or measured, **{"batch_size": 4, **options})
+
+
+def language_models() -> list[tuple[torch.nn.Module, PreTrainedTokenizerFast]]:
+    """A decoder whose tokenizer has no token for padding, and an encoder-decoder."""
+    pieces = Tokenizer(WordPiece({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bare = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    sizes = {"vocab_size": len(PIECES), "eos_token_id": 3, "bos_token_id": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, **sizes))
+        t5 = T5Config(d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16, decoder_start_token_id=0, **sizes)
+        return [(decoder.eval(), bare), (T5ForConditionalGeneration(t5).eval(), tokenizer())]
