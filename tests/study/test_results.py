@@ -1,5 +1,6 @@
 """What is read of a study is what its store holds, in every form."""
 
+import csv
 import json
 import math
 
