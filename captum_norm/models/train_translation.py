@@ -46,6 +46,7 @@ COLLECTIONS = {
         "licence": "MIT (repository); the European Parliament asks to be named as the source",
     },
 }
+_DEFAULT = Settings()
 VOCABULARY_REPEATS = (1, 3, 6)  # how often each collection counts where the pieces are learnt
 
 
@@ -137,10 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         "--kept-out", required=True, nargs="+", type=Path, metavar="FILE", help="sentences to learn nothing from"
     )
     parser.add_argument("--folder", required=True, type=Path, metavar="FOLDER", help="of the run; made if need be")
-    parser.add_argument("--tokens", type=int, default=Settings.tokens, help="target pieces in all (%(default)s)")
-    parser.add_argument("--cool-down", type=int, default=Settings.cool_down, help="of them at the end (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of weights, order and dropout (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=_DEFAULT.tokens, help="target pieces in all (%(default)s)")
+    parser.add_argument("--cool-down", type=int, default=_DEFAULT.cool_down, help="of them at the end (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=_DEFAULT.learning_rate, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of weights, order and dropout (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="parts of a batch at a time, 1 or 2 (%(default)s)")
     parser.add_argument("--write-only", action="store_true", help="write the model as it is now, without training")
     return parser
