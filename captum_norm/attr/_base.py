@@ -120,9 +120,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         """How the calls of one pass become one answer."""
         return make_aggregate(self.aggregate, self.residual)
 
-    def _fill(
-        self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]
-    ) -> None:
+    def _fill(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
         """Give the reduction what it counts."""
         self._run(inputs, target, extras, reduction.add, reduction.skip)
 
@@ -153,16 +151,17 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
             position: whose representation is explained, as a position of the query axis: None for the last real token
                 if every self-attention call of these queries is causal, else the first real token, unless
                 ``HFForward(position=...)`` says otherwise; an integer (negative from the end); one per example
-                (repeated in place when Captum repeats the batch); ``"mean"`` over the real tokens; ``"all"``.
+                (repeated in place when Captum repeats the batch); several per example, a tensor (batch, row);
+                ``"mean"`` over the real tokens; ``"all"``.
             kind: ``"self"`` (causal included) or ``"cross"``.  None: inputs that are read by cross-attention are
                 scored by it, all others by self-attention.
             call: which call of each attention module; None for all.
 
         Returns:
             Non-negative scores, one tensor for a tensor and a tuple for a tuple, shaped as ``inputs``; for ``"all"``
-            (batch, query, position).  Where an input holds several numbers per position (vectors, pixels), a
-            position's score is shared evenly by them.  float64 for models in float64, else float32; detached,
-            contiguous, on the input's device; 0 at padding.
+            (batch, query, position), for several rows (batch, row, position).  Where an input holds several numbers per
+            position (vectors, pixels), a position's score is shared evenly by them.  float64 for models in float64,
+            else float32; detached, contiguous, on the input's device; 0 at padding.
 
         Raises:
             TypeError: for float token ids.
@@ -181,7 +180,7 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
         with torch.no_grad():
             answers = [reduction.scores(number, tensor) for number, tensor in enumerate(given)]
             scores = tuple(
-                finished(found if rows.all else spread(found, like, grid), like)
+                finished(found if rows.several else spread(found, like, grid), like)
                 for (found, _, grid), like in zip(answers, given, strict=True)
             )
         self.report = AttributionReport(tuple(reduction.certificates), tuple(left_out for _, left_out, _ in answers))

@@ -21,7 +21,8 @@ class Rows:
 
     Args:
         position: None (the last real token where attention is causal, else the first), an index into the query axis
-            (negative from its end), one index per example, ``"mean"`` over the real tokens, or ``"all"``.
+            (negative from its end), one index per example, several per example, a tensor (batch, row), ``"mean"`` over
+            the real tokens, or ``"all"``.
 
     Raises:
         ValueError: if ``position`` is another word.
@@ -40,6 +41,11 @@ class Rows:
     def all(self) -> bool:
         """Whether every row is asked for."""
         return isinstance(self.position, str) and self.position == "all"
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one row of each example is asked for, and so given one by one."""
+        return self.all or (isinstance(self.position, Tensor) and self.position.ndim == 2)
 
     @property
     def few(self) -> bool:
@@ -63,7 +69,7 @@ class Rows:
             causals = (False,) if looks_ahead else (False, True)
             ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in causals]
             return torch.stack(ends, dim=1)
-        return self.one(batch, queries, None, causal=False)[:, None]
+        return self.chosen(batch, queries, None, causal=False)
 
     def pick(self, scores: Tensor, real: Tensor | None) -> Tensor:
         """``"mean"`` or ``"all"`` of a whole map.
@@ -81,13 +87,25 @@ class Rows:
         return scores if self.all else scores.sum(1) / mask.sum(1)
 
     def pick_from_candidates(self, scores: Tensor, queries: int, real: Tensor | None, causal: bool) -> Tensor:
-        """The rows asked for, (batch, key), of scores (batch, row, key) that hold the :meth:`candidates` only.
+        """The rows asked for, (batch, key) or several, of scores (batch, row, key) that hold the :meth:`candidates`.
 
         Raises:
             TypeError, ValueError: as :meth:`one`.
         """
-        self.one(len(scores), queries, real, causal)
-        return scores[:, -1 if causal and self.position is None else 0]
+        self.chosen(len(scores), queries, real, causal)
+        return scores if self.several else scores[:, -1 if causal and self.position is None else 0]
+
+    def chosen(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+        """The rows that are asked for, (batch, row) long, where it is not ``"mean"`` or ``"all"``.
+
+        Raises:
+            TypeError, ValueError: as :meth:`one`.
+        """
+        if not self.several:
+            return self.one(batch, queries, real, causal)[:, None]
+        assert isinstance(self.position, Tensor)
+        rows = [resolve_position(one, real, batch, queries, causal) for one in self.position.unbind(1)]
+        return torch.stack(rows, dim=1)
 
     def one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
         """The one row per example that is asked for, where it is not ``"mean"`` or ``"all"``.

@@ -196,8 +196,9 @@ class Reduction:
         if not self._rows.few:
             return self._rows.pick(self.aggregate.result(route).scores, real)
         if stack not in self._cut:
-            rows = self._rows.one(batch, length, real, causal)[:, None]
-            return self.aggregate.result(route, rows).scores[:, 0]
+            rows = self._rows.chosen(batch, length, real, causal)
+            scores = self.aggregate.result(route, rows).scores
+            return scores if self._rows.several else scores[:, 0]
         rows, settled = self._cut[stack]
         if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
             raise ValueError(

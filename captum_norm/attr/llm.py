@@ -273,7 +273,7 @@ class _TeacherForced:
         elif isinstance(self._method, DecompX):
             scores = self._method.attribute_each(self._read, targets, **self._arguments)[:, 0]
         else:
-            scores = self._chosen(self._method.attribute(self._read, position="all", **self._arguments)[0])
+            scores = self._method.attribute(self._read, position=torch.tensor([positions]), **self._arguments)[0]
         self._refuse_looking_ahead(scores)
         return scores
 

@@ -595,6 +595,19 @@ def test_positions_follow_the_examples(row):
 
 
 @every_method_by_position
+@pytest.mark.filterwarnings("ignore:alti")
+def test_several_rows_are_given_one_by_one(row):
+    method = built(row)
+    rows = torch.tensor([[0, 3], [5, 1], [2, 2]])
+    several = method.attribute(TOKENS, position=rows)
+    assert several.shape == (3, 2, 6)
+    for place in range(2):
+        close(several[:, place], method.attribute(TOKENS, position=rows[:, place]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="position 5 of example 1 is padding"):
+        method.attribute(TOKENS, additional_forward_args=MASK, position=rows)
+
+
+@every_method_by_position
 @pytest.mark.parametrize(
     ("position", "error", "message"),
     [
