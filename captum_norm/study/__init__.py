@@ -7,9 +7,9 @@
 from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.results import Failure, Results
-from captum_norm.study.scorers import StoredScores, Variant
 from captum_norm.study.store import StoreMismatchError
 from captum_norm.study.study import DEFAULT_METHODS, Study
+from captum_norm.study.variants import StoredScores, Variant
 
 __all__ = [
     "DEFAULT_METHODS",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.scorers import ORACLE, RANDOM
 from captum_norm.study.statistics import bootstrap_interval, effect_size, holm, paired_permutation_test
+from captum_norm.study.variants import ORACLE, RANDOM
 
 ALPHA = 0.05
 """What is marked as different from the reference: a corrected p below this."""

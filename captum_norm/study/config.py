@@ -25,7 +25,7 @@ from typing import Any
 
 from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
-from captum_norm.study.scorers import StoredScores, Variant
+from captum_norm.study.variants import StoredScores, Variant
 
 _STUDY = "methods metrics removal target special position batch_size max_length seed".split()
 _REPORT = ("reference",)

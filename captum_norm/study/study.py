@@ -36,12 +36,14 @@ from captum_norm.study.batches import (
 )
 from captum_norm.study.crew import Crew, crew_of
 from captum_norm.study.data import Fields, as_examples, read_examples
+from captum_norm.study.lineup import scorers_of
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.record import circumstances, data_record, model_record, versions
 from captum_norm.study.results import Results
 from captum_norm.study.runner import Runner
-from captum_norm.study.scorers import Scorer, check_special, scorers_of
+from captum_norm.study.scorers import Scorer
 from captum_norm.study.store import Store
+from captum_norm.study.variants import check_special
 
 _USUAL_METHODS = (
     "AttentionWeights AttentionRollout AttentionNorm AttentionBlockNorm GlobEnc ALTI DecompX Saliency InputXGradient "

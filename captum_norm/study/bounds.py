@@ -1,0 +1,49 @@
+"""Between what floor and what ceiling does a method lie?  Random scores, and those that say what the evidence says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.study.batches import Batch
+from captum_norm.study.scorers import NoEvidenceError, Scorer
+from captum_norm.study.variants import ORACLE, RANDOM
+
+
+@dataclass
+class RandomFloor(Scorer):
+    """Numbers between 0 and 1, drawn for each text by itself: what a method is worth that knows nothing."""
+
+    seed: int
+    special: str
+    name: str = RANDOM
+
+    def score(self, batch: Batch) -> Tensor:
+        scores = torch.zeros(batch.real.shape, dtype=torch.float64)
+        for row, one in enumerate(batch.examples):
+            chance = torch.Generator().manual_seed(one.seed(self.seed, RANDOM))
+            scores[row, batch.real[row]] = torch.rand(len(one), generator=chance, dtype=torch.float64)
+        return scores
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "seed": self.seed, "special": self.special}
+
+
+@dataclass
+class OracleCeiling(Scorer):
+    """1 at the evidence, 0 elsewhere: what a method is worth that says what the annotators say."""
+
+    special: str
+    name: str = ORACLE
+
+    def score(self, batch: Batch) -> Tensor:
+        missing = next((one for one in batch.examples if one.evidence is None), None)
+        if missing is not None or batch.evidence is None:
+            raise NoEvidenceError(f"{missing.example.where if missing else 'the batch'} has no evidence.")
+        return batch.evidence.double()
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "special": self.special}
