@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from captum_norm.visualization import class_shares, map_grid, method_strips, plot, token_map
 from captum_norm.visualization.look import (
     NORM_COLOURS,
+    SHARE_COLOURS,
     SIGNED_COLOURS,
     UNSIGNED_COLOURS,
     WEIGHT_COLOURS,
@@ -67,6 +68,7 @@ EVERY = {
     "token_map, long": lambda: token_map(some_map(128), [f"token{i}" for i in range(128)]),
     "map_grid": lambda: map_grid({"weights": torch.rand(8, 4, 4)}, [f"Head {i}" for i in range(8)], TOKENS),
     "plot": lambda: plot(some_maps(), call=1),
+    "plot, mixing ratios": lambda: plot(block_maps(), quantities=("mixing_attn", "mixing_res_ln")),
     "class_shares": lambda: class_shares({"weights": torch.tensor([[0.5, 0.5], [0.9, 0.1]])}, ["[CLS]", "other"]),
     "method_strips": lambda: method_strips({"A": [0.1, 0.4], "B": [-1.0, 2.0]}, ["great", "film"], title="A title"),
 }
@@ -426,6 +428,84 @@ def test_padding_is_left_out():
     assert labels(left.get_xticklabels()) == TOKENS[:3]
 
 
+def block_maps(calls=3, batch=2, size=4, kind="self", masks=None):
+    """Quantities of blocks: in cross-attention the residual is one more key."""
+    keys = size + (kind == "cross")
+    return SimpleNamespace(
+        calls=[SimpleNamespace(name=f"layer.{i}.self", kind=kind, call=0, heads=2) for i in range(calls)],
+        weights=[torch.rand(batch, 2, size, size).softmax(-1) for _ in range(calls)],
+        res_norms=[torch.rand(batch, size, keys) for _ in range(calls)],
+        alti=[torch.rand(batch, size, keys).softmax(-1) for _ in range(calls)],
+        mixing_attn=[0.5 + torch.rand(batch, size) / 2 for _ in range(calls)],
+        mixing_res_ln=[torch.rand(batch, size) / 2 for _ in range(calls)],
+        key_masks=[masks] * calls,
+        query_masks=[masks] * calls,
+        query_tokens=lambda call, example: TOKENS[:size],
+        key_tokens=lambda call, example: TOKENS[:size],
+    )
+
+
+def test_norms_of_a_block_and_shares_have_titles_units_and_colours_of_their_own():
+    maps = block_maps()
+    figure = plot(maps, call=1, quantities=("res_norms", "alti"))
+    norms, shares = panels(figure)
+    assert np.allclose(shown(norms), maps.res_norms[1][0].double().numpy())
+    assert [axes.get_title(loc="left") for axes in (norms, shares)] == [
+        "Norm with the residual",
+        "ALTI: share of output",
+    ]
+    assert [bar.get_title(loc="left") for bar in bars(figure)] == ["‖Σαf(x) + x‖", "share"]
+    assert [axes.images[0].cmap.name for axes in (norms, shares)] == [NORM_COLOURS.name, SHARE_COLOURS.name]
+
+
+def test_beside_cross_attention_the_residual_is_the_last_column():
+    masks = torch.tensor([[True, True, True, False], [True] * 4])
+    figure = plot(block_maps(kind="cross", masks=masks), call=1, quantities=("weights", "res_norms"))
+    weights, norms = panels(figure)
+    assert labels(norms.get_xticklabels()) == [*TOKENS[:3], "residual"]
+    assert shown(norms).shape == (3, 4)
+    assert labels(weights.get_xticklabels()) == TOKENS[:3]  # has no residual, and stops before it
+    assert shown(weights).shape == (3, 3)
+
+
+def test_mixing_ratios_are_calls_by_tokens_on_one_scale_with_the_mean_of_each_call():
+    maps = block_maps()
+    figure = plot(maps, example=1, quantities=("mixing_attn", "mixing_res_ln"))
+    attention, block = panels(figure)
+    assert np.allclose(shown(block), torch.stack([one[1] for one in maps.mixing_res_ln]).double().numpy())
+    assert labels(block.get_xticklabels()) == TOKENS
+    assert labels(block.get_yticklabels()) == labels(attention.get_yticklabels()) == ["Layer 0", "Layer 1", "Layer 2"]
+    assert (
+        block.images[0].norm.vmax == attention.images[0].norm.vmax == float(torch.stack(maps.mixing_attn)[:, 1].max())
+    )
+    assert [text.get_text() for text in block.texts] == [
+        "mean",
+        *(f"{one[1].mean():.2f}" for one in maps.mixing_res_ln),
+    ]
+    apart = plot(maps, quantities=("mixing_attn", "mixing_res_ln"), scale="each")
+    assert len({axes.images[0].norm.vmax for axes in panels(apart)}) == 2
+    assert [shown(axes).shape for axes in panels(plot(maps, call=-1, quantities="mixing_attn"))] == [(1, 4)]
+
+
+def test_ratios_of_padding_are_left_out():
+    masks = torch.tensor([[True, True, False, False], [True] * 4])
+    [axes] = panels(plot(block_maps(masks=masks), quantities="mixing_attn"))
+    assert labels(axes.get_xticklabels()) == TOKENS[:2]
+
+
+def test_ratios_beside_maps_and_for_a_head_are_refused():
+    with pytest.raises(ValueError, match="mixing_attn has no keys and no heads; draw mixing ratios alone"):
+        plot(block_maps(), quantities=("res_norms", "mixing_attn"))
+    with pytest.raises(ValueError, match="mixing_attn has no keys and no heads"):
+        plot(block_maps(), quantities="mixing_attn", heads=1)
+    with pytest.raises(ValueError, match="example is 7, but the batch holds 2"):
+        plot(block_maps(), quantities="mixing_attn", example=7)
+    uneven = block_maps()
+    uneven.query_tokens = lambda call, example: [f"{call}{token}" for token in TOKENS]
+    with pytest.raises(ValueError, match="different queries; say which one with call="):
+        plot(uneven, quantities="mixing_attn")
+
+
 def test_attention_maps_of_a_model_can_be_drawn():
     from captum_norm import attention_maps
 
@@ -555,7 +635,7 @@ def test_words_that_do_not_fit_the_scores_are_named():
         method_strips({"A": [[1.0, 2.0]]}, ["a", "b"])
 
 
-@pytest.mark.parametrize("colours", [WEIGHT_COLOURS, NORM_COLOURS, UNSIGNED_COLOURS])
+@pytest.mark.parametrize("colours", [WEIGHT_COLOURS, NORM_COLOURS, SHARE_COLOURS, UNSIGNED_COLOURS])
 def test_colours_darken_steadily_so_that_they_read_without_hue(colours):
     light = [float(np.dot(to_rgb(colours(step)), [0.2126, 0.7152, 0.0722])) for step in np.linspace(0, 1, 33)]
     assert all(a > b for a, b in pairwise(light))

@@ -1,4 +1,4 @@
-"""Drawing what ``attention_maps`` found: one attention call, the heads of one, or all calls as a grid."""
+"""Drawing what ``attention_maps`` found: one attention call, the heads of one, a grid of all calls, mixing ratios."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
-from captum_norm.visualization.look import Page
+from captum_norm.visualization.look import QUANTITY_LOOKS, Page
 from captum_norm.visualization.maps import ATTENDING, axis_tokens, map_grid, panel_of, side_by_side
+from captum_norm.visualization.mixing import below_each_other
 
 Scale: TypeAlias = Literal["shared", "each"]
 BY_HEAD = "transformed_norms"  # has no query: its rows are heads
+_RATIOS = "mixing_"  # have no key: one number per query
+_RESIDUAL = "residual"  # the last column of a block's maps in cross-attention
 
 
 def plot(
@@ -35,7 +39,8 @@ def plot(
         example: which example of the batch; its padding is left out.
         heads: None: the weights on the mean over heads beside ``summed_norms``; an int: that head's weights beside
             its ``head_norms``; ``"each"``: a grid over the heads of one call.
-        quantities: which quantities instead.  ``"transformed_norms"`` has a row per head and stands alone.
+        quantities: which quantities instead.  ``"transformed_norms"`` has a row per head and stands alone.  Mixing
+            ratios are drawn as calls × tokens, one below the other, with the mean of each call.
         title: what the figure shows; by default which call it is.
         log: as in ``token_map``.
         scale, columns: of a grid, as in ``map_grid``.
@@ -56,6 +61,8 @@ def plot(
     """
     source = _Source(maps, example)
     names = source.quantities(quantities, heads)
+    if names[0].startswith(_RATIOS):
+        return _ratios(source, names, call, title, scale)
     if call is None and len(maps.calls) > 1:
         return _all_calls(source, names, heads, title, log, scale, columns)
     call = source.checked_call(call or 0)
@@ -64,6 +71,18 @@ def plot(
     if heads == "each":
         return _each_head(source, call, names, title, log, scale, columns)
     return _one_call(source, call, names, heads, title, log)
+
+
+def _ratios(source: _Source, names: Sequence[str], call: int | None, title: str | None, scale: Scale) -> Page:
+    calls = range(len(source.maps.calls)) if call is None else [source.checked_call(call)]
+    queries = [source.labels("query", i) for i in calls]
+    if any(one != queries[0] for one in queries):
+        raise ValueError("plot: the attention calls have different queries; say which one with call=.")
+    titles = _call_titles(source.maps.calls)
+    rows = [torch.stack([source.ratios(name, i) for i in calls]) for name in names]
+    panels = [panel_of("plot", name, one, "ratio", log=False) for name, one in zip(names, rows, strict=True)]
+    tokens = axis_tokens("plot", panels, None, [titles[i] for i in calls], queries[0])
+    return below_each_other(panels, *tokens, title or "Mixing ratio: how much comes from other tokens", scale)
 
 
 def _all_calls(
@@ -103,7 +122,9 @@ def _one_call(source: _Source, call: int, names: Sequence[str], heads: int | str
     for name in names:
         panel = panel_of("plot", name, source.map(name, call, heads), "score", log)
         panels.append(replace(panel, title=panel.title + source.which_heads(name, call, heads)))
-    rows, columns = axis_tokens("plot", panels, None, *source.tokens(call, names[0]))
+    # Beside cross-attention some maps have one more column, the residual; the others stop before it.
+    widest = max(range(len(panels)), key=lambda i: panels[i].values.shape[1])
+    rows, columns = axis_tokens("plot", [panels[widest]], None, *source.tokens(call, names[widest]))
     return side_by_side(panels, rows, columns, title, log, "" if names[0] == BY_HEAD else ATTENDING)
 
 
@@ -117,7 +138,7 @@ class _Source:
 
     def quantities(self, wanted: Sequence[str] | None, heads: int | str | None) -> list[str]:
         """The quantities to draw; an error where one was not computed."""
-        held = [name for name in ("weights", "head_norms", "summed_norms", BY_HEAD) if hasattr(self.maps, name)]
+        held = [name for name in QUANTITY_LOOKS if hasattr(self.maps, name)]
         default = ["weights", "summed_norms" if heads is None else "head_norms"]
         names = [wanted] if isinstance(wanted, str) else list(wanted or [name for name in default if name in held])
         missing = [name for name in names if not hasattr(self.maps, name)]
@@ -129,7 +150,17 @@ class _Source:
             )
         if BY_HEAD in names and (len(names) > 1 or heads is not None):
             raise ValueError(f"plot: {BY_HEAD} has a row per head, not per query; draw it alone and leave heads out.")
+        ratios = [name for name in names if name.startswith(_RATIOS)]
+        if ratios and (len(ratios) < len(names) or heads is not None):
+            raise ValueError(f"plot: {ratios[0]} has no keys and no heads; draw mixing ratios alone, heads left out.")
         return names
+
+    def ratios(self, name: str, call: int) -> Tensor:
+        """(query,) of this example."""
+        found: Tensor = getattr(self.maps, name)[call]
+        self._check_example(found)
+        real = self._real("query_masks", call)
+        return found[self.example] if real is None else found[self.example][real]
 
     def checked_call(self, call: int) -> int:
         count = len(self.maps.calls)
@@ -140,7 +171,7 @@ class _Source:
     def map(self, name: str, call: int, heads: int | str | None) -> Tensor:
         """(query, key) of this example; (head, query, key) for ``heads="each"``; (head, key) for ‖f(x)‖."""
         one = self._scores(name, call)[self.example]
-        keys = self._real("key_masks", call)
+        keys = self._real_keys(call, one.shape[-1])
         if name == BY_HEAD:
             return one if keys is None else one[..., keys]
         if one.ndim == 3 and heads is None:
@@ -161,9 +192,12 @@ class _Source:
         found: Tensor = getattr(self.maps, name)[call]
         if found.ndim not in (3, 4):
             raise ValueError(f"plot: {name} of call {call} is no map over queries and keys, {tuple(found.shape)}.")
+        self._check_example(found)
+        return found
+
+    def _check_example(self, found: Tensor) -> None:
         if not -len(found) <= self.example < len(found):
             raise ValueError(f"plot: example is {self.example}, but the batch holds {len(found)}.")
-        return found
 
     def head_numbers(self, call: int, count: int) -> list[int]:
         """The model's number of each head that the maps hold."""
@@ -181,10 +215,10 @@ class _Source:
 
     def tokens(self, call: int, name: str) -> tuple[list[str] | None, list[str] | None]:
         """The labels of the rows, which are queries or heads, and of the keys."""
+        shape = self._scores(name, call).shape
         if name != BY_HEAD:
-            return self._labels("query", call), self._labels("key", call)
-        numbers = self.head_numbers(call, self._scores(name, call).shape[1])
-        return [f"head {number}" for number in numbers], self._labels("key", call)
+            return self.labels("query", call), self.labels("key", call, shape[-1])
+        return [f"head {number}" for number in self.head_numbers(call, shape[1])], self.labels("key", call, shape[-1])
 
     def common_tokens(self, name: str) -> tuple[list[str] | None, list[str] | None]:
         """The labels of all calls, where they have the same ones."""
@@ -193,7 +227,8 @@ class _Source:
         same_rows, same_columns = all(one == rows[0] for one in rows), all(one == columns[0] for one in columns)
         return rows[0] if same_rows else None, columns[0] if same_columns else None
 
-    def _labels(self, axis: str, call: int) -> list[str] | None:
+    def labels(self, axis: str, call: int, size: int | None = None) -> list[str] | None:
+        """The tokens of an axis, of ``size`` before padding is cut away; None where they are not known."""
         method = getattr(self.maps, f"{axis}_tokens", None)
         if method is not None:
             labels = list(method(call, self.example))
@@ -201,8 +236,15 @@ class _Source:
             labels = list(map(str, self.maps.tokens[self.example]))
         else:
             return None
-        real = self._real(f"{axis}_masks", call)
+        if size is not None:  # labels may be those of maps with the residual's column, or without
+            labels = (labels + [_RESIDUAL] * (size - len(labels)))[:size]
+        real = self._real_keys(call, len(labels)) if axis == "key" else self._real("query_masks", call)
         return labels if real is None else [label for label, keep in zip(labels, real, strict=False) if keep]
+
+    def _real_keys(self, call: int, size: int) -> Tensor | None:
+        """Which of ``size`` columns are no padding; the residual's is none."""
+        real = self._real("key_masks", call)
+        return None if real is None else torch.cat([real, real.new_ones(size - len(real))])
 
     def _real(self, masks: str, call: int) -> Tensor | None:
         held = getattr(self.maps, masks, None)

@@ -1,7 +1,7 @@
 """How every figure looks: its colours, its letters, and a page measured in inches.
 
-Blue is always the weight, orange always the norm; both maps run from paper to ink in even steps of lightness, so they
-read in grey and to colour-blind eyes.  Signed scores run from blue through paper to orange.
+Blue is always the weight, orange always the norm, green a share of a whole; all run from paper to ink in even steps of
+lightness, so they read in grey and to colour-blind eyes.  Signed scores run from blue through paper to orange.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ INK, MUTED, FAINT, PAPER = "#1d232b", "#69727d", "#e6e9ec", "#ffffff"
 
 _BLUES = ("#f5f8fc", "#d6e4f3", "#a9cae7", "#70a9d6", "#3a84bf", "#14609f", "#053f78", "#03254c")
 _ORANGES = ("#fdf7f2", "#fbe0cb", "#f8bf94", "#f0965a", "#dc6c2a", "#b54a12", "#84310a", "#521c05")
+_GREENS = ("#f4f9f5", "#d3eadb", "#a5d3b6", "#6cb78c", "#3a9668", "#17744a", "#075231", "#02321d")
 
 WEIGHT_COLOURS = LinearSegmentedColormap.from_list("captum_norm.weight", _BLUES)
 NORM_COLOURS = LinearSegmentedColormap.from_list("captum_norm.norm", _ORANGES)
+SHARE_COLOURS = LinearSegmentedColormap.from_list("captum_norm.share", _GREENS)
 # The darkest two steps are left out: words are printed on these colours.
 SIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.signed", [*_BLUES[5:0:-1], "#f7f7f7", *_ORANGES[1:6]])
 UNSIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.unsigned", _ORANGES[:6])
@@ -76,6 +78,15 @@ QUANTITY_LOOKS = {
     "head_norms": QuantityLook("Norm per head", "‖αf(x)‖", NORM_COLOURS),
     "summed_norms": QuantityLook("Norm of the sum over heads", "‖Σαf(x)‖", NORM_COLOURS),
     "transformed_norms": QuantityLook("Norm of the transformed vector", "‖f(x)‖", NORM_COLOURS),
+    "res_norms": QuantityLook("Norm with the residual", "‖Σαf(x) + x‖", NORM_COLOURS),
+    "res_ln_norms": QuantityLook("Norm behind LayerNorm", "‖LN(Σαf(x) + x)‖", NORM_COLOURS),
+    "globenc_norms": QuantityLook("Norm behind the layer", "‖LN₂(LN(Σαf(x) + x))‖", NORM_COLOURS),
+    "alti": QuantityLook("ALTI: share of output", "share", SHARE_COLOURS),
+    "mixing_weights": QuantityLook("By weight: attention alone", "ratio", SHARE_COLOURS),
+    "mixing_res_weights": QuantityLook("By weight: with the residual", "ratio", SHARE_COLOURS),
+    "mixing_attn": QuantityLook("By norm: attention alone", "ratio", SHARE_COLOURS),
+    "mixing_res": QuantityLook("By norm: with the residual", "ratio", SHARE_COLOURS),
+    "mixing_res_ln": QuantityLook("By norm: with residual and LayerNorm", "ratio", SHARE_COLOURS),
 }
 
 

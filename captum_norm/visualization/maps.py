@@ -7,7 +7,7 @@ tokens in the same order.  Sizes in the code are inches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, cast
@@ -65,6 +65,12 @@ class _Labels:
     named_rows: Sequence[int]
     named_columns: Sequence[int]
     size: float
+
+    def up_to(self, columns: int) -> _Labels:
+        """The same for fewer columns."""
+        return replace(
+            self, columns=self.columns[:columns], named_columns=[i for i in self.named_columns if i < columns]
+        )
 
 
 def token_map(
@@ -211,12 +217,12 @@ def side_by_side(
     log: bool,
     query_axis: str = ATTENDING,
 ) -> Page:
-    """Panels of one shape beside each other, each with its colour bar."""
-    cell = _cell(max(len(rows), len(columns)))
-    labels = _labels(panels, rows, columns, cell)
+    """Panels with the same rows beside each other, each with its colour bar; some may lack the last columns."""
+    cell = cell_size(max(len(rows), len(columns)))
+    labels = choose_labels(panels, rows, columns, cell)
     width, height = cell * len(columns), cell * len(rows)
     left = _EDGE + 0.3 + widest([rows[i] for i in labels.named_rows], labels.size)
-    slot = max(width + 1.1, max(text_width(panel.title, PANEL) for panel in panels) + 0.25)
+    slot = max(width + _bar_width(panels) + 0.15, max(text_width(panel.title, PANEL) for panel in panels) + 0.25)
     # A title that reaches the colour bar stands above the bar's unit, not beside it.
     lift = 0.22 if any(text_width(panel.title, PANEL) > width for panel in panels) else 0.0
     top = _EDGE + (0.45 if title else 0) + (0.32 + lift if any(panel.title for panel in panels) else 0.15)
@@ -227,13 +233,15 @@ def side_by_side(
         if title:
             figure.write(_EDGE, _EDGE, title, TITLE)
         for place, panel in enumerate(panels):
-            box = figure.box(left + place * slot, top, width, height, label=panel.title or "map")
-            image = _draw(box, panel.values, _norm(panel.values, log), panel.colours)
+            own = labels.up_to(panel.values.shape[1])
+            panel_width = cell * len(own.columns)
+            box = figure.box(left + place * slot, top, panel_width, height, label=panel.title or "map")
+            image = draw_map(box, panel.values, _norm(panel.values, log), panel.colours)
             box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
-            _name_tokens(box, labels, upright, with_rows=place == 0)
-            _name_axes(box, labels, query_axis if place == 0 and height > 1.1 else "")
-            bar = figure.box(left + place * slot + width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
-            _colour_bar(figure, bar, image, panel)
+            name_tokens(box, own, upright, with_rows=place == 0)
+            _name_axes(box, own, query_axis if place == 0 and height > 1.1 else "")
+            bar = figure.box(left + place * slot + panel_width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
+            colour_bar(figure, bar, image, panel)
     return figure
 
 
@@ -250,6 +258,7 @@ class _Raster:
     below: float  # room for the names of columns under the last line of a block
     width: float
     height: float
+    right: float  # room for colour bars
 
     def x(self, place: int) -> float:
         return self.left + place % self.across * (self.width + 0.16)
@@ -267,7 +276,7 @@ class _Raster:
         return titles + self.lines * self.line + self.below + 0.1
 
     def page(self, panels: int, title: str | None) -> tuple[float, float]:
-        width = self.x(self.across - 1) + self.width + (_EDGE if self.titled else 0.85)
+        width = self.x(self.across - 1) + self.width + self.right
         if title:
             width = max(width, 2 * _EDGE + text_width(title, TITLE))
         return width, self.top + ceil(panels / self.across) * self.block + _EDGE - 0.2
@@ -284,7 +293,7 @@ def _grid(
     across: int,
 ) -> Page:
     cell = min(max(10.2 / across, 1.2), 2.6) / max(len(rows), len(columns))
-    labels = _labels([panel for line in lines for panel in line], rows, columns, cell)
+    labels = choose_labels([panel for line in lines for panel in line], rows, columns, cell)
     named = cell * 72 * 0.8 >= _LETTERS[0]  # whether there is room for tokens at all
     raster = _Raster(
         across=across,
@@ -296,6 +305,7 @@ def _grid(
         below=0.08 + widest(columns, labels.size) if named else 0.0,
         width=cell * len(columns),
         height=max(cell * len(rows), 0.5),
+        right=_EDGE if scale == "each" else _bar_width([line[0] for line in lines]) - 0.1,
     )
     with page(*raster.page(len(lines[0]), title)) as figure:
         if title:
@@ -307,14 +317,14 @@ def _grid(
                 name = titles[place] if titles else ""
                 box = figure.box(x, y, raster.width, raster.height, label=f"{panel.title} {name}".strip())
                 norm = shared if scale == "shared" else _norm(panel.values, log)
-                image = _draw(box, panel.values, norm, panel.colours)
-                _name_tokens(box, labels, False, named and first, named and number == len(lines) - 1)
+                image = draw_map(box, panel.values, norm, panel.colours)
+                name_tokens(box, labels, False, named and first, named and number == len(lines) - 1)
                 box.set_title(_grid_title(panel, name, number, scale), fontsize=SMALL, pad=4, parse_math=False)
                 if first:
                     box.set_ylabel(printable(panel.title), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)
                 if scale == "shared" and (place % across == across - 1 or place == len(line) - 1):
                     bar = figure.box(x + raster.width + 0.12, y + 0.19, 0.08, raster.height - 0.19, label="colour bar")
-                    _colour_bar(figure, bar, image, panel)
+                    colour_bar(figure, bar, image, panel)
     return figure
 
 
@@ -325,18 +335,21 @@ def _grid_title(panel: Panel, name: str, line: int, scale: str) -> str:
     return printable(", ".join(parts))
 
 
-def _cell(count: int) -> float:
+def cell_size(count: int) -> float:
     """The side of a cell: large for few tokens, while a map of very many fills a large page."""
     return min(0.4, max(5.0, min(6.2, 0.14 * count)) / count)
 
 
-def _labels(panels: Sequence[Panel], rows: Sequence[str], columns: Sequence[str], cell: float) -> _Labels:
+def choose_labels(panels: Sequence[Panel], rows: Sequence[str], columns: Sequence[str], cell: float) -> _Labels:
     """All tokens where there is room; else those that receive most, as far apart as letters need."""
     size = float(np.clip(cell * 72 * 0.7, *_LETTERS))
     spacing = size * 1.3 / 72
     if spacing <= cell * 1.2:
         return _Labels(rows, columns, range(len(rows)), range(len(columns)), size)
-    received = np.sum([np.abs(p.values).sum(0) / max(float(np.abs(p.values).sum()), 1e-300) for p in panels], axis=0)
+    received = np.zeros(len(columns))
+    for panel in panels:
+        sizes = np.abs(panel.values).sum(0)
+        received[: len(sizes)] += sizes / max(float(sizes.sum()), 1e-300)
     chosen: list[int] = []
     for column in np.argsort(-received, kind="stable").tolist():
         if all(abs(column - other) * cell >= spacing for other in chosen):
@@ -352,7 +365,7 @@ def _upright(columns: Sequence[str], labels: _Labels, cell: float) -> bool:
     return all((a + b) / 2 + 0.08 <= cell for a, b in pairwise(widths)) if len(widths) > 1 else True
 
 
-def _draw(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> ScalarMappable:
+def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> ScalarMappable:
     # A logarithm has no place for zero: it is drawn as the lowest colour.
     image = box.imshow(
         values,
@@ -369,7 +382,7 @@ def _draw(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> Scal
     return cast(ScalarMappable, image)
 
 
-def _name_tokens(
+def name_tokens(
     box: Axes,
     labels: _Labels,
     upright: bool,
@@ -408,7 +421,12 @@ def _norm(values: Numbers, log: bool) -> Normalize:
     return Normalize(-largest if (values < 0).any() else 0.0, largest)
 
 
-def _colour_bar(figure: Page, box: Axes, image: ScalarMappable, panel: Panel) -> None:
+def _bar_width(panels: Sequence[Panel]) -> float:
+    """How much room colour bars need behind a panel, their ticks and units included."""
+    return max(0.95, *(0.12 + text_width(panel.unit, SMALL) + 0.15 for panel in panels))
+
+
+def colour_bar(figure: Page, box: Axes, image: ScalarMappable, panel: Panel) -> None:
     bar: Any = figure.colorbar(image, cax=box)
     bar.outline.set_visible(False)
     ticks, labels = _bar_ticks(image.norm, panel.values)
