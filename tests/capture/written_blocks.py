@@ -144,6 +144,18 @@ def post_layer_norm_of_a_scaled_residual(m, x):
 
 
 @written(POST)
+def padded_rows_silenced_behind_the_norm(m, x):
+    """As in XLM."""
+    n, n2, *_ = m.layer_norms
+    mask = torch.ones(*x.shape[:2], 1, dtype=x.dtype)
+    mask[-1, -2:] = 0
+    x = n(m.note("residual", x) + m.attention(x))
+    x *= mask
+    m.note("output", x)
+    return n2(x + m.ff(x)) * mask
+
+
+@written(POST)
 def post_layer_norm_scaled_in_place(m, x):
     n, n2, *_ = m.layer_norms
     x = m.note("output", n(m.note("residual", x) + m.attention(x)).mul_(1.3))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captum_norm.capture.blocks.lineage import Node
 from captum_norm.capture.certificate import at_least_float32
-from captum_norm.capture.layout import Step
+from captum_norm.capture.layout import NOT_AN_INPUT, Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.rules.elementwise import IDENTITIES
 from captum_norm.capture.rules.moves import MOVES, step_of
@@ -148,10 +148,16 @@ def _by_row(form: Form, factor: Tensor) -> Form | None:
     if bool((factor == 1).all()):
         return form
     if form.steps or form.bias is not None:
-        return None
+        return _without_rows(form, factor == 0) if bool(((factor == 0) | (factor == 1)).all()) else None
     if form.eps is not None:
         factor = factor * _inverse_deviation(form.state.tensor, form.centred, form.eps)
     return replace(form, eps=None, factor=factor if form.factor is None else form.factor * factor)
+
+
+def _without_rows(form: Form, silenced: Tensor) -> Form:
+    """Rows (..., 1) of the tensor are zero instead: the stream does not go on from them."""
+    step = Step(("rows left out", object()), lambda numbers: numbers.masked_fill(silenced, NOT_AN_INPUT))
+    return replace(form, steps=(*form.steps, step))
 
 
 def _inverse_deviation(state: Tensor, centred: bool, eps: float) -> Tensor:

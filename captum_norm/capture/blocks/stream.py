@@ -123,7 +123,7 @@ class Stream:
         forms = [(tensor, form) for tensor in op.tensors if (form := self._forms.get(tensor)) is not None]
         form = self._form(op, name, forms)
         normalised = self._normalised(op) if form is None else None
-        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_number(op)))
+        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_fixed(op)))
         for out in outs:
             if not out.is_floating_point():
                 continue
@@ -272,8 +272,11 @@ def _is_view_of_all(view: Tensor, of: Tensor) -> bool:
     return view.shape == of.shape and view.stride() == of.stride() and view.data_ptr() == of.data_ptr()
 
 
-def _is_number(op: Operation) -> bool:
-    return any(not isinstance(value, Tensor) or value.numel() == 1 for value in op.args[:2])
+def _is_fixed(op: Operation) -> bool:
+    """One factor is a number, or a parameter of the model."""
+    return any(
+        not isinstance(value, Tensor) or isinstance(value, Parameter) or value.numel() == 1 for value in op.args[:2]
+    )
 
 
 def _same_rows(first: Tensor, second: Tensor, out: Tensor) -> bool:
