@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +22,6 @@ from captum_norm.capture.layout import Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
-
-if TYPE_CHECKING:
-    from captum_norm.capture.blocks.stream import Stream
-
 Rule = Callable[["Dataflow", Operation], None]
 RULES: dict[str, Rule | None] = {}
 ANY_OTHER = "any other operation"
@@ -60,12 +56,31 @@ def rule_for(name: str) -> Rule | None:
 _PROBE = Probe()
 
 
+class Beside(Protocol):
+    """What follows the same operations beside attention: the residual stream."""
+
+    def mixed(self, mixture: Mixture) -> None:
+        """A value product has just run."""
+
+    def projected(self, mixture: Mixture, out: Tensor) -> None:
+        """An output projection, or a better one, has just been written."""
+
+    def are_one(self, first: Mixture, second: Mixture) -> bool:
+        """Whether two calls share a projection, so that neither is complete before the other."""
+
+    def see(self, op: Operation) -> None:
+        """Take in one operation, after what attention makes of it."""
+
+    def clear(self) -> None:
+        """Drop everything."""
+
+
 class Dataflow:
     """What is known of the tensors of one running forward, and the attention calls that are under way."""
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False,
-        stream: Stream | None = None,
+        stream: Beside | None = None,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self._stream = stream

@@ -30,7 +30,7 @@ from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.layout import Layout, LayoutError, Step, measure
 from captum_norm.capture.operations import OperationMode
 from captum_norm.capture.places import Place
-from captum_norm.capture.traces import Mixture
+from captum_norm.capture.traces import Mixture, Term
 from captum_norm.intervention.calls import LayerCall, tensors_of
 
 # What a layer may differ by when it runs twice, as a part of its largest output.
@@ -118,7 +118,7 @@ class Replay:
         self._flow.finish()
         self._outputs = tensors_of(again)
         # Under autocast a layer computes in another dtype than it gives out.
-        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.dtype for _, m in self._flow.projected}
+        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.dtype for _, m, _ in self._flow.projected}
         self._tolerance = max(_TOLERANCES.get(dtype, 1e-4) for dtype in dtypes or {torch.float32})
         self._check_alike(tensors_of(call.output), self._outputs, "run again on its own input,")
 
@@ -128,13 +128,11 @@ class Replay:
         Raises:
             InexactCaptureError: if weights or values were overwritten.
         """
-        return [self._product(number, mixture) for number, mixture in self._flow.projected]
+        return [self._product(*found) for found in self._flow.projected]
 
-    def _product(self, number: int, mixture: Mixture) -> Product:
-        projection = mixture.projection
-        if projection is None or not mixture.unchanged:
+    def _product(self, number: int, mixture: Mixture, term: Term) -> Product:
+        if not mixture.unchanged:
             raise InexactCaptureError(f"{self._name}: its weights or values were overwritten in place")
-        term = projection.terms[0]
         query, head_dim = mixture.weights.shape[-2], mixture.values.shape[-1]
         try:
             layout = measure(mixture.lead, query, head_dim, term.steps, term.x.shape[-1])
@@ -273,7 +271,7 @@ class _Watching(Dataflow):
     def __init__(self) -> None:
         super().__init__((), self._finished)
         self._numbers: dict[Mixture, int] = {}
-        self.projected: list[tuple[int, Mixture]] = []
+        self.projected: list[tuple[int, Mixture, Term]] = []
         self.result: Tensor | None = None
         self.done = False
 
@@ -283,7 +281,7 @@ class _Watching(Dataflow):
 
     def _finished(self, mixture: Mixture) -> None:
         if mixture.projection is not None and not mixture.problem:
-            self.projected.append((self._numbers[mixture], mixture))
+            self.projected.append((self._numbers[mixture], mixture, mixture.projection.terms[0]))
 
 
 class _Changing(_Watching):
