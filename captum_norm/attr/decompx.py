@@ -117,7 +117,7 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
         self.bias = bias
         self.conventions = Conventions(activation, product)
         self.max_memory = max_memory
-        self.report = DecompXReport()
+        self.report: DecompXReport = DecompXReport()  # type: ignore[assignment]  # of an output, not of calls
 
     @classmethod
     def get_name(cls) -> str:

@@ -97,8 +97,8 @@ def _backwards(run: BackwardRun, sources: TokenSources, output: Tensor, keep: bo
     """From an output (batch,) back to tokens and biases; ``keep`` the graph for another output."""
     if not output.requires_grad:
         raise NotFrozenError(
-            "the output does not depend on the inputs in linear form: it is computed without them, or is a softmax or a "
-            "sigmoid, which are held fixed: explain the logits."
+            "the output does not depend on the inputs in linear form: it is computed without them, or is a softmax or "
+            "a sigmoid, which are held fixed: explain the logits."
         )
     leaves = sources.leaves
     inputs = [*(leaf.value for leaf in leaves), run.one]
@@ -200,6 +200,6 @@ def _refuse_too_large(number: int, largest: int, max_memory: int) -> None:
     if needed > max_memory:
         raise ValueError(
             f"carrying {number} parts through the model takes about {needed / 2**30:.1f} GiB (the largest hidden state "
-            f"is {largest / 2**20:.1f} MiB), more than max_memory = {max_memory / 2**30:.1f} GiB. Raise it, shorten the "
-            'text, or take bias="token", "none", "equal" or "cls", which need one backward pass.'
+            f"is {largest / 2**20:.1f} MiB), more than max_memory = {max_memory / 2**30:.1f} GiB. Raise it, shorten "
+            'the text, or take bias="token", "none", "equal" or "cls", which need one backward pass.'
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -84,7 +84,30 @@ class Frozen:
     moves: bool = False
 
 
-Rule = Callable[["Any", Operation], Any]
+class Run(Protocol):
+    """What a rule may ask of the run that it works for (:class:`~captum_norm.linear.run.FrozenRun`)."""
+
+    conventions: Conventions
+    fused: bool
+    lazy_maps: bool
+
+    def is_live(self, tensor: Any) -> bool:
+        """Whether a tensor depends on what is followed."""
+
+    def only_value(self, tensor: Tensor) -> bool:
+        """Whether the linear form of a live tensor has been put off."""
+
+    def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
+        """The live tensor of which this is a function entry by entry, and whether that is not linear."""
+
+    def refusal(self, op: Operation, reason: str) -> NotFrozenError:
+        """The error for an operation that has no linear form."""
+
+    def tangent_of(self, op: Operation, root: Tensor, value: Tensor) -> Callable[[], Tensor]:
+        """The slope of ``value``, a function of ``root`` entry by entry, once it is asked for."""
+
+
+Rule = Callable[[Any, Operation], Any]
 RULES: dict[str, Rule | None] = {}
 
 
@@ -130,7 +153,7 @@ def functional(op: Operation) -> Callable[..., Any]:
     if op.name == "copy_":
         return lambda into, source, *_: source.to(into).expand(into.shape)
     if op.in_place and not op.name.endswith("__"):
-        return getattr(torch.Tensor, op.name[:-1], None) or getattr(torch, op.name[:-1])  # type: ignore[no-any-return]
+        return getattr(torch.Tensor, op.name[:-1], None) or getattr(torch, op.name[:-1])
     return op.func
 
 

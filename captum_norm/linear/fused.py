@@ -30,10 +30,10 @@ class FrozenAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(query, key, mask)
         ctx.is_causal, ctx.scale, ctx.heads = is_causal, scale, value.shape[-3] if value.ndim > 2 else 1
-        return func(query, key, value, attn_mask=mask, is_causal=is_causal, **kwargs)  # type: ignore[no-any-return]
+        return func(query, key, value, attn_mask=mask, is_causal=is_causal, **kwargs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, mask = ctx.saved_tensors
         lead, queries, keys = gradient.shape[:-2], query.shape[-2], key.shape[-2]
@@ -65,7 +65,7 @@ class Line(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None
@@ -84,7 +84,7 @@ class FrozenLayerNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scale, weight = ctx.saved_tensors
         wanted = ctx.has_bias and ctx.needs_input_grad[1]

@@ -201,7 +201,7 @@ class FrozenModel:
         alone = [_one_by_one(x, sum(lengths[:number]), sum(lengths) + 1) for number, x in enumerate(self._vectors)]
         ones = torch.zeros(sum(lengths) + 1)
         ones[-1] = 1
-        *parts, constant = self._propagated(alone, ones).split([*lengths, 1])
+        *parts, constant = torch.split(self._propagated(alone, ones), [*lengths, 1])
         return _one(tuple(parts)), constant[0]
 
     # ---- how good it is
@@ -360,7 +360,7 @@ def _selected(y: Tensor, target: Target) -> Tensor:
     if callable(target):
         chosen = target(y)
     else:
-        index = target if isinstance(target, tuple) else (target,)
+        index: tuple[Any, ...] = target if isinstance(target, tuple) else (target,)
         chosen = y[(slice(None), *index)]
     if chosen.shape != y.shape[:1]:
         raise ValueError(

@@ -1,14 +1,14 @@
 """Carrying many inputs, or the parts of one, through a frozen model beside the model's own values.
 
-While the model runs as it is, each live tensor has a companion of shape (part, *shape of the tensor), which goes through
-the linear form of every operation: other inputs of the frozen map (:class:`PartsRun`), or the parts that the hidden
+While the model runs as it is, each live tensor has a companion, (part, *shape of the tensor), which goes through the
+linear form of every operation: other inputs of the frozen map (:class:`PartsRun`), or the parts that the hidden
 states come from, with every bias shared among the parts it is added to (:class:`SharedRun`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class PartsRun(FrozenRun):
         super().__init__(conventions, sources, starts)
         self.ones, self._given = ones, given
         self._parts = sources
-        self._starts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._starts: MutableMapping[Tensor, Any] = WeakIdKeyDictionary()
 
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
         parts = self._given[number].to(tensor)
@@ -130,14 +130,18 @@ class PartsRun(FrozenRun):
                 return torch.vmap(frozen.apply, in_dims=axes)(ones, *operands)
         except RuntimeError:
             number = len(operands[0])
-            each = [frozen.apply(ones[n] if ones.ndim else ones, *(parts[n] for parts in operands)) for n in range(number)]
+            each = [
+                frozen.apply(ones[n] if ones.ndim else ones, *(parts[n] for parts in operands)) for n in range(number)
+            ]
         if isinstance(each[0], Tensor):
             return torch.stack(each)
         return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
     def overwrite(self, into: Tensor, out: Tensor) -> None:
         if into._is_view():
-            raise NotFrozenError(f"a view of shape {tuple(into.shape)} is overwritten, so that its base's parts are lost")
+            raise NotFrozenError(
+                f"a view of shape {tuple(into.shape)} is overwritten, so that its base's parts are lost"
+            )
         with torch.no_grad():
             into.copy_(out)
 
@@ -214,7 +218,7 @@ class SharedRun(PartsRun):
             for one in operands:
                 self._settled(one)
             parts = self._mapped(frozen, operands)
-            return parts if number is None else parts[number]  # type: ignore[no-any-return]
+            return parts if number is None else parts[number]
 
         return again
 
@@ -245,4 +249,4 @@ class SharedRun(PartsRun):
         elif one.pending is not None:
             one.parts = share_bias(one.parts.movedim(0, -2), one.pending, self._rule).movedim(-2, 0)
         one.pending, one.mixed, one.moved = None, False, None
-        return one.parts  # type: ignore[no-any-return]
+        return one.parts

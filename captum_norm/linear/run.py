@@ -7,7 +7,7 @@ inputs contributes to an output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +66,11 @@ class FrozenRun:
         self.sources = sources
         self.starts = tuple(starts)
         self.count = -1
-        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.known: MutableMapping[Tensor, Known] = WeakIdKeyDictionary()
         self.largest = 0
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutionMode(self._rule_for)
-        self._twins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._twins: MutableMapping[Tensor, Callable[[Tensor], Tensor]] = WeakIdKeyDictionary()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -90,7 +90,7 @@ class FrozenRun:
     def result(self, tensor: Tensor) -> Tensor:
         """What a tensor of the running model is in linear form."""
         with torch._C.DisableTorchFunction():
-            return self.linear_form(tensor)  # type: ignore[no-any-return]
+            return self.linear_form(tensor)
 
     def linear_form(self, tensor: Tensor) -> Any:
         """What stands for a live tensor in the linear forms of operations."""
@@ -140,7 +140,7 @@ class FrozenRun:
         if not self.is_live(tensor):
             return tensor.detach()
         if tensor in self._twins:
-            return self._twins[tensor](leaf)  # type: ignore[no-any-return]
+            return self._twins[tensor](leaf)
         return leaf * torch.where(root == 0, 0, tensor.detach() / root).detach()
 
     # ---- one operation
@@ -176,7 +176,7 @@ class FrozenRun:
         """What an operation is about to overwrite, if tokens' own vectors are involved."""
         if self.sources is None or not writes(op) or all(self.sources.place(tensor) is None for tensor in op.tensors):
             return None
-        return op.args[0].detach().clone()  # type: ignore[no-any-return]
+        return op.args[0].detach().clone()
 
     def _begun(self, op: Operation) -> Any:
         """The result of an operation that makes what is followed."""
@@ -184,7 +184,8 @@ class FrozenRun:
         if isinstance(op.out, Tensor):
             return self.begin(op.out, numbers[self.count, 0])
         return type(op.out)(
-            self.begin(out, numbers[self.count, n]) if (self.count, n) in numbers else out for n, out in enumerate(op.out)
+            self.begin(out, numbers[self.count, n]) if (self.count, n) in numbers else out
+            for n, out in enumerate(op.out)
         )
 
     def _follow(self, rule: Rule, op: Operation) -> Any:
@@ -279,7 +280,7 @@ class BackwardRun(FrozenRun):
         """A live tensor as autograd may see it."""
         known = self.known.get(tensor)
         if known is not None and known.make is not None:
-            return known.make()  # type: ignore[no-any-return]
+            return known.make()
         if self.sources is not None and self.sources.place(tensor) is not None:
             leaf = self.sources.leaf(tensor)
             return leaf.view_as(leaf)  # not a leaf itself, so that it counts as live

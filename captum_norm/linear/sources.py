@@ -7,7 +7,7 @@ positions (:mod:`captum_norm.capture.places`), not by names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,9 @@ from captum_norm.capture.places import Anchor, Place
 from captum_norm.linear.frozen import writes
 
 # Attention is where positions mix: it is not followed any further.
-_MIXES = frozenset(("softmax", "scaled_dot_product_attention", "flex_attention", "flash_attn_func", "flash_attn_varlen_func"))
+_MIXES = frozenset(
+    ("softmax", "scaled_dot_product_attention", "flex_attention", "flash_attn_func", "flash_attn_varlen_func")
+)
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
 
 Stack = int | str
@@ -65,7 +67,7 @@ class Leaf:
         inside = flat >= 0
         out = entries.new_zeros(*lead, anchor.shape[0] * anchor.length)
         out.index_add_(-1, flat[inside], entries[..., inside])
-        return out.unflatten(-1, (anchor.shape[0], anchor.length))
+        return out.view(*lead, anchor.shape[0], anchor.length)
 
     def left_out(self, entries: Tensor) -> Tensor:
         """Entries shaped as ``value`` summed where they belong to no input position: (batch,)."""
@@ -97,7 +99,7 @@ class TokenSources:
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         self._flow = Dataflow(inputs, finish=lambda mixture: None)
-        self._leaves: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._leaves: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self.leaves: list[Leaf] = []
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
@@ -127,7 +129,9 @@ class TokenSources:
             place = self.place(op.out)
             return len(placed) > 1 or place is None or place.numbers() is None
         first = placed[0][1]
-        others = [place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key]
+        others = [
+            place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key
+        ]
         return any(not _agree(first, other) for other in others)
 
     def leaf(self, tensor: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ class TokenSources:
             value = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
             self.leaves.append(Leaf(value, place))
             self._leaves[tensor] = value
-        return self._leaves[tensor]  # type: ignore[no-any-return]
+        return self._leaves[tensor]
 
     def forget(self, tensor: Tensor) -> None:
         """A tensor was overwritten by something mixed."""
@@ -156,7 +160,7 @@ def _agree(one: Place, other: Place) -> bool:
     if a is None or b is None:
         return False
     try:
-        a, b = torch.broadcast_tensors(a, b)
+        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return True  # no entrywise operation: places say all there is
-    return torch.equal(a, b)
+    return torch.equal(a.expand(shape), b.expand(shape))

@@ -5,7 +5,7 @@ Both are found by running the model once: no module is named and no hook is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,7 @@ class _StreamFinder(BackwardRun):
     def __init__(self, sources: _EnteringSources) -> None:
         super().__init__(Conventions(), sources)
         self._sources = sources
-        self._nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._nodes: MutableMapping[Tensor, _Node] = WeakIdKeyDictionary()
         self.entering: list[_Node] = []
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
@@ -127,7 +127,7 @@ class _StreamFinder(BackwardRun):
             return None
         if tensor not in self._nodes:  # an input itself
             self._nodes[tensor] = _Node.after(None, Leaf(tensor[:0], place), ())
-        return self._nodes[tensor]  # type: ignore[no-any-return]
+        return self._nodes[tensor]
 
 
 def find_streams(run: Callable[[], Any], inputs: Sequence[Tensor]) -> list[Stream]:

@@ -215,7 +215,10 @@ def test_a_frame_of_sound_shares_its_score_with_what_it_covers():
 def test_product_conventions_differ_and_both_add_up():
     model, tokens = tiny("Llama").double(), ids(2, 6)
     forward = HFForward(model)
-    half, gate = (DecompX(forward, product=p).attribute(tokens, 7, return_convergence_delta=True) for p in ("half", "gate"))
+    half, gate = (
+        DecompX(forward, product=product).attribute(tokens, 7, return_convergence_delta=True)
+        for product in ("half", "gate")
+    )
     assert not torch.allclose(half[0], gate[0])
     for scores, delta in (half, gate):
         close(scores.sum(1) + delta, forward(tokens).detach()[:, 7], rtol=1e-6, atol=1e-6)
@@ -242,7 +245,7 @@ def test_a_missing_target_is_refused_where_there_are_several_classes():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ValueError, match="bias should be one of 'token', .*'dot', got 'cosine'"):
+    with pytest.raises(ValueError, match=r"bias should be one of 'token', .*'dot', got 'cosine'"):
         DecompX(nn.Identity(), bias="cosine")
     with pytest.raises(ValueError, match="activation should be one of"):
         DecompX(nn.Identity(), activation="gelu")
@@ -275,7 +278,7 @@ def test_what_was_not_seen_is_found_by_adding_up():
     def forward(tokens: Tensor) -> Tensor:
         return Doubling.apply(model(tokens).logits)
 
-    with pytest.raises(NotFrozenError, match="the frozen model does not add up.*custom autograd function"):
+    with pytest.raises(NotFrozenError, match=r"the frozen model does not add up.*custom autograd function"):
         DecompX(forward).attribute(ids(2, 6), 1)
 
 

@@ -119,7 +119,8 @@ def test_layers_by_themselves_multiplied(reference):
     pairs, product = mask[:, :, None] & mask[:, None], None
     for number, layer in enumerate(layers(model, forward)):
         norms = decompx_layer(None, layer, "absdot").norm(dim=-1)
-        close(norms[pairs], torch.from_numpy(published["rollout_absdot/encoder_norm"][number])[pairs], rtol=0, atol=1e-8)
+        expected = torch.from_numpy(published["rollout_absdot/encoder_norm"][number])
+        close(norms[pairs], expected[pairs], rtol=0, atol=1e-8)
         norms = norms * mask[:, None]
         product = norms if product is None else norms @ product
         close(
@@ -159,7 +160,7 @@ def test_parts_sum_to_the_layers_output(seed, sizes, rule, line, own):
     assert again.shape == (*layer.hidden.shape[:2], layer.hidden.shape[1], layer.hidden.shape[2])
 
 
-def test_b_V_goes_where_it_is_told():
+def test_the_values_bias_goes_where_it_is_told():
     layer = a_layer(0, (1, 3, 2, 2))
     tokens = decompx_layer(None, layer, "none", feed_forward=False, layer_norm=False, values_of_tokens=True)
     biases = decompx_layer(None, layer, "none", feed_forward=False, layer_norm=False, values_of_tokens=False)
@@ -195,7 +196,7 @@ def test_half_precision_shares_without_dividing_by_zero():
 
 
 def test_unknown_words_are_refused():
-    with pytest.raises(ValueError, match="bias rule should be one of 'none', 'token', .* got 'cosine'"):
+    with pytest.raises(ValueError, match=r"bias rule should be one of 'none', 'token', .* got 'cosine'"):
         share_bias(torch.ones(2, 2), torch.ones(2), "cosine")
     with pytest.raises(ValueError, match="activation should be 'ZO', 'LA' or 'ReLU', got 'GeLU'"):
         activated(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1), torch.tanh, "none", "GeLU")

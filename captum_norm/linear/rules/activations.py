@@ -1,0 +1,75 @@
+"""Activations: a line for each entry, however the function is written.
+
+A function of one live tensor entry by entry is followed back to that tensor, its *root*, through products and sums with
+itself: gelu written out as 0.5 x (1 + tanh(...)) is one function of x, and its line one factor of x.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.operations import Operation
+from captum_norm.linear.frozen import Frozen, Run, call, rule
+from captum_norm.linear.fused import Line
+from captum_norm.linear.rules.operands import same
+
+_ACTIVATIONS = (
+    "gelu silu relu relu6 leaky_relu elu selu celu mish hardswish hardtanh softplus tanh pow square abs clamp clip "
+    "clamp_min clamp_max softsign hardshrink softshrink tanhshrink threshold logit asinh"
+)
+# These do not become the identity for large z, so that ReLU's line does not stand for them.
+_SATURATING = frozenset(("tanh", "hardtanh", "softsign", "clamp", "clip", "hardsigmoid"))
+
+
+@rule(*_ACTIVATIONS.split())
+def _activation(run: Run, op: Operation) -> Any:
+    x = op.args[0]
+    if not isinstance(x, Tensor) or not run.is_live(x):
+        return call(op, same)
+    root, _ = run.root_of(x)
+    return bent_form(run, op, x if root is None or root.shape != x.shape else root)
+
+
+def bent_form(run: Run, op: Operation, root: Tensor) -> Frozen:
+    """A function of ``root`` entry by entry: a line for each entry."""
+    with torch.no_grad():
+        value = call(op, same)
+    if value.shape != root.shape:
+        raise run.refusal(op, "its result has another shape than what it is a function of")
+    value = value.clone() if any(value.data_ptr() == t.data_ptr() for t in op.tensors) else value
+    bent = value.detach()  # shares memory: what is done to the value in place is part of the function
+    line = run.conventions.activation
+    line = "ZO" if line == "ReLU" and op.name in _SATURATING else line
+    tangent = run.tangent_of(op, root, value) if line == "LA" else None
+
+    def apply(one: Tensor, x: Tensor) -> Tensor:
+        z, y = root.detach(), bent
+        if line == "ZO":
+            slope = torch.where(z == 0, 0, y.to(z.dtype) / z)
+            return Line.apply(x, slope, y) if run.fused and y.dtype is z.dtype else x * slope
+        slope = (z > 0).to(z.dtype) if tangent is None else tangent()
+        return x * slope + (y - z * slope) * one.to(z.dtype)
+
+    return Frozen(apply, (root,), line != "ZO", lazy=True, value=value, root=root, bent=True)
+
+
+@rule("prelu")
+def _prelu(run: Run, op: Operation) -> Frozen:
+    return bent_form(run, op, op.args[0])
+
+
+def common_root(run: Run, op: Operation, operands: tuple[Tensor, ...]) -> tuple[Tensor | None, bool]:
+    """The live tensor of which all operands are functions entry by entry, and whether one of these is not linear."""
+    found = [run.root_of(tensor) for tensor in operands]
+    roots = {id(root) for root, _ in found}
+    root = found[0][0]
+    tensors = [t for t in op.tensors if not any(t is operand for operand in operands)]
+    if len(roots) > 1 or root is None or any(t.ndim for t in tensors) or any(t.shape != root.shape for t in operands):
+        return None, False
+    bent = any(is_bent for _, is_bent in found)
+    if not bent and len(operands) == 1 and op.name in ("add", "sub", "rsub"):
+        return None, False  # x + 1: a bias
+    return root, bent

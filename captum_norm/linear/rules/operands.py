@@ -1,0 +1,63 @@
+"""What a rule does with the operands of its operation: which are live, and what stands for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from captum_norm.capture.operations import Operation
+from captum_norm.capture.rules.elementwise import IDENTITIES
+from captum_norm.capture.rules.moves import MOVES
+from captum_norm.linear.frozen import Run, writes
+
+# Cheap enough to be put off: what is built on a value that may never be needed in linear form.
+_LIGHT = MOVES | IDENTITIES | frozenset(
+    "mul div add sub rsub neg masked_fill where sum mean tril triu gather index_select take_along_dim".split()
+)  # fmt: skip
+
+
+def operands_of(run: Run, op: Operation) -> tuple[Tensor, ...]:
+    """The live operands, each once, in order."""
+    return tuple({id(tensor): tensor for tensor in op.tensors if run.is_live(tensor)}.values())
+
+
+def swapping(operands: tuple[Tensor, ...], xs: tuple[Tensor, ...], other: Callable[[Tensor], Tensor]) -> Any:
+    """A function from the operands to what stands for them, and from other tensors to ``other(tensor)``."""
+    known = {id(tensor): x for tensor, x in zip(operands, xs, strict=True)}
+    return lambda tensor: known[id(tensor)] if id(tensor) in known else other(tensor)
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor.detach()
+
+
+def scaled_by(one: Tensor, op: Operation) -> Callable[[Tensor], Tensor]:
+    """Floating constants times ``one``; index tensors as they are."""
+    overwritten = op.args[0] if writes(op) else None
+
+    def scaled(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        constant = tensor.detach().clone() if tensor is overwritten else tensor.detach()
+        return constant * one.to(tensor.dtype)
+
+    return scaled
+
+
+def is_lazy(run: Run, op: Operation, operands: tuple[Tensor, ...]) -> bool:
+    """Whether the linear form of a light operation on a value only is put off, too."""
+    return op.name in _LIGHT and any(run.only_value(tensor) for tensor in operands)
+
+
+def scaled_number(value: Any, one: Tensor) -> Any:
+    """A number times ``one``; 0 and infinities (masks) as they are."""
+    if (
+        isinstance(value, bool | Tensor)
+        or not isinstance(value, int | float)
+        or value == 0
+        or abs(value) == float("inf")
+    ):
+        return value
+    return value * one
