@@ -26,11 +26,13 @@ def table_as_text(table: Cells, width: int = 100, emphasised: Callable[[str], st
     return "\n\n".join([*shown, "\n".join(textwrap.fill(line, width) for line in table.explanation())])
 
 
-def table_as_markdown(table: Cells) -> str:
-    """A row per method, the best mean of each metric in bold."""
-    lines = [f"| | {' | '.join(table.headers())} | s / example |", f"|---|{'---:|' * (len(table.metrics) + 1)}"]
+def table_as_markdown(table: Cells, metrics: Sequence[str] | None = None) -> str:
+    """A row per method, the best mean of each metric in bold; all metrics or some."""
+    heads = dict(zip(table.metrics, table.headers(), strict=True))
+    chosen = list(heads) if metrics is None else list(metrics)
+    lines = [f"| | {' | '.join(heads[m] for m in chosen)} | s / example |", f"|---|{'---:|' * (len(chosen) + 1)}"]
     for method in table.methods:
-        cells = [_marked(table, method, metric, "**{}**".format) for metric in table.metrics]
+        cells = [_marked(table, method, metric, "**{}**".format) for metric in chosen]
         cost = table.costs.get(method)
         lines.append(f"| {method} | {' | '.join(cells)} | {'' if cost is None else f'{cost.seconds:.3g}'} |")
     return "\n".join([*lines, "", *table.explanation()])

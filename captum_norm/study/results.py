@@ -228,8 +228,9 @@ class Results:
         families: dict[str, dict[str, str]] = {}
         for method in self.config["methods"]:
             families.setdefault(method["family"], {})[method.get("choice", "")] = method["name"]
-        choices = dict.fromkeys(choice for variants in families.values() for choice in variants)
-        if all(len(variants) == 1 for variants in families.values()):
+        several = [variants for variants in families.values() if len(variants) > 1]
+        choices = dict.fromkeys(choice for variants in several for choice in variants)
+        if not several:
             return {}
         ranked = {name: variants for name, variants in families.items() if name != ORACLE}
         found = {}

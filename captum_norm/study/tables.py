@@ -19,9 +19,9 @@ class StudyTable(Cells):
         """For a terminal of some width, in blocks of metrics that fit side by side."""
         return table_as_text(self, width, emphasised)
 
-    def to_markdown(self) -> str:
-        """For a page: a row per method, cells as ``mean [low, high]``."""
-        return table_as_markdown(self)
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """For a page: a row per method, cells as ``mean [low, high]``; all metrics or some."""
+        return table_as_markdown(self, metrics)
 
     def to_latex(self) -> str:
         """A ``tabular`` with booktabs rules, the best mean of each metric in bold."""

@@ -203,11 +203,12 @@ def test_special_tokens_are_masked_kept_or_reported(tmp_path):
 def test_variants_of_one_method_tell_how_stable_the_ranking_is(tmp_path):
     rollout = Variant("AttentionNorm", options={"aggregate": "rollout"})
     kept = Variant("AttentionNorm", special="keep")
-    results = run(tmp_path, ["AttentionNorm", "Saliency", rollout, kept])
+    alone = Variant("IntegratedGradients", name="path", arguments={"n_steps": 2})  # a choice, but no variant
+    results = run(tmp_path, ["AttentionNorm", alone, rollout, kept])
     assert results.methods[2:4] == ("AttentionNorm(aggregate=rollout)", "AttentionNorm(special=keep)")
     found = results.stability()["comprehensiveness"]
     assert found.variants == 3
-    assert set(found.first) == {"AttentionNorm", "Saliency", "random"}
+    assert set(found.first) == {"AttentionNorm", "IntegratedGradients", "random"}
     assert run(tmp_path, ["AttentionNorm", "Saliency"], name="none.db").stability() == {}
 
 
