@@ -177,6 +177,23 @@ def test_the_norm_at_the_end_of_a_pre_norm_model_belongs_to_no_block():
             assert found_in(block_of(record)) == BLOCKS[name][1]
 
 
+def test_the_norm_at_the_end_of_layers_of_attention_alone_belongs_to_them_if_they_have_no_other():
+    """Nothing follows that would tell; a norm before attention or behind it tells that the last one is the model's."""
+
+    def normed_alone(m: Layer, x: Tensor) -> Tensor:
+        return x + m.rms_norms[0](m.attention(x))
+
+    for write, norm in (
+        (normed_alone, ""),
+        (BLOCKS["pre_layer_norm_and_no_feed_forward_part"][0], ""),
+        (lambda m, x: x + m.attention(x), "layer norm"),
+    ):
+        model = nn.Sequential(Layer(write), nn.LayerNorm(MODEL)).double().eval()
+        (record,) = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+        assert form_of(block_of(record).norm) == norm
+        check_reconstruction(record)
+
+
 def test_a_residual_that_is_weighted_is_how_the_stream_goes_on():
     """As in Doge: each block begins with a scale of what the last one gave out."""
 

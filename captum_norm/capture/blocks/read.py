@@ -8,20 +8,14 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from captum_norm.capture.blocks.check import Check, UnreadableBlockError
 from captum_norm.capture.blocks.forms import Form, Kept
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
-from captum_norm.capture.certificate import TOLERANCES, Probe
 from captum_norm.capture.layout import NOT_AN_INPUT, Layout
-from captum_norm.capture.record import AttentionBlock, Certificate, Positions
+from captum_norm.capture.record import AttentionBlock, Positions
 from captum_norm.capture.traces import Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm
-
-_PROBE = Probe()
-
-
-class UnreadableBlockError(ValueError):
-    """The block around an attention call cannot be read; the message says why."""
 
 
 class BlockReader:
@@ -56,7 +50,7 @@ class BlockReader:
         rows = self._rows(layout.tokens, form)
         state = _at(first.state.tensor, rows)
         residual, part = _summands(block.residual, kept, form, state, rows)
-        check = _Check(part.dtype)
+        check = Check(part.dtype)
         inner = None
         if form.is_plain:
             written = _written(projection, layout.tokens)
@@ -97,7 +91,7 @@ class BlockReader:
         return stage.going_on if normed else None
 
     def _norm(
-        self, check: _Check, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
+        self, check: Check, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
     ) -> tuple[FrozenNorm | None, Tensor]:
         """A norm of a state, and what it gave out; the state itself where there is no norm."""
         if going_on is None:
@@ -110,7 +104,7 @@ class BlockReader:
         check.norm(what, norm, state, actual, moved, form.precision)
         return norm, actual
 
-    def _second_norms(self, check: _Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
+    def _second_norms(self, check: Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
         """The norms behind the feed-forward parts up to the next attention call."""
         norms = []
         for number, stage in enumerate(behind, start=1):
@@ -216,73 +210,6 @@ def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
     factor = None if form.factor is None else _at(form.factor, rows)[..., 0]
     eps = 0.0 if form.eps is None else form.eps
     return FrozenNorm(_at(state, rows) if form.eps is not None else None, weight, bias, eps, form.centred, factor)
-
-
-class _Check:
-    """Whether what was read of a block reproduces what the model computed, along one random direction.
-
-    ``rows`` (batch, query) are those of the tensors compared; nothing is compared where a row is -1.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._tolerance = TOLERANCES.get(dtype, 1e-5)
-        self._error = 0.0
-
-    def norm(
-        self, what: str, norm: FrozenNorm, state: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype | None
-    ) -> None:
-        """That a frozen norm makes of its state what the model's made, in the precision it computed in."""
-        r = _PROBE.direction(state.shape[-1], state).double()
-        along = r if norm.weight is None else r * norm.weight
-        if norm.centred:
-            along = along - along.mean()
-        expected = state.double() @ along
-        if norm.deviation is not None:
-            expected = expected / norm.deviation
-        if norm.bias is not None:
-            expected = expected + norm.bias.double() @ r
-        self._compare(what, expected, actual.double() @ r, rows, precision or actual.dtype)
-
-    def equal(
-        self, what: str, expected: Tensor | None, actual: Tensor, rows: Tensor, precision: torch.dtype | None = None,
-        beside: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """That two states are one.
-
-        Args:
-            what: what is compared, for the error.
-            expected: (batch, query, model), or (batch, query) along the random direction.
-            actual: (batch, query, model).
-            rows, precision: as elsewhere.
-            beside: what ``actual`` was added to, (batch, query, model): it may be known to the digits of the sum only.
-        """
-        if expected is None:
-            return
-        r = _PROBE.direction(actual.shape[-1], actual)
-        along = expected.to(r.dtype) if expected.ndim < actual.ndim else expected.to(r.dtype) @ r
-        size = 0.0 if beside is None else _largest(beside.to(r.dtype) @ r)
-        self._compare(what, along, actual.to(r.dtype) @ r, rows, precision or actual.dtype, size)
-
-    def _compare(
-        self, what: str, expected: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype, beside: float = 0.0
-    ) -> None:
-        self._tolerance = max(self._tolerance, TOLERANCES.get(precision, 1e-5))
-        kept = (rows >= 0).to(actual.device)
-        size = max(_largest(actual[kept]), beside)
-        error = _largest((expected - actual)[kept]) / size if size else 0.0
-        if not error <= self._tolerance:
-            raise UnreadableBlockError(
-                f"{what}, read from the model, does not reproduce its output: relative error {error:.1e}, allowed "
-                f"{self._tolerance:.0e}"
-            )
-        self._error = max(self._error, error)
-
-    def certificate(self) -> Certificate:
-        return Certificate(self._error, self._tolerance, ("residual", "norms", "output"))
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def residual_key(
