@@ -26,6 +26,19 @@ if TYPE_CHECKING:
     from captum_norm.methods import TokenScores
     from captum_norm.tokens import Words
 
+
+
+def _kinds() -> str:
+    """The methods there are, by what they explain and whose they are."""
+    ours = [name for name, method in METHODS.items() if method.mode == "ids"]
+    kinds = {
+        "methods that say what the representation is made of": [n for n in ours if METHODS[n].explains == "position"],
+        "methods that say what the output rests on, by way of attention": [n for n in ours if METHODS[n].explains == "target"],
+        "the same, Captum's own": [n for n in METHODS if n not in ours],
+    }
+    return "\n\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
+
+
 SUMMARY = "several methods on one text, side by side"
 EXAMPLE = "captum-norm compare 'A delightful, warm film that never feels forced.' --figure strips.png"
 DESCRIPTION = f"""\
@@ -35,7 +48,7 @@ Attention methods say what the representation the model reads its answer from is
 class. The others explain one output: the predicted class of a classifier, the predicted next token of a language
 model, or --target. On a model that predicts neither (a plain encoder), attention methods run alone.
 
-methods: {", ".join(METHODS)}"""
+{_kinds()}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -293,21 +306,30 @@ def _split(names: Sequence[str]) -> list[str]:
 
 
 def _fitting(names: list[str], room: int) -> list[list[str]]:
-    """Methods in blocks that fit side by side in ``room`` columns."""
-    blocks: list[list[str]] = []
+    """Methods in as few blocks as fit side by side in ``room`` columns, all about as wide."""
+    needs = [2 + max(map(len, [*_two_lines(name).split("\n"), "+100.0"])) for name in names]
+    count = len(_blocks(needs, room))
+    narrowest = next(width for width in range(max(needs), room + 1) if len(_blocks(needs, width)) <= count)
+    return [[names[i] for i in block] for block in _blocks(needs, narrowest)]
+
+
+def _blocks(needs: Sequence[int], room: int) -> list[list[int]]:
+    """Numbers of columns, in blocks of at most ``room`` characters."""
+    blocks: list[list[int]] = []
     left = 0
-    for name in names:
-        need = 2 + max(map(len, [*_two_lines(name).split("\n"), "+100.0"]))
+    for number, need in enumerate(needs):
         if not blocks or need > left:
             blocks.append([])
             left = room
-        blocks[-1].append(name)
+        blocks[-1].append(number)
         left -= need
     return blocks
 
 
 def _two_lines(name: str) -> str:
-    """``IntegratedGradients`` over two lines, cut where it is shortest."""
+    """``IntegratedGradients`` over two lines, cut where it is shortest; ``GlobEnc`` on one."""
+    if len(name) <= 8:
+        return name
     cuts = [
         i for i in range(1, len(name)) if name[i].isupper() and (name[i - 1 : i + 2].upper() != name[i - 1 : i + 2])
     ]

@@ -6,7 +6,7 @@ Sizes in the code are inches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def below_each_other(
 def _write_means(box: Axes, panel: Panel) -> None:
     """The mean of each row in figures, where it can be read off."""
     place = panel.values.shape[1] - 0.5
-    style = {"fontsize": SMALL, "color": MUTED, "ha": "left"}
+    style: dict[str, Any] = {"fontsize": SMALL, "color": MUTED, "ha": "left"}
     box.annotate("mean", (place, -0.5), (6, 5), textcoords="offset points", va="bottom", **style)
     for row, mean in enumerate(np.mean(panel.values, axis=1)):
         box.annotate(f"{mean:.2f}", (place, row), (6, 0), textcoords="offset points", va="center", **style)
