@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from captum_norm.tokens import Words
 
 
-
 def _kinds() -> str:
     """The methods there are, by what they explain and whose they are."""
     ours = [name for name, method in METHODS.items() if method.mode == "ids"]
     kinds = {
         "methods that say what the representation is made of": [n for n in ours if METHODS[n].explains == "position"],
-        "methods that say what the output rests on, by way of attention": [n for n in ours if METHODS[n].explains == "target"],
+        "methods that say what the output rests on, by way of attention": [
+            n for n in ours if METHODS[n].explains == "target"
+        ],
         "the same, Captum's own": [n for n in METHODS if n not in ours],
     }
     return "\n\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
