@@ -22,6 +22,7 @@ from captum_norm.capture.layout import Step
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
+
 Rule = Callable[["Dataflow", Operation], None]
 RULES: dict[str, Rule | None] = {}
 ANY_OTHER = "any other operation"
