@@ -49,7 +49,9 @@ def bent_form(run: Run, op: Operation, root: Tensor) -> Frozen:
         z, y = root.detach(), bent
         if line == "ZO":
             slope = torch.where(z == 0, 0, y.to(z.dtype) / z)
-            return Line.apply(x, slope, y) if run.fused and y.dtype is z.dtype else x * slope
+            if run.fused and y.dtype is z.dtype:
+                return Line.apply(x, slope, y)  # type: ignore[no-untyped-call]
+            return x * slope
         slope = (z > 0).to(z.dtype) if tangent is None else tangent()
         return x * slope + (y - z * slope) * one.to(z.dtype)
 

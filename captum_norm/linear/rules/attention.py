@@ -31,7 +31,7 @@ def _attention(run: Run, op: Operation) -> Any:
     q, k = query.detach(), key.detach()
 
     def fused(one: Tensor, v: Tensor) -> Any:
-        return FrozenAttention.apply(v, q, k, mask, is_causal, scale, op.func, more)
+        return FrozenAttention.apply(v, q, k, mask, is_causal, scale, op.func, more)  # type: ignore[no-untyped-call]
 
     weights: list[Tensor] = []
 

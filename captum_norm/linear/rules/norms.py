@@ -21,7 +21,7 @@ def _layer_norm(run: Run, op: Operation) -> Any:
     axes = tuple(range(-len(shape), 0))
 
     def fused(one: Tensor, x: Tensor) -> Any:
-        return FrozenLayerNorm.apply(
+        return FrozenLayerNorm.apply(  # type: ignore[no-untyped-call]
             x, None if bias is None else bias.detach() * one.to(bias.dtype), shape, weight, eps
         )
 
