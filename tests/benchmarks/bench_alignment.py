@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_alignment --source test.de --target test.en [--repeats 5]
 
 The forward passes are those of the whole model on the same batches, their inputs ready made; alignment includes cutting
-words into pieces, batching, reading, merging and linking.  One thread, interleaved, medians of ratios of processor time.
+words into pieces, batching, reading, merging and linking.  Processor time, interleaved, medians of ratios.
 """
 
 from __future__ import annotations
