@@ -278,6 +278,20 @@ def test_values_that_reach_a_query_behind_attention_count():
     assert scores[0, 0, 4] > 1e-9  # by way of the last position, which the roll makes the first
 
 
+def test_rounding_is_no_score():
+    """All positions move in their last digits, whichever changes."""
+
+    class Rounding(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+            x = x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+            return x + 1e-16 * x.sum() * torch.linspace(-1, 1, 8).double()
+
+    model = built(Rounding(), Rounding())
+    for scores in maps_of(lambda: model(X[:1]), layers=list(model.blocks))[0]:
+        assert (scores.triu(1) == 0).all()
+
+
 def test_rows_that_depend_on_several_queries_are_refused_where_the_layout_is_not_plain():
     model = built(Mixing(), Mixing())
     with pytest.raises(InexactCaptureError, match=r"which row of its output .* is which query cannot be told"):
