@@ -88,6 +88,22 @@ def test_a_study_goes_on_where_it_stopped_and_may_be_limited(capsys, folder, tmp
     assert "belongs to another study: data.examples was 3, now it is 9" in err
 
 
+def test_a_model_may_be_placed_by_accelerate(capsys, folder, tmp_path):
+    text = (folder / "films.toml").read_text().replace("[model]", '[model]\ndevice_map = "cpu"')
+    (folder / "placed.toml").write_text(text)
+    found = []
+    for name in ("films", "placed"):
+        store = tmp_path / f"{name}.db"
+        code, _, err = answer(capsys, "study", folder / f"{name}.toml", "--store", store, "--limit", 2, "--no-progress")
+        assert (code, err) == (0, "")
+        found.append(Results(store).values("comprehensiveness")["AttentionNorm"].tolist())
+    assert found[0] == found[1]
+    (folder / "placed.toml").write_text('[model]\ndevice_map = "auto"\n[data]\npath = "films.jsonl"')
+    code, _, err = answer(capsys, "study", folder / "placed.toml", "--store", tmp_path / "x.db")
+    assert code == 2
+    assert "device_map is for large models: name one in [model]" in err
+
+
 def test_a_bar_tells_rate_and_remaining_time(capsys, folder, tmp_path):
     _, _, err = answer(capsys, "study", folder / "films.toml", "--store", tmp_path / "s.db", "--limit", 2)
     assert "8/8" in err

@@ -88,6 +88,24 @@ def test_a_file_that_is_not_there_and_an_id_without_a_split_are_refused(tmp_path
         read_examples("someone/films")
 
 
+def test_a_data_set_is_loaded_by_its_id(monkeypatch):
+    asked = []
+
+    class Library:
+        @staticmethod
+        def load_dataset(name, subset, split):
+            asked.append((name, subset, split))
+            return [{"sentence": f"Film {i}.", "label": i % 2} for i in range(9)]
+
+    monkeypatch.setattr("captum_norm.study.data.required", lambda module, caller: Library)
+    found = read_examples("films/short", Fields("sentence", "label"), split="test", subset="en", limit=2)
+    assert asked == [("films/short", "en", "test")]
+    assert [(one.text, one.label, one.where) for one in found] == [
+        ("Film 0.", 0, "films/short (test), example 0"),
+        ("Film 1.", 1, "films/short (test), example 1"),
+    ]
+
+
 def test_the_fingerprint_follows_texts_labels_and_evidence_but_not_their_origin():
     same = [Example("Fine.", where="here")], [Example("Fine.", where="there")]
     assert digest_of(same[0]) == digest_of(same[1])
