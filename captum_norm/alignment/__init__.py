@@ -8,6 +8,7 @@ really adds, the links are better than by its weights.
 """
 
 from captum_norm.alignment.aligner import AlignedPair, CrossAttentionAligner
+from captum_norm.alignment.both_directions import SymmetricAligner
 from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow
 from captum_norm.alignment.links import GoldLinks, Link, read_links, read_sentences, write_links
 from captum_norm.alignment.methods import METHODS
@@ -32,6 +33,7 @@ __all__ = [
     "GoldLinks",
     "Link",
     "Pieces",
+    "SymmetricAligner",
     "WordPieces",
     "alignment_error_rate",
     "alignment_score",

@@ -71,7 +71,8 @@ class CrossAttentionAligner:
         >>> from captum_norm.alignment.synthetic import untrained
         >>> model, pieces = untrained(seed=0)
         >>> aligner = CrossAttentionAligner(model, pieces, layer=0, setting="awo")
-        >>> aligner.align(["a", "b"], ["B"]) in ([], [(0, 0)], [(1, 0)])
+        >>> links = aligner.align(["det0", "noun3"], ["DET0", "NOUN3"])
+        >>> all(s in (0, 1) for s, _ in links)
         True
     """
 

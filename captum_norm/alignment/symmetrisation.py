@@ -40,13 +40,12 @@ def symmetrise(
         >>> symmetrise([(0, 0), (1, 1)], [(0, 0), (2, 1)])
         [(0, 0), (1, 1), (2, 1)]
     """
+    check_way(how)
     one, other = set(forward), set(backward)
     if how == "intersection":
         return sorted(one & other)
     if how == "union":
         return sorted(one | other)
-    if how != "grow-diag-final":
-        raise ValueError(f"symmetrise: how should be intersection, union or grow-diag-final, got {how!r}.")
     links = one & other
     _grow(links, one | other)
     for direction in (one, other):
@@ -54,6 +53,12 @@ def symmetrise(
             if _gives_first(link, links):
                 links.add(link)
     return sorted(links)
+
+
+def check_way(how: str) -> None:
+    """Refuse a way to join that there is not."""
+    if how not in ("intersection", "union", "grow-diag-final"):
+        raise ValueError(f"symmetrise: how should be intersection, union or grow-diag-final, got {how!r}.")
 
 
 def _grow(links: set[Link], union: set[Link]) -> None:
