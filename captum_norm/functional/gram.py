@@ -26,6 +26,10 @@ from captum_norm.functional.normalization import Norms, fold
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
 
+# As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
+_SMALLEST_PIVOT = 1e-14
+_TINY = torch.finfo(torch.float64).tiny
+
 Pairs = list[Tensor]
 """One entry per head h: that head with itself and each later head, so (head - h, ...)."""
 
@@ -62,6 +66,26 @@ def _products_of_vectors(values: Tensor, projection: Tensor) -> Pairs:
     f = torch.einsum("bhke,hed->bkhd", values.double(), projection)
     gram = (f @ f.mT).permute(3, 2, 0, 1)
     return [gram[h, h:].contiguous() for h in range(len(gram))]
+
+
+def triangular_factor(products: Pairs) -> Pairs:
+    """R with R^T R = M, upper triangular, so that ||sum_h a_h f_h|| = ||R a|| (Cholesky, for all keys at once).
+
+    Applied in float32 it loses digits in proportion to what cancels, and not to its square as M does.
+
+    Args:
+        products: M, which is overwritten.
+
+    Returns:
+        The columns of R, each (h + 1, batch, key) in float32.
+    """
+    smallest = [_SMALLEST_PIVOT * row[0] for row in products]
+    for i, row in enumerate(products):
+        # A head whose vector the earlier ones span (or is zero) adds no row; what is left of its pivot is rounding.
+        row *= torch.where(row[0] > smallest[i], row[0].clamp_min(_TINY).rsqrt(), 0.0)
+        for later in range(1, len(row)):
+            products[i + later].addcmul_(row[later], row[later:], value=-1)
+    return [torch.stack([products[i][h - i] for i in range(h + 1)]).float() for h in range(len(products))]
 
 
 def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:

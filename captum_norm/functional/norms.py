@@ -28,13 +28,17 @@ from torch import Tensor
 from torch.linalg import qr, vector_norm
 
 from captum_norm.functional.axes import check_axes, check_finite
-from captum_norm.functional.gram import head_products, middle_parts
+from captum_norm.functional.gram import Pairs, head_products, middle_parts, triangular_factor
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.row import fill_summed_norms_of_row
 
 _VALUES = "batch head key head_dim"
 _WEIGHTS = "batch head query key"
 _PROJECTION = "head head_dim model"
+
+# Below this part of sum_h ||a_h f_h|| the norm of their sum is computed in float64, so that what is left to float32 is
+# right to about 1e-6.
+_CANCELS = 0.05
 
 
 @torch.no_grad()
@@ -180,20 +184,48 @@ def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None
 def fill_summed_norms_by_products(
     result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, after: Norms = ()
 ) -> None:
-    """For float32 results: in float64, but with half of its digits where heads cancel."""
+    """For float32 results: a triangular factor in float32, and in float64 what cancels too much for that."""
     head, head_dim, _ = W_O.shape
     products_of = head_products(W_O, values.shape[0] * values.shape[2], after)
     for b, k in _key_blocks(values, head * head_dim):
-        products = [part.unsqueeze(2) for part in products_of(values[b, :, k])]  # (head - h, batch, 1, key)
+        products = products_of(values[b, :, k])
+        lengths = torch.stack([part[0] for part in products]).clamp_min_(0).sqrt_().float().unsqueeze(2)
+        factor = [column.unsqueeze(2) for column in triangular_factor([part.clone() for part in products])]
         for part in products:
             part[1:] *= 2  # each pair of different heads stands for two entries of a symmetric matrix
         for q in _query_blocks(weights[b, :, :, k]):
-            a = _gated(weights[b, :, q, k], None if gate is None else gate[b, :, q]).transpose(0, 1)
-            # sum_h a_h (sum_h' M[h', h] a_h') over pairs h' >= h: whole rows of keys at a time, in cache.
-            total = products[0] * a[0]
-            for h in range(1, head):
-                total[h:].addcmul_(products[h], a[h])
-            result[b, q, k] = total.mul_(a).sum(0).clamp_min_(0).sqrt_()
+            a = weights[b, :, q, k].float()
+            a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
+            norms = _norms_by_factor(factor, a)
+            cancelling = norms < _CANCELS * (a.abs() * lengths).sum(0)
+            if cancelling.any():
+                _repeat_in_float64(norms, cancelling, products, a)
+            result[b, q, k] = norms
+
+
+def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:
+    """||R a||, (batch, query, key), from the columns of R, each (h + 1, batch, 1, key), and a (head, batch, query, key)."""
+    last = len(a) - 1
+    total = factor[last] * a[last]
+    for h in range(last):  # whole rows of keys at a time, in cache
+        total[: h + 1].addcmul_(factor[h], a[h])
+    return total.square_().sum(0).sqrt_()
+
+
+def _repeat_in_float64(norms: Tensor, where: Tensor, products: Pairs, a: Tensor) -> None:
+    """Writes sqrt(a^T M a) into norms (batch, query, key) at some places.
+
+    Args:
+        norms, where: (batch, query, key).
+        products: M, each (head - h, batch, key), the entries off its diagonal doubled.
+        a: (head, batch, query, key).
+    """
+    example, query, key = where.nonzero(as_tuple=True)
+    chosen = a[:, example, query, key].double()
+    total = products[0][:, example, key] * chosen[0]
+    for h in range(1, len(chosen)):  # sum_h a_h (sum_h' M[h', h] a_h') over pairs h' >= h
+        total[h:].addcmul_(products[h][:, example, key], chosen[h])
+    norms[example, query, key] = total.mul_(chosen).sum(0).clamp_min_(0).sqrt_().float()
 
 
 def _fill_summed_norms_by_factors(
