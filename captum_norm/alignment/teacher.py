@@ -69,11 +69,13 @@ class Batch:
     def links(self, of_words: Tensor) -> list[list[Link]]:
         """The links of each pair: a target word's largest score, unless that is a special token's.
 
+        A word without pieces, or to which nothing contributes (ALTI knows such), gets none.
+
         Args:
             of_words: (batch, word, candidate).
         """
         best = of_words.argmax(-1).tolist()
-        has_row = (self.targets["awo"].sum(-1) > 0).tolist()
+        has_row = (of_words.amax(-1) > 0).tolist()
         return [
             sorted((row[t], t) for t in range(len(pair.target)) if has[t] and row[t] < len(pair.source))
             for pair, row, has in zip(self.pairs, best, has_row, strict=True)

@@ -91,6 +91,10 @@ class TestTheProcedure:
         batch = batch_of((0, None), (0, None), sources=1, targets=2)
         assert batch.links(batch.to_words(torch.tensor([[[1.0, 0], [1.0, 0]]]), "awo")) == [[(0, 0)]]
 
+    def test_a_target_word_to_which_nothing_contributes_gets_no_link(self):
+        of_words = torch.tensor([[[0.0, 0, 0], [0.1, 0.2, 0]]])
+        assert self.batch().links(of_words) == [[(1, 1)]]
+
     def test_a_last_piece_that_is_never_read_is_refused(self):
         with pytest.raises(ValueError, match="is never read by the decoder"):
             batch_of((0, None), (0, 1), sources=1, targets=2)
