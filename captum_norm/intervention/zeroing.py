@@ -146,7 +146,7 @@ class _Scores:
     ) -> Tensor:
         layout = (kind, product.number, product.mixture.lead, product.layout.shape)
         if layout not in self._rows:  # layers of one kind are laid out alike
-            self._rows[layout] = replay.rows(product, batched)
+            self._rows[layout] = replay.rows(_last_alike(replay, product), batched)
         rows = self._rows[layout]
         batch, _, query = product.layout.shape
         at_once = self._keys_at_once or max(1, _NUMBERS // max(1, batch * query * replay.width(rows)))
@@ -159,6 +159,12 @@ class _Scores:
         )
         rounding = (8 * torch.finfo(product.mixture.values.dtype).eps) ** 2 / 2
         return scores.masked_fill_(outline.unseen.to(scores.device) & (scores <= rounding), 0)
+
+
+def _last_alike(replay: Replay, product: Product) -> Product:
+    """The last product of a layer with the same queries: behind it, positions do not meet again."""
+    batch, _, query = product.layout.shape
+    return [p for p in replay.products() if (p.layout.shape[0], p.layout.shape[2]) == (batch, query)][-1]
 
 
 def _check_keys(product: Product, record: AttentionRecord) -> None:

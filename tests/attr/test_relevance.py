@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_norm.attr import AttentionRelevance
@@ -75,6 +75,37 @@ def test_sequences_that_attend_to_each_other_hand_on_what_they_gathered():
     close(found.result((1, 0)).scores, there)  # Rbar = I on both sides
     close(found.result((0, 0)).scores, torch.eye(3) + back @ there)
     close(found.result((0, 1), torch.tensor([[2], [0]])).scores, back[[0, 1], [2, 0]][:, None])
+
+
+class Written(nn.Module):
+    """One layer of attention; the value product is written in one of several ways."""
+
+    def __init__(self, product: Any) -> None:
+        super().__init__()
+        self.into, self.out, self.product = nn.Linear(8, 24), nn.Linear(8, 8), product
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.into(x).unflatten(-1, (3, 2, 4)).unbind(2)
+        weights = torch.einsum("bqhe,bkhe->bhqk", q, k).softmax(-1)
+        return (x + self.out(self.product(weights, v).flatten(2)))[:, 0]
+
+
+PRODUCTS = {
+    "matmul": lambda w, v: (w @ v.transpose(1, 2)).transpose(1, 2),
+    "turned": lambda w, v: (v.permute(0, 2, 3, 1) @ w.mT).permute(0, 3, 1, 2),
+    "einsum": lambda w, v: torch.einsum("bhqk,bkhe->bqhe", w, v),
+}
+
+
+@pytest.mark.parametrize("name", ["turned", "einsum"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_value_product_counts_however_it_is_written(name, frozen):
+    model, x = Written(PRODUCTS["matmul"]).double(), torch.randn(2, 5, 8).double()
+    expected = AttentionRelevance(model).attribute(x, target=3, position="all")
+    assert not torch.allclose(expected, torch.eye(5).double())
+    model.product = PRODUCTS[name]
+    model.requires_grad_(not frozen)
+    close(AttentionRelevance(model).attribute(x, target=3, position="all"), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)

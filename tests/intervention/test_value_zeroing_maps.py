@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,29 @@ def test_one_module_for_all_layers_is_a_layer_each_time():
     assert not torch.allclose(shared[1], apart[1])
 
 
+class Looking(nn.Module):
+    """Half a layer: attention and its residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x, need_weights=False)[0]
+
+
+class LookingAgain(Looking):
+    """The other half, of another kind."""
+
+
+def test_half_a_layer_that_hands_its_output_to_the_other_half_is_none():
+    layers = [nn.Sequential(Looking(), LookingAgain()) for _ in range(2)]
+    model = built(*layers)
+    found, _ = maps_of(lambda: model(X))
+    whole, _ = maps_of(lambda: model(X), layers=layers)
+    close(found, whole, rtol=0, atol=0)
+
+
 def test_a_single_layer_has_to_be_named_unless_its_class_says_so():
     model = built(Block())
     with pytest.raises(ValueError, match=r"'blocks\.0\.attention'.*Stack, Block, MultiheadAttention.*layers="):
@@ -237,6 +261,53 @@ def test_rows_of_the_output_are_found_wherever_they_lie(length):
     for number in range(2):
         close(found[number], turned[number], rtol=0, atol=1e-12)
         close(found[number], torch.cat([maps[number] for maps in alone]), rtol=0, atol=1e-12)
+
+
+class Turning(Looking):
+    """Gives out what it was given the other way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.transpose(0, 1).contiguous() if x.shape[0] == x.shape[1] else x
+
+
+class PlainlyTurning(Turning):
+    """Attention written out, batch first all the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.attention((x @ x.mT).softmax(-1) @ x)
+        return y.transpose(0, 1).contiguous()
+
+
+@pytest.mark.parametrize("kind", [Turning, PlainlyTurning])
+def test_as_many_examples_as_positions_are_not_mixed_up(kind):
+    layer = kind().double().eval()
+    square = X[:, :3]
+    (found,), _ = maps_of(lambda: layer(square), layers=[layer])
+    straight = Looking().double().eval()
+    straight.forward = lambda x: kind.forward(layer, x).transpose(0, 1)  # type: ignore[method-assign]
+    (expected,), _ = maps_of(lambda: straight(square), layers=[straight])
+    close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_another_thread_on_the_same_model_is_not_watched():
+    """A second thread calls a layer while the first one is inside it."""
+    model = built(Block(), Block())
+    expected, _ = maps_of(lambda: model(X))
+    other = X[:1, :2]
+
+    def elsewhere(module: nn.Module, args: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=model.blocks[1], args=(other,))
+            thread.start()
+            thread.join()
+
+    model.blocks[0].norm.register_forward_pre_hook(elsewhere)
+    close(maps_of(lambda: model(X))[0], expected, rtol=0, atol=0)
 
 
 def test_position_first_models_have_maps_batch_first():
