@@ -143,10 +143,10 @@ def _block_quantities(record: AttentionRecord, block: AttentionBlock, names: Seq
 def _attended(record: AttentionRecord, block: AttentionBlock) -> Tensor | None:
     """What attention gave out, if it is what the weights and values make, to the digits of the results."""
     exact = block.attended is not None and record.weights.dtype == record.values.dtype == block.attended.dtype
-    return block.attended if exact and float(record.certificate) < _EXACT[record.weights.dtype] else None
+    return block.attended if exact and float(record.certificate) < _EXACT.get(record.weights.dtype, 0.0) else None
 
 
-_EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+_EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}  # half precision: never
 
 
 def alti_contributions(record: AttentionRecord, p: int = 1) -> Tensor:
