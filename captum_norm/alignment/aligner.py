@@ -5,7 +5,6 @@ Source: Kobayashi et al. (2020), "Attention is Not Only a Weight", section 5, ht
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow
+from captum_norm.alignment.gathered import Gathered, marked
 from captum_norm.alignment.links import GoldLinks, Link, check_links
 from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
@@ -62,6 +62,8 @@ class CrossAttentionAligner:
             choose between them and all together.
         setting: ``"awi"`` reads a row for the word that the decoder reads there, ``"awo"`` for the one that it writes
             there; ``"best"`` lets ``fit`` choose.
+        prefix: what source sentences begin with for this model and is no word of them, such as T5's
+            ``"translate German to English:"``.
         batch_size: pairs that run at a time.
 
     Raises:
@@ -85,6 +87,7 @@ class CrossAttentionAligner:
         head: int | Literal["best"] | None = None,
         setting: Setting | Literal["best"] = "best",
         *,
+        prefix: str = "",
         batch_size: int = 32,
     ) -> None:
         self.model, self.tokenizer, self.method = model, tokenizer, method
@@ -93,7 +96,7 @@ class CrossAttentionAligner:
         if batch_size < 1:
             raise ValueError(f"CrossAttentionAligner: batch_size should be at least 1, got {batch_size}.")
         self.batch_size = batch_size
-        self._teacher = Teacher(model, tokenizer)
+        self._teacher = Teacher(model, tokenizer, prefix)
         open_choices = "best" in (layer, head, setting)
         self.choice = None if open_choices else Choice(setting, layer, head)  # type: ignore[arg-type]
 
@@ -204,13 +207,13 @@ class CrossAttentionAligner:
             rows.append(EvaluationRow(choice, score, special, punctuation))
         return rows
 
-    def _places(self, pairs: Sequence[tuple[Words, Words]]) -> dict[Choice, _Place]:
+    def _places(self, pairs: Sequence[tuple[Words, Words]]) -> dict[Choice, Gathered]:
         encoded = self._teacher.encode([source for source, _ in pairs], [target for _, target in pairs])
-        places: dict[Choice, _Place] = {}
+        places: dict[Choice, Gathered] = {}
         for batch in self._teacher.batches(encoded, self.batch_size):
-            punctuation = _punctuation(batch)
+            marks = marked(batch)
             for choice, of_words in self._all_scores(batch):
-                places.setdefault(choice, _Place(len(pairs))).add(batch, of_words, punctuation)
+                places.setdefault(choice, Gathered(len(pairs))).add(batch, of_words, marks)
         return places
 
     def _allows(self, choice: Choice) -> bool:
@@ -267,34 +270,6 @@ class CrossAttentionAligner:
                 "attends to nothing that an encoder gave out. Take an encoder-decoder."
             )
         return found
-
-
-class _Place:
-    """What is gathered over batches for one place."""
-
-    def __init__(self, count: int) -> None:
-        self.links: list[list[Link]] = [[] for _ in range(count)]
-        self.shares = torch.zeros(2, dtype=torch.float64)
-        self.words = 0
-
-    def add(self, batch: Batch, of_words: Tensor, punctuation: Tensor) -> None:
-        """Takes in a batch's (batch, word, candidate)."""
-        for number, links in zip(batch.numbers, batch.links(of_words), strict=True):
-            self.links[number] = links
-        total = of_words.sum(-1, keepdim=True)
-        shares = (of_words / total.clamp(min=torch.finfo(total.dtype).tiny)) @ punctuation.to(of_words.dtype)
-        self.shares += shares.sum((0, 1)).double().cpu()
-        self.words += int((total > 0).sum())
-
-
-def _punctuation(batch: Batch) -> Tensor:
-    """(batch, candidate, 2): 1 at special tokens, and at punctuation marks."""
-    marks = torch.zeros(len(batch.pairs), batch.sources.shape[-1], 2)
-    for row, pair in enumerate(batch.pairs):
-        marks[row, len(pair.source) :, 0] = 1
-        for place, word in enumerate(pair.source):
-            marks[row, place, 1] = all(unicodedata.category(character)[0] in "PS" for character in word)
-    return marks.to(batch.sources.device)
 
 
 def _mean_of_layers(layers: Sequence[Tensor]) -> Tensor:

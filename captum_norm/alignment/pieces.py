@@ -59,19 +59,21 @@ class TokenizerPieces:
 
     Args:
         tokenizer: fast or slow.  For models of many languages its ``src_lang`` and ``tgt_lang`` should be set.
+        prefix: what the source begins with and is no word of it, such as T5's ``"translate German to English:"``.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, prefix: str = "") -> None:
         if not callable(tokenizer) or not hasattr(tokenizer, "all_special_ids"):
             raise TypeError(
                 f"CrossAttentionAligner: {type(tokenizer).__name__} is neither a tokenizer of transformers nor has "
                 "source(words), target(words) and start (captum_norm.alignment.WordPieces)."
             )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._prefix = tokenizer, prefix.split()
 
     def source(self, words: Sequence[str]) -> Pieces:
         """What the encoder reads."""
-        return self._pieces(words, "text")
+        found, before = self._pieces([*self._prefix, *words], "text"), len(self._prefix)
+        return self._named(found.ids, [None if w is None or w < before else w - before for w in found.words])
 
     def target(self, words: Sequence[str]) -> Pieces:
         """The labels: what the decoder is to write."""

@@ -88,9 +88,10 @@ class Teacher:
     Args:
         model: an encoder-decoder of transformers, or any module that takes source ids and decoder ids, batch first.
         tokenizer: its tokenizer, or a `WordPieces`.
+        prefix: what a tokenizer's source sentences begin with.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, prefix: str = "") -> None:
         self.config = getattr(model, "config", None)
         if self.config is not None and not getattr(self.config, "is_encoder_decoder", False):
             raise ValueError(
@@ -101,7 +102,7 @@ class Teacher:
         # Without its output layer over the vocabulary, which no attention looks at.
         self.body = getattr(model, "base_model", model) if self.config is not None else model
         own = hasattr(tokenizer, "source") and hasattr(tokenizer, "target")
-        self.pieces: WordPieces = tokenizer if own else TokenizerPieces(tokenizer)  # type: ignore[assignment]
+        self.pieces: WordPieces = tokenizer if own else TokenizerPieces(tokenizer, prefix)  # type: ignore[assignment]
 
     def encode(self, sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> list[Pair]:
         """The pieces of all pairs.

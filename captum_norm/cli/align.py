@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", choices=("awi", "awo"), help="how rows are read (default: the better)")
     parser.add_argument("--output", choices=("pharaoh", "talp", "naacl"), help="print links so (default: pharaoh)")
     parser.add_argument("--links", metavar="FILE", help="write the links to a file instead")
+    parser.add_argument("--languages", nargs=2, metavar=("FROM", "TO"), help="codes, for a model of many languages")
+    parser.add_argument("--prefix", default="", help="what source sentences begin with for this model (T5)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pairs at a time (default: 32)")
     add_model_arguments(parser, default="the embedded translation model, German to English")
     add_output_arguments(parser, figure="the scores of the first pair, weight beside norm")
@@ -123,17 +125,29 @@ def _aligners(asked: argparse.Namespace, scored: bool) -> list[CrossAttentionAli
     if unknown:
         raise ValueError(f"--method {unknown[0]}: there are {', '.join(METHODS)}.")
     loaded = loading.load(asked, translation=True)
+    _set_languages(loaded.tokenizer, asked.languages)
     layer: Any = {None: "best", "mean": "mean"}.get(asked.layer) or int(asked.layer)
     aligners = []
     for name in names:
         aligner = CrossAttentionAligner(
             loaded.model, loaded.tokenizer, name, layer, asked.head, asked.setting or "best",
-            batch_size=asked.batch_size,
+            prefix=asked.prefix, batch_size=asked.batch_size,
         )  # fmt: skip
         if asked.model is None and (asked.layer, asked.head, asked.setting) == (None, None, None):
             aligner.choice = EMBEDDED_CHOICES[name]
         aligners.append(aligner)
     return aligners
+
+
+def _set_languages(tokenizer: Any, languages: Sequence[str] | None) -> None:
+    if languages is None:
+        return
+    if not hasattr(tokenizer, "src_lang") or not hasattr(tokenizer, "tgt_lang"):
+        raise ValueError("--languages: the tokenizer of this model knows no languages. Leave it out.")
+    try:
+        tokenizer.src_lang, tokenizer.tgt_lang = languages
+    except KeyError as error:
+        raise ValueError(f"--languages: the tokenizer of this model has no code {error}.") from error
 
 
 def _scored(
@@ -244,7 +258,7 @@ def _figure(asked: argparse.Namespace, aligner: CrossAttentionAligner, pairs: Pa
     for name in dict.fromkeys(["weights", aligner.method]):
         other = Aligner(
             aligner.model, aligner.tokenizer, name, choice.layer, choice.head if name == aligner.method else None,
-            choice.setting,
+            choice.setting, prefix=asked.prefix,
         )  # fmt: skip
         found = other.align(source, target, scores=True)
         maps[f"by {METHODS[name].title}"] = found.scores / found.scores.sum(-1, keepdim=True)

@@ -122,6 +122,14 @@ class TestPieces:
         assert pieces.source(GERMAN).special == ("de_DE", "</s>")
         assert pieces.target(ENGLISH).special == ("en_XX", "</s>")
 
+    def test_a_prefix_is_read_and_is_no_word(self):
+        made = tokenizer(sentence_piece())
+        plain, found = TokenizerPieces(made).source(GERMAN), TokenizerPieces(made, "der tisch:").source(GERMAN)
+        assert list(found.ids) == made("der tisch: " + " ".join(GERMAN))["input_ids"]
+        before = len(found.ids) - len(plain.ids)
+        assert found.words == (None,) * before + plain.words
+        assert len(found.special) == before + 1
+
     def test_a_tokenizer_without_offsets_is_asked_word_by_word(self):
         fast, slow = TokenizerPieces(tokenizer(sentence_piece(), "de_DE $A </s>")), TokenizerPieces(Slow())
         assert slow.source(GERMAN).words == fast.source(GERMAN).words
