@@ -194,6 +194,15 @@ def test_the_norm_at_the_end_of_layers_of_attention_alone_belongs_to_them_if_the
         check_reconstruction(record)
 
 
+def test_padding_that_is_cut_off_again_has_no_deviation_to_be_divided_by():
+    model, x = stack("in_windows_with_a_norm_behind")
+    for layer in model:
+        for norm in layer.layer_norms:
+            norm.eps = 0.0
+    for record in recorded(model, x):
+        check_reconstruction(record)
+
+
 def test_a_residual_that_is_weighted_is_how_the_stream_goes_on():
     """As in Doge: each block begins with a scale of what the last one gave out."""
 

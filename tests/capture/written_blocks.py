@@ -445,6 +445,14 @@ def position_first_around_attention(m, x):
     return (x + m.ff(n2(x))).transpose(0, 1)
 
 
+@written(POST)
+def position_first_around_the_feed_forward_part(m, x):
+    n, n2, *_ = m.layer_norms
+    x = m.note("output", n(m.note("residual", x) + m.attention(x)))
+    x = x.transpose(0, 1)
+    return n2(x + m.ff(x)).transpose(0, 1)
+
+
 @written(PRE)
 def shifted_for_attention(m, x):
     """As windows that are shifted: attention runs on rolled rows, and the residual is not rolled."""
