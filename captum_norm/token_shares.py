@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionCall, AttentionRecord
-from captum_norm.maps import QUANTITIES
+from captum_norm.quantities import compute_quantities
 from captum_norm.ranks import spearman
 from captum_norm.running import at_least_float32, run_recorded
 from captum_norm.tokens import class_means, class_shares
@@ -209,19 +209,23 @@ class _CallSums:
         device = record.weights.device
         queries = _all_real(record.query_mask, batch, query, device)
         keys = _all_real(record.key_mask, batch, key, device)
-        for measure in MEASURES:
-            scores = QUANTITIES[measure].compute(record).abs()
+        found = compute_quantities(record, (*MEASURES, "transformed_norms"))
+        f_norms = found.pop("transformed_norms")
+        for measure, scores in found.items():
+            if isinstance(scores, str):
+                raise ValueError(f"{record.call.name} has no {measure}: {scores}.")
             for normalize, sums in ((True, self.shares[measure]), (False, self.sums[measure])):
-                found = class_shares(scores, of_keys, key_mask=keys, query_mask=queries, normalize=normalize)
-                for name, share in found.items():
+                shares = class_shares(scores.abs(), of_keys, key_mask=keys, query_mask=queries, normalize=normalize)
+                for name, share in shares.items():
                     # A class that does not occur in an example receives nothing there: the count is of all examples.
                     sums[name].add(share.reshape(batch, -1).mean(dim=-1))
         self.sequences += batch
-        if not QUANTITIES["transformed_norms"].lacks(record):
-            self._add_f_norms(record, of_keys, queries, keys)
+        if isinstance(f_norms, Tensor):
+            self._add_f_norms(record, f_norms, of_keys, queries, keys)
 
-    def _add_f_norms(self, record: AttentionRecord, of_keys: list[list[str]], queries: Tensor, keys: Tensor) -> None:
-        f_norms = QUANTITIES["transformed_norms"].compute(record)
+    def _add_f_norms(
+        self, record: AttentionRecord, f_norms: Tensor, of_keys: list[list[str]], queries: Tensor, keys: Tensor
+    ) -> None:
         for name, means in class_means(f_norms, of_keys, key_mask=keys).items():
             self.f_norms[name].add(means.mean(dim=-1))
         for example, classes in enumerate(of_keys):

@@ -137,14 +137,15 @@ class AttentionBlock:
         if isinstance(own, Tensor):
             own = own.to(rows.device).expand(len(rows), -1).gather(1, rows)
         wide = rows[..., None].expand(-1, -1, self.residual.shape[-1])
-        norms = {name: norm and norm.at(rows) for name, norm in vars(self).items() if isinstance(norm, FrozenNorm)}
         return replace(
             self,
             residual=self.residual.gather(1, wide),
             attended=None if self.attended is None else self.attended.gather(1, wide),
-            residual_key=rows if own == "diagonal" else own,
+            residual_key=rows if isinstance(own, str) and own == "diagonal" else own,
+            inner=self.inner and self.inner.at(rows),
+            norm=self.norm and self.norm.at(rows),
+            second_norm=self.second_norm and self.second_norm.at(rows),
             output=self.output.gather(1, wide),
-            **norms,
         )
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn import Module
 
-from captum_norm.capture.blocks.read import BlockReader, UnreadableBlockError, residual_key
+from captum_norm.capture.blocks.check import UnreadableBlockError
+from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.callers import Caller, real_tokens
 from captum_norm.capture.certificate import (
