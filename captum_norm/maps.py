@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, SupportsIndex, overload
 
@@ -574,7 +575,13 @@ def _tokens(inputs: ModelInputs, named: Mapping[str, Any]) -> dict[str, Tokens]:
 
 
 def _versions(model: Callable[..., Any]) -> dict[str, str]:
-    versions = {"model": type(model).__name__}
+    return {"model": type(model).__name__, **_installed()}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Reading them takes as long as a short forward pass."""
+    versions = {}
     for package in ("captum-norm", "torch", "transformers"):
         try:
             versions[package] = version(package)

@@ -197,7 +197,7 @@ def fill_summed_norms_by_products(
             a = weights[b, :, q, k].float()
             a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
             norms = _norms_by_factor(factor, a)
-            cancelling = norms < _CANCELS * (a.abs() * lengths).sum(0)
+            cancelling = norms < _CANCELS * _sum_of_products(a.abs(), lengths)
             if cancelling.any():
                 _repeat_in_float64(norms, cancelling, products, a)
             result[b, q, k] = norms
@@ -209,7 +209,15 @@ def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:
     total = factor[last] * a[last]
     for h in range(last):  # whole rows of keys at a time, in cache
         total[: h + 1].addcmul_(factor[h], a[h])
-    return total.square_().sum(0).sqrt_()
+    return _sum_of_products(total, total).sqrt_()
+
+
+def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
+    """(first * second).sum(0) without the products of all heads at once."""
+    total = first[0] * second[0]
+    for one, other in zip(first[1:], second[1:], strict=True):
+        total.addcmul_(one, other)
+    return total
 
 
 def _repeat_in_float64(norms: Tensor, where: Tensor, products: Pairs, a: Tensor) -> None:

@@ -65,10 +65,11 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal
         scores.masked_fill_(~allowed, -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    weights = scores.softmax(-1)
-    if mask is not None:
-        weights.masked_fill_((scores == -math.inf).all(-1, keepdim=True), 0.0)
-    return weights
+    nothing = None if mask is None else (scores == -math.inf).all(-1, keepdim=True)
+    # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
+    in_place = scores.device.type == "cpu" and not scores.requires_grad
+    weights = torch.softmax(scores, -1, out=scores if in_place else None)
+    return weights if nothing is None else weights.masked_fill_(nothing, 0.0)
 
 
 def hidden_product(flow: Dataflow, op: Operation) -> None:
