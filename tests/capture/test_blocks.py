@@ -203,6 +203,17 @@ def test_padding_that_is_cut_off_again_has_no_deviation_to_be_divided_by():
         check_reconstruction(record)
 
 
+def test_a_part_that_is_small_beside_its_residual_is_known_to_the_digits_of_their_sum():
+    """What is overwritten in place is the rest of a sum, rounded as the sum was."""
+    model, x = stack("the_residual_added_in_place", torch.float32)
+    with torch.no_grad():
+        for layer in model:
+            layer.attention.o.weight *= 1e-4
+            layer.attention.o.bias *= 1e-4
+    for record in recorded(model, x):
+        check_reconstruction(record, 1e-6)
+
+
 def test_a_residual_that_is_weighted_is_how_the_stream_goes_on():
     """As in Doge: each block begins with a scale of what the last one gave out."""
 

@@ -392,6 +392,9 @@ def test_a_query_that_is_no_key_is_not_guessed():
             residual_key(Positions(0, torch.tensor([0, 1, 2, 3])), keys, False, cached, 4, 3)
     with pytest.raises(UnreadableBlockError, match="which of the 5 keys each of the 2 queries is itself"):
         residual_key(None, None, False, False, 2, 5)
+    no_input = Positions(0, torch.tensor([-1, 0])), Positions(0, torch.tensor([-1, 0, 5]))  # another class token?
+    with pytest.raises(UnreadableBlockError, match="which of the 3 keys each of the 2 queries is itself"):
+        residual_key(*no_input, False, False, 2, 3)
 
 
 def test_the_rows_of_a_method_are_those_of_all_positions():
