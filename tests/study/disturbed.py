@@ -18,7 +18,7 @@ import torch
 
 from tests.study import tiny
 
-EXAMPLES = 16
+EXAMPLES = 12
 
 
 def start(store: Path, size: int = 1) -> list[int]:

@@ -58,7 +58,7 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "disturbed.db") == content(tmp_path / "undisturbed.db")
-    assert len(content(tmp_path / "disturbed.db")["scores"]) == 7 * 16
+    assert len(content(tmp_path / "disturbed.db")["scores"]) == 7 * 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disturbed.db", "undisturbed.db"]
 
 
@@ -66,13 +66,13 @@ def test_two_processes_find_what_one_finds(tmp_path):
     launch = (
         "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     )
-    command = [*launch.split(), "-m", "tests.study.several", str(tmp_path / "two.db"), "9"]
+    command = [*launch.split(), "-m", "tests.study.several", str(tmp_path / "two.db"), "6"]
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    tiny.study().run(tiny.examples(9), tmp_path / "one.db", progress=False)
+    tiny.study().run(tiny.examples(6), tmp_path / "one.db", progress=False)
     assert content(tmp_path / "one.db") == content(tmp_path / "two.db")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.db", "two.db"]
-    assert Results(tmp_path / "two.db").finished == 7 * 9
+    assert Results(tmp_path / "two.db").finished == 7 * 6
 
 
 def test_a_study_that_is_finished_runs_nothing_again(tmp_path):
