@@ -113,10 +113,10 @@ def _output(block: Block) -> Tensor:
 def _distances(block: Block, y: Tensor, p: int) -> Tensor:
     """||y_i - t_ij|| without the residual, (batch, query, key) in float64."""
     after = block.behind_attention(block.norms)
-    projection = fold(block.W_O, after)
     scales = divided(torch.ones_like(y[..., :1]), after)
     if p == 2 and block.dtype == torch.float32 and not is_elementwise(block.gate):
-        return _distances_by_products(block, y, projection, scales)
+        return _distances_by_products(block, y, scales)
+    projection = fold(block.W_O, after)
     batch, _, query, key = block.weights.shape
     distances = y.new_empty(batch, query, key)
     for b in range(batch):
@@ -146,24 +146,33 @@ def _fill_distances(
             distances[q, k] = (left.abs_().sum(-1) if p == 1 else vector_norm(left, dim=-1)).T
 
 
-def _distances_by_products(block: Block, y: Tensor, projection: Tensor, scales: Tensor) -> Tensor:
-    """||y - t||_2 from ||y||^2 - 2 <y, t> + ||t||^2."""
+def _distances_by_products(block: Block, y: Tensor, scales: Tensor) -> Tensor:
+    """||y - t||_2, (batch, query, key) in float64, from g = ||t||^2 - 2 <y, t> in float32.
+
+    As ||y|| + g / (||y|| + sqrt(||y||^2 + g)): a t much shorter than y keeps its digits.
+    """
     batch, head, query, key = block.weights.shape
-    distances = y.new_empty(batch, query, key)
+    lengths = vector_norm(y, dim=-1, keepdim=True)
     if head == 0:
-        return distances.copy_(vector_norm(y, dim=-1, keepdim=True).expand_as(distances))
-    fill_summed_norms_by_products(
-        distances, block.weights, block.values, block.W_O, block.gate, block.behind_attention(block.norms)
-    )
-    images = ((y * scales) @ projection.flatten(0, 1).mT).view(batch, query, head, -1).transpose(1, 2)
+        return lengths.expand(batch, query, key).clone()
+    norms = torch.empty(batch, query, key, device=y.device)
+    after = block.behind_attention(block.norms)
+    fill_summed_norms_by_products(norms, block.weights, block.values, block.W_O, block.gate, after)
+    towards = y * scales
+    for norm in reversed(after):
+        towards = norm.back(towards)
+    images = (towards.float() @ block.W_O.flatten(0, 1).mT.float()).view(batch, query, head, -1).transpose(1, 2)
     if block.gate is not None:
-        images = images * block.gate
-    values = block.values.double().mT
-    for q in slices(query, 64):
-        squares = (distances[:, q] * scales[:, q]).square_() + y[:, q].square().sum(-1, keepdim=True)
+        images = images * block.gate.float()
+    values = block.values.float().mT
+    distances = y.new_empty(batch, query, key)
+    for q in slices(query, 128):
+        growth = (norms[:, q] * scales[:, q]).float().square_()
         for h in range(head):
-            squares.addcmul_(block.weights[:, h, q].double(), images[:, h, q] @ values[:, h], value=-2)
-        distances[:, q] = squares.clamp_min_(0).sqrt_()
+            growth.addcmul_(block.weights[:, h, q].float(), images[:, h, q] @ values[:, h], value=-2)
+        length = lengths[:, q]
+        shorter = (length.square() + growth).clamp_min_(0).sqrt_() + length
+        distances[:, q] = length + growth / shorter.clamp_min_(torch.finfo(torch.float64).tiny)
     return distances
 
 

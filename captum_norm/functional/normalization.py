@@ -84,6 +84,12 @@ class FrozenNorm:
             rows = rows - rows.mean(-1, keepdim=True)
         return rows if self.weight is None else rows * self.weight
 
+    def back(self, rows: Tensor) -> Tensor:
+        """``fold`` the other way: <back(a), b> = <a, fold(b)>; in float64."""
+        rows = rows.double()
+        rows = rows if self.weight is None else rows * self.weight
+        return rows - rows.mean(-1, keepdim=True) if self.centred else rows
+
     @cached_property
     def deviation(self) -> Tensor | None:
         """What each query is divided by, sigma or 1 / factor, (batch, query) in float64; None where nothing divides.

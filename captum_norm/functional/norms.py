@@ -204,7 +204,7 @@ def fill_summed_norms_by_products(
 
 
 def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:
-    """||R a||, (batch, query, key), from the columns of R, each (h + 1, batch, 1, key), and a (head, batch, query, key)."""
+    """||R a||, (batch, query, key): R by columns, each (h + 1, batch, 1, key), and a (head, batch, query, key)."""
     last = len(a) - 1
     total = factor[last] * a[last]
     for h in range(last):  # whole rows of keys at a time, in cache
