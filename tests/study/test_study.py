@@ -98,17 +98,23 @@ def test_a_method_that_raises_on_one_example_fails_there_alone(tmp_path):
     def picky(forward, inputs, target):
         if (inputs["input_ids"] == tiny.PIECES.index("dull")).any():
             raise RuntimeError("no dull films, please")
-        return torch.rand(inputs["input_ids"].shape, generator=torch.Generator().manual_seed(0))
+        return patient(forward, inputs, target)
 
-    results = run(tmp_path, {"picky": picky})
+    def patient(forward, inputs, target):
+        return inputs["input_ids"].double().sin()
+
+    results = run(tmp_path, {"picky": picky, "patient": patient})
     dull = [number for number, (text, _) in enumerate(tiny.TEXTS) if "dull" in text.lower()]
     assert [(f.method, f.metric, int(f.key)) for f in results.failures()] == [("picky", None, d) for d in dull]
     assert results.failures()[0].error == "RuntimeError: no dull films, please"
     assert np.isnan(results.values("comprehensiveness")["picky"]).nonzero()[0].tolist() == dull
+    values = results.values("comprehensiveness")
+    known = ~np.isnan(values["picky"])
+    assert values["picky"][known] == pytest.approx(values["patient"][known], abs=1e-6)
     table = results.table()
     assert table.cells["picky"]["comprehensiveness"].n == len(tiny.TEXTS) - len(dull)
     assert f"Failed: picky on {len(dull)} examples." in table.as_text()
-    assert results.finished == 3 * len(tiny.TEXTS)
+    assert results.finished == 4 * len(tiny.TEXTS)
 
 
 def test_a_score_that_is_no_number_is_a_failure(tmp_path):
