@@ -59,6 +59,14 @@ def test_the_interval_narrows_with_more_sentences():
     assert many.low < 0.5 < many.high
 
 
+def test_the_interval_holds_95_in_100_resamplings():
+    # one right link or one wrong link per sentence: the rate of a resampling is a binomial share
+    score = alignment_score([[(0, 0)], [(0, 1)]] * 100, [GoldLinks({(0, 0)})] * 200, resamples=4000)
+    deviation = (0.5 * 0.5 / 200) ** 0.5
+    assert score.low == pytest.approx(0.5 - 1.96 * deviation, abs=0.006)
+    assert score.high == pytest.approx(0.5 + 1.96 * deviation, abs=0.006)
+
+
 def test_a_difference_is_taken_on_the_same_sentences():
     gold = [GoldLinks({(0, 0)})] * 20
     right, wrong = [[(0, 0)]] * 20, [[(0, 1)]] * 20
@@ -103,6 +111,11 @@ def test_every_word_that_has_a_link_in_either_direction_keeps_one(forward, backw
 def test_links_grow_to_neighbours_and_the_diagonal_counts():
     forward, backward = {(0, 0), (1, 1), (5, 5)}, {(0, 0), (5, 5), (4, 3)}
     assert symmetrise(forward, backward) == [(0, 0), (1, 1), (4, 3), (5, 5)]
+
+
+def test_a_diagonal_neighbour_comes_before_links_farther_away():
+    forward, backward = {(0, 0), (1, 2), (2, 1)}, {(0, 0), (1, 1)}
+    assert symmetrise(forward, backward) == [(0, 0), (1, 1), (1, 2), (2, 1)]  # without it, (1, 1) would come too late
 
 
 def test_a_link_between_two_words_that_have_theirs_is_left_out():
