@@ -69,7 +69,7 @@ def watch_layers(layers: Collection[Module], run: Callable[[], Any], on_call: Ca
         if not busy:
             given.append((module, without_cache(args), without_cache(kwargs)))
 
-    def leave(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def leave(module: Module, output: Any) -> None:
         nonlocal busy
         if busy:
             return
@@ -89,7 +89,7 @@ def watch_layers(layers: Collection[Module], run: Callable[[], Any], on_call: Ca
 def watched(
     modules: Iterable[Module],
     enter: Callable[[Module, tuple[Any, ...], dict[str, Any]], None],
-    leave: Callable[[Module, tuple[Any, ...], dict[str, Any], Any], None],
+    leave: Callable[[Module, Any], None],
 ) -> Iterator[None]:
     """While this lasts, ``enter`` is told what a module is given, before other hooks, and ``leave`` what it returns.
 
@@ -97,18 +97,19 @@ def watched(
     """
     thread, handles = get_ident(), []
 
-    def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Another thread may find a hook that is just being removed, and call it without keywords.
+    def before(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if get_ident() == thread:
-            enter(module, args, kwargs)
+            enter(module, args, kwargs or {})
 
-    def after(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def after(module: Module, args: tuple[Any, ...], output: Any) -> None:
         if get_ident() == thread:
-            leave(module, args, kwargs, output)
+            leave(module, output)
 
     try:
         for module in modules:
             handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
         yield
     finally:
         for handle in handles:

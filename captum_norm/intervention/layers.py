@@ -84,7 +84,7 @@ def _chained(candidates: set[Module], run: Callable[[], Any]) -> set[Module]:
             if before:
                 chained.update((module, *before))
 
-    def leave(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def leave(module: Module, output: Any) -> None:
         for tensor in _tensors(output if isinstance(output, tuple | list) else (output,)):
             reference, makers = made.get(id(tensor), (lambda: None, []))
             known = makers if reference() is tensor else []
