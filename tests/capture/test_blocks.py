@@ -214,6 +214,18 @@ def test_a_part_that_is_small_beside_its_residual_is_known_to_the_digits_of_thei
         check_reconstruction(record, 1e-6)
 
 
+def test_what_is_made_of_neither_stream_nor_residual_is_no_feed_forward_part():
+    places = torch.randn(BATCH, LENGTH, MODEL).double()
+
+    def write(m: Layer, x: Tensor) -> Tensor:
+        return x + m.attention(m.layer_norms[0](x)) + places.sin()
+
+    model = nn.Sequential(Layer(write)).double().eval()
+    (record,) = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+    assert found_in(block_of(record)) == Found(feed_forward="")
+    check_reconstruction(record)
+
+
 def test_a_residual_that_is_weighted_is_how_the_stream_goes_on():
     """As in Doge: each block begins with a scale of what the last one gave out."""
 
