@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -69,8 +70,8 @@ class LayerInputs:
         return {given: leaf for given, leaf in self.leaves.items() if given.layer == layer}
 
     def _enter(self, number: int) -> Any:
-        def hook(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if get_ident() != self._thread:
+        def hook(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = MappingProxyType({})) -> Any:
+            if get_ident() != self._thread:  # which may meet the hook while it is taken away, and pass no kwargs
                 return None
             run = self._runs[number]
             self._runs[number] += 1

@@ -65,9 +65,10 @@ class EmbeddingSites:
         """
         thread, seen, handles = get_ident(), list[nn.Module](), []
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if get_ident() != thread:
+        def hook(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+            if get_ident() != thread:  # which may meet the hook while it is taken away, and pass no kwargs
                 return None
+            kwargs, output = rest
             layout = self._embeds(module, main, (*args, *kwargs.values()), first=not seen)
             if layout is None:
                 return None
