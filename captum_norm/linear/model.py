@@ -195,7 +195,8 @@ class FrozenModel:
         Needs the memory of as many runs as there are positions.
 
         Returns:
-            (position, *shape of y), a tuple of such where there are several sequences, and c, shaped as y.
+            The parts, (position, ...) with y's own axes behind, a tuple of such where there are several sequences; and
+            c, shaped as y.
         """
         lengths = [x.shape[1] for x in self._vectors]
         alone = [_one_by_one(x, sum(lengths[:number]), sum(lengths) + 1) for number, x in enumerate(self._vectors)]

@@ -71,7 +71,7 @@ class Row:
         return self.arguments.get("aggregate", "rollout" if by_itself else "mean") == "rollout"
 
     def shape(self, batch: int, query: int, key: int, heads: int = HEADS, cross: bool = False) -> tuple[int, ...]:
-        """The shape of a layer class's map by default; a block's has the residual as one more key in cross-attention."""
+        """The shape of a layer class's map by default; a block's has one more key in cross-attention, the residual."""
         key += cross and self.method.reads_block
         return (batch, heads, query, key) if self.per_head else (batch, query, key)
 
