@@ -510,8 +510,8 @@ _STATE = "batch query model"
 # Below this part of what it is a difference of, a part is computed by itself: right to about 1e-6 in float32.
 _CANCELS = 0.1
 
-# So that a block of vectors stays small.
-_QUERIES = 512
+# So that a block of vectors stays in a core's cache.
+_QUERIES = 128
 
 
 def _per_head(own_keys: Tensor, head: int) -> Tensor:

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class FrozenNorm:
             return 1 / self.factor.double()
         if self.state is None:
             return None
-        state = self.state.double()
+        state = self.state.to(torch.float64, copy=True)
         if self.centred:
-            state = state - state.mean(-1, keepdim=True)
-        deviation = (state.square().mean(-1) + self.eps).sqrt_()
+            state -= state.mean(-1, keepdim=True)
+        deviation = (vector_norm(state, dim=-1).square_() / state.shape[-1] + self.eps).sqrt_()
         if (deviation == 0).any():
             place = tuple((deviation == 0).nonzero()[0].tolist())
             raise ValueError(f"FrozenNorm: the state at (batch, query) = {place} has no spread, and eps is 0.")

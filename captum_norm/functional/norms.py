@@ -193,7 +193,7 @@ def fill_summed_norms_by_products(
         factor = [column.unsqueeze(2) for column in triangular_factor([part.clone() for part in products])]
         for part in products:
             part[1:] *= 2  # each pair of different heads stands for two entries of a symmetric matrix
-        for q in _query_blocks(weights[b, :, :, k]):
+        for q in _query_blocks(weights[b, :, :, k], size=4):
             a = weights[b, :, q, k].float()
             a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
             norms = _norms_by_factor(factor, a)
@@ -330,10 +330,10 @@ def _key_blocks(values: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
             yield b, k
 
 
-def _query_blocks(weights: Tensor) -> Iterator[slice]:
-    """Slices of query that cover weights (batch, head, query, key), at two numbers to a weight."""
+def _query_blocks(weights: Tensor, size: int = 8) -> Iterator[slice]:
+    """Slices of query that cover weights (batch, head, query, key), at two numbers of ``size`` bytes to a weight."""
     batch, head, query, key = weights.shape
-    yield from slices(query, work(weights) // (2 * batch * head * key))
+    yield from slices(query, 8 * work(weights) // (2 * size * batch * head * key))
 
 
 def _pair_blocks(result: Tensor, width: int) -> Iterator[tuple[int, slice, slice]]:
