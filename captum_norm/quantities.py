@@ -70,7 +70,7 @@ def lacks_feed_forward(record: AttentionRecord) -> str:
         return lacks_norm(record)
     if block.feed_forward == "several":
         return "several feed-forward parts with norms stand between it and the next attention call"
-    return "a residual was found around its attention, but no feed-forward part (FFN) before the model's next or last state"
+    return "a residual was found around its attention, but no feed-forward part (FFN) behind it or beside it"
 
 
 QUANTITIES: dict[str, Quantity] = {
