@@ -131,6 +131,10 @@ class Single:
         return self._kept[route][0]
 
 
+# Numbers that are kept so that a row of a product needs no products of whole maps: 64 MB in float32.
+_STEPS_KEPT = 1 << 24
+
+
 class Rollout:
     """The product of the maps along the model, cross-attention composed with the encoder that it reads.
 
@@ -150,6 +154,7 @@ class Rollout:
     def __init__(self, residual: bool) -> None:
         self._residual = residual
         self._reach: dict[Stack, dict[Stack, Tensor]] = {}
+        self._steps: dict[Stack, list[Tensor]] = {}  # of self-attention, not yet multiplied: a row may be all it takes
         self._keys: dict[Stack, Positions] = {}
         self._last: dict[Stack, AttentionCall] = {}
 
@@ -162,22 +167,47 @@ class Rollout:
             self._through_another(one)
 
     def routes(self) -> list[Route]:
-        return [(queries, keys) for queries, reached in self._reach.items() for keys in reached if keys in self._keys]
+        return [(queries, keys) for queries in self._last for keys in self._stacks_of(queries) if keys in self._keys]
 
     def keys(self, route: Route) -> Positions:
         return self._keys[route[1]]
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         queries, keys = route
-        return CallMap(self._last[queries], route, rows_of(self._reach[queries][keys], rows), self._keys[keys])
+        known = self._steps.get(queries) or list(self._reach[queries].values())
+        # attribute() may stand in an autocast region, which would take products to half precision.
+        with torch.autocast(known[0].device.type, enabled=False):
+            scores = self._rows(queries, keys, rows)
+        return CallMap(self._last[queries], route, scores, self._keys[keys])
+
+    def _rows(self, queries: Stack, keys: Stack, rows: Tensor | None) -> Tensor:
+        steps = self._steps.get(queries)
+        if rows is None or not steps:
+            return rows_of(self._multiplied(queries)[keys], rows)
+        scores = rows_of(steps[-1], rows)
+        for step in reversed(steps[:-1]):
+            scores = scores @ step
+        return scores @ self._reach[queries][keys] if queries in self._reach else scores
+
+    def _stacks_of(self, queries: Stack) -> list[Stack]:
+        """What a sequence reaches so far."""
+        return list(self._reach.get(queries, [queries]))
+
+    def _multiplied(self, stack: Stack) -> dict[Stack, Tensor]:
+        """How a sequence reaches each of those, all steps multiplied; empty for one that attended to nothing yet."""
+        for step in self._steps.pop(stack, []):
+            reached = self._reach.get(stack)
+            self._reach[stack] = {stack: step} if reached is None else {s: step @ r for s, r in reached.items()}
+        return self._reach.get(stack, {})
 
     def _through_itself(self, one: CallMap) -> None:
         stack = one.route[0]
         one = square(one)
         check_same_keys(self._keys.setdefault(stack, one.keys), one, "product")
-        step = rollout([one.scores], residual=self._residual)
-        reached = self._reach.get(stack)
-        self._reach[stack] = {stack: step} if reached is None else {s: step @ r for s, r in reached.items()}
+        steps = self._steps.setdefault(stack, [])
+        steps.append(rollout([one.scores], residual=self._residual))
+        if sum(step.numel() for step in steps) > _STEPS_KEPT:
+            self._multiplied(stack)
 
     def _through_another(self, one: CallMap) -> None:
         queries, keys = one.route
@@ -187,8 +217,8 @@ class Rollout:
                 'the queries themselves carried on is lost. Use residual=True, or kind="self" for the encoder alone.'
             )
         self._keys.setdefault(keys, one.keys)
-        source = self._reach.get(keys, {keys: identity(one.scores.shape[2], one.scores)})
-        own = self._reach.get(queries, {queries: identity(one.scores.shape[1], one.scores)})
+        source = self._multiplied(keys) or {keys: identity(one.scores.shape[2], one.scores)}
+        own = self._multiplied(queries) or {queries: identity(one.scores.shape[1], one.scores)}
         scores = one.scores
         if one.residual is None:
             row_sum = 1 + scores.sum(-1, keepdim=True)
