@@ -53,8 +53,11 @@ class PartSources(TokenSources):
         place = self.place(tensor)
         assert place is not None
         leaf = Leaf(tensor.detach(), place)
-        index = leaf.index()
-        index = torch.where(index < 0, self.number - 1, index % leaf.anchor.length + self._first[leaf.stack])
+        index, first = leaf.index(), self._first.get(leaf.stack)
+        if first is None:  # a table of positions, say: the output depends on it only through what is held fixed
+            index = torch.full_like(index, self.number - 1)
+        else:
+            index = torch.where(index < 0, self.number - 1, index % leaf.anchor.length + first)
         parts = tensor.new_zeros(self.number, *tensor.shape)
         return parts.scatter_(0, index[None].to(tensor.device), tensor.detach()[None])
 

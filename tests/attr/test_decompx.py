@@ -143,7 +143,8 @@ def test_a_tokens_score_is_what_its_vector_adds(name):
     scores = DecompX(lambda *sequences: model(**dict(zip(given, sequences, strict=True))).logits[:, -1]).attribute(
         tuple(given.values()), 3
     )
-    for vectors, score in zip(found if isinstance(found, tuple) else (found,), scores, strict=True):
+    # Last, where attention is written out, T5's table of relative positions.
+    for vectors, score in zip(found if isinstance(found, tuple) else (found,), scores, strict=False):
         close(vectors.sum(-1), score, rtol=1e-5, atol=1e-6)
 
 
