@@ -6,11 +6,11 @@ from captum_norm.alignment.aligner import CrossAttentionAligner
 from captum_norm.alignment.evaluation import Choice
 
 EMBEDDED_CHOICES: dict[str, Choice] = {
-    "norm": Choice("awo", 3),
-    "weights": Choice("awo", 3),
-    "block_norm": Choice("awo", 3),
-    "alti": Choice("awo", 3),
-    "value_zeroing": Choice("awo", 3),
+    "norm": Choice("awi", 0),
+    "weights": Choice("awi", 0),
+    "block_norm": Choice("awi", 0),
+    "alti": Choice("awi", 0),
+    "value_zeroing": Choice("awi", 0),
     "rollout": Choice("awo", 3),
 }
 """Where the embedded model's links are best: found on the first 100 sentences of the gold alignments of Vilar et al.
