@@ -200,7 +200,7 @@ def _as_text(evaluation: AlignmentEvaluation, dev: int) -> str:
     if evaluation.chosen is not None:
         lines.append(f"chosen: {evaluation.chosen.choice}: {_score(evaluation.chosen)}")
     best = evaluation.best(heads=True)
-    lines.append(f"best of all on these very pairs: {best.choice}: {_score(best)}")
+    lines.append(f"best on these very pairs: {best.choice}: {_score(best)}")
     diagonal = evaluation.diagonal
     lines.append(f"diagonal: {100 * diagonal.error_rate:.1f} ({100 * diagonal.low:.1f} to {100 * diagonal.high:.1f})")
     return "\n".join(lines)
