@@ -28,8 +28,11 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested = {name_of(line): line for line in lines if line and not line.startswith("#")}
+    extras = project["optional-dependencies"]
+    claimed = {name_of(requirement) for requirement in extras["study"]}  # what users install; the rest are tools
     floors = [floor_of(requirement) for requirement in project["dependencies"]]
-    tools = [tested[name_of(requirement)] for requirement in project["optional-dependencies"]["test"]]
+    floors += [floor_of(requirement) for requirement in extras["test"] if name_of(requirement) in claimed]
+    tools = [tested[name] for name in map(name_of, extras["test"]) if name not in claimed]
     print("\n".join(floors + tools))
 
 
