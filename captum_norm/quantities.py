@@ -92,6 +92,7 @@ QUANTITIES: dict[str, Quantity] = {
 }
 """A new quantity is one row here."""
 
+
 def need_blocks(names: Sequence[str]) -> bool:
     """Whether any of these quantities needs ``recording(blocks=True)``."""
     return any(QUANTITIES[name].of_block for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -195,7 +196,9 @@ ARCHITECTURES = {
 @cache
 def _built(name: str, attention: str, biases: bool) -> nn.Module:
     architecture = ARCHITECTURES[name]
-    model_class = getattr(transformers, architecture.model_class)
+    with warnings.catch_warnings():  # transformers 4 compiles parts of some models when they are imported
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script(_method)?` is deprecated", DeprecationWarning)
+        model_class = getattr(transformers, architecture.model_class)
     config = model_class.config_class(**architecture.config)
     # T5 has no other attention before transformers 5.
     config._attn_implementation = attention if getattr(model_class, "_supports_sdpa", True) else "eager"

@@ -180,5 +180,3 @@ class LayerAttentionBlockNorm(LayerMethod):
     def measure(self, record: AttentionRecord, heads: str) -> Tensor:
         """The block's norms, (batch, query, key), in cross-attention with the residual as one more key."""
         return block_norms(type(self).__name__, record, self.residual, self.layer_norm)
-
-

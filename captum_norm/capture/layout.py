@@ -165,5 +165,3 @@ def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
     if (counts != counts[0]).any():
         raise LayoutError(f"examples have different numbers of queries, {counts.tolist()[:8]}")
     return order.view(len(counts), -1)
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_norm.capture.by_tensor import ByTensor
 from captum_norm.capture.callers import Caller
 from captum_norm.capture.layout import Step
 from captum_norm.capture.places import Place
@@ -146,30 +146,8 @@ class Trace(NamedTuple):
         return self.place is not None or self.in_attention
 
 
-class Traces:
-    """Tensor -> trace, forgotten with the tensor."""
-
-    def __init__(self) -> None:
-        self._of: dict[int, tuple[weakref.ref[Tensor], Trace]] = {}
-
-    def __getitem__(self, tensor: Any) -> Trace | None:
-        entry = self._of.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def __setitem__(self, tensor: Tensor, trace: Trace) -> None:
-        key = id(tensor)
-        if not trace:
-            self._of.pop(key, None)
-            return
-        self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), trace)
-
-    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
-        entry = self._of.get(key)
-        if entry is not None and entry[0] is ref:
-            del self._of[key]
-
-    def clear(self) -> None:
-        self._of.clear()
+class Traces(ByTensor[Trace]):
+    """What is known of each tensor."""
 
     def update(self, tensor: Tensor, **known: Any) -> None:
         self[tensor] = (self[tensor] or Trace())._replace(**known)

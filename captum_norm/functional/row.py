@@ -14,9 +14,7 @@ from torch.linalg import vector_norm
 _CANCELS = 0.03
 
 
-def fill_summed_norms_of_row(
-    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
-) -> None:
+def fill_summed_norms_of_row(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None) -> None:
     """Writes into result (batch, 1, key), float32, the summed norms of one query.
 
     Args:

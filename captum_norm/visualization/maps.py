@@ -366,6 +366,7 @@ def _upright(columns: Sequence[str], labels: _Labels, cell: float) -> bool:
 
 
 def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> ScalarMappable:
+    """A map (row, column) as cells in ``box``, with thin lines between them where they are few."""
     # A logarithm has no place for zero: it is drawn as the lowest colour.
     image = box.imshow(
         values,
@@ -389,6 +390,7 @@ def name_tokens(
     with_rows: bool = True,
     with_columns: bool = True,
 ) -> None:
+    """Write the tokens beside the rows and below the columns, as many as there is room for."""
     style: dict[str, Any] = {"fontsize": labels.size, "parse_math": False}
     named_columns, named_rows = labels.named_columns, labels.named_rows
     box.set_xticks(
@@ -427,6 +429,7 @@ def _bar_width(panels: Sequence[Panel]) -> float:
 
 
 def colour_bar(figure: Page, box: Axes, image: ScalarMappable, panel: Panel) -> None:
+    """Draw a panel's colours with their ticks into ``box``, its unit above."""
     bar: Any = figure.colorbar(image, cax=box)
     bar.outline.set_visible(False)
     ticks, labels = _bar_ticks(image.norm, panel.values)

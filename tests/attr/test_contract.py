@@ -31,9 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:alti. no input brings the output
 
 close = torch.testing.assert_close
 every_method = pytest.mark.parametrize("row", METHODS, ids=lambda row: row.name)
-every_input_method = pytest.mark.parametrize(
-    "row", [row for row in METHODS if not row.layer], ids=lambda row: row.name
-)
+every_input_method = pytest.mark.parametrize("row", [row for row in METHODS if not row.layer], ids=lambda row: row.name)
 every_method_by_position = pytest.mark.parametrize("row", INPUT_METHODS, ids=lambda row: row.name)
 every_layer_method = pytest.mark.parametrize("row", LAYER_METHODS, ids=lambda row: row.name)
 

@@ -143,9 +143,11 @@ def test_a_tokens_score_is_what_its_vector_adds(name):
     scores = DecompX(lambda *sequences: model(**dict(zip(given, sequences, strict=True))).logits[:, -1]).attribute(
         tuple(given.values()), 3
     )
-    # Last, where attention is written out, T5's table of relative positions.
-    for vectors, score in zip(found if isinstance(found, tuple) else (found,), scores, strict=False):
+    found = found if isinstance(found, tuple) else (found,)
+    for vectors, score in zip(found[: len(scores)], scores, strict=True):
         close(vectors.sum(-1), score, rtol=1e-5, atol=1e-6)
+    # Where attention is written out, T5's table of relative positions is a sequence, too; weights are held fixed.
+    assert not any(vectors.any() for vectors in found[len(scores) :])
 
 
 def test_the_rule_for_biases_decides_what_the_scores_sum_to():

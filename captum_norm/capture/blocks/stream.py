@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from captum_norm.capture.blocks.forms import FORM_RULES, Form, Kept, State, is_normalisation
-from captum_norm.capture.blocks.lineage import ByTensor, Node
+from captum_norm.capture.blocks.lineage import Node
+from captum_norm.capture.by_tensor import ByTensor
 from captum_norm.capture.dataflow import base_name
 from captum_norm.capture.operations import Operation
 from captum_norm.capture.record import FeedForward
@@ -120,7 +121,7 @@ class Stream:
         parents = tuple(node for tensor in op.tensors if (node := self._node(tensor)) is not None)
         outs = [op.tensors[0]] if op.name == "setitem" and op.tensors else op.outputs
         name = base_name(op.name)
-        forms = [(tensor, form) for tensor in op.tensors if (form := self._forms.get(tensor)) is not None]
+        forms = [(tensor, form) for tensor in op.tensors if (form := self._forms[tensor]) is not None]
         form = self._form(op, name, forms)
         normalised = self._normalised(op) if form is None else None
         thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_fixed(op)))
@@ -129,17 +130,17 @@ class Stream:
                 continue
             node = self._stage_node or self._new_node(parents, thin)
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
-            self._nodes.put(out, node)
-            self._forms.put(out, form if out is op.out else None)
+            self._nodes[out] = node
+            self._forms[out] = form if out is op.out else None
         self._stage_node = None
         self._begin(op)
 
     def _node(self, tensor: Tensor) -> Node | None:
         """The tensor's place in the lineage; what was there before the model ran has its own."""
-        node = self._nodes.get(tensor)
+        node = self._nodes[tensor]
         if node is None and tensor.is_floating_point() and not isinstance(tensor, Parameter):
             node = self._new_node()
-            self._nodes.put(tensor, node)
+            self._nodes[tensor] = node
         return node
 
     def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False) -> Node:
@@ -149,7 +150,7 @@ class Stream:
     def _begin(self, op: Operation) -> None:
         """What the data flow told of this operation."""
         mixture, self._mixture = self._mixture, None
-        if mixture is not None and (node := self._nodes.get(op.out)) is not None:
+        if mixture is not None and (node := self._nodes[op.out]) is not None:
             self.blocks[mixture] = OpenBlock(node)
         projected, self._projected = self._projected, None
         mixtures, out = ([], None) if projected is None else projected
@@ -158,13 +159,13 @@ class Stream:
             return
         if isinstance(op.out, Tensor) and _is_view_of_all(out, op.out):
             out = op.out
-        if self._nodes.get(out) is None:  # written by a step of our own
-            parent = self._nodes.get(op.out) if isinstance(op.out, Tensor) else None
-            self._nodes.put(out, self._new_node(() if parent is None else (parent,)))
-        state = State(out.detach(), self._nodes.get(out) or self._new_node())
+        if self._nodes[out] is None:  # written by a step of our own
+            parent = self._nodes[op.out] if isinstance(op.out, Tensor) else None
+            self._nodes[out] = self._new_node(() if parent is None else (parent,))
+        state = State(out.detach(), self._nodes[out] or self._new_node())
         block = self._blocks[state] = self.blocks[mixtures[-1]]
         self.blocks |= dict.fromkeys(mixtures, block)
-        self._forms.put(out, Form(state))
+        self._forms[out] = Form(state)
 
     def _form(self, op: Operation, name: str, forms: list[tuple[Tensor, Form]]) -> Form | None:
         if not forms or not isinstance(op.out, Tensor) or self._projected is not None:
@@ -175,7 +176,7 @@ class Stream:
                 return found
         if name in ("add", "sub", "mul", "div"):
             operand = next((t for t in op.args[:2] if isinstance(t, Tensor) and t.shape == op.out.shape), None)
-            form = None if operand is None else self._forms.get(operand)
+            form = None if operand is None else self._forms[operand]
         else:
             operand, form = forms[0] if op.tensors and forms[0][0] is op.tensors[0] else (None, None)
         rule = FORM_RULES.get(name)
@@ -190,11 +191,11 @@ class Stream:
     def _normalised(self, op: Operation) -> Node | None:
         """What this operation normalises, if it is no form of a known state."""
         x = is_normalisation(op, self._was_made_of)
-        node = None if x is None else self._nodes.get(x)
+        node = None if x is None else self._nodes[x]
         return None if node is None else node.root()
 
     def _was_made_of(self, x: Tensor, other: Tensor) -> bool:
-        made, of = self._nodes.get(other), self._nodes.get(x)
+        made, of = self._nodes[other], self._nodes[x]
         return made is not None and of is not None and made.comes_from(of)
 
     # ---- sums of states
@@ -205,15 +206,15 @@ class Stream:
         if op.kwargs.get("alpha", 1) != 1 or not _same_rows(first, second, op.out):
             return None
         for part, other in ((first, second), (second, first)):
-            form, node = self._forms.get(part), self._nodes.get(other)
+            form, node = self._forms[part], self._nodes[other]
             if form is None or node is None:
                 continue
             block = self._blocks.get(form.state)
             if block is not None and not block.stages:
                 return self._to_attention(op, block, form, part, other, node)
         for stream, part in ((first, second), (second, first)):
-            form, node = self._forms.get(stream), self._nodes.get(part)
-            if form is None or node is None or form.state not in self._stages or self._forms.get(part) is not None:
+            form, node = self._forms[stream], self._nodes[part]
+            if form is None or node is None or form.state not in self._stages or self._forms[part] is not None:
                 continue
             block, _ = self._stages[form.state]
             if node.comes_from(form.state.node):
@@ -232,7 +233,7 @@ class Stream:
             block.feed_forward = "beside"
             return replace(form, beside=_operand(op, part, other))
         residual = _operand(op, other, part)
-        known = self._forms.get(other)
+        known = self._forms[other]
         if known is not None and known.state in self._stages:
             before, stage = self._stages[known.state]
             stage.going_on = known, Kept(residual)

@@ -40,11 +40,7 @@ IDENTITIES = frozenset(
 # Linear in one operand while the others are held fixed.
 SCALES = frozenset(("mul", "div", "masked_fill", "where"))
 # Elementwise on attention weights: what comes out is what multiplies the values.
-_ON_WEIGHTS = frozenset(
-    (
-        "mul div masked_fill where clamp dropout alpha_dropout setitem add sub relu"
-    ).split()
-)
+_ON_WEIGHTS = frozenset(("mul div masked_fill where clamp dropout alpha_dropout setitem add sub relu").split())
 # Same shape in and out, but positions change places in a way we do not follow.
 _SHUFFLES = frozenset(
     (

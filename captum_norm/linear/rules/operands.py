@@ -30,6 +30,7 @@ def swapping(operands: tuple[Tensor, ...], xs: tuple[Tensor, ...], other: Callab
 
 
 def same(tensor: Tensor) -> Tensor:
+    """The tensor as a constant."""
     return tensor.detach()
 
 
