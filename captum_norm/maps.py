@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Positions
+from captum_norm.capture.running import at_least_float32, run_recorded
 from captum_norm.files import replacing
-from captum_norm.inputs import ModelInputs, named_inputs, position_sources
+from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
 from captum_norm.quantities import QUANTITIES, compute_quantities, need_blocks
-from captum_norm.running import at_least_float32, run_recorded
 
 Tokens = tuple[tuple[str | int, ...], ...]
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionCall, AttentionRecord
+from captum_norm.capture.running import at_least_float32, run_recorded
 from captum_norm.quantities import compute_quantities
 from captum_norm.ranks import spearman
-from captum_norm.running import at_least_float32, run_recorded
 from captum_norm.tokens import class_means, class_shares
 
 NO_TOKEN = "no token"

@@ -23,14 +23,14 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional"},
     {"capture"},
-    {"intervention", "linear", "quantities", "running"},
+    {"intervention", "linear", "quantities"},
     {"attr", "maps"},
     {"methods", "token_shares"},
     {"visualization"},
     {"alignment", "study"},
     {"cli"},
 )
-LEAVES = {"files", "forward", "inputs", "models", "ranks", "tokens"}
+LEAVES = {"files", "forward", "models", "ranks", "tokens"}
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 

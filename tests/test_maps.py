@@ -25,7 +25,7 @@ from transformers import (
 
 from captum_norm import functional
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Positions
-from captum_norm.inputs import longest_input, named_inputs, position_sources
+from captum_norm.forward.inputs import longest_input, named_inputs, position_sources
 from captum_norm.maps import AttentionMaps, attention_layers, attention_maps, checked_calls
 
 QUANTITIES = ("weights", "transformed_norms", "head_norms", "summed_norms")
@@ -70,7 +70,7 @@ def emitting(monkeypatch):
         yield []
         receivers.pop()
 
-    monkeypatch.setattr("captum_norm.running.recording", recording)
+    monkeypatch.setattr("captum_norm.capture.running.recording", recording)
 
     class Emitting(nn.Module):
         def __init__(self, *calls):

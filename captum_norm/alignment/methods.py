@@ -25,11 +25,11 @@ from captum_norm.attr._reduction import without_padding
 from captum_norm.attr.block_norm import block_norms
 from captum_norm.attr.weights import mean_weights
 from captum_norm.capture import AttentionRecord
+from captum_norm.capture.running import at_least_float32, run_recorded
+from captum_norm.forward.inputs import ModelInputs, call_model
 from captum_norm.functional import head_norms, summed_norms
-from captum_norm.inputs import ModelInputs, call_model
 from captum_norm.intervention import Outline, value_zeroing_maps
 from captum_norm.quantities import alti_contributions, lacks_block
-from captum_norm.running import at_least_float32, run_recorded
 
 Measure: TypeAlias = Callable[[AttentionRecord], Tensor]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from captum_norm.alignment.links import Link
 from captum_norm.alignment.pieces import Pieces, TokenizerPieces, WordPieces, checked_words
-from captum_norm.inputs import ModelInputs
+from captum_norm.forward.inputs import ModelInputs
 
 Setting: TypeAlias = Literal["awi", "awo"]
 SETTINGS: tuple[Setting, ...] = ("awi", "awo")

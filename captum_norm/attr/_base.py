@@ -22,7 +22,7 @@ from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import AttributionReport, KindType, Reduction, check_kind
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.forward import HFForward
-from captum_norm.inputs import check_inputs
+from captum_norm.forward.inputs import check_inputs
 
 
 class Method:

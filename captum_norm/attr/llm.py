@@ -30,7 +30,7 @@ from captum_norm.attr.decompx import DecompX
 from captum_norm.attr.relevance import AttentionRelevance
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
-from captum_norm.inputs import check_inputs, longest_input
+from captum_norm.forward.inputs import check_inputs, longest_input
 
 TargetType: TypeAlias = str | TokensType | Tensor
 

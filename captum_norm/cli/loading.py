@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding
 
-from captum_norm.inputs import longest_input
+from captum_norm.forward.inputs import longest_input
 from captum_norm.models import load_encoder, load_sentiment
 
 Task = Literal["classes", "next token", "none"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.inputs import longest_input
+from captum_norm.forward.inputs import longest_input
 
 LENGTH = 12
 """Tokens in the longer of two made-up texts; the shorter is padded, so that masks are exercised too."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from captum_norm.forward.causal import is_causal, private_randomness
 from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
+from captum_norm.forward.inputs import check_inputs, longest_input
 from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
 from captum_norm.forward.position import (
     Position,
@@ -37,7 +38,6 @@ from captum_norm.forward.position import (
     real_tokens,
     resolve_position,
 )
-from captum_norm.inputs import check_inputs, longest_input
 
 Mode = Literal["ids", "embeds", "gate"]
 

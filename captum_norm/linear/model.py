@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_norm.inputs import ModelInputs, named_inputs, position_sources
+from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
 from captum_norm.linear.parts import PartsRun
 from captum_norm.linear.run import BackwardRun, FrozenRun, Start

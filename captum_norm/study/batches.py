@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
-from captum_norm.inputs import longest_input
+from captum_norm.forward.inputs import longest_input
 from captum_norm.study.data import Example
 from captum_norm.tokens import Words, words_of
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
-from captum_norm.inputs import ModelInputs, call_model, named_inputs, position_sources
+from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
 
 
 def run_recorded(
