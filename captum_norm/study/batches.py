@@ -55,7 +55,7 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Examples that go through the model together.
 
     Attributes:
@@ -90,7 +90,7 @@ class Batch:
         """(b, s) bool, the tokens that are ranked and removed: the real ones, special ones only to ``"keep"`` them."""
         return self.real if special == "keep" else self.real & ~self.special
 
-    def single(self, row: int, pad: Padding) -> Batch:
+    def single(self, row: int, pad: Padding) -> TextBatch:
         """One of its examples by itself, without padding."""
         return padded(self.number, (self.examples[row],), pad, self.target[row : row + 1])
 
@@ -148,7 +148,7 @@ def cut(examples: Sequence[Tokenized], size: int) -> list[tuple[Tokenized, ...]]
     return [longest, *sorted(batches, key=lambda batch: batch[0].seed("order"))]
 
 
-def padded(number: int, examples: tuple[Tokenized, ...], pad: Padding, target: Tensor) -> Batch:
+def padded(number: int, examples: tuple[Tokenized, ...], pad: Padding, target: Tensor) -> TextBatch:
     """The examples side by side in one batch."""
     longest = max(map(len, examples))
 
@@ -160,7 +160,7 @@ def padded(number: int, examples: tuple[Tokenized, ...], pad: Padding, target: T
     inputs = {name: together([one.inputs[name] for one in examples], fills.get(name, 0)) for name in names}
     known = [one.evidence for one in examples]
     blank = [torch.zeros(len(one), dtype=torch.bool) for one in examples]
-    return Batch(
+    return TextBatch(
         number,
         examples,
         inputs,
@@ -188,7 +188,7 @@ class Explained:
     probability: Tensor
 
 
-def explain(batch: Batch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
+def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
     """The class that is explained: the one the model predicts, or the label of the data.
 
     Raises:
@@ -202,14 +202,14 @@ def explain(batch: Batch, forward: HFForward, labels: Mapping[str, int], which: 
     return Explained(target, predicted, logits.softmax(-1).gather(1, target[:, None])[:, 0])
 
 
-def logits_of(batch: Batch, forward: HFForward) -> Tensor:
+def logits_of(batch: TextBatch, forward: HFForward) -> Tensor:
     """What the model says of each example, (b, c) float64 on the CPU."""
     given = forward.inputs(batch.inputs)
     with torch.no_grad():
         return forward(given["inputs"], *(given["additional_forward_args"] or ())).double().cpu()
 
 
-def with_target(batch: Batch, target: Tensor) -> Batch:
+def with_target(batch: TextBatch, target: Tensor) -> TextBatch:
     """The batch with what is explained."""
     return replace(batch, target=target)
 

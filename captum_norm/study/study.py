@@ -2,10 +2,10 @@
 
     Study(model, tokenizer, methods, metrics).run(data, store="study.db").table()
 
-Work is cut into batches of examples of like length (`captum_norm.study.batches`), and every batch of every method is
-committed to the store as it finishes (`captum_norm.study.store`).  Run again with the same arguments, a study goes on
-where it was killed and ends with the same numbers, bit for bit; started by ``accelerate launch``, its processes share
-the batches and end with them, too.
+A study cuts its texts into batches of like length (`captum_norm.study.batches`) and commits every batch of every method
+to the store as it finishes (`captum_norm.study.run.store`).  A study that was killed goes on where it stopped when it
+is run again, and ends with the same numbers, bit for bit; under ``accelerate launch`` its processes share the batches
+and end with the same numbers, too.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from captum_norm.study.batches import (
     tokenize,
     with_target,
 )
-from captum_norm.study.crew import Crew, crew_of
 from captum_norm.study.data import Fields, as_examples, read_examples
-from captum_norm.study.lineup import scorers_of
 from captum_norm.study.metrics import METRICS, Metric
-from captum_norm.study.record import circumstances, data_record, model_record, versions
-from captum_norm.study.results import Results
-from captum_norm.study.runner import Runner
-from captum_norm.study.scorers import Scorer
-from captum_norm.study.store import Store
+from captum_norm.study.report.results import Results
+from captum_norm.study.run.fingerprints import circumstances, data_record, model_record, versions
+from captum_norm.study.run.processes import Crew, crew_of
+from captum_norm.study.run.runner import Runner
+from captum_norm.study.run.store import Store
+from captum_norm.study.scorers import scorers_of
+from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import check_special
 
 _USUAL_METHODS = (
@@ -69,7 +69,7 @@ class Study:
             to these.  None: `DEFAULT_METHODS`.
         metrics: names of `captum_norm.study.metrics.METRICS`, or metrics.  None: comprehensiveness and sufficiency,
             once and over fractions, log-odds and the area under deletion; with evidence also AUPRC, token F1 and IOU.
-        removal: how metrics remove a token (`captum_norm.study.removal.REMOVALS`); None: as each metric says.
+        removal: how metrics remove a token (`captum_norm.study.metrics.removal.REMOVALS`); None: as each metric says.
         target: what is explained: ``"predicted"``, the class or next token the model finds most probable, or
             ``"label"``, the data's.
         special: what becomes of special tokens: ``"mask"`` sets them aside (neither removed nor ranked), ``"keep"``

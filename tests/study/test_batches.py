@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from captum_norm.study import Example, Variant
 from captum_norm.study.batches import Padding, cut, padded, tokenize
-from captum_norm.study.store import Store, scores_of
-
-from . import tiny
+from captum_norm.study.run.store import Store, scores_of
+from tests.study import tiny
 
 
 def tokenized(examples):

@@ -7,8 +7,7 @@ import pytest
 from captum_norm.cli import main
 from captum_norm.study import Results
 from captum_norm.study.config import read_study
-
-from . import tiny
+from tests.study import tiny
 
 
 def answer(capsys, *arguments):

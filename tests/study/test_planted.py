@@ -10,9 +10,9 @@ from torch import Tensor
 
 from captum_norm import AttentionNorm, AttentionWeights, HFForward
 from captum_norm.study.metrics import METRICS, random_average_precision
+from captum_norm.study.metrics.scored_texts import Scored
 from captum_norm.study.planted import PLANTED, Planted, planted
 from captum_norm.study.planted.texts import DECOYS, FILLERS, TRIGGERS, draw_examples
-from captum_norm.study.scored import Scored
 
 SEEDS = range(5)
 HAND_BUILT = ("copy_head", "zero_value_head", "sink_head")

@@ -12,10 +12,9 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerIntegratedGrad
 from captum_norm import AttentionNorm, HFForward
 from captum_norm.methods import METHODS
 from captum_norm.study import METRICS, Example, StoredScores, Study, Variant
-from captum_norm.study.record import model_record
-from captum_norm.study.store import Store
-
-from . import tiny
+from captum_norm.study.run.fingerprints import model_record
+from captum_norm.study.run.store import Store
+from tests.study import tiny
 
 ONE = ["comprehensiveness"]
 

@@ -24,9 +24,9 @@ import torch
 from torch import Generator, Tensor
 
 from captum_norm.forward import HFForward
-from captum_norm.study.draws import generators
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.metrics.seeding import generators
 
 _SOURCE = "Yeh et al. (2019), https://arxiv.org/abs/1901.09392, by captum.metrics"
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.order import places, sizes
-from captum_norm.study.perturbed import perturbed
-from captum_norm.study.removal import removal_named
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.order import places, sizes
+from captum_norm.study.metrics.perturbed import perturbed
+from captum_norm.study.metrics.removal import removal_named
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Area(Metric):
 
     Args:
         steps: into how many steps a text is divided; a text of fewer tokens goes token by token.
-        removal: how tokens are removed, see `captum_norm.study.removal.REMOVALS`.
+        removal: how tokens are removed, see `captum_norm.study.metrics.removal.REMOVALS`.
     """
 
     steps: int = 20

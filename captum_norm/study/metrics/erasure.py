@@ -21,10 +21,10 @@ from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.order import check_fraction, places, share, sizes
-from captum_norm.study.perturbed import intact, perturbed
-from captum_norm.study.removal import removal_named
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.order import check_fraction, places, share, sizes
+from captum_norm.study.metrics.perturbed import intact, perturbed
+from captum_norm.study.metrics.removal import removal_named
+from captum_norm.study.metrics.scored_texts import Scored
 
 ERASER = "DeYoung et al. (2020), https://arxiv.org/abs/1911.03429"
 
@@ -35,7 +35,7 @@ class _Erasure(Metric):
 
     Args:
         fractions: which parts of the tokens are the top ones; the metric is the mean over them.
-        removal: how tokens are removed, see `captum_norm.study.removal.REMOVALS`.
+        removal: how tokens are removed, see `captum_norm.study.metrics.removal.REMOVALS`.
     """
 
     fractions: tuple[float, ...] = (0.2,)

@@ -15,9 +15,9 @@ from torch import Tensor
 from captum_norm.forward import HFForward
 from captum_norm.study.agreement import RankCorrelation, rank_correlation
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.perturbed import intact, perturbed, remembered
-from captum_norm.study.removal import removal_named
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.perturbed import intact, perturbed, remembered
+from captum_norm.study.metrics.removal import removal_named
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LeaveOneOutCorrelation(Metric):
 
     Args:
         measure_of_rank: ``"kendall"`` (tau-b) or ``"spearman"``.
-        removal: how tokens are removed, see `captum_norm.study.removal.REMOVALS`.
+        removal: how tokens are removed, see `captum_norm.study.metrics.removal.REMOVALS`.
     """
 
     measure_of_rank: RankCorrelation = "kendall"

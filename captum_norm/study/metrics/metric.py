@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
 
 Attribute = Callable[..., Tensor]
 """A method on a forward of the metric's choice: ``attribute(forward, inputs, *, target, additional_forward_args)``

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.order import check_fraction, share, sizes, top
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.order import check_fraction, share, sizes, top
+from captum_norm.study.metrics.scored_texts import Scored
 
 _SOURCE = "DeYoung et al. (2020), https://arxiv.org/abs/1911.03429"
 

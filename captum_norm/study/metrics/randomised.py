@@ -22,7 +22,7 @@ from captum_norm.forward import HFForward
 from captum_norm.study.agreement import spearman
 from captum_norm.study.metrics.captums import attributed, gated_arguments, parts
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from torch import Generator, Tensor, nn
 
 from captum_norm.forward import HFForward
 from captum_norm.forward.embedding import Change
-from captum_norm.study.draws import generators
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.perturbed import changed, intact, perturbed
-from captum_norm.study.removal import Copies
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.perturbed import changed, intact, perturbed
+from captum_norm.study.metrics.removal import Copies
+from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.metrics.seeding import generators
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from captum_norm.files import replacing
 from captum_norm.study.agreement import agreement_matrix, comparable
-from captum_norm.study.cells import Cell, CostRow, cells_of
-from captum_norm.study.extra import required
-from captum_norm.study.statistics import Stability, ranking_stability
-from captum_norm.study.store import Store, flags_of, scores_of
-from captum_norm.study.tables import AgreementTable, StudyTable
+from captum_norm.study.optional_packages import required
+from captum_norm.study.report.cells import Cell, CostRow, cells_of
+from captum_norm.study.report.statistics import Stability, ranking_stability
+from captum_norm.study.report.tables import AgreementTable, StudyTable
+from captum_norm.study.run.store import Store, flags_of, scores_of
 from captum_norm.study.variants import ORACLE
 from captum_norm.tokens import Words
 

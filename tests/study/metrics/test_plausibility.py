@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_norm.study.metrics import AUPRC, IOU, METRICS, TokenF1, average_precision, random_average_precision
-from captum_norm.study.scored import Scored
-from tests.study.bag import Example, forward, random_scored, single
+from captum_norm.study.metrics.scored_texts import Scored
+from tests.study.metrics.bag import Example, forward, random_scored, single
 
 metrics = pytest.importorskip("sklearn.metrics")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.statistics import bootstrap_interval, effect_size, holm, paired_permutation_test
+from captum_norm.study.report.statistics import bootstrap_interval, effect_size, holm, paired_permutation_test
 from captum_norm.study.variants import ORACLE, RANDOM
 
 ALPHA = 0.05

@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Generator, Tensor
 
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 def generators(scored: Scored, seed: int) -> list[Generator]:

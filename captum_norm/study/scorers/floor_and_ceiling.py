@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.study.batches import Batch
-from captum_norm.study.scorers import NoEvidenceError, Scorer
+from captum_norm.study.batches import TextBatch
+from captum_norm.study.scorers.scorer import NoEvidenceError, Scorer
 from captum_norm.study.variants import ORACLE, RANDOM
 
 
@@ -21,7 +21,7 @@ class RandomFloor(Scorer):
     special: str
     name: str = RANDOM
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
         for row, one in enumerate(batch.examples):
             chance = torch.Generator().manual_seed(one.seed(self.seed, RANDOM))
@@ -39,7 +39,7 @@ class OracleCeiling(Scorer):
     special: str
     name: str = ORACLE
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         missing = next((one for one in batch.examples if one.evidence is None), None)
         if missing is not None or batch.evidence is None:
             raise NoEvidenceError(f"{missing.example.where if missing else 'the batch'} has no evidence.")

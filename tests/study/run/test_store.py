@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from captum_norm.study import Results, StoreMismatchError
-from captum_norm.study.store import Cost, Finished, Store, scores_of
+from captum_norm.study.run.store import Cost, Finished, Store, scores_of
+from tests.study import tiny
 
-from . import tiny
-
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def content(path, *tables):
@@ -51,7 +50,7 @@ def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
 
 def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.study.disturbed", str(tmp_path), "20"],
+        [sys.executable, "-W", "error", "-m", "tests.study.run.disturbed", str(tmp_path), "20"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,7 +65,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
     launch = (
         "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     )
-    command = [*launch.split(), "-m", "tests.study.several", str(tmp_path / "two.db"), "6"]
+    command = [*launch.split(), "-m", "tests.study.run.several", str(tmp_path / "two.db"), "6"]
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tiny.study().run(tiny.examples(6), tmp_path / "one.db", progress=False)

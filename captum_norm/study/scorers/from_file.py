@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.study.batches import Batch, Tokenized
-from captum_norm.study.scorers import Scorer
+from captum_norm.study.batches import TextBatch, Tokenized
+from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import StoredScores
 
 
@@ -27,7 +27,7 @@ class StoredScorer(Scorer):
         self.name = self.stored.name
         self.by_key = _read_scores(Path(self.stored.path))
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
         for row, one in enumerate(batch.examples):
             scores[row, batch.real[row]] = self._scores(one)

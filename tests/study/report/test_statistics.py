@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from captum_norm.study.statistics import (
+from captum_norm.study.report.statistics import (
     Interval,
     bootstrap_interval,
     effect_size,
@@ -181,7 +181,7 @@ def test_bad_values_are_refused():
 
 
 def test_a_missing_package_is_named_with_the_way_out():
-    from captum_norm.study.extra import required
+    from captum_norm.study.optional_packages import required
 
     with pytest.raises(ImportError, match=r'a study needs no_such_package.*pip install "captum-norm\[study\]"'):
         required("no_such_package.part", "a study")

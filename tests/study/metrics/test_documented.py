@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from captum_norm.study.metrics import METRICS
+from captum_norm.study.metrics.removal import REMOVALS
 from captum_norm.study.planted import PLANTED
-from captum_norm.study.removal import REMOVALS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 ROWS = {
     row[0]: row for row in ([c.strip() for c in line.split("|")[1:-1]] for line in PAGE.splitlines() if "|" in line)
 }

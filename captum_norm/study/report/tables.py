@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captum_norm.study.cells import Agreements, Cells
-from captum_norm.study.extra import required
-from captum_norm.study.layout import agreement_as_text, table_as_latex, table_as_markdown, table_as_text
+from captum_norm.study.optional_packages import required
+from captum_norm.study.report.cells import Agreements, Cells
+from captum_norm.study.report.typeset import agreement_as_text, table_as_latex, table_as_markdown, table_as_text
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A study in as many processes as a launcher starts: ``accelerate launch -m tests.study.several STORE [EXAMPLES]``."""
+"""A study in as many processes as a launcher starts: ``accelerate launch -m tests.study.run.several STORE``."""
 
 import sys
 

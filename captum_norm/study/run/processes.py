@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from torch import nn
 
-from captum_norm.study.extra import required
+from captum_norm.study.optional_packages import required
 
 
 @dataclass(frozen=True)

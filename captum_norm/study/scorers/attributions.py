@@ -1,7 +1,4 @@
-"""What gives a score to every token?  A method of the table, a Captum object, a function of the caller's.
-
-All are asked alike, ``scorer(batch) -> (b, s)`` float64, and each has a description that decides whether a store may be
-continued.  Scores from elsewhere are in ``stored``, floor and ceiling in ``bounds``.
+"""Methods that compute scores: those of the table, Captum objects, functions of the caller's.
 
 Axes: b batch, s token (padding included).
 """
@@ -11,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,64 +17,12 @@ from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.methods import Attributor
-from captum_norm.study.batches import Batch, Padding
+from captum_norm.study.batches import TextBatch
 from captum_norm.study.metrics import Attribute
+from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import Variant
 
 Function = Callable[[HFForward, Mapping[str, Tensor], Tensor], Tensor]
-
-
-class Scorer(ABC):
-    """What gives a score to every token of a batch.
-
-    Attributes:
-        name: what it is called in the results.
-        special: what becomes of special tokens: ``"mask"``, ``"keep"`` or ``"report"``.
-        family: the method that it is a variant of; its own name for all others.
-        alone: whether it takes one example at a time, without padding.
-        attribute: the method on another forward, for metrics that run it again; None where there is none.
-    """
-
-    name: str
-    special: str
-    alone: bool = False
-
-    @abstractmethod
-    def score(self, batch: Batch) -> Tensor:
-        """(b, s), in any float dtype, on any device."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What decides its scores, as JSON: a study is not continued with another."""
-
-    @property
-    def family(self) -> str:
-        return self.name
-
-    def attribute(self, batch: Batch) -> Attribute | None:
-        """The method on a forward of a metric's choice."""
-        return None
-
-    def __call__(self, batch: Batch, pad: Padding) -> Tensor:
-        """One score per token of each example.
-
-        Returns:
-            (b, s) float64 on the CPU, 0 at padding.
-
-        Raises:
-            ValueError: where the scores are not one per token, or not finite.
-        """
-        if not self.alone or len(batch) == 1:
-            return _checked(self.name, self.score(batch), batch)
-        scores = torch.zeros(batch.real.shape, dtype=torch.float64)
-        for row in range(len(batch)):
-            single = batch.single(row, pad)
-            scores[row, batch.real[row]] = _checked(self.name, self.score(single), single)[0]
-        return scores
-
-
-class NoEvidenceError(ValueError):
-    """The oracle was asked of an example without evidence; no failure, but nothing to say either."""
 
 
 @dataclass
@@ -99,10 +43,10 @@ class TableMethod(Scorer):
     def family(self) -> str:
         return self.variant.method
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         return self.attributor(batch.inputs, batch.target, seed=batch.examples[0].seed(self.seed))
 
-    def attribute(self, batch: Batch) -> Attribute:
+    def attribute(self, batch: TextBatch) -> Attribute:
         seed = batch.examples[0].seed(self.seed)
 
         def again(forward: HFForward, inputs: Tensor, **arguments: Any) -> Tensor:
@@ -127,7 +71,7 @@ class CaptumObject(Scorer):
     def __post_init__(self) -> None:
         self.forward = _forward_of(self.name, self.attribution)
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         scores: Tensor = self.attribution.attribute(**self.forward.inputs(batch.inputs), target=batch.target)
         return scores.sum(-1) if self.forward.mode == "embeds" else scores
 
@@ -147,7 +91,7 @@ class FunctionScorer(Scorer):
     forward: HFForward
     special: str
 
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: TextBatch) -> Tensor:
         device = next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         return torch.as_tensor(self.function(self.forward, inputs, batch.target.to(device)))
@@ -168,18 +112,6 @@ def _forward_of(name: str, attribution: Any) -> HFForward:
             if isinstance(forward, HFForward):
                 return forward
     raise ValueError(f"{name}: its forward should be an HFForward, which knows what the model takes, got none.")
-
-
-def _checked(name: str, scores: Tensor, batch: Batch) -> Tensor:
-    if scores.shape != batch.real.shape:
-        raise ValueError(
-            f"{name} gave scores of shape {tuple(scores.shape)}, not one per token: {tuple(batch.real.shape)}."
-        )
-    scores = scores.detach().cpu().double()
-    wrong = (batch.real & ~torch.isfinite(scores)).nonzero().tolist()
-    if wrong:
-        raise ValueError(f"{name} gave token {wrong[0][1]} the score {scores[tuple(wrong[0])]}.")
-    return scores.masked_fill(~batch.real, 0.0)
 
 
 def _plain(said: Mapping[str, Any]) -> dict[str, Any]:

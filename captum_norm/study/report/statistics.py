@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from captum_norm.study.extra import required
+from captum_norm.study.optional_packages import required
 
 Values: TypeAlias = NDArray[np.float64]
 

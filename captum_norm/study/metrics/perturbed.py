@@ -18,8 +18,8 @@ from torch import Tensor
 from captum_norm.forward import HFForward
 from captum_norm.forward.embedding import EmbeddingSites
 from captum_norm.forward.keywords import keywords_of, title, unwrapped
-from captum_norm.study.removal import Copies, removal_named
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.removal import Copies, removal_named
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 def intact(forward: HFForward, scored: Scored) -> Tensor:
@@ -43,7 +43,7 @@ def perturbed(
         scored: the examples.
         examples: (r,) long, which example each row is a copy of.
         keep: (r, s) bool, False at the tokens to remove; tokens that are not removable stay in any case.
-        removal: how, see `captum_norm.study.removal.REMOVALS`.
+        removal: how, see `captum_norm.study.metrics.removal.REMOVALS`.
         max_rows: how many rows the model runs at once.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A study that is killed again and again: ``python -m tests.study.disturbed FOLDER KILLS``.
+"""A study that is killed again and again: ``python -m tests.study.run.disturbed FOLDER KILLS``.
 
 Its processes are children of this one, so that torch is loaded once and not at every start.  Most of its lives are one
 process, every fifth is two; the last one is left to end by itself.

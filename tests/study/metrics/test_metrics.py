@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from captum_norm import AttentionNorm, AttentionWeights, HFForward
 from captum_norm.forward.embedding import EmbeddingSites, gated
-from captum_norm.study.draws import generators
 from captum_norm.study.metrics import (
     METRICS,
     AOPCComprehensiveness,
@@ -28,11 +27,12 @@ from captum_norm.study.metrics import (
     Sufficiency,
 )
 from captum_norm.study.metrics.randomised import shuffled
+from captum_norm.study.metrics.removal import REMOVALS
+from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.metrics.seeding import generators
 from captum_norm.study.metrics.soft import shares
-from captum_norm.study.removal import REMOVALS
-from captum_norm.study.scored import Scored
 from tests.attr.models import tiny
-from tests.study.bag import BagOfTokens, Example, forward, probability, random_scored, single
+from tests.study.metrics.bag import BagOfTokens, Example, forward, probability, random_scored, single
 
 BERT = tiny("Bert")
 ROWS = range(3)

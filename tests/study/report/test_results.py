@@ -9,13 +9,12 @@ import pandas
 import pytest
 
 from captum_norm.study import Results, Variant
-from captum_norm.study.cells import ALPHA, cells_of
-from captum_norm.study.layout import number
-from captum_norm.study.statistics import bootstrap_interval, holm, paired_permutation_test
+from captum_norm.study.report.cells import ALPHA, cells_of
+from captum_norm.study.report.statistics import bootstrap_interval, holm, paired_permutation_test
+from captum_norm.study.report.typeset import number
 from captum_norm.tokens import Words
 from captum_norm.visualization.studies import agreement_grid, metric_dots
-
-from . import tiny
+from tests.study import tiny
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ def test_agreement_is_of_tokens_or_words_with_special_tokens_or_without(results)
 
 
 def test_words_without_special_tokens_keep_their_order():
-    from captum_norm.study.results import _without
+    from captum_norm.study.report.results import _without
 
     words = Words(("[CLS]", "a", "film.", "[SEP]"), (0, 1, 2, 2, 3))
     assert _without(words, [True, False, False, False, True]) == Words(("a", "film."), (None, 0, 1, 1, None))
@@ -150,7 +149,7 @@ def test_costs_and_tokens_are_told(results):
 
 
 def test_an_unfinished_study_says_so(tmp_path, monkeypatch):
-    from captum_norm.study.store import Store
+    from captum_norm.study.run.store import Store
 
     kept = Store.add
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm import HFForward
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 VOCABULARY = 40

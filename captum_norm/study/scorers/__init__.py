@@ -7,9 +7,10 @@ from typing import Any
 
 from captum_norm.forward import HFForward
 from captum_norm.methods import METHODS, Attributor
-from captum_norm.study.bounds import OracleCeiling, RandomFloor
-from captum_norm.study.scorers import CaptumObject, FunctionScorer, Scorer, TableMethod
-from captum_norm.study.stored import StoredScorer
+from captum_norm.study.scorers.attributions import CaptumObject, FunctionScorer, TableMethod
+from captum_norm.study.scorers.floor_and_ceiling import OracleCeiling, RandomFloor
+from captum_norm.study.scorers.from_file import StoredScorer
+from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import ORACLE, RANDOM, StoredScores, Variant
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.scored_texts import Scored
 
 
 def places(scored: Scored) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from captum_norm import HFForward
-from captum_norm.study.perturbed import intact, perturbed
-from captum_norm.study.removal import REMOVALS, removal_named
-from captum_norm.study.scored import Scored
+from captum_norm.study.metrics.perturbed import intact, perturbed
+from captum_norm.study.metrics.removal import REMOVALS, removal_named
+from captum_norm.study.metrics.scored_texts import Scored
 from tests.attr.models import tiny
-from tests.study.bag import MASK, BagOfTokens, forward, padded, random_scored, single, texts
+from tests.study.metrics.bag import MASK, BagOfTokens, forward, padded, random_scored, single, texts
 
 BERT = tiny("Bert")
 

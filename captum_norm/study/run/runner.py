@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
-from captum_norm.study.batches import Batch, Padding
-from captum_norm.study.cost import Meter
+from captum_norm.study.batches import Padding, TextBatch
 from captum_norm.study.metrics import Metric
-from captum_norm.study.scored import Scored
-from captum_norm.study.scorers import NoEvidenceError, Scorer
-from captum_norm.study.store import Cost, Finished
+from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.run.meter import Meter
+from captum_norm.study.run.store import Cost, Finished
+from captum_norm.study.scorers.scorer import NoEvidenceError, Scorer
 
 # After these the device answers nothing any more, so going on would record a failure for all that is left.
 _FATAL: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", KeyboardInterrupt),)
@@ -49,7 +49,7 @@ class Runner:
         """Where the model is."""
         return next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
 
-    def run(self, method: int, batch: Batch) -> Finished:
+    def run(self, method: int, batch: TextBatch) -> Finished:
         """All that one method gives on one batch."""
         with warnings.catch_warnings():
             # Captum tells on every call how it splits a batch that a small limit was set for, and that it asks for
@@ -59,7 +59,7 @@ class Runner:
             warnings.filterwarnings("ignore", "`max_examples_per_batch` must be at least")
             return self._run(method, batch)
 
-    def _run(self, method: int, batch: Batch) -> Finished:
+    def _run(self, method: int, batch: TextBatch) -> Finished:
         scorer = self.scorers[method]
         with Meter(self.device) as meter:
             scores, errors = self._scores(scorer, batch)
@@ -83,7 +83,7 @@ class Runner:
             metric_errors=measured.errors,
         )
 
-    def _scores(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, dict[int, str | None]]:
+    def _scores(self, scorer: Scorer, batch: TextBatch) -> tuple[Tensor, dict[int, str | None]]:
         """(b, s), and why there are none, by row; None where there is nothing to say."""
         try:
             return scorer(batch, self.pad), {}
@@ -103,7 +103,7 @@ class Runner:
                 errors[row] = reason(error)
         return scores, errors
 
-    def _measure(self, scorer: Scorer, batch: Batch, scores: Tensor) -> _Measured:
+    def _measure(self, scorer: Scorer, batch: TextBatch, scores: Tensor) -> _Measured:
         found = _Measured()
         scored = self._scored(scorer, batch, scores)
         for number, metric in enumerate(self.metrics):
@@ -116,7 +116,7 @@ class Runner:
                 self._one_by_one(number, scorer, batch, scores, found)
         return found
 
-    def _one_by_one(self, number: int, scorer: Scorer, batch: Batch, scores: Tensor, found: _Measured) -> None:
+    def _one_by_one(self, number: int, scorer: Scorer, batch: TextBatch, scores: Tensor, found: _Measured) -> None:
         for row, example in enumerate(batch.numbers):
             single = batch.single(row, self.pad)
             try:
@@ -127,7 +127,7 @@ class Runner:
             except Exception as error:
                 found.errors[number, example] = reason(error)
 
-    def _values(self, metric: Metric, scorer: Scorer, batch: Batch, scored: Scored) -> Tensor:
+    def _values(self, metric: Metric, scorer: Scorer, batch: TextBatch, scored: Scored) -> Tensor:
         """(b,) float64; NaN where there is nothing to measure."""
         nothing = torch.full((len(batch),), torch.nan, dtype=torch.float64)
         if metric.needs_evidence and batch.evidence is None:
@@ -143,7 +143,7 @@ class Runner:
             return torch.cat([self._values(metric, scorer, s, self._scored(scorer, s, r)) for s, r in parts])
         return metric(self.forward, scored, attribute=scorer.attribute(batch))
 
-    def _scored(self, scorer: Scorer, batch: Batch, scores: Tensor) -> Scored:
+    def _scored(self, scorer: Scorer, batch: TextBatch, scores: Tensor) -> Scored:
         memo = batch.memo.setdefault(scorer.special == "keep", {})
         return Scored(
             batch.inputs,

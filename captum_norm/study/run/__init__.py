@@ -1,0 +1,1 @@
+"""How a study is run: batch by batch, into a store that survives a kill, in one process or several."""
