@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from captum._utils.common import (  # type: ignore[import-untyped]
@@ -21,6 +21,8 @@ from captum.attr import (  # type: ignore[import-untyped]
 from captum.attr._core.llm_attr import DEFAULT_GEN_ARGS, BaseLLMAttribution  # type: ignore[import-untyped]
 from captum.log import log_usage  # type: ignore[import-untyped]
 from torch import Tensor
+
+from captum_norm.forward.outputs import output_tensor
 
 __all__ = [
     "DEFAULT_GEN_ARGS",
@@ -41,9 +43,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# Where a Hugging Face ModelOutput keeps what `target` is an index of, in order of preference.
-_OUTPUT_FIELDS = ("logits", "start_logits", "last_hidden_state")
 
 is_tuple = _is_tuple
 
@@ -87,7 +86,7 @@ def check_target(output: Any, target: Any) -> None:
         TypeError: if a target is given and the output holds no tensor to select it from.
     """
     if target is not None:
-        _select_targets(_output_tensor(output), target)
+        _select_targets(_explained_tensor(output), target)
 
 
 def selected(output: Any, target: Any, caller: str) -> Tensor:
@@ -98,7 +97,7 @@ def selected(output: Any, target: Any, caller: str) -> Tensor:
         TypeError: if the output holds no tensor to select from.
         ValueError: if no target is given and the output has several numbers per example.
     """
-    found = _output_tensor(output)
+    found = _explained_tensor(output)
     chosen = cast("Tensor", _select_targets(found, target))
     if found.ndim and chosen.numel() != len(found):
         raise ValueError(
@@ -109,16 +108,11 @@ def selected(output: Any, target: Any, caller: str) -> Tensor:
     return chosen.reshape(-1)
 
 
-def _output_tensor(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        found = [output[name] for name in (*_OUTPUT_FIELDS, *output) if isinstance(output.get(name), Tensor)]
-    else:
-        found = [item for item in output if isinstance(item, Tensor)] if isinstance(output, tuple | list) else []
-    if not found:
+def _explained_tensor(output: Any) -> Tensor:
+    found = output_tensor(output)
+    if found is None:
         raise TypeError(
             f"target was given, but forward_func returned {type(output).__name__} without a tensor to select it from. "
             "Let it return the logits, (batch, classes), or leave target out: this method does not depend on it."
         )
-    return found[0]
+    return found

@@ -29,6 +29,7 @@ from captum_norm.forward.causal import is_causal, private_randomness
 from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
 from captum_norm.forward.inputs import check_inputs, longest_input
 from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
+from captum_norm.forward.outputs import output_tensor
 from captum_norm.forward.position import (
     Position,
     as_indices,
@@ -42,7 +43,6 @@ from captum_norm.forward.position import (
 Mode = Literal["ids", "embeds", "gate"]
 
 _MODES = ("ids", "embeds", "gate")
-_OUTPUTS = ("logits", "start_logits", "last_hidden_state")
 
 
 class HFForward(nn.Module):
@@ -319,17 +319,12 @@ class HFForward(nn.Module):
     def _output(self, keywords: dict[str, Any]) -> Tensor:
         """The tensor that ``target`` is an index of, as the model returns it."""
         output = self.model(**keywords)
-        if isinstance(output, Mapping):
-            found = [output[name] for name in (*_OUTPUTS, *output) if name in output]
-        else:
-            found = list(output) if isinstance(output, tuple | list) else [output]
-        # A loss, which labels put first, has no axis.
-        tensors = [item for item in found if isinstance(item, Tensor) and item.ndim > 0]
-        if not tensors:
+        explained = output_tensor(output, axes=1)
+        if explained is None:
             raise ValueError(
                 f"HFForward: {title(self.model)} returned a {type(output).__name__} without a tensor to explain."
             )
-        return tensors[0]
+        return explained
 
     # -- the row that is explained --
 

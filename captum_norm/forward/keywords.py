@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 from torch import nn
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch's wrappers, which hide its config and signature."""
+@overload
+def unwrapped(model: nn.Module) -> nn.Module: ...
+@overload
+def unwrapped(model: Callable[..., Any]) -> Callable[..., Any]: ...
+def unwrapped(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model inside torch's wrappers, which hide its config and signature; any other function is itself."""
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     return model

@@ -70,7 +70,8 @@ def rollout(
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(maps[0].device.type, enabled=False):
         if position is None:
-            rows, rest = _mixed_with_identity(maps[-1].to(dtype, copy=True), residual), maps[:-1]
+            last = maps[-1].to(dtype, copy=True)
+            rows, rest = with_identity(last) if residual else last, maps[:-1]
         else:
             rows, rest = rows_at("rollout", position, maps[-1], dtype), maps
         for layer in reversed(rest):
@@ -118,7 +119,7 @@ def flow(
         if (a < 0).any():
             raise ValueError(f"flow: {name} holds {(a < 0).sum().item()} negative numbers, the least {a.min().item()}.")
         check_finite("flow", a, **{name: named[name]})
-    capacities = [_mixed_with_identity(a.double(), residual) for a in maps]
+    capacities = [with_identity(a.double()) if residual else a.double() for a in maps]
     if position is None:
         batch, query, _ = maps[-1].shape
         asked = torch.eye(query, dtype=torch.float64, device=maps[-1].device).expand(batch, -1, -1)
@@ -185,9 +186,9 @@ def rollout_encoder_decoder(
             rows = rows_at(caller, position, decoder[-1], dtype)
         source = rows.new_zeros(*rows.shape[:2], cross[0].shape[2] - (not residual))
         for self_map, cross_map in zip(reversed(decoder), reversed(cross), strict=True):
-            shares = _with_residual_column(cross_map.to(dtype), residual)
-            source = source + rows @ shares[..., :-1]
-            rows = _through(rows * shares[:, None, :, -1], self_map.to(dtype), residual)
+            shares, kept = cross_shares(cross_map.to(dtype)) if residual else _columns(cross_map.to(dtype))
+            source = passed_on(rows, shares, own=source)
+            rows = _through(rows * kept.mT, self_map.to(dtype), residual)
         for layer in reversed(encoder):
             source = _through(source, layer.to(dtype), residual)
     check_finite(caller, source, **named)
@@ -240,26 +241,65 @@ def _flows(capacities: Sequence[Tensor], rows: Tensor, normalize: bool) -> Tenso
     return result
 
 
-def _with_residual_column(cross: Tensor, residual: bool) -> Tensor:
-    if not residual:
-        return cross
-    return torch.cat([cross, torch.ones_like(cross[..., :1])], dim=-1) / _row_sums(cross)[..., None]
+def with_identity(weights: Tensor) -> Tensor:
+    """(A + I) / row sum: each position keeps as much of itself as it takes in where a row of A sums to 1.
+
+    Args:
+        weights: A, a map within one sequence, (batch, position, position).
+
+    Example:
+        >>> with_identity(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]))
+        tensor([[[0.7500, 0.2500],
+                 [0.5000, 0.5000]]])
+    """
+    return (weights + torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)) / _row_sums(weights)
 
 
-def _mixed_with_identity(layer: Tensor, residual: bool) -> Tensor:
-    if not residual:
-        return layer
-    return (layer + torch.eye(layer.shape[-1], dtype=layer.dtype, device=layer.device)) / _row_sums(layer)[..., None]
+def cross_shares(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """``with_identity`` of cross-attention, where no key is the query itself: A / (1 + row sum), 1 / (1 + row sum).
+
+    Args:
+        weights: A, (batch, query, key).
+
+    Returns:
+        The shares of the keys, (batch, query, key), and what each query keeps of itself, (batch, query, 1).
+
+    Example:
+        >>> cross_shares(torch.tensor([[[0.25, 0.75]]]))
+        (tensor([[[0.1250, 0.3750]]]), tensor([[[0.5000]]]))
+    """
+    sums = _row_sums(weights)
+    return weights / sums, 1 / sums
+
+
+def passed_on(weights: Tensor, reach: Tensor, own: Tensor | None = None) -> Tensor:
+    """One step along the model, ``own + weights @ reach``: rollout, ALTI+ and relevance are made of such steps.
+
+    Args:
+        weights: what queries take from each key, (batch, query, key).
+        reach: what the keys owe to some sequence so far, (batch, key, position).
+        own: what the queries owe to it already and keep, (batch, query, position); None for nothing.
+
+    Example:
+        >>> passed_on(torch.tensor([[[0.5, 0.5]]]), torch.eye(2)[None], own=torch.tensor([[[0.0, 1.0]]]))
+        tensor([[[0.5000, 1.5000]]])
+    """
+    return weights @ reach if own is None else own + weights @ reach
 
 
 def _through(rows: Tensor, layer: Tensor, residual: bool) -> Tensor:
-    """rows @ layer, or rows @ (layer + I) / rowsum without making that matrix."""
+    """rows @ layer, or rows @ with_identity(layer) without making that matrix."""
     if not residual:
-        return rows @ layer
-    rows = rows / _row_sums(layer)[:, None]
-    return torch.baddbmm(rows, rows, layer)
+        return passed_on(rows, layer)
+    rows = rows / _row_sums(layer).mT
+    return passed_on(rows, layer, own=rows)
+
+
+def _columns(cross: Tensor) -> tuple[Tensor, Tensor]:
+    """The shares of the keys and, from the last column, of the residual: (batch, query, key), (batch, query, 1)."""
+    return cross[..., :-1], cross[..., -1:]
 
 
 def _row_sums(layer: Tensor) -> Tensor:
-    """Row sums of layer + I, (batch, query)."""
-    return layer.sum(-1) + 1
+    """Row sums of layer + I, (batch, query, 1)."""
+    return 1 + layer.sum(-1, keepdim=True)

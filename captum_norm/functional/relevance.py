@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_norm.functional.aggregate import passed_on
 from captum_norm.functional.axes import check_axes, check_finite
 from captum_norm.functional.stacks import check_encoder_decoder, check_square, identity, result_dtype, rows_at
 
@@ -86,7 +87,7 @@ def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | N
     with torch.autocast(maps[0].device.type, enabled=False):
         rows = identity(maps[0], dtype) if position is None else rows_at("relevance", position, maps[-1], dtype)
         for layer in reversed(maps):
-            rows = torch.baddbmm(rows, rows, layer.to(dtype))
+            rows = passed_on(rows, layer.to(dtype), own=rows)
     check_finite("relevance", rows, **named)
     return rows if position is None else rows.squeeze(1)
 
@@ -130,7 +131,7 @@ def relevance_encoder_decoder(
         prefix, from_source = identity(decoder[0], dtype), cross[0].new_zeros(cross[0].shape, dtype=dtype)
         for own, other in zip(decoder, cross, strict=True):
             own = own.to(dtype)
-            prefix, from_source = torch.baddbmm(prefix, own, prefix), torch.baddbmm(from_source, own, from_source)
+            prefix, from_source = passed_on(own, prefix, own=prefix), passed_on(own, from_source, own=from_source)
             from_source = from_source + crossed(prefix, other.to(dtype), source)
         if position is not None:
             rows = rows_at(caller, position, decoder[-1], dtype)
