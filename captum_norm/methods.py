@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Method:
-    """How to run one method on a model.
+class TokenMethod:
+    """How to run one method that scores tokens: a row of the table.
 
     Attributes:
         source: the module its class is imported from.  Captum's own classes are run through a gate of ones.
@@ -58,43 +59,36 @@ class Method:
         return "gate" if self.source.split(".")[0] == "captum" else "ids"
 
 
+_ours = partial(TokenMethod, "captum_norm.attr")
+_captums = partial(TokenMethod, "captum.attr", "target")
+
 # A new method is one row here; its name is the name of its class.
-METHODS: dict[str, Method] = {
-    "AttentionNorm": Method("captum_norm.attr", "position"),
-    "AttentionWeights": Method("captum_norm.attr", "position"),
-    "AttentionRollout": Method("captum_norm.attr", "position"),
-    "AttentionFlow": Method("captum_norm.attr", "position"),
-    "AttentionBlockNorm": Method("captum_norm.attr", "position"),
-    "GlobEnc": Method("captum_norm.attr", "position"),
-    "ALTI": Method("captum_norm.attr", "position"),
-    "ValueZeroing": Method("captum_norm.attr", "position"),
-    "AttentionRelevance": Method("captum_norm.attr", "target"),
-    "DecompX": Method("captum_norm.attr", "target", signed=True),
-    "IntegratedGradients": Method("captum.attr", "target", {"n_steps": 50, "internal_batch_size": 16}, signed=True),
-    "InputXGradient": Method("captum.attr", "target", signed=True),
-    "Saliency": Method("captum.attr", "target"),
-    "DeepLift": Method("captum.attr", "target", signed=True),
-    "GradientShap": Method(
-        "captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True, baseline=True, alone=True
-    ),
-    "FeatureAblation": Method("captum.attr", "target", signed=True),
-    "Occlusion": Method("captum.attr", "target", {"sliding_window_shapes": (3,)}, signed=True, alone=True),
-    "ShapleyValueSampling": Method("captum.attr", "target", {"n_samples": 25}, signed=True, seeded=True, alone=True),
-    "KernelShap": Method(
-        "captum.attr", "target", {"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True
-    ),
-    "Lime": Method(
-        "captum.attr", "target", {"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True
-    ),
-    "NoiseTunnel": Method(
-        "captum.attr",
-        "target",
+METHODS: dict[str, TokenMethod] = {
+    "AttentionNorm": _ours("position"),
+    "AttentionWeights": _ours("position"),
+    "AttentionRollout": _ours("position"),
+    "AttentionFlow": _ours("position"),
+    "AttentionBlockNorm": _ours("position"),
+    "GlobEnc": _ours("position"),
+    "ALTI": _ours("position"),
+    "ValueZeroing": _ours("position"),
+    "AttentionRelevance": _ours("target"),
+    "DecompX": _ours("target", signed=True),
+    "IntegratedGradients": _captums({"n_steps": 50, "internal_batch_size": 16}, signed=True),
+    "InputXGradient": _captums(signed=True),
+    "Saliency": _captums(),
+    "DeepLift": _captums(signed=True),
+    "GradientShap": _captums({"n_samples": 25}, signed=True, seeded=True, baseline=True, alone=True),
+    "FeatureAblation": _captums(signed=True),
+    "Occlusion": _captums({"sliding_window_shapes": (3,)}, signed=True, alone=True),
+    "ShapleyValueSampling": _captums({"n_samples": 25}, signed=True, seeded=True, alone=True),
+    "KernelShap": _captums({"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True),
+    "Lime": _captums({"n_samples": 200, "perturbations_per_eval": 16}, signed=True, seeded=True, alone=True),
+    "NoiseTunnel": _captums(
         {"nt_type": "smoothgrad", "nt_samples": 10, "nt_samples_batch_size": 10, "stdevs": 0.2},
-        seeded=True,
-        over="Saliency",
-        alone=True,
+        seeded=True, over="Saliency", alone=True,
     ),
-}
+}  # fmt: skip
 
 DEFAULT = (
     "AttentionNorm",

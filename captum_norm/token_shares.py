@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm import measures
 from captum_norm.capture import AttentionCall, AttentionRecord
 from captum_norm.capture.running import at_least_float32, run_recorded
-from captum_norm.quantities import compute_quantities
 from captum_norm.ranks import spearman
 from captum_norm.tokens import class_means, class_shares
 
 NO_TOKEN = "no token"
 """The class of keys that are no input token: memory, sinks."""
 
-MEASURES = {"weights": "weight α", "head_norms": "norm per head ‖αf(x)‖", "summed_norms": "norm of the sum ‖Σαf(x)‖"}
+MEASURES = {name: f"{row.title} {row.unit}" for name, row in measures.MEASURES.items() if row.counted}
 """The measures shares are taken of, with what to call them."""
 
 
@@ -209,7 +209,7 @@ class _CallSums:
         device = record.weights.device
         queries = _all_real(record.query_mask, batch, query, device)
         keys = _all_real(record.key_mask, batch, key, device)
-        found = compute_quantities(record, (*MEASURES, "transformed_norms"))
+        found = measures.compute_measures(record, (*MEASURES, "transformed_norms"))
         f_norms = found.pop("transformed_norms")
         for measure, scores in found.items():
             if isinstance(scores, str):

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional"},
     {"capture"},
-    {"intervention", "linear", "quantities"},
+    {"intervention", "linear", "measures"},
     {"attr", "maps"},
     {"methods", "token_shares"},
     {"visualization"},

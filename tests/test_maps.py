@@ -476,7 +476,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
         filename.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("captum_norm.maps.save_file", fail)
+    monkeypatch.setattr("captum_norm.maps.saving.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         maps.save(path)
     assert path.read_bytes() == before

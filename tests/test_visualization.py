@@ -17,14 +17,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from captum_norm.visualization import class_shares, map_grid, method_strips, plot, token_map
-from captum_norm.visualization.look import (
+from captum_norm.visualization.letters import font_families, printable
+from captum_norm.visualization.style import (
     NORM_COLOURS,
     SHARE_COLOURS,
     SIGNED_COLOURS,
     UNSIGNED_COLOURS,
     WEIGHT_COLOURS,
-    font_families,
-    printable,
 )
 
 TOKENS = ["[CLS]", "not", "bad", "[SEP]"]
@@ -269,7 +268,7 @@ def test_no_token_is_read_as_mathematics_or_breaks_the_figure(tmp_path, caplog):
 
 @given(st.text(max_size=20))
 def test_what_is_written_has_letters(text):
-    from captum_norm.visualization.look import _has_glyph
+    from captum_norm.visualization.letters import _has_glyph
 
     assert all(map(_has_glyph, printable(text)))
 

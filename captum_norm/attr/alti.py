@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_norm.attr._aggregate import AggregateType
 from captum_norm.attr._base import InputAttribution
 from captum_norm.capture import AttentionRecord
-from captum_norm.quantities import alti_contributions, lacks_block
+from captum_norm.measures import alti_contributions, lacks_block
 
 
 class ALTI(InputAttribution):

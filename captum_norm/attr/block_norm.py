@@ -16,7 +16,7 @@ from captum_norm.attr._captum import logged
 from captum_norm.attr._reduction import KindType
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord
-from captum_norm.quantities import compute_quantities
+from captum_norm.measures import compute_measures
 
 
 def block_quantity(title: str, name: str, record: AttentionRecord) -> Tensor:
@@ -25,7 +25,7 @@ def block_quantity(title: str, name: str, record: AttentionRecord) -> Tensor:
     Raises:
         ValueError: if the call has none, naming it and what was found.
     """
-    found = compute_quantities(record, [name])[name]
+    found = compute_measures(record, [name])[name]
     if isinstance(found, str):
         raise ValueError(
             f"{title}: the block around attention call {record.call.name!r} ({record.call.kind}) cannot be taken in: "

@@ -12,8 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from captum_norm.visualization.look import MUTED, PANEL, SMALL, TITLE, Page, page, printable, text_width, widest
-from captum_norm.visualization.maps import Panel, cell_size, choose_labels, colour_bar, draw_map, name_tokens
+from captum_norm.visualization.colour_bars import colour_bar
+from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.panels import Panel, cell_size, choose_labels, draw_map, name_tokens
+from captum_norm.visualization.style import MUTED
 
 _EDGE, _ABOVE, _BETWEEN, _MEAN = 0.35, 0.3, 0.12, 0.5
 

@@ -14,20 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from captum_norm.visualization.look import (
-    INK,
-    MUTED,
-    PANEL,
-    QUANTITY_LOOKS,
-    SIGNED_COLOURS,
-    SMALL,
-    TITLE,
-    Page,
-    page,
-    printable,
-    quantity_look,
-)
+from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable
 from captum_norm.visualization.numbers import Numbers, drawable
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.style import INK, MUTED, SIGNED_COLOURS, look_of
 
 _EDGE, _PICTURE, _TITLE, _GAP, _BAR = 0.3, 2.1, 0.32, 0.68, 0.09
 _PALE = 0.25  # how much of the picture is left below a heat map
@@ -80,7 +70,7 @@ def picture_maps(
         for number, name in enumerate(["picture", *maps]):
             left = _EDGE + (number % across) * (_PICTURE + _GAP)
             place = (left, top + (number // across) * (_TITLE + height + _EDGE) + _TITLE, _PICTURE, height)
-            box = _panel(figure, place, quantity_look(name).title if number else name)
+            box = _panel(figure, place, look_of(name).title if number else name)
             if number:
                 _heat(figure, box, place, shown, maps[name], name, unit)
             else:
@@ -134,7 +124,7 @@ def _heat(
     name: str,
     unit: str,
 ) -> None:
-    look = quantity_look(name)
+    look = look_of(name, unit)
     signed = bool((values < 0).any())
     largest = float(np.abs(values).max()) or 1.0
     norm = Normalize(-largest if signed else 0.0, largest)
@@ -153,9 +143,7 @@ def _heat(
     bar.tick_params(length=0, pad=3)
     for label, side in zip(bar.get_yticklabels(), ("bottom", "top"), strict=True):
         label.set_verticalalignment(side)
-    bar.set_title(
-        printable(look.unit if name in QUANTITY_LOOKS else unit), fontsize=SMALL, color=MUTED, pad=5, parse_math=False
-    )
+    bar.set_title(printable(look.unit), fontsize=SMALL, color=MUTED, pad=5, parse_math=False)
 
 
 def _number(value: float) -> str:

@@ -11,24 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from captum_norm.visualization.look import (
-    BODY,
-    CLASS_COLOURS,
-    MUTED,
-    PANEL,
-    PAPER,
-    SMALL,
-    SPECIAL_CLASS_COLOURS,
-    TITLE,
-    Page,
-    ink_on,
-    page,
-    printable,
-    quantity_look,
-    text_width,
-    widest,
-)
+from captum_norm.visualization.letters import BODY, PANEL, SMALL, TITLE, printable, text_width, widest
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.style import CLASS_COLOURS, MUTED, PAPER, SPECIAL_CLASS_COLOURS, ink_on, look_of
 
 _EDGE, _GAP, _WIDTH = 0.35, 0.4, 3.1
 _MEAN = "mean"
@@ -83,10 +69,11 @@ def class_shares(
             figure.write(_EDGE, _EDGE, title, TITLE)
         _legend(figure, left, top - 0.68, classes, colours)
         for place, (name, table) in enumerate(tables.items()):
-            box = figure.box(left + place * (width + _GAP), top, width, height, label=quantity_look(name).title)
-            box.set_title(printable(quantity_look(name).title), fontsize=PANEL, pad=7, parse_math=False)
+            look = look_of(name)
+            box = figure.box(left + place * (width + _GAP), top, width, height, label=look.title)
+            box.set_title(printable(look.title), fontsize=PANEL, pad=7, parse_math=False)
             _bars(box, np.vstack([table, table.mean(0)]), colours, width)
-            _axes(box, table, rows if place == 0 else [], quantity_look(name).unit)
+            _axes(box, table, rows if place == 0 else [], look.unit)
     return figure
 
 

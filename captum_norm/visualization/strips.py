@@ -15,22 +15,10 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from captum_norm.visualization.look import (
-    BODY,
-    MUTED,
-    SIGNED_COLOURS,
-    SMALL,
-    TITLE,
-    UNSIGNED_COLOURS,
-    Page,
-    ink_on,
-    page,
-    printable,
-    shorten,
-    text_width,
-    widest,
-)
+from captum_norm.visualization.letters import BODY, SMALL, TITLE, printable, shorten, text_width, widest
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.style import MUTED, SIGNED_COLOURS, UNSIGNED_COLOURS, ink_on
 
 _EDGE, _CELL, _LEADING, _STAVE, _BETWEEN = 0.35, 0.29, 0.34, 0.3, 0.035
 _RAMP = 1.1
@@ -91,9 +79,6 @@ def method_strips(
     left = _EDGE + max(names, text_width(_SCALE, SMALL)) + 0.2
     widths = [max(text_width(word, BODY), 0.08) + 0.16 for word in shown]
     lines = _lines(widths, max(width - left - _EDGE, max(widths)))
-    across = (
-        max(left + max(sum(widths[i] + _BETWEEN for i in line) for line in lines), left + _key_width(strips)) + _EDGE
-    )
     longest = max(sum(widths[i] + _BETWEEN for i in line) for line in lines)
     across = left + max(longest, _key_width(strips)) + _EDGE
     across = max(across, 2 * _EDGE + text_width(title, TITLE)) if title else across

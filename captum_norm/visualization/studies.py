@@ -8,20 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from captum_norm.visualization.look import (
-    BODY,
-    FAINT,
-    INK,
-    MUTED,
-    PANEL,
-    SIGNED_COLOURS,
-    SMALL,
-    Page,
-    ink_on,
-    page,
-    printable,
-    widest,
-)
+from captum_norm.visualization.letters import BODY, PANEL, SMALL, printable, widest
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.style import FAINT, INK, MUTED, SIGNED_COLOURS, ink_on
 
 Interval = tuple[float, float, float]
 

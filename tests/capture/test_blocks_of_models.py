@@ -20,7 +20,7 @@ from captum_norm.capture.blocks.forms import Kept, State
 from captum_norm.capture.blocks.read import UnreadableBlockError, residual_key
 from captum_norm.capture.record import Positions
 from captum_norm.functional import rollout_encoder_decoder
-from captum_norm.quantities import alti_contributions
+from captum_norm.measures import alti_contributions
 from tests.architectures import ARCHITECTURES
 from tests.architectures import ids as some_ids
 from tests.capture.test_blocks import block_of, check_reconstruction, found_in, recorded

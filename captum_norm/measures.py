@@ -1,0 +1,284 @@
+"""What can be asked of one attention call?  One table of measures, by the papers' names.
+
+A row says everything that differs from measure to measure: the function, the axes of its result, what a record must
+hold for it, the words of figures and documentation, and the names under which maps, attribution classes and the aligner
+offer it.  All of them read it here, so that a new measure is one function and one row.
+
+Residual and norms are taken where the model has them.  In post-LN blocks the norm stands behind the residual; in pre-LN
+blocks it stands before attention, is in f(x) already, and nothing stands behind: there ``res_ln_norms`` are
+``res_norms``, and ``globenc_norms`` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture import AttentionBlock, AttentionRecord
+from captum_norm.functional import alti, head_norms, summed_norms, transformed_norms
+from captum_norm.functional.block import block_quantities
+
+Role = Literal["weight", "norm", "share"]
+
+
+class Paper(NamedTuple):
+    """Where a measure was published."""
+
+    cited: str
+    url: str
+
+
+KOBAYASHI_2020 = Paper("Kobayashi et al. 2020", "https://arxiv.org/abs/2004.10102")
+KOBAYASHI_2021 = Paper("Kobayashi et al. 2021", "https://arxiv.org/abs/2109.07152")
+MODARRESSI_2022 = Paper("Modarressi et al. 2022", "https://arxiv.org/abs/2205.03286")
+FERRANDO_2022 = Paper("Ferrando et al. 2022", "https://arxiv.org/abs/2203.04212")
+VASWANI_2017 = Paper("Vaswani et al. 2017", "https://arxiv.org/abs/1706.03762")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table.
+
+    Attributes:
+        name: the papers' name, which ``attention_maps(quantities=)`` takes and under which maps hold the results.
+        axes: the axes of the result, for example ``"batch head query key"``.  Measures of the block have one more key
+            in cross-attention, the residual.
+        compute: from a record (float32 at least, and holding only the chosen queries and heads) to the result.
+        title: what figures call it.
+        unit: what stands at a colour bar.
+        role: which colours it is drawn in.
+        formula: what it is, in LaTeX, with the letters of the documentation's page of methods.
+        says: what a number tells, for the documentation.
+        paper: where it comes from.
+        lacks: why a record cannot have it, in words; ``""`` where it can.
+        of_block: whether it needs the block around the call, ``recording(blocks=True)``.
+        together: whether ``functional.block_quantities`` computes it, together with the others of a block.
+        of_one_head: the measure that has this one's form for single heads; ``""`` where there is none.
+        classes: the attribution classes that give it; ``compare`` and ``study`` run those that score inputs.
+        aligner: what ``CrossAttentionAligner(method=)`` and ``captum-norm align`` call it; ``""`` where they do not
+            offer it.
+        brief: what the aligner's tables and figures call it.
+        counted: whether classes of tokens are counted by it (:mod:`captum_norm.token_shares`).
+    """
+
+    name: str
+    axes: str
+    compute: Callable[[AttentionRecord], Tensor]
+    title: str
+    unit: str
+    role: Role
+    formula: str
+    says: str
+    paper: Paper
+    lacks: Callable[[AttentionRecord], str] = lambda record: ""
+    of_block: bool = False
+    together: bool = False
+    of_one_head: str = ""
+    classes: tuple[str, ...] = ()
+    aligner: str = ""
+    brief: str = ""
+    counted: bool = False
+
+    def has_axis(self, axis: str) -> bool:
+        """Whether the result has an axis of this name."""
+        return axis in self.axes.split()
+
+
+def lacks_block(record: AttentionRecord) -> str:
+    """Why the block around the call is not known; ``""`` where it is."""
+    return record.no_block if record.block is None else ""
+
+
+def lacks_norm(record: AttentionRecord) -> str:
+    """Why the block has no norm; ``""`` where it has one."""
+    if record.block is None or record.block.normalised:
+        return lacks_block(record)
+    return "a residual was found around its attention, but no LayerNorm or RMSNorm before it, in it or behind it"
+
+
+def lacks_feed_forward(record: AttentionRecord) -> str:
+    """Why the block has no feed-forward part to take in, or more than one; ``""`` where it has one."""
+    block = record.block
+    if block is None or block.feed_forward in ("behind", "beside", "later"):
+        return lacks_norm(record)
+    if block.feed_forward == "several":
+        return "several feed-forward parts with norms stand between it and the next attention call"
+    return "a residual was found around its attention, but no feed-forward part (FFN) behind it or beside it"
+
+
+def _lacks_transformed_norms(record: AttentionRecord) -> str:
+    if record.gate is None or record.gate.shape[-1] == 1:
+        return ""
+    return (
+        "an element-wise gate stands between the mixed values and W_O, so f depends on the query and ‖f(x)‖ is no "
+        "number per key. Ask for head_norms or summed_norms, which take the gate in"
+    )
+
+
+def mean_weights(record: AttentionRecord) -> Tensor:
+    """Mean over heads of α, (batch, query, key), in float32 at least; rows sum to 1."""
+    return record.weights.mean(dim=1, dtype=torch.promote_types(record.weights.dtype, torch.float32))
+
+
+def alti_contributions(record: AttentionRecord, p: int = 1) -> Tensor:
+    """ALTI's contributions of a record with its block, (batch, query, key), rows with the sum 1."""
+    block = record.block
+    if block is None:
+        raise ValueError(f"{record.call.name}: {record.no_block}")
+    return alti(
+        record.weights, record.values, record.W_O, block.residual, block.norm, output=block.output, p=p,
+        gate=record.gate, inner=block.inner, residual_key=block.residual_key,
+    )  # fmt: skip
+
+
+def _in_block(
+    name: str, axes: str, lacks: Callable[[AttentionRecord], str], title: str, unit: str, role: Role, **others: Any
+) -> Measure:
+    """The row of a measure that the block's others are computed together with."""
+
+    def compute(record: AttentionRecord) -> Tensor:
+        return _block_measures(record, [name])[name]
+
+    return Measure(name, axes, compute, title, unit, role, lacks=lacks, of_block=True, together=True, **others)
+
+
+_TABLE = (
+    Measure(
+        "weights", "batch head query key", lambda r: r.weights, "Attention weight", "α", "weight",
+        formula=r"\alpha_{ij}", says="how much a head looks at j from i", paper=VASWANI_2017,
+        classes=("LayerAttentionWeights",), counted=True,
+    ),
+    Measure(
+        "transformed_norms", "batch head key", lambda r: transformed_norms(r.values, r.W_O),
+        "Norm of the transformed vector", "‖f(x)‖", "norm",
+        formula=r"\lVert f(x_j)\rVert", says="how long a key's vector is, whoever looks", paper=KOBAYASHI_2020,
+        lacks=_lacks_transformed_norms,
+    ),
+    Measure(
+        "head_norms", "batch head query key", lambda r: head_norms(r.weights, r.values, r.W_O, gate=r.gate),
+        "Norm per head", "‖αf(x)‖", "norm",
+        formula=r"\lVert \alpha_{ij} f(x_j)\rVert", says="what a head moves from j to i", paper=KOBAYASHI_2020,
+        classes=("LayerAttentionNorm",), counted=True,
+    ),
+    Measure(
+        "summed_norms", "batch query key", lambda r: summed_norms(r.weights, r.values, r.W_O, gate=r.gate),
+        "Norm of the sum over heads", "‖Σαf(x)‖", "norm",
+        formula=r"\lVert \sum_h \alpha^h_{ij} f^h(x_j)\rVert", says="what all heads move together; heads may cancel",
+        paper=KOBAYASHI_2020, of_one_head="head_norms", classes=("AttentionNorm", "LayerAttentionNorm"),
+        aligner="norm", brief="norm", counted=True,
+    ),
+    Measure(
+        "mean_weights", "batch query key", mean_weights, "Attention weight, mean of heads", "α", "weight",
+        formula=r"\operatorname{mean}_h \alpha^h_{ij}", says="how much the heads look at j from i",
+        paper=KOBAYASHI_2020, of_one_head="weights", classes=("AttentionWeights", "LayerAttentionWeights"),
+        aligner="weights", brief="weight",
+    ),
+    _in_block(
+        "res_norms", "batch query key", lacks_block, "Norm with the residual", "‖Σαf(x) + x‖", "norm",
+        formula=r"\lVert u_{ij}\rVert", says="what reaches i from j, the residual among it", paper=KOBAYASHI_2021,
+        classes=("AttentionBlockNorm", "LayerAttentionBlockNorm"),
+    ),
+    _in_block(
+        "res_ln_norms", "batch query key", lacks_norm, "Norm behind LayerNorm", "‖LN(Σαf(x) + x)‖", "norm",
+        formula=r"\lVert t_{ij}\rVert", says="the same behind the norm", paper=KOBAYASHI_2021,
+        classes=("AttentionBlockNorm", "LayerAttentionBlockNorm"), aligner="block_norm",
+        brief="block norm",
+    ),
+    _in_block(
+        "globenc_norms", "batch query key", lacks_feed_forward, "Norm behind the layer", "‖LN₂(LN(Σαf(x) + x))‖",
+        "norm", formula=r"\lVert e_{ij}\rVert", says="and behind the layer's second norm", paper=MODARRESSI_2022,
+        classes=("GlobEnc",),
+    ),
+    _in_block(
+        "mixing_weights", "batch query", lacks_block, "By weight: attention alone", "ratio", "share",
+        formula=r"1 - \operatorname{mean}_h \alpha^h_{ii}", says="how much of the weight goes to other positions",
+        paper=KOBAYASHI_2021,
+    ),
+    _in_block(
+        "mixing_res_weights", "batch query", lacks_block, "By weight: with the residual", "ratio", "share",
+        formula=r"\tfrac12 (1 - \operatorname{mean}_h \alpha^h_{ii})", says="the same, half of all to the residual",
+        paper=KOBAYASHI_2021,
+    ),
+    _in_block(
+        "mixing_attn", "batch query", lacks_block, "By norm: attention alone", "ratio", "share",
+        formula=r"r_i\bigl(\sum_h \alpha^h f^h\bigr)", says="how much of attention comes from other positions",
+        paper=KOBAYASHI_2021,
+    ),
+    _in_block(
+        "mixing_res", "batch query", lacks_block, "By norm: with the residual", "ratio", "share",
+        formula="r_i(u)", says="the same with the residual", paper=KOBAYASHI_2021,
+    ),
+    _in_block(
+        "mixing_res_ln", "batch query", lacks_norm, "By norm: with residual and LayerNorm", "ratio", "share",
+        formula="r_i(t)", says="the same behind the norm", paper=KOBAYASHI_2021,
+    ),
+    Measure(
+        "alti", "batch query key", alti_contributions, "ALTI: share of output", "share", "share",
+        formula="c_{ij}", says="how much nearer j brings the block's output, in shares", paper=FERRANDO_2022,
+        lacks=lacks_block, of_block=True, classes=("ALTI",), aligner="alti", brief="ALTI",
+    ),
+)  # fmt: skip
+
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _TABLE}
+"""By name.  A new measure is one function and one row."""
+
+
+def need_blocks(names: Sequence[str]) -> bool:
+    """Whether any of these measures needs ``recording(blocks=True)``."""
+    return any(MEASURES[name].of_block for name in names)
+
+
+def compute_measures(record: AttentionRecord, names: Sequence[str]) -> dict[str, Tensor | str]:
+    """Measures of a record by name, or the reason why it cannot have one.
+
+    Example:
+        >>> import torch
+        >>> from captum_norm.capture import recording
+        >>> layer = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+        >>> with torch.no_grad(), recording(blocks=True) as records:
+        ...     _ = layer(torch.randn(1, 3, 8))
+        >>> results = compute_measures(records[0], ["res_norms", "mixing_res_ln"])
+        >>> {name: tuple(result.shape) for name, result in results.items()}
+        {'res_norms': (1, 3, 3), 'mixing_res_ln': (1, 3)}
+    """
+    results: dict[str, Tensor | str] = {name: MEASURES[name].lacks(record) for name in names}
+    possible = [name for name, reason in results.items() if not reason]
+    together = [name for name in possible if MEASURES[name].together]
+    results |= _block_measures(record, together) if together else {}
+    results |= {name: MEASURES[name].compute(record) for name in possible if name not in together}
+    return results
+
+
+def _block_measures(record: AttentionRecord, names: Sequence[str]) -> dict[str, Tensor]:
+    """All at once, as they share vectors and products."""
+    block = record.block
+    if block is None:
+        raise ValueError(f"{record.call.name}: {record.no_block}")
+    norms = [norm for norm in (block.norm, block.second_norm) if norm is not None]
+    behind_residual = int(block.norm is not None)
+    # A measure behind norms that the block lacks is the one behind those it has.
+    as_read = {
+        "res_ln_norms": ("res_norms", "res_ln_norms")[behind_residual],
+        "mixing_res_ln": ("mixing_res", "mixing_res_ln")[behind_residual],
+        "globenc_norms": ("res_norms", "res_ln_norms", "globenc_norms")[len(norms)],
+    }
+    wanted = {name: as_read.get(name, name) for name in names}
+    results = block_quantities(
+        tuple(dict.fromkeys(wanted.values())), record.weights, record.values, record.W_O, block.residual, *norms,
+        gate=record.gate, inner=block.inner, residual_key=block.residual_key,
+        attended=_attended(record, block), b_O=record.b_O,
+    )  # fmt: skip
+    return {name: results[found] for name, found in wanted.items()}
+
+
+def _attended(record: AttentionRecord, block: AttentionBlock) -> Tensor | None:
+    """What attention gave out, if it is what the weights and values make, to the digits of the results."""
+    exact = block.attended is not None and record.weights.dtype == record.values.dtype == block.attended.dtype
+    return block.attended if exact and float(record.certificate) < _EXACT.get(record.weights.dtype, 0.0) else None
+
+
+_EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}  # half precision: never

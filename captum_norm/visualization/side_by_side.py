@@ -1,0 +1,120 @@
+"""Token × token maps side by side, each with its own colour bar: weight beside norm.  Sizes in the code are inches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from captum_norm.visualization.colour_bars import bar_width, colour_bar, colour_scale
+from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.page import Page, page
+from captum_norm.visualization.panels import (
+    Labels,
+    Panel,
+    axis_tokens,
+    cell_size,
+    choose_labels,
+    draw_map,
+    name_tokens,
+    panel_of,
+)
+from captum_norm.visualization.style import MUTED
+
+ATTENDING = "Attending token"
+_EDGE = 0.3
+
+
+def token_map(
+    scores: Tensor | Mapping[str, Tensor],
+    tokens: Sequence[str] | None = None,
+    *,
+    query_tokens: Sequence[str] | None = None,
+    key_tokens: Sequence[str] | None = None,
+    query_axis: str = ATTENDING,
+    title: str | None = None,
+    unit: str = "score",
+    log: bool = False,
+) -> Page:
+    """One or more maps over the same tokens side by side, each with its own colour bar.
+
+    Args:
+        scores: (query, key), or several under their names, which become the panels in this order.  The papers' names
+            (``"weights"``, ``"head_norms"``, ``"summed_norms"``) bring their titles, units and colours along.
+        tokens: the tokens of both axes (self-attention).
+        query_tokens: the tokens of the rows, where they are others.
+        key_tokens: the tokens of the columns, where they are others.
+        query_axis: what the rows are, where they are no tokens; ``""`` where their names say it.
+        title: what the figure shows.
+        unit: what a map that brings no unit along is measured in; stands at its colour bar.
+        log: colours by order of magnitude, down to 1/10000 of the largest score; smaller ones are drawn as that.
+
+    Returns:
+        The figure.  Where tokens are too many to name them all, those that receive most are named.
+
+    Raises:
+        ValueError: for scores that are no map, or not all of one shape, NaN or infinite, tokens that do not fit the
+            axes, and negative scores with ``log``.
+
+    Example:
+        >>> import torch
+        >>> figure = token_map(torch.eye(3), ["a", "b", "c"], unit="α")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['a', 'b', 'c']
+    """
+    named = dict(scores) if isinstance(scores, Mapping) else {"": scores}
+    panels = [panel_of("token_map", name, values, unit, log) for name, values in named.items()]
+    rows, columns = axis_tokens("token_map", panels, tokens, query_tokens, key_tokens)
+    return side_by_side(panels, rows, columns, title, log, query_axis)
+
+
+def side_by_side(
+    panels: Sequence[Panel],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str | None,
+    log: bool,
+    query_axis: str = ATTENDING,
+) -> Page:
+    """Panels with the same rows beside each other, each with its colour bar; some may lack the last columns."""
+    cell = cell_size(max(len(rows), len(columns)))
+    labels = choose_labels(panels, rows, columns, cell)
+    width, height = cell * len(columns), cell * len(rows)
+    left = _EDGE + 0.3 + widest([rows[i] for i in labels.named_rows], labels.size)
+    slot = max(width + bar_width(panels) + 0.15, max(text_width(panel.title, PANEL) for panel in panels) + 0.25)
+    # A title that reaches the colour bar stands above the bar's unit, not beside it.
+    lift = 0.22 if any(text_width(panel.title, PANEL) > width for panel in panels) else 0.0
+    top = _EDGE + (0.45 if title else 0) + (0.32 + lift if any(panel.title for panel in panels) else 0.15)
+    upright = _upright(columns, labels, cell)
+    below = 0.45 + (0.15 if upright else widest([columns[i] for i in labels.named_columns], labels.size))
+    across = max(left + slot * len(panels) + _EDGE - 0.15, 2 * _EDGE + (text_width(title, TITLE) if title else 0))
+    with page(across, top + max(height + below, 1.2) + 0.12) as figure:
+        if title:
+            figure.write(_EDGE, _EDGE, title, TITLE)
+        for place, panel in enumerate(panels):
+            own = labels.up_to(panel.values.shape[1])
+            panel_width = cell * len(own.columns)
+            box = figure.box(left + place * slot, top, panel_width, height, label=panel.title or "map")
+            image = draw_map(box, panel.values, colour_scale(panel.values, log), panel.colours)
+            box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
+            name_tokens(box, own, upright, with_rows=place == 0)
+            _name_axes(box, own, query_axis if place == 0 and height > 1.1 else "")
+            bar = figure.box(left + place * slot + panel_width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
+            colour_bar(figure, bar, image, panel)
+    return figure
+
+
+def _upright(columns: Sequence[str], labels: Labels, cell: float) -> bool:
+    """Whether the column labels fit side by side without turning them."""
+    widths = [text_width(columns[i], labels.size) for i in labels.named_columns]
+    return all((a + b) / 2 + 0.08 <= cell for a, b in pairwise(widths)) if len(widths) > 1 else True
+
+
+def _name_axes(box: Axes, labels: Labels, query_axis: str) -> None:
+    few = len(labels.named_columns) < len(labels.columns)
+    note = f" ({len(labels.columns)}; those that receive most are named)" if few else ""
+    box.set_xlabel(f"Attended token{note}", fontsize=SMALL, color=MUTED, labelpad=6)
+    if query_axis:
+        box.set_ylabel(printable(query_axis), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)
