@@ -129,6 +129,13 @@ def test_captums_private_names_are_in_one_file():
     assert {importer for importer, _ in private} <= {"captum_norm.attr._captum"}
 
 
+def test_what_trained_the_shipped_models_is_needed_by_nothing_that_is_installed():
+    training = "captum_norm.models.training"
+    assert {importer.rpartition(".")[0] for importer, _ in from_package(training)} <= {training}
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert setuptools["packages"]["find"]["exclude"] == [f"{training}*"]
+
+
 def test_torchvision_is_never_imported_nor_asked_for():
     assert not from_package("torchvision")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

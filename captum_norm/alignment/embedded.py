@@ -21,7 +21,7 @@ def embedded_aligner(method: str = "norm", *, batch_size: int = 32) -> CrossAtte
     """The embedded translation model as an aligner, German to English, its layer and setting chosen.
 
     Sentences are lower-cased words, punctuation apart, as
-    :func:`captum_norm.models.parallel_text.words` makes them.
+    :func:`captum_norm.models.translation_words` makes them.
 
     Args:
         method: as in `CrossAttentionAligner`.

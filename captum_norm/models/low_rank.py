@@ -1,42 +1,22 @@
 """How does a small file change a large model?  Its matrices W (out, in) become W + U D: U (out, rank), D (rank, in).
 
 Source: Hu et al. (2021), "LoRA", https://arxiv.org/abs/2106.09685, section 4.1 (their B is our U, their A our D; their
-scaling alpha / r is part of U).  The sum is written into the weights, so that the model that results is an ordinary
-one: there is no adapter module for anything to trip over.
+scaling alpha / r is part of U).  ``merge`` writes the sum into the weights, so the model stays an ordinary one
+without adapter modules.
 
-A set of changes is a flat mapping of tensors: ``NAME.up`` and ``NAME.down`` add to the weight NAME, a plain ``NAME``
-takes its place.
+The changes are a flat mapping of tensors: ``NAME.up`` and ``NAME.down`` are added to the weight NAME, and a plain
+``NAME`` replaces it.
 """
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 UP, DOWN = ".up", ".down"
 
 
-class LowRankUpdate(nn.Module):
-    """W -> W + U D, for ``torch.nn.utils.parametrize``; U starts at zero, so that W is unchanged at first.
-
-    Args:
-        weight: the matrix to be updated, (out, in).
-        rank: the number of columns of U and of rows of D.
-    """
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        out_features, in_features = weight.shape
-        self.up = nn.Parameter(torch.zeros(out_features, rank))
-        self.down = nn.Parameter(torch.randn(rank, in_features) / in_features**0.5)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The updated matrix, (out, in)."""
-        return weight + self.up @ self.down
-
-
 def merge(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights with the changes written into them; the tensors given are left as they are.
+    """A model's weights with the changes written into copies of them.
 
     Args:
         weights: the model's weights by name, as of ``state_dict()``.
@@ -50,6 +30,7 @@ def merge(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[
         ValueError: if a change names no weight, one factor is alone, or shapes do not fit.
 
     Example:
+        >>> import torch
         >>> weights = {"dense.weight": torch.eye(2), "dense.bias": torch.zeros(2)}
         >>> changes = {"dense.weight.up": torch.tensor([[1.0], [0.0]]), "dense.weight.down": torch.tensor([[0.0, 3.0]])}
         >>> merge(weights, changes)["dense.weight"]

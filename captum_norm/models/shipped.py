@@ -1,4 +1,4 @@
-"""Files of weights, each with a description beside it: are they there, whole, and the ones described?"""
+"""Are a file of weights and the description beside it there and whole, and do they belong together?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The description beside a file of weights, after checking that it describes this very file.
+    """The description beside a file of weights, checked to be that of this very file.
 
     Raises:
         FileNotFoundError: if one of the two is missing.
-        ValueError: if they do not belong together, or the description cannot be read.
+        ValueError: if the description is of another file, or cannot be read.
     """
     card_path = existing(path.with_suffix(".json"), "captum-norm")
     content = existing(path, "captum-norm").read_bytes()
@@ -35,7 +35,11 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, content: bytes, package: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that has been read; ``package`` is what to install again if it is corrupt."""
+    """The tensors in the content of a safetensors file.
+
+    Raises:
+        ValueError: if the content is corrupt; it names ``package`` as what to reinstall.
+    """
     try:
         return load(content)
     except SafetensorError as error:
@@ -43,7 +47,7 @@ def read_tensors(path: Path, content: bytes, package: str) -> dict[str, Tensor]:
 
 
 def existing(path: Path, package: str) -> Path:
-    """The path itself, if there is a file."""
+    """The path itself; FileNotFoundError if no file is there."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Reinstall {package}.")
     return path

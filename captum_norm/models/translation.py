@@ -1,26 +1,25 @@
 """A real translation model without a download: German to English, of Marian's type, trained here.
 
 Three encoder and four decoder layers of four heads, 256 dimensions, one vocabulary of 6,000 pieces for both languages:
-6.4 M parameters.  It was trained by :mod:`captum_norm.models.train_translation` and is shipped in half precision, with
-a description (``translation.json``) and its pieces (``translation.pieces.json``) beside it.  It reads lower-cased
-words, punctuation apart (:func:`captum_norm.models.parallel_text.words` makes them).
+6.4 M parameters.  :mod:`captum_norm.models.training.translation` trained it.  The package ships its weights in half
+precision, with a description (``translation.json``) and its pieces (``translation.pieces.json``).  It reads lower-cased
+words, punctuation apart (:func:`captum_norm.models.translation_words` makes them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 from captum_norm.models.shipped import existing, read_card, read_tensors
 
 TRANSLATION_WEIGHTS = Path(__file__).with_name("translation.safetensors")
 PAD, EOS, UNK = 0, 1, 2
-_SPECIAL = ["<pad>", "</s>", "<unk>"]
+SPECIAL_PIECES = ["<pad>", "</s>", "<unk>"]
 _LONGEST = 512
 
 
@@ -29,12 +28,12 @@ def load_translation(
 ) -> tuple[MarianMTModel, PreTrainedTokenizerFast]:
     """The embedded translation model, German to English, and its tokenizer for both languages.
 
-    An ordinary ``MarianMTModel`` in evaluation mode and float32.  It is small and has seen little: a thing to study
-    cross-attention on, not a translator to rely on.  How good it is, is in :func:`translation_card`.
+    An ordinary ``MarianMTModel`` in evaluation mode and float32.  It is small and has seen little text: study
+    cross-attention on it, and do not rely on its translations.  :func:`translation_card` says how good it is.
 
     Args:
         attn_implementation: ``"eager"``, ``"sdpa"`` and so on; None leaves the choice to transformers.
-        weights: a file written by :mod:`captum_norm.models.train_translation`; None takes the one shipped.
+        weights: a file written by :mod:`captum_norm.models.training.translation`; None takes the one shipped.
 
     Returns:
         The model and the tokenizer, which lower-cases, writes ß as ss and ends a sentence with ``</s>``.
@@ -59,17 +58,17 @@ def load_translation(
     lacking = {name for name, _ in model.named_parameters()} & set(loaded.missing_keys) - untrained_names(model)
     if lacking or loaded.unexpected_keys:
         raise ValueError(
-            f"{path} does not hold this model: {sorted(lacking) or sorted(loaded.unexpected_keys)} do not fit. "
+            f"{path} has the weights of another model: {sorted(lacking) or sorted(loaded.unexpected_keys)} do not fit. "
             "Reinstall captum-norm or train again."
         )
     return model.train(False), tokenizer
 
 
 def translation_card(weights: str | Path | None = None) -> dict[str, Any]:
-    """What is known of the model: how good it is, the data and their licences, how it was trained, with what.
+    """The description of the model: how good it is, its data and their licences, its training, the versions used.
 
     Args:
-        weights: a file written by :mod:`captum_norm.models.train_translation`; None takes the one shipped.
+        weights: a file written by :mod:`captum_norm.models.training.translation`; None takes the one shipped.
 
     Example:
         >>> translation_card()["languages"]
@@ -79,7 +78,7 @@ def translation_card(weights: str | Path | None = None) -> dict[str, Any]:
 
 
 def build_translation(vocabulary: int, attn_implementation: str | None = None) -> MarianMTModel:
-    """The model before training, drawn from torch's random numbers."""
+    """The model before training, with weights drawn from torch's random numbers."""
     model = MarianMTModel(_config(vocabulary, attn_implementation))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -91,25 +90,12 @@ def build_translation(vocabulary: int, attn_implementation: str | None = None) -
 
 
 def untrained_names(model: MarianMTModel) -> set[str]:
-    """The names of the tables of positions, sinusoids that every such model has, and of the output layer's own bias."""
+    """The names of the position tables: fixed sinusoids, the same in every such model."""
     return {name for name, _ in model.named_parameters() if "embed_positions" in name}
 
 
-def learn_pieces(sentences: Iterable[Iterable[str]], size: int) -> Tokenizer:
-    """Byte-pair pieces for both languages, lower-cased; ß is ss, so that spellings before and after 1996 are one."""
-    pieces = Tokenizer(models.BPE(unk_token=_SPECIAL[UNK]))
-    pieces.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("ß", "ss")])
-    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
-    pieces.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=_SPECIAL, show_progress=False)
-    pieces.train_from_iterator((" ".join(sentence) for sentence in sentences), trainer)
-    end = _SPECIAL[EOS]
-    pieces.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, EOS)])
-    return pieces
-
-
 def pieces_beside(weights: Path) -> Path:
-    """Where the pieces of a file of weights are."""
+    """The path of the pieces that belong to a file of weights."""
     return weights.with_suffix(".pieces.json")
 
 
@@ -135,9 +121,9 @@ def as_tokenizer(pieces: Tokenizer) -> PreTrainedTokenizerFast:
         tokenizer_object=pieces,
         model_max_length=_LONGEST,
         model_input_names=["input_ids", "attention_mask"],
-        pad_token=_SPECIAL[PAD],
-        eos_token=_SPECIAL[EOS],
-        unk_token=_SPECIAL[UNK],
+        pad_token=SPECIAL_PIECES[PAD],
+        eos_token=SPECIAL_PIECES[EOS],
+        unk_token=SPECIAL_PIECES[UNK],
     )
 
 

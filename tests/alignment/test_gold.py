@@ -6,9 +6,9 @@ from captum_norm.alignment import alignment_score, diagonal, read_links, read_se
 from captum_norm.alignment.embedded import EMBEDDED_CHOICES, embedded_aligner
 from captum_norm.alignment.examples import examples
 from captum_norm.alignment.links import check_links
-from captum_norm.models import translation_card
-from captum_norm.models.parallel_text import letters, read_tatoeba, read_tokenised, words
-from captum_norm.models.train_translation import read_collections
+from captum_norm.models import translation_card, translation_words
+from captum_norm.models.training.parallel_text import letters, read_tatoeba, read_tokenised
+from captum_norm.models.training.translation import read_collections
 from captum_norm.models.translation import TRANSLATION_WEIGHTS
 
 DEV = 100
@@ -47,7 +47,7 @@ def test_no_gold_sentence_is_learnt_from_however_it_is_written(gold, data):
     for side in (side for pair in gold[0] for side in pair):
         sentence = " ".join(side)
         assert sentence not in learnt
-        assert " ".join(words(sentence)) not in learnt
+        assert " ".join(translation_words(sentence)) not in learnt
         assert "".join(filter(str.isalnum, sentence)) not in squeezed
 
 

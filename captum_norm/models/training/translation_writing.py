@@ -1,4 +1,4 @@
-"""From a run to the files that are shipped: averaged weights in half precision, pieces, and what is known of them."""
+"""Which files does a run end in?  Its averaged weights in half precision, its pieces, and a description with tests."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 from transformers import MarianMTModel, PreTrainedTokenizerFast
 
-from captum_norm.models.bleu import bleu
-from captum_norm.models.parallel_text import Pair
+from captum_norm.models.training.bleu import bleu
+from captum_norm.models.training.parallel_text import Pair
+from captum_norm.models.training.translation_batches import encode
+from captum_norm.models.training.translation_run import TranslationRun, summed_loss
 from captum_norm.models.translation import load_translation, pieces_beside, untrained_names
-from captum_norm.models.translation_batches import encode
-from captum_norm.models.translation_run import Run, summed_loss
 
 
-def write(run: Run, held_out: Mapping[str, Sequence[Pair]], card: dict[str, Any]) -> Path:
-    """Writes ``translation.safetensors`` with its description and pieces; what is tested is what the files give back.
+def write(run: TranslationRun, held_out: Mapping[str, Sequence[Pair]], card: dict[str, Any]) -> Path:
+    """Writes ``translation.safetensors``, description and pieces, tested on the model that the files give.
 
     Args:
-        run: whose averaged weights are written, to its folder.
+        run: its averaged weights are written to its folder.
         held_out: pairs to test on, by collection.
-        card: what is to be said beside the results of the tests.
+        card: the description, to which the results of the tests are added.
 
     Returns:
         The file of weights.
@@ -57,12 +57,12 @@ def write(run: Run, held_out: Mapping[str, Sequence[Pair]], card: dict[str, Any]
 def tested(
     model: MarianMTModel, tokenizer: PreTrainedTokenizerFast, pieces: Tokenizer, pairs: Sequence[Pair]
 ) -> dict[str, float]:
-    """Loss per target piece (in nats, </s> included) and BLEU of greedy translations, on lower-cased words.
+    """The loss per target piece (nats, </s> included) and the BLEU of greedy translations, on lower-cased words.
 
     Args:
-        model: at rest.
+        model: in evaluation mode.
         tokenizer: its tokenizer, which pads.
-        pieces: the same vocabulary, which does not.
+        pieces: the same vocabulary without padding.
         pairs: to test on.
     """
     rows = encode(pieces, pairs)

@@ -1,8 +1,8 @@
-"""In which order, and in what company, does a translation model see its sentences?  Given by a seed and a number.
+"""In which order and in which batches does the translation model see its sentences?  A seed and the epoch decide.
 
-The first epoch has short sentences alone, one to a row: with few words to choose from, which translates which is soon
-found.  From then on a row may join several sentences with their translations, so that far places are learnt, too, which
-short sentences never show.  Sentences of a domain that has few are repeated.
+The first epoch has only short sentences, one in a row: with few words to choose from, the model soon finds which
+translates which.  Later rows may join several sentences with their translations, because short sentences alone never
+show distant positions.  Collections with few sentences are repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from tokenizers import Tokenizer
 
-from captum_norm.models.parallel_text import Pair
+from captum_norm.models.training.parallel_text import Pair
 
 Row: TypeAlias = tuple[list[int], list[int]]
 """Piece ids of source and target, </s> not yet added."""
@@ -34,15 +34,15 @@ def encode(pieces: Tokenizer, pairs: Sequence[Pair], longest: int = 120) -> list
 def epoch_batches(
     data: Sequence[Sequence[Row]], repeats: Sequence[float], chances: Sequence[float], size: int, epoch: int, seed: int
 ) -> list[list[Part]]:
-    """An epoch's batches in order, two parts each; always the same for the same epoch and seed.
+    """An epoch's batches in order, two parts each.  They depend on the data, the epoch and the seed alone.
 
     Args:
         data: the rows of each collection, the one with short sentences first.
-        repeats: how often an epoch has each collection; of the first a part, drawn anew each time.
-        chances: that one, two ... rows of the first collection are joined.
+        repeats: how often an epoch has each collection; for the first, the part of it that is drawn anew each time.
+        chances: the probabilities that one, two ... rows of the first collection are joined.
         size: the most pieces of a part, padding included.
-        epoch: which; 0 has the short rows of the first collection alone.
-        seed: of all that is drawn.
+        epoch: its number; 0 has only the short rows of the first collection.
+        seed: of everything drawn at random.
     """
     chance = random.Random(f"{seed}/{epoch}")
     if epoch == 0:
@@ -58,7 +58,7 @@ def epoch_batches(
 
 
 def joined(rows: Sequence[Row], chances: Sequence[float], chance: random.Random) -> list[Row]:
-    """The rows in random order, some of them joined: ``chances`` that one, two ... stand in a row.
+    """The rows in random order, some of them joined: ``chances`` are the probabilities of one, two ... in a row.
 
     >>> joined([([5], [6]), ([7], [8])], (0, 1), random.Random(0))
     [([5, 7], [6, 8])]
@@ -75,7 +75,7 @@ def joined(rows: Sequence[Row], chances: Sequence[float], chance: random.Random)
 
 
 def _filled(rows: Sequence[Row], size: int) -> Iterator[Part]:
-    """Parts of neighbouring rows, as full as the size allows."""
+    """Parts of neighbouring rows, each as full as the size allows."""
     part: Part = []
     longest = 0
     for row in rows:

@@ -1,8 +1,8 @@
-"""A translation model in training, which may be killed at any moment: state, step, checkpoint.
+"""How does a translation model train so that it may be killed at any moment?  State, step and checkpoint.
 
-All that is drawn is a function of the seed and of the number of the step or epoch, so a checkpoint holds weights, their
-running average, the optimizers' state and three numbers; and what is learnt does not depend on how often training was
-interrupted, nor on how many threads there are.
+Every random draw depends only on the seed and the number of the step or epoch.  So a checkpoint needs the weights,
+their running average, the optimizers' state and how far the run has come, and the result depends neither on
+interruptions nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import MarianMTModel
 
 from captum_norm.files import replacing
+from captum_norm.models.training.translation_batches import Part, Row, epoch_batches
 from captum_norm.models.translation import EOS, PAD, build_translation
-from captum_norm.models.translation_batches import Part, Row, epoch_batches
 
 
 @dataclass(frozen=True)
-class Settings:
+class TranslationSettings:
     """How to train.
 
     Attributes:
         seed: of the weights at the start, the order of the data and the dropout.
-        tokens: target pieces to learn from, </s> included; the run ends there.
-        cool_down: over how many of them, at the end, the learning rate falls to zero.
+        tokens: the target pieces, </s> included, after which the run ends.
+        cool_down: the last of these tokens, over which the learning rate falls to zero.
         warmup: steps over which it rises.
         learning_rate: its height, for Muon (the layers' matrices) and AdamW (embedding, biases, norms) alike.
         part: the most pieces, padding included, of each of the two parts of a batch.
         dropout: on embeddings and on every sublayer's output.
-        averaging: the decay, per step, of the running average of the weights, which is what is kept in the end.
-        joined: the chances that one, two, three or four short pairs stand in a row.
+        averaging: the decay per step of the running average of the weights.  The average is what is shipped.
+        joined: the probabilities that a row has one, two, three or four short pairs.
         repeats: how often an epoch has Tatoeba, WMT and Europarl.
         vocabulary: pieces.
-        held_out: pairs of Tatoeba, WMT and Europarl that are only tested on.
+        held_out: how many pairs of Tatoeba, WMT and Europarl are kept for tests.
     """
 
     seed: int = 0
@@ -67,14 +67,14 @@ class Settings:
 
 @dataclass
 class Progress:
-    """How far a run has come: enough, with the settings, to go on as if it had never stopped.
+    """How far a run has come.  With the settings, this is enough to resume it exactly.
 
     Attributes:
         step: steps made.
-        tokens: target pieces learnt from.
+        tokens: target pieces seen.
         seconds: spent.
-        epoch: the one under way, from 0.
-        batch: how many of its batches have been learnt from.
+        epoch: the current one, counted from 0.
+        batch: how many batches of this epoch are done.
     """
 
     step: int = 0
@@ -84,20 +84,20 @@ class Progress:
     batch: int = 0
 
 
-class Run:
+class TranslationRun:
     """A model in training, in a folder of its own.
 
     Args:
-        folder: where its checkpoint is, or will be.
+        folder: the place of its checkpoint.
         pieces: its vocabulary.
         settings: how to train.
-        threads: parts of a batch that are computed at a time.
+        threads: how many parts of a batch are computed at once.
 
     Raises:
         ValueError: if the checkpoint is corrupt or of another model.
     """
 
-    def __init__(self, folder: Path, pieces: Tokenizer, settings: Settings, threads: int) -> None:
+    def __init__(self, folder: Path, pieces: Tokenizer, settings: TranslationSettings, threads: int) -> None:
         self.folder, self.pieces, self.settings, self.threads = folder, pieces, settings, threads
         self.progress = Progress()
         torch.manual_seed(settings.seed)
@@ -113,11 +113,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state is kept."""
+        """The file that keeps the state."""
         return self.folder / "checkpoint.safetensors"
 
     def train(self, data: Sequence[Sequence[Row]], save_every: float = 300.0) -> None:
-        """Learns until the settings' tokens are reached, with a checkpoint every so many seconds and at the end.
+        """Trains up to the settings' tokens; saves a checkpoint every ``save_every`` seconds and at the end.
 
         Args:
             data: the rows of Tatoeba, WMT and Europarl.
@@ -140,7 +140,7 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Writes the state, whole or not at all."""
+        """Writes the checkpoint, whole or not at all."""
         tensors = {f"model.{name}": p.detach() for name, p in self.named.items()}
         tensors |= {f"average.{name}": p for name, p in self.average.items()}
         for name, p in self.named.items():
@@ -163,7 +163,9 @@ class Run:
                             keys = _state_names(optimizer)
                             optimizer.state[p] = {key: file.get_tensor(f"{key}.{name}") for key in keys}
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.checkpoint} cannot be gone on from: {error}. Take another folder.") from error
+            raise ValueError(
+                f"{self.checkpoint} is no checkpoint of this run: {error}. Take another folder."
+            ) from error
 
     def _batches(self, data: Sequence[Sequence[Row]]) -> list[list[Part]]:
         s = self.settings
@@ -177,20 +179,20 @@ class Run:
         for p, *gradients in zip(self.named.values(), *(gradients for _, gradients in done), strict=True):
             p.grad = sum(gradients[1:], start=gradients[0])
         nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
-        rate = self.settings.learning_rate * height(self.progress, self.settings)
+        rate = self.settings.learning_rate * rate_factor(self.progress, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-        # At first the average must follow quickly, or it would remember the random start.
+        # Early on, the average must follow quickly, or it would remember the random start.
         keep = min(self.settings.averaging, (self.progress.step + 1) / (self.progress.step + 10))
         for name, p in self.named.items():
             self.average[name].lerp_(p.detach(), 1 - keep)
         return sum(loss for loss, _ in done), count
 
     def _gradients(self, part: Part, key: str, count: int) -> tuple[float, tuple[Tensor, ...]]:
-        """A part's share of the loss, and its gradients; runs in a thread of its own."""
+        """A part's share of the loss and its gradients, computed in a thread of its own."""
         self._dropout.begin(key)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = summed_loss(self.model, part) / count
@@ -198,12 +200,12 @@ class Run:
 
 
 class PooledDropout:
-    """Dropout from a pool of noise drawn once and cut at random places; drawing it anew takes an eighth of a step.
+    """Dropout by slices of one pool of noise: drawing new noise each time would take an eighth of a step.
 
-    Hooked to the embedding and to every sublayer's last projection.  Each thread has its own places.
+    It hooks the embedding and every sublayer's last projection.  Each thread draws its own slices.
 
     Args:
-        model: whose sublayers.
+        model: the model to hook.
         rate: the share of numbers set to zero; the others are scaled up.
         seed: of the pool.
     """
@@ -211,26 +213,26 @@ class PooledDropout:
     def __init__(self, model: MarianMTModel, rate: float, seed: int) -> None:
         noise = torch.rand(1 << 23, generator=torch.Generator().manual_seed(seed))
         self._pool = (noise >= rate).to(torch.bfloat16) / (1 - rate)
-        self._places = threading.local()
+        self._slices = threading.local()
         for name, module in model.named_modules():
             if name.endswith(("out_proj", "fc2", "shared")):
                 module.register_forward_hook(self._drop)
 
     def begin(self, key: str) -> None:
-        """Fixes the places of this thread's next forward pass."""
-        self._places.random = random.Random(key)
+        """Seeds the slices of this thread's next forward pass."""
+        self._slices.random = random.Random(key)
 
     def _drop(self, module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if not module.training:
             return output
-        start = self._places.random.randrange(len(self._pool) - output.numel())
+        start = self._slices.random.randrange(len(self._pool) - output.numel())
         return output * self._pool[start : start + output.numel()].view(output.shape).to(output.dtype)
 
 
 class _Watch:
-    """What is said and kept on the way: the bar, a line of the log every hundred steps, a checkpoint now and then."""
+    """What happens between steps: the progress bar, a log line every hundred steps, a checkpoint every so often."""
 
-    def __init__(self, run: Run, log: TextIO, bar: Any, save_every: float) -> None:
+    def __init__(self, run: TranslationRun, log: TextIO, bar: Any, save_every: float) -> None:
         self._run, self._log, self._bar, self._save_every = run, log, bar, save_every
         self._saved = self._last = time.monotonic()
         self._losses: list[float] = []
@@ -254,8 +256,8 @@ class _Watch:
             self._saved = now
 
 
-def height(progress: Progress, settings: Settings) -> float:
-    """The learning rate's share of its height: rising at first, falling over the last tokens."""
+def rate_factor(progress: Progress, settings: TranslationSettings) -> float:
+    """The learning rate's part of its height: it rises over the warm-up and falls over the cool-down."""
     falling = (settings.tokens - progress.tokens) / max(settings.cool_down, 1)
     return max(min((progress.step + 1) / settings.warmup, 1.0, falling), 0.0)
 
@@ -278,7 +280,7 @@ def _padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([[*row, EOS, *[PAD] * (longest - len(row))] for row in rows])
 
 
-def _optimizers(named: dict[str, nn.Parameter], settings: Settings) -> list[Optimizer]:
+def _optimizers(named: dict[str, nn.Parameter], settings: TranslationSettings) -> list[Optimizer]:
     """Muon for the layers' matrices, AdamW for the rest."""
     matrices = [p for name, p in named.items() if p.dim() == 2 and "shared" not in name]
     rest = [p for p in named.values() if not any(p is matrix for matrix in matrices)]

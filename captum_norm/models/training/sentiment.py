@@ -1,11 +1,12 @@
-"""How was the embedded classifier made?  By this: a low-rank update of MiniLM-L6 and a head, learnt from film snippets.
+"""How was the embedded classifier made?  A low-rank update of MiniLM-L6 and a head were learnt from film snippets:
 
-    python -m captum_norm.models.train_sentiment --polarity sentence_polarity.zip --sst trees --output new.safetensors
+    python -m captum_norm.models.training.sentiment --polarity sentence_polarity.zip --sst trees --output
+    new.safetensors
 
-The data are those of :mod:`captum_norm.models.polarity`; the treebank is read only to keep its sentences out of
-training and to report how well they are told apart.  The attention and feed-forward matrices of all six layers and the
-pooler's are updated, W + U D (:mod:`captum_norm.models.low_rank`).  The pooler sees the first token alone, so what the
-classifier knows of a text it must gather there.  On one CPU core it takes some minutes.
+The data are those of :mod:`captum_norm.models.training.polarity`; the treebank serves only to keep its sentences out
+of training and to report the accuracy on them.  The attention and feed-forward matrices of all six layers and the
+pooler's become W + U D (:mod:`captum_norm.models.low_rank`).  The pooler sees the first token alone, so the
+encoder learns to gather there what the classifier needs.  Training takes some minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -33,16 +34,24 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from captum_norm.models.embedded import LABELS, build_sentiment, load_encoder, load_sentiment, read_encoder
-from captum_norm.models.low_rank import DOWN, UP, LowRankUpdate
-from captum_norm.models.polarity import Snippet, Split, binary, read_polarity, read_trees, split_snippets
+from captum_norm.models.low_rank import DOWN, UP
+from captum_norm.models.training.low_rank_update import LowRankUpdate
+from captum_norm.models.training.polarity import (
+    Snippet,
+    SnippetSplit,
+    binary,
+    read_polarity,
+    read_trees,
+    split_snippets,
+)
 
 MASK = 103  # the id of [MASK]
 Encoded = tuple[list[int], int]  # token ids of a snippet, with [CLS] and [SEP], and its label
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train.  Chosen on the treebank's dev sentences; neither its test nor the held-out snippets had a say.
+class SentimentSettings:
+    """How to train.  Chosen on the treebank's dev sentences, without its test sentences and the held-out snippets.
 
     Attributes:
         seed: of the updates' start, the order of the batches and the gaps.
@@ -72,10 +81,10 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the data, trains, and writes the weights with a description beside them; exit code 2 where it cannot."""
+    """Reads the data, trains, and writes the weights and their description; exits with 2 where that is impossible."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    settings = Settings(options.seed, options.epochs, rank=options.rank, held_out=options.held_out)
+    settings = SentimentSettings(options.seed, options.epochs, rank=options.rank, held_out=options.held_out)
     torch.set_num_threads(options.threads)
     if not Path(options.output).resolve().parent.is_dir():
         parser.error(f"--output {options.output}: there is no such folder.")
@@ -92,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(Path(options.output), changes(model), card, tests)
 
 
-def learn(snippets: Sequence[Snippet], settings: Settings) -> BertForSequenceClassification:
-    """The classifier after training on the snippets, its updates still apart from its weights."""
+def learn(snippets: Sequence[Snippet], settings: SentimentSettings) -> BertForSequenceClassification:
+    """The classifier trained on the snippets, its updates not yet merged into its weights."""
     encoder, _ = read_encoder("train_sentiment")
     torch.manual_seed(settings.seed)
     model = build_sentiment(encoder)
@@ -102,8 +111,8 @@ def learn(snippets: Sequence[Snippet], settings: Settings) -> BertForSequenceCla
     return model
 
 
-def train(model: BertForSequenceClassification, data: Sequence[Encoded], settings: Settings) -> None:
-    """Trains update and head of a prepared model, in place: AdamW, its rate rising and falling linearly."""
+def train(model: BertForSequenceClassification, data: Sequence[Encoded], settings: SentimentSettings) -> None:
+    """Trains the update and head of a prepared model in place: AdamW, with a rate that rises and falls linearly."""
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * len(list(_batches(data, settings.batch, random.Random(0))))
@@ -127,19 +136,19 @@ def train(model: BertForSequenceClassification, data: Sequence[Encoded], setting
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, snippets: Sequence[Snippet], longest: int = 512) -> list[Encoded]:
-    """Token ids and label of each snippet; only training cuts them, at ``longest`` tokens."""
+    """Token ids and label of each snippet, cut at ``longest`` tokens."""
     ids = tokenizer([snippet.text for snippet in snippets], truncation=True, max_length=longest)["input_ids"]
-    return [(one, snippet.label) for one, snippet in zip(ids, snippets, strict=True)]
+    return [(row, snippet.label) for row, snippet in zip(ids, snippets, strict=True)]
 
 
 def with_gaps(ids: Tensor, share: float, chance: torch.Generator) -> Tensor:
-    """Ids (batch, token) of which about this share is replaced by [MASK], so that no single word can be relied on."""
+    """Ids (batch, token) with about this share replaced by [MASK], so that the model relies on no single word."""
     hit = torch.rand(ids.shape, generator=chance) < share
-    return ids.masked_fill(hit & (ids > MASK), MASK)  # all that is no word, padding included, has a smaller id
+    return ids.masked_fill(hit & (ids > MASK), MASK)  # special tokens, padding included, have smaller ids
 
 
 def accuracy(model: BertForSequenceClassification, data: Sequence[Encoded]) -> float:
-    """The share of texts labelled rightly, by a model in evaluation mode."""
+    """The share of texts that a model in evaluation mode labels rightly."""
     with torch.inference_mode():
         hits = [
             (model(input_ids=ids, attention_mask=mask).logits.argmax(-1) == labels).sum().item()
@@ -149,7 +158,7 @@ def accuracy(model: BertForSequenceClassification, data: Sequence[Encoded]) -> f
 
 
 def prepare(model: BertForSequenceClassification, rank: int) -> None:
-    """Freezes the encoder, and gives each of its matrices that acts on tokens a low-rank update to be learnt."""
+    """Freezes the encoder, and gives each of its matrices that acts on tokens a low-rank update to learn."""
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
     for module in list(model.bert.modules()):
@@ -158,7 +167,7 @@ def prepare(model: BertForSequenceClassification, rank: int) -> None:
 
 
 def changes(model: BertForSequenceClassification) -> dict[str, Tensor]:
-    """What was learnt, by the names of :mod:`captum_norm.models.low_rank`, in half precision."""
+    """The learnt tensors in half precision, under the names that :mod:`captum_norm.models.low_rank` reads."""
     learnt = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     return {
         name.replace(".parametrizations.weight.0.up", ".weight" + UP).replace(
@@ -174,18 +183,19 @@ def _batches(data: Sequence[Encoded], size: int, order: random.Random) -> Iterat
     groups = [near_length[i : i + size] for i in range(0, len(near_length), size)]
     order.shuffle(groups)
     for group in groups:
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(one) for one, _ in group], batch_first=True)
-        lengths = torch.tensor([len(one) for one, _ in group])
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row, _ in group], batch_first=True)
+        lengths = torch.tensor([len(row) for row, _ in group])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         yield ids, mask, torch.tensor([label for _, label in group])
 
 
 def _rate(done: float, warmup: float) -> float:
+    """The learning rate's part of its highest value, after this part of all steps."""
     return min(done / warmup, (1 - done) / (1 - warmup))
 
 
-def describe(split: Split, settings: Settings, seconds: float) -> dict[str, Any]:
-    """What the file of weights was made from, and with what."""
+def describe(split: SnippetSplit, settings: SentimentSettings, seconds: float) -> dict[str, Any]:
+    """The description of a file of weights: what it was trained on, how, and with which versions."""
     return {
         "task": "sentiment of English film snippets",
         "labels": list(LABELS),
@@ -215,7 +225,7 @@ def describe(split: Split, settings: Settings, seconds: float) -> dict[str, Any]
 
 
 def write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any], tests: dict[str, list[Snippet]]) -> None:
-    """Writes weights and description, whole or not at all; the accuracy is that of what the file gives back."""
+    """Writes weights and description, both or neither.  The accuracy is that of the model loaded from the file."""
     content = save(tensors)
     card["weights"] = {"bytes": len(content), "blake2b": hashlib.blake2b(content).hexdigest()}
     with TemporaryDirectory(dir=path.parent) as folder:
@@ -233,18 +243,24 @@ def write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any], tests: d
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m captum_norm.models.train_sentiment",
+        prog="python -m captum_norm.models.training.sentiment",
         description="Trains the embedded sentiment classifier: a low-rank update of MiniLM-L6 and a head.",
-        epilog="example: python -m captum_norm.models.train_sentiment --polarity sentence_polarity.zip --sst trees "
+        epilog="example: python -m captum_norm.models.training.sentiment --polarity sentence_polarity.zip --sst trees "
         "--output sentiment.safetensors",
     )
     parser.add_argument("--polarity", required=True, metavar="ZIP", help="sentence_polarity.zip of Pang & Lee (2005)")
     parser.add_argument("--sst", required=True, metavar="FOLDER", help="the treebank's trees: dev.txt and test.txt")
     parser.add_argument("--output", required=True, metavar="FILE", help="where the weights go; FILE's name.json beside")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of the updates and of the order (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=Settings.epochs, help="passes over the data (%(default)s)")
-    parser.add_argument("--rank", type=int, default=Settings.rank, help="of each update (%(default)s)")
-    parser.add_argument("--held-out", type=int, default=Settings.held_out, help="snippets to test on (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=SentimentSettings.seed, help="of the updates and of the order (%(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=SentimentSettings.epochs, help="passes over the data (%(default)s)"
+    )
+    parser.add_argument("--rank", type=int, default=SentimentSettings.rank, help="of each update (%(default)s)")
+    parser.add_argument(
+        "--held-out", type=int, default=SentimentSettings.held_out, help="snippets to test on (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser
 

@@ -1,4 +1,4 @@
-"""How near is a translation to a reference?  BLEU over a corpus, on words as they are given.
+"""How near are translations to their references?  BLEU over a corpus, on the words given.
 
 Source: Papineni et al. (2002), https://aclanthology.org/P02-1040.
 """
@@ -16,23 +16,25 @@ def bleu(translations: Sequence[Sequence[str]], references: Sequence[Sequence[st
     """The geometric mean of the precisions of runs of one to four words, times a penalty for brevity, in percent.
 
     Args:
-        translations: the words of each.
-        references: one for each.
+        translations: the words of each translation.
+        references: the words of its reference.
 
     Raises:
-        ValueError: if there are not as many of one as of the other, or none.
+        ValueError: if their numbers differ, or there are none.
 
     Example:
         >>> bleu([["a", "cat", "sat", "down", "."]], [["a", "cat", "sat", "down", "."]])
         100.0
     """
     if len(translations) != len(references) or not references:
-        raise ValueError(f"bleu: {len(translations)} translations of {len(references)} references.")
+        raise ValueError(
+            f"bleu: {len(translations)} translations for {len(references)} references; give one reference for each."
+        )
     right, given = [0] * _LONGEST, [0] * _LONGEST
-    for ours, theirs in zip(translations, references, strict=True):
+    for translation, reference in zip(translations, references, strict=True):
         for n in range(1, _LONGEST + 1):
-            runs = _runs(ours, n)
-            right[n - 1] += (runs & _runs(theirs, n)).total()
+            runs = _runs(translation, n)
+            right[n - 1] += (runs & _runs(reference, n)).total()
             given[n - 1] += runs.total()
     if not all(right):
         return 0.0
@@ -42,4 +44,5 @@ def bleu(translations: Sequence[Sequence[str]], references: Sequence[Sequence[st
 
 
 def _runs(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """The runs of ``n`` words, each with how often it occurs."""
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))

@@ -1,15 +1,15 @@
-"""How was the embedded translation model made?  By this: a small Marian-type Transformer, German to English.
+"""How was the embedded translation model made?  A small Marian-type Transformer learnt to translate German to English:
 
-    python -m captum_norm.models.train_translation --tatoeba deu-eng.zip --wmt wmt --europarl europarl \\
+    python -m captum_norm.models.training.translation --tatoeba deu-eng.zip --wmt wmt --europarl europarl \\
         --kept-out gold.de gold.en --folder run --tokens 60000000
 
-A run lives in its folder.  Stopped or killed, it goes on from its last checkpoint when the same line is typed again,
-and what comes out is what an unbroken run would have given.  The learning rate stays at its height and falls to zero
-over the last ``--cool-down`` tokens.  So any state can be made into a finished model: copy the folder, and run the copy
-to the tokens it has plus those of the cool-down.  At the end, and with ``--write-only`` at once, the weights, their
-description and the pieces are written to the folder as ``translation.*``.
+A run keeps everything in its folder.  If it is stopped or killed, the same line resumes it from its last checkpoint,
+with the result that an unbroken run would have had.  The learning rate stays at its height and falls to zero over the
+last ``--cool-down`` tokens.  So any state becomes a finished model: copy the folder, and run the copy to the tokens it
+has plus those of the cool-down.  At the end, or at once with ``--write-only``, the run writes the weights, their
+description and the pieces to the folder as ``translation.*``.
 
-Nothing teaches the model how to align: its loss is that of the next piece alone.
+Nothing teaches the model how to align: it learns to predict the next piece, and no more.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import Any
 import torch
 
 from captum_norm.files import replacing
-from captum_norm.models import parallel_text
-from captum_norm.models.parallel_text import Pair
-from captum_norm.models.translation import learn_pieces, read_pieces
-from captum_norm.models.translation_batches import encode
-from captum_norm.models.translation_run import Run, Settings
-from captum_norm.models.translation_writing import write
+from captum_norm.models.training import parallel_text
+from captum_norm.models.training.parallel_text import Pair
+from captum_norm.models.training.translation_batches import encode
+from captum_norm.models.training.translation_pieces import learn_pieces
+from captum_norm.models.training.translation_run import TranslationRun, TranslationSettings
+from captum_norm.models.training.translation_writing import write
+from captum_norm.models.translation import read_pieces
 
 COLLECTIONS = {
     "Tatoeba": {
@@ -46,15 +47,15 @@ COLLECTIONS = {
         "licence": "MIT (repository); the European Parliament asks to be named as the source",
     },
 }
-_DEFAULT = Settings()
+_DEFAULT = TranslationSettings()
 VOCABULARY_REPEATS = (1, 3, 6)  # how often each collection counts where the pieces are learnt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the data, trains or goes on training, and writes the model; exit code 2 where it cannot."""
+    """Reads the data, trains or resumes training, and writes the model; exits with 2 where that is impossible."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    settings = Settings(
+    settings = TranslationSettings(
         seed=options.seed, tokens=options.tokens, cool_down=options.cool_down, learning_rate=options.learning_rate
     )
     torch.set_num_threads(1)
@@ -69,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(run, held_out, _card(run, split))
 
 
-def _run(options: argparse.Namespace, settings: Settings, learnt: Sequence[Sequence[Pair]]) -> Run:
-    """The run of a folder, trained."""
+def _run(
+    options: argparse.Namespace, settings: TranslationSettings, learnt: Sequence[Sequence[Pair]]
+) -> TranslationRun:
+    """The run of a folder, trained to its end unless ``--write-only`` is given."""
     vocabulary = options.folder / "pieces.json"
     if not vocabulary.exists():
         times = zip(learnt, VOCABULARY_REPEATS, strict=True)
@@ -78,14 +81,14 @@ def _run(options: argparse.Namespace, settings: Settings, learnt: Sequence[Seque
         with replacing(vocabulary) as unfinished:
             learn_pieces(sentences, settings.vocabulary).save(str(unfinished), pretty=False)
     pieces = read_pieces(vocabulary)
-    run = Run(options.folder, pieces, settings, options.threads)
+    run = TranslationRun(options.folder, pieces, settings, options.threads)
     if not options.write_only:
         run.train([encode(pieces, pairs) for pairs in learnt])
     return run
 
 
 def read_collections(tatoeba: Path, wmt: Path, europarl: Path, kept_out: Sequence[Path]) -> list[list[Pair]]:
-    """The usable pairs of Tatoeba, WMT and Europarl, without any that has a sentence to be kept out.
+    """The usable pairs of Tatoeba, WMT and Europarl that have none of the sentences kept out.
 
     Args:
         tatoeba: ``deu-eng.zip``.
@@ -94,7 +97,7 @@ def read_collections(tatoeba: Path, wmt: Path, europarl: Path, kept_out: Sequenc
         kept_out: files with a sentence on each line, of either language.
 
     Raises:
-        FileNotFoundError, ValueError: if one of them is missing or is something else.
+        FileNotFoundError, ValueError: if one of them is missing or in another format.
     """
     barred = [line for path in kept_out for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     read = (
@@ -105,8 +108,8 @@ def read_collections(tatoeba: Path, wmt: Path, europarl: Path, kept_out: Sequenc
     return [parallel_text.without(parallel_text.usable(pairs), barred) for pairs in read]
 
 
-def _card(run: Run, split: Sequence[tuple[list[Pair], list[Pair]]]) -> dict[str, Any]:
-    """What the file of weights was made from, and with what."""
+def _card(run: TranslationRun, split: Sequence[tuple[list[Pair], list[Pair]]]) -> dict[str, Any]:
+    """The description of a file of weights: what it was trained on, how, and with which versions."""
     data = [
         {"name": name, **facts, "training": len(learnt), "held_out": len(held)}
         for (name, facts), (learnt, held) in zip(COLLECTIONS.items(), split, strict=True)
@@ -126,9 +129,9 @@ def _card(run: Run, split: Sequence[tuple[list[Pair], list[Pair]]]) -> dict[str,
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m captum_norm.models.train_translation",
-        description="Trains the embedded translation model, German to English; goes on where it was stopped.",
-        epilog="example: python -m captum_norm.models.train_translation --tatoeba deu-eng.zip --wmt wmt "
+        prog="python -m captum_norm.models.training.translation",
+        description="Trains the embedded translation model, German to English; resumes a run that was stopped.",
+        epilog="example: python -m captum_norm.models.training.translation --tatoeba deu-eng.zip --wmt wmt "
         "--europarl europarl --kept-out gold.de gold.en --folder run",
     )
     parser.add_argument("--tatoeba", required=True, type=Path, metavar="ZIP", help="deu-eng.zip of manythings.org/anki")

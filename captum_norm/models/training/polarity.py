@@ -1,11 +1,11 @@
-"""Which film snippets may a classifier learn from?  Those that no later test can contain, not even nearly.
+"""Which film snippets may a classifier learn from?  Those that are not in a test, nor near a sentence of one.
 
-Two data sets are read: the sentence polarity data of Pang & Lee (2005), https://arxiv.org/abs/cs/0506075 (CC BY 4.0),
-and the Stanford Sentiment Treebank (Socher et al. 2013), whose sentences are those same snippets, respelt, and cut at
-full stops.  To keep the treebank's dev and test sentences out of training, texts are compared by what survives
-respelling: the sets of all runs of eight letters or digits, after accents, case, spaces and punctuation are taken away.
-Each of those 3,311 sentences shares at least 0.8 of its runs with some snippet, so half is a cautious bound: it leaves
-out another 180 snippets that merely resemble one of them.
+This file reads two data sets: the sentence polarity data of Pang & Lee (2005), https://arxiv.org/abs/cs/0506075 (CC BY
+4.0), and the Stanford Sentiment Treebank (Socher et al. 2013), whose sentences are those same snippets, respelt, and
+cut at full stops.  To keep the treebank's dev and test sentences out of training, texts are compared by what survives
+respelling: the set of all runs of eight letters or digits, without accents, case, spaces and punctuation.  Each of
+those 3,311 sentences shares at least 0.8 of its runs with some snippet, so half is a cautious bound: it also leaves out
+180 snippets that merely resemble one of them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Snippet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Split:
-    """Snippets to learn from, to test on, and those left out because they are in, or near, a text kept for others."""
+class SnippetSplit:
+    """Snippets to learn from, to test on, and those removed because a test contains them or a near one."""
 
     training: list[Snippet]
     held_out: list[Snippet]
@@ -79,10 +79,10 @@ def binary(trees: Iterable[tuple[str, int]]) -> list[Snippet]:
     return [Snippet(text, int(label > 2)) for text, label in trees if label != 2]
 
 
-def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_out: int) -> Split:
-    """Parts snippets into those to learn from and those to test on, with nothing shared and nothing of ``kept_out``.
+def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_out: int) -> SnippetSplit:
+    """Splits snippets into those to learn from and those to test on, with nothing near ``kept_out`` or each other.
 
-    Which side a snippet falls on depends on its letters alone, not on its place in the file nor on random numbers.
+    The letters of a snippet alone decide on which side it falls, not its place in the file nor random numbers.
 
     Args:
         snippets: all there are.
@@ -105,7 +105,7 @@ def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_ou
     test, rest = order[:held_out], order[held_out:]
     twins = near([texts[i] for i in rest], [texts[i] for i in test])
     training = [i for n, i in enumerate(rest) if n not in twins]
-    return Split(
+    return SnippetSplit(
         training=[snippets[i] for i in training],
         held_out=[snippets[i] for i in test],
         removed=[snippets[i] for i in sorted(set(range(len(texts))).difference(training, test))],
@@ -120,8 +120,8 @@ def near(texts: Sequence[str], others: Sequence[str]) -> set[int]:
     """
     sets = [runs(text) for text in texts]
     where = defaultdict(list)
-    for i, found in enumerate(sets):
-        for run in found:
+    for i, own_runs in enumerate(sets):
+        for run in own_runs:
             where[run].append(i)
     result: set[int] = set()
     for other in map(runs, others):
