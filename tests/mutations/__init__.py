@@ -1,0 +1,1 @@
+"""One-line changes of the package that the tests must notice: ``python -m tests.mutations``."""
