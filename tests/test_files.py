@@ -25,12 +25,17 @@ def test_a_finished_file_takes_the_place_of_the_old_one(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"scores.json": "new"}
 
 
+def write_half(target):
+    with replacing(target) as unfinished:
+        unfinished.write_text("ne")
+        raise KeyboardInterrupt
+
+
 def test_whatever_raises_the_old_file_stays_and_nothing_is_left_beside_it(tmp_path):
     target = tmp_path / "scores.json"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(target) as unfinished:
-        unfinished.write_text("ne")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(target)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"scores.json": "old"}
 
 

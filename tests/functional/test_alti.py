@@ -1,6 +1,7 @@
 """ALTI's contributions are the definition, vector by vector, and shares of each row."""
 
 import warnings
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -84,6 +85,14 @@ def test_rows_add_up_to_one():
             shares = alti(**block, output=output, p=p)
             assert (shares >= 0).all()
             torch.testing.assert_close(shares.sum(-1), torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_as_published_the_norm_divides_without_its_eps():
+    block, _ = draw_alti((1, 2, 3, 0, 4, 6))
+    without = {**block, "norm": replace(block["norm"], eps=0.0)}
+    published = quietly(**block, as_published=True)
+    torch.testing.assert_close(published, quietly(**without, as_published=True))
+    assert not torch.allclose(published, quietly(**block))
 
 
 def test_by_hand_what_reaches_past_the_output_counts_less():

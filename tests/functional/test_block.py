@@ -288,6 +288,19 @@ def test_where_the_residual_cancels_attention_float32_results_are_those_of_float
     torch.testing.assert_close(res_norms(*list(block.values())[:4]).double(), expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("of_others", [1.0, 1e-2, 1e-6])
+def test_ratios_are_the_same_where_what_attention_gave_out_is_known(of_others):
+    """What comes from others is that less the own part, or is mixed by itself where little of it is left."""
+    block, own = draw((2, 3, 20, 0, 8, 32), torch.float32, form="plain")
+    block["weights"] *= torch.where(torch.eye(20, dtype=torch.bool), 1.0, of_others)
+    attention = {name: block[name] for name in ("weights", "values", "W_O")}
+    expected = by_definition(block, own)
+    b_O = torch.randn(32)
+    block["attended"] = (contributions(**attention).sum((1, 3)) + b_O).float()
+    for name, found in block_quantities(["mixing_attn", "mixing_res", "mixing_res_ln"], **block, b_O=b_O).items():
+        torch.testing.assert_close(found.double(), expected[name], rtol=5e-6, atol=0, msg=lambda m, n=name: n + m)
+
+
 def test_a_changed_gamma_is_seen_though_the_projection_is_kept():
     block, own = draw((1, 2, 20, 0, 3, 6), torch.float32)
     for _ in range(3):
