@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from captum_norm.attr._aggregate import CallMap, Rollout
-from captum_norm.attr._reduction import without_padding
+from captum_norm.attr._maps import CallMap, without_padding
+from captum_norm.attr._paths import Rollout
 from captum_norm.capture import AttentionRecord
 from captum_norm.capture.running import at_least_float32, run_recorded
 from captum_norm.forward.inputs import ModelInputs, call_model

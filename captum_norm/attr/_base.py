@@ -1,4 +1,4 @@
-"""What all methods share: one recorded pass of the model, a measure per attention call, an aggregate.
+"""What all methods share: the model runs once and is read, maps are made of what was read, and maps become scores.
 
 A method is a *measure* (a matrix per attention call) times an *aggregate* (how the calls become one answer) times a
 *position* (whose row is asked for).  The named classes are presets of a few lines.
@@ -7,25 +7,50 @@ A method is a *measure* (a matrix per attention call) times an *aggregate* (how 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn import DataParallel, Module
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn import Module
 
 from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
-from captum_norm.attr._captum import Attribution, as_tuple, check_target, extra_arguments, is_tuple, logged, run_forward
-from captum_norm.attr._placing import spread
+from captum_norm.attr._captum import (
+    Attribution,
+    as_tuple,
+    check_target,
+    extra_arguments,
+    is_tuple,
+    logged,
+    run_forward,
+)
+from captum_norm.attr._forward import distinct, position_given, readable
+from captum_norm.attr._maps import call_map, measured
+from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, Reduction, check_kind
-from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
-from captum_norm.forward import HFForward
-from captum_norm.forward.inputs import check_inputs
+from captum_norm.attr._reduction import KindType, Reduction
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, recording
+from captum_norm.forward.keywords import unwrapped
 
 
-class Method:
+@dataclass(frozen=True)
+class AttributionReport:
+    """What a call of ``attribute`` read, and how exactly.
+
+    Attributes:
+        certificates: each attention call that was read (its ``modules`` left out) with its certificate, in call order;
+            empty for methods that do not read calls.
+        left_out: per input, the share of the row's total that went to keys that are no input (a class token, memory,
+            sinks) and is in no score: (batch,), or (batch, row) for several rows; dimensionless.  Empty for layer
+            classes, whose maps hold every key.
+    """
+
+    certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
+    left_out: tuple[Tensor, ...] = ()
+
+
+class AttentionMethod:
     """What input-level and layer-level classes have in common.
 
     Attributes:
@@ -51,18 +76,6 @@ class Method:
         """
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}; use attribute.")
 
-    def _run(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Any,
-        extras: tuple[Any, ...],
-        on_record: Callable[[AttentionRecord], None],
-        on_inexact: Callable[[InexactCaptureError], None],
-    ) -> None:
-        """Run the model once, without gradients; each attention call goes to ``on_record`` as it finishes."""
-        with torch.no_grad():
-            check_target(self._forward(inputs, extras, on_record, on_inexact), target)
-
     def _forward(
         self,
         inputs: tuple[Tensor, ...],
@@ -71,37 +84,64 @@ class Method:
         on_inexact: Callable[[InexactCaptureError], None],
         differentiable: bool = False,
     ) -> Any:
-        """The model's own output, every attention call being recorded."""
-        forward = unwrapped(self.forward_func)
-        _refuse_replicas(type(self).__name__, self.forward_func)
-        sources = _sources(forward, inputs, extras)
-        model = getattr(forward, "model", None)
-        try:
-            _check_raw_model(forward, inputs, extras)
-            with recording(
+        """The model's own output; each attention call goes to ``on_record`` as it finishes."""
+        model = getattr(unwrapped(self.forward_func), "model", None)
+        with (
+            readable(type(self).__name__, self.forward_func, inputs, extras) as sources,
+            recording(
                 on_record,
                 sources=sources,
                 model=model if isinstance(model, Module) else None,
                 on_inexact=on_inexact,
                 differentiable=differentiable,
                 blocks=self.reads_block,
-            ):
-                return run_forward(self.forward_func, inputs, extras)
-        except (RuntimeError, TypeError) as error:
-            _explain_float_ids(type(self).__name__, inputs, error)
-            raise
+            ),
+        ):
+            return run_forward(self.forward_func, inputs, extras)
 
 
-class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
-    """Scores shaped as the inputs: a row of the aggregated maps of a measure.
-
-    A subclass defines :meth:`measure`, and fixes in its constructor what its paper fixes.
+class InputMethod(AttentionMethod, Attribution):  # type: ignore[misc]  # Captum is not typed
+    """Scores shaped as the inputs.  Every such method can stand for every other: all are asked in the same two ways.
 
     Attributes:
-        reads_target: whether the scores depend on the target.
+        explains: ``"position"``, what one position's representation is made of, whatever the target; or ``"target"``,
+            what one output rests on.
+        signed: whether scores tell for from against.
+        certifies_calls: whether the report names each attention call that was read; else the method reads operations.
     """
 
-    reads_target: ClassVar[bool] = False
+    explains: ClassVar[Literal["position", "target"]] = "position"
+    signed: ClassVar[bool] = False
+    certifies_calls: ClassVar[bool] = True
+
+    def attribute_each(
+        self,
+        inputs: Tensor,
+        targets: Sequence[Any] | None = None,
+        positions: Sequence[int] | None = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Several answers from one forward pass: one for each position and, in methods that explain it, each target.
+
+        Args:
+            inputs: ids (batch, position) or a gate.
+            targets: each as ``target`` of ``attribute``; methods that explain a position do not look at them.
+            positions: the row of each answer, as many as targets; methods that follow an output back by themselves
+                (``DecompX``) do not look at them.
+            additional_forward_args: as in ``attribute``.
+
+        Returns:
+            (answer, batch, position), equal to the answers one by one.
+        """
+        raise NotImplementedError
+
+
+class MapMethod(InputMethod):
+    """A row of the aggregated maps of a measure.
+
+    A subclass defines :meth:`measure`, or, where a map takes more than its own record, :meth:`_read`; and it fixes in
+    its constructor what its paper fixes.
+    """
 
     def __init__(
         self, forward_func: Callable[..., Any], *, aggregate: AggregateType = "mean", residual: bool = False
@@ -114,20 +154,26 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """The matrix of one attention call, (batch, query, key)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no matrix of one attention call by itself.")
 
     def _new_aggregate(self) -> Aggregate:
-        """How the calls of one pass become one answer."""
+        """How the maps of one pass become one answer."""
         return make_aggregate(self.aggregate, self.residual)
 
-    def _fill(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
-        """Give the reduction what it counts."""
-        self._run(inputs, target, extras, reduction.add, reduction.skip)
+    def _read(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
+        """Run the model, and give the reduction the map of each call."""
 
-    def _reduction(self, rows: Rows, kind: KindType, call: int | None, device: torch.device) -> Reduction:
-        """What takes in the records of one pass."""
-        aggregate = self._new_aggregate()
-        return Reduction(type(self).__name__, self.measure, aggregate, rows, check_kind(kind), call, device)
+        def take(record: AttentionRecord) -> None:
+            needed = reduction.note(record)
+            if needed is not None:
+                reduction.add(call_map(record, measured(needed, self.measure)))
+
+        with torch.no_grad():
+            check_target(self._forward(inputs, extras, take, reduction.skip), target)
+
+    def _reduction(self, position: PositionType, kind: KindType, call: int | None, device: torch.device) -> Reduction:
+        """What takes in the maps of one pass."""
+        return Reduction(type(self).__name__, self._new_aggregate(), Rows(position), kind, call, device)
 
     @logged
     def attribute(
@@ -170,82 +216,57 @@ class InputAttribution(Method, Attribution):  # type: ignore[misc]  # Captum is 
             InexactCaptureError: if an attention call cannot be read exactly.
             AssertionError: Captum's, if ``target`` does not fit the output.
         """
-        given = _distinct(as_tuple(inputs))
+        given = distinct(as_tuple(inputs))
         extras = extra_arguments(additional_forward_args)
         if position is None:
-            position = position_given(unwrapped(self.forward_func), extras)
-        rows = Rows(position)
-        reduction = self._reduction(rows, kind, call, given[0].device)
-        self._fill(reduction, given, target, extras)
+            position = position_given(self.forward_func, extras)
+        reduction = self._reduction(position, kind, call, given[0].device)
+        self._read(reduction, given, target, extras)
         with torch.no_grad():
-            answers = [reduction.scores(number, tensor) for number, tensor in enumerate(given)]
+            answers = [reduction.answer(index, tensor) for index, tensor in enumerate(given)]
             scores = tuple(
-                finished(found if rows.several else spread(found, like, grid), like)
-                for (found, _, grid), like in zip(answers, given, strict=True)
+                finished(spread(answer.scores, like, answer.grid), like)
+                for answer, like in zip(answers, given, strict=True)
             )
-        self.report = AttributionReport(tuple(reduction.certificates), tuple(left_out for _, left_out, _ in answers))
+        left_out = tuple(answer.left_out for answer in answers)
+        self.report = AttributionReport(tuple(reduction.certificates), left_out)
         return scores if is_tuple(inputs) else scores[0]
 
+    def attribute_each(
+        self,
+        inputs: Tensor,
+        targets: Sequence[Any] | None = None,
+        positions: Sequence[int] | None = None,
+        additional_forward_args: Any = None,
+        *,
+        kind: KindType = None,
+        call: int | None = None,
+    ) -> Tensor:
+        """The rows of several positions, from one forward pass.
 
-def _distinct(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One tensor given twice (the same text to encoder and decoder) is two inputs, each with scores of its own."""
-    return tuple(
-        tensor.clone() if any(tensor is other for other in inputs[:number]) else tensor
-        for number, tensor in enumerate(inputs)
-    )
+        Args:
+            inputs: ids (batch, position) or a gate.
+            targets: not looked at, as the scores do not depend on them.
+            positions: the rows.
+            additional_forward_args, kind, call: as in :meth:`attribute`.
 
+        Returns:
+            (row, batch, position), equal to the rows one by one.
 
-def finished(scores: Tensor, like: Tensor) -> Tensor:
-    """Detached, contiguous, on the input's device."""
-    return scores.detach().to(like.device).contiguous()
+        Raises:
+            ValueError: without positions; and as :meth:`attribute`.
+            TypeError, InexactCaptureError: as :meth:`attribute`.
 
-
-def unwrapped(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """The module inside DataParallel and its kind."""
-    while isinstance(forward_func, DataParallel | DistributedDataParallel):
-        forward_func = forward_func.module
-    return forward_func
-
-
-def _refuse_replicas(title: str, forward_func: Callable[..., Any]) -> None:
-    modules = forward_func.modules() if isinstance(forward_func, Module) else ()
-    for module in modules:
-        if isinstance(module, DataParallel) and len(module.device_ids) > 1:
-            raise ValueError(
-                f"{title}: DataParallel runs replicas on devices {module.device_ids} in threads that cannot be read. "
-                "Pass its .module, or DataParallel(module, device_ids=[0])."
-            )
-
-
-def _sources(forward: Callable[..., Any], inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The tensors whose positions are the inputs' positions: in gate mode, the ids that the gate belongs to."""
-    gated = getattr(forward, "mode", None) == "gate" and extras and isinstance(extras[0], Tensor)
-    return (extras[0], *inputs[1:]) if gated else inputs
-
-
-def _check_raw_model(forward: Callable[..., Any], inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> None:
-    """Refuse what a Hugging Face model cannot take (empty or too long texts, ids it does not know) before it runs."""
-    if isinstance(forward, Module) and not isinstance(forward, HFForward):  # which checks for itself
-        check_inputs(forward, (*inputs, *extras))
-
-
-def position_given(forward: Callable[..., Any], extras: tuple[Any, ...]) -> PositionType:
-    """HFForward's position: the last of the extras if it was passed along, else the object's own."""
-    names = getattr(forward, "names", None)
-    if not isinstance(names, tuple):
-        return None
-    passed = extras[len(names) + (getattr(forward, "mode", None) == "gate") :]
-    return passed[0] if passed and passed[0] is not None else getattr(forward, "position", None)
-
-
-def _explain_float_ids(title: str, inputs: tuple[Tensor, ...], error: Exception) -> None:
-    """Raise what to do instead if the model refused float numbers where it looks up ids."""
-    floats = [number for number, tensor in enumerate(inputs) if tensor.is_floating_point()]
-    if floats and any(
-        words in str(error) for words in ("'indices' to have one of the following", "looks up token ids")
-    ):
-        raise TypeError(
-            f"{title}: inputs[{floats[0]}] holds float numbers, but the model looks up token ids (long). Methods that "
-            "add noise to the inputs or scale them (NoiseTunnel, sensitivity_max) need HFForward(model, mode='gate') "
-            "or mode='embeds'."
-        ) from error
+        Example:
+            >>> from torch import nn
+            >>> from captum_norm import AttentionNorm
+            >>> model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+            >>> method, gate = AttentionNorm(lambda gate: model(gate[..., None].expand(-1, -1, 8))), torch.ones(1, 5)
+            >>> method.attribute_each(gate, positions=[0, 3]).shape
+            torch.Size([2, 1, 5])
+        """
+        if positions is None:
+            raise ValueError(f"{type(self).__name__}.attribute_each explains positions: give positions=, a list.")
+        rows = torch.tensor([[*positions]]).expand(len(inputs), -1)
+        each = self.attribute(inputs, None, additional_forward_args, position=rows, kind=kind, call=call)
+        return cast("Tensor", each).transpose(0, 1).contiguous()

@@ -56,13 +56,13 @@ def spread(scores: Tensor, like: Tensor, grid: tuple[int, ...] | None) -> Tensor
     """Each position's score, shared evenly by the numbers of the input that make up the position.
 
     Args:
-        scores: (batch, position).
+        scores: (batch, position); several rows, (batch, row, position), are not shared out.
         like: the input: (batch, position) ids or gate, (batch, position, ...) vectors, or (batch, channel, height,
             width) pixels.
         grid: the positions' spatial shape in pixels, else None.
 
     Returns:
-        Shaped as ``like``, in the dtype of scores; sums to the scores.
+        Shaped as ``like`` or, for several rows, as the scores; in the dtype of scores; sums to the scores.
 
     Raises:
         ValueError: if the grid does not divide the input evenly.
@@ -72,6 +72,8 @@ def spread(scores: Tensor, like: Tensor, grid: tuple[int, ...] | None) -> Tensor
         tensor([[[1., 1.],
                  [2., 2.]]])
     """
+    if scores.ndim == 3:
+        return scores
     if like.ndim == 2 and like.shape[1] == scores.shape[1]:
         return scores.clone()
     if grid is not None:
@@ -117,3 +119,8 @@ def share_left_out(scores: Tensor, placed: Tensor) -> Tensor:
     """The share of a row that went to keys that are no input, dimensionless: (batch,) or (batch, query)."""
     total = scores.sum(-1)
     return torch.where(total > 0, 1 - placed.sum(-1) / total, 0).clamp_min(0)
+
+
+def finished(scores: Tensor, like: Tensor) -> Tensor:
+    """Detached, contiguous, on the input's device."""
+    return scores.detach().to(like.device).contiguous()

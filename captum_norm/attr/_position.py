@@ -6,7 +6,7 @@ Axes: b batch, r row asked for, q query, k key.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -24,33 +24,31 @@ class Rows:
             (negative from its end), one index per example, several per example, a tensor (batch, row), ``"mean"`` over
             the real tokens, or ``"all"``.
 
+    Attributes:
+        position: as given.
+        few: whether a row or two are enough, so that no other row needs to be computed.
+        all: whether every row is asked for.
+        several: whether more than one row of each example is asked for, and so given one by one.
+
     Raises:
         ValueError: if ``position`` is another word.
 
     Example:
-        >>> Rows(-1).one(batch=2, queries=5, real=None, causal=False)
-        tensor([4, 4])
+        >>> Rows(-1).chosen(batch=2, queries=5, real=None, causal=False)
+        tensor([[4],
+                [4]])
     """
 
     def __init__(self, position: PositionType) -> None:
         if isinstance(position, str) and position not in ("mean", "all"):
             raise ValueError(f'position should be an index, one per example, "mean" or "all", got {position!r}.')
         self.position = position
-
-    @property
-    def all(self) -> bool:
-        """Whether every row is asked for."""
-        return isinstance(self.position, str) and self.position == "all"
-
-    @property
-    def several(self) -> bool:
-        """Whether more than one row of each example is asked for, and so given one by one."""
-        return self.all or (isinstance(self.position, Tensor) and self.position.ndim == 2)
-
-    @property
-    def few(self) -> bool:
-        """Whether a row or two are enough, so that no other row needs to be computed."""
-        return not isinstance(self.position, str)
+        self.few = not isinstance(position, str)
+        self.all = not self.few and position == "all"
+        self.several = self.all
+        self._columns: tuple[Any, ...] = (position,)
+        if isinstance(position, Tensor) and position.ndim == 2:
+            self.several, self._columns = True, position.unbind(1)
 
     def candidates(self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False) -> Tensor:
         """The rows that may be asked for, before it is known whether the model is causal.
@@ -90,25 +88,13 @@ class Rows:
         """The rows asked for, (batch, key) or several, of scores (batch, row, key) that hold the :meth:`candidates`.
 
         Raises:
-            TypeError, ValueError: as :meth:`one`.
+            TypeError, ValueError: as :meth:`chosen`.
         """
         self.chosen(len(scores), queries, real, causal)
         return scores if self.several else scores[:, -1 if causal and self.position is None else 0]
 
     def chosen(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
-        """The rows that are asked for, (batch, row) long, where it is not ``"mean"`` or ``"all"``.
-
-        Raises:
-            TypeError, ValueError: as :meth:`one`.
-        """
-        if not self.several:
-            return self.one(batch, queries, real, causal)[:, None]
-        assert isinstance(self.position, Tensor)
-        rows = [resolve_position(one, real, batch, queries, causal) for one in self.position.unbind(1)]
-        return torch.stack(rows, dim=1)
-
-    def one(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
-        """The one row per example that is asked for, where it is not ``"mean"`` or ``"all"``.
+        """The rows that are asked for, where it is not ``"mean"`` or ``"all"``.
 
         Args:
             batch: size of the batch.
@@ -117,14 +103,14 @@ class Rows:
             causal: whether every self-attention call of these queries is causal.
 
         Returns:
-            (batch,) long.
+            (batch, row) long, one row unless the position gives several.
 
         Raises:
             TypeError: if the position is no integer.
             ValueError: if a row asked for is out of range or padding.
         """
-        assert not isinstance(self.position, str)
-        return resolve_position(self.position, real, batch, queries, causal)
+        rows = [resolve_position(row, real, batch, queries, causal) for row in self._columns]
+        return torch.stack(rows, dim=1)
 
 
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_norm.attr._maps import score_dtype, without_modules, without_padding
 from captum_norm.attr._position import Rows, take_rows
-from captum_norm.attr._reduction import KindType, Stacks, matches, score_dtype, without_padding
+from captum_norm.attr._reduction import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward import real_tokens
 from captum_norm.functional import summed_norms, value_gradients
@@ -138,13 +139,13 @@ class Splits:
     kind: KindType
     found: dict[int, list[CallSplit]] = field(default_factory=dict)
     seen: list[tuple[AttentionCall, Certificate]] = field(default_factory=list)
-    _stacks: Stacks = field(default_factory=Stacks)
+    _sequences: Sequences = field(default_factory=Sequences)
 
     def add(self, record: AttentionRecord) -> None:
         """Take in the next record, whose forward ran with :class:`LayerInputs`."""
-        self.seen.append((replace(record.call, modules=()), record.certificate))
-        route = self._stacks.note(record)
-        causal = record.call.kind == "causal" if route is None else self._stacks.looks_back(route[0])
+        self.seen.append((without_modules(record.call), record.certificate))
+        route = self._sequences.note(record)
+        causal = record.call.kind == "causal" if route is None else self._sequences.looks_back(route[0])
         for owner in self.owners(record.call):
             self.found.setdefault(owner, []).append(self._split(record, owner, causal))
 
@@ -166,7 +167,7 @@ class Splits:
         dtype = score_dtype(record)
         split = leaf.detach().to(dtype) * gradient.to(dtype)
         norms = summed_norms(plain.weights, plain.values, plain.W_O, gate=gate).sum((1, 2))
-        return CallSplit(replace(record.call, modules=()), given, split, gradients, norms.to(dtype))
+        return CallSplit(without_modules(record.call), given, split, gradients, norms.to(dtype))
 
     def _back_to_input(self, record: AttentionRecord, owner: int, gradients: Tensor) -> tuple[Given, Tensor, Tensor]:
         leaves = self.inputs.of(owner)
@@ -242,5 +243,5 @@ def _asked_for(record: AttentionRecord, rows: Rows, causal: bool) -> tuple[Tenso
     if rows.position == "mean":
         real = real_tokens(record.query_mask, batch, queries).to(record.weights)
         return record.weights * (real / real.sum(1, keepdim=True))[:, None, :, None], record.gate
-    chosen = rows.one(batch, queries, record.query_mask, causal)[:, None]
+    chosen = rows.chosen(batch, queries, record.query_mask, causal)
     return take_rows(record.weights, chosen), None if record.gate is None else take_rows(record.gate, chosen)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from captum_norm.attr._aggregate import AggregateType
-from captum_norm.attr._base import InputAttribution
+from captum_norm.attr._base import MapMethod
 from captum_norm.capture import AttentionRecord
 from captum_norm.measures import alti_contributions, lacks_block
 
 
-class ALTI(InputAttribution):
+class ALTI(MapMethod):
     """A row of the product over layers of c_ij = max(0, ||y_i|| - ||y_i - t_ij||) / row sum.
 
     t_ij is what j adds to the output y_i of an attention block, residual and norms included (as in

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
-from captum_norm.attr._base import InputAttribution
+from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import logged
 from captum_norm.attr._reduction import KindType
 from captum_norm.attr.layer import LayerMethod
@@ -44,7 +44,7 @@ def block_norms(title: str, record: AttentionRecord, residual: bool, layer_norm:
     return norms if residual else norms[..., : record.weights.shape[-1]]
 
 
-class AttentionBlockNorm(InputAttribution):
+class AttentionBlockNorm(MapMethod):
     """||N(sum_h alpha_ij f_h(x_j) + [j = i] x_i)||: how much j adds to i through a whole attention block.
 
     The residual connection hands x_i on to position i, and a normalisation N, its divisor held at what it was, sorts

@@ -10,19 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_norm.attr._base import (
-    Method,
-    _check_raw_model,
-    _distinct,
-    _explain_float_ids,
-    _refuse_replicas,
-    _sources,
-    finished,
-    unwrapped,
-)
+from captum_norm.attr._base import AttributionReport, InputMethod
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
-from captum_norm.attr._outside import outside_inference_mode
-from captum_norm.attr._placing import spread
+from captum_norm.attr._forward import distinct, outside_inference_mode, readable
+from captum_norm.attr._maps import SequenceName
+from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._reduction import nothing_seen
 from captum_norm.linear import (
     ActivationType,
@@ -41,24 +33,24 @@ BiasType = Literal["token", "none", "equal", "cls", "absdot", "norm", "abssim", 
 
 
 @dataclass(frozen=True)
-class DecompXReport:
-    """How the last call of ``attribute`` added up.
+class DecompXReport(AttributionReport):
+    """How the last call of ``attribute`` added up; it has no certificates, as operations are read and not calls.
 
     Attributes:
-        bias: what the biases add to the output, (batch,); in the scores already for rules that share it out.
         left_out: what hidden states that are no input add (a class token, a prefix that was not among the inputs),
             (batch,).
+        bias: what the biases add to the output, (batch,); in the scores already for rules that share it out.
         error, tolerance: the distance between the output and the sum of all shares, relative to their size, and how
             much of it rounding explains.
     """
 
+    left_out: Tensor | None = None  # type: ignore[assignment]  # of the output, not of an input's row
     bias: Tensor | None = None
-    left_out: Tensor | None = None
     error: float = 0.0
     tolerance: float = 0.0
 
 
-class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
+class DecompX(InputMethod):
     """How much each token adds to or takes from the output ``target``: shares that sum to it, with that of the biases.
 
     Every part of the model is held fixed at this input: attention weights, 1/sigma of norms, act(z)/z of activations,
@@ -102,6 +94,10 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
         True
     """
 
+    explains = "target"
+    signed = True
+    certifies_calls = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -117,7 +113,7 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
         self.bias = bias
         self.conventions = Conventions(activation, product)
         self.max_memory = max_memory
-        self.report: DecompXReport = DecompXReport()  # type: ignore[assignment]  # of an output, not of calls
+        self.report: DecompXReport = DecompXReport()
 
     @classmethod
     def get_name(cls) -> str:
@@ -168,26 +164,36 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
             NotFrozenError: a ValueError, if an operation cannot be held fixed, naming it and its module.
             AssertionError: Captum's, if ``target`` does not fit the output.
         """
-        given = _distinct(as_tuple(inputs))
+        given = distinct(as_tuple(inputs))
         extras = extra_arguments(additional_forward_args)
         [(scores, delta)] = self._explained(given, extras, [target])
         answer = scores if is_tuple(inputs) else scores[0]
         return (answer, finished(delta, given[0])) if return_convergence_delta else answer
 
-    def attribute_each(self, inputs: Tensor, targets: Sequence[Any], additional_forward_args: Any = None) -> Tensor:
+    def attribute_each(
+        self,
+        inputs: Tensor,
+        targets: Sequence[Any] | None = None,
+        positions: Sequence[int] | None = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
         """Several outputs of one forward pass, with a backward pass for each; rules that carry parts run anew for each.
 
         Args:
             inputs: ids (batch, position) or a gate.
             targets: each as ``target`` of :meth:`attribute`.
+            positions: not looked at, as an output is followed back from where the target stands.
             additional_forward_args: as in :meth:`attribute`.
 
         Returns:
             (target, batch, position), equal to the targets one by one.  ``report`` is that of the last.
 
         Raises:
-            ValueError, TypeError, AssertionError: as :meth:`attribute`.
+            ValueError: without targets; and as :meth:`attribute`.
+            TypeError, AssertionError: as :meth:`attribute`.
         """
+        if targets is None:
+            raise ValueError("DecompX.attribute_each explains outputs: give targets=, a list.")
         explained = self._explained((inputs,), extra_arguments(additional_forward_args), targets)
         return torch.stack([scores for (scores,), _ in explained])
 
@@ -200,79 +206,73 @@ class DecompX(Method, Attribution):  # type: ignore[misc]  # Captum is not typed
             return [self._shares(found, given) for found in self._contributions(plain, more, targets)]
 
     def _shares(self, found: TokenContributions, given: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        stacks = [_stack(type(self).__name__, found, number, tensor) for number, tensor in enumerate(given)]
-        by_stack = _with_biases(found, self.bias, stacks)
+        title = type(self).__name__
+        sequences = [_sequence_of(title, found, index, tensor) for index, tensor in enumerate(given)]
+        by_sequence = _with_biases(found, self.bias, sequences)
         scores = tuple(
-            finished(_shaped(by_stack[stack], found, stack, like), like)
-            for stack, like in zip(stacks, given, strict=True)
+            finished(_shaped(by_sequence[sequence], found, sequence, like), like)
+            for sequence, like in zip(sequences, given, strict=True)
         )
-        delta = found.output - torch.stack([by_stack[stack].sum(1) for stack in stacks]).sum(0)
-        of_stacks = torch.stack([found.tokens[stack].sum(1) for stack in stacks]).sum(0)
-        left_out = found.output - found.bias - of_stacks
-        self.report = DecompXReport(found.bias.cpu(), left_out.cpu(), found.error, found.tolerance)
+        delta = found.output - torch.stack([by_sequence[sequence].sum(1) for sequence in sequences]).sum(0)
+        of_inputs = torch.stack([found.tokens[sequence].sum(1) for sequence in sequences]).sum(0)
+        left_out = found.output - found.bias - of_inputs
+        self.report = DecompXReport((), left_out.cpu(), found.bias.cpu(), found.error, found.tolerance)
         return scores, delta
 
     def _contributions(
         self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]
     ) -> list[TokenContributions]:
-        forward, title = unwrapped(self.forward_func), type(self).__name__
-        _refuse_replicas(title, self.forward_func)
+        title = type(self).__name__
 
         def explain(targets: Sequence[Any]) -> list[Tensor]:
             output = run_forward(self.forward_func, inputs, extras)
             return [selected(output, target, title) for target in targets]
 
-        try:
-            _check_raw_model(forward, inputs, extras)
-            tokens = _sources(forward, inputs, extras)
-            if self.bias not in _CARRIED:
+        def carried(target: Any, tokens: tuple[Tensor, ...]) -> TokenContributions:
+            return shared_contributions(
+                lambda: explain([target])[0], tokens, self.conventions, self.bias, self.max_memory
+            )
+
+        with readable(title, self.forward_func, inputs, extras) as tokens:
+            try:
+                if self.bias in _CARRIED:
+                    return [carried(target, tokens) for target in targets]
                 return contributions_to_each(partial(explain, targets), tokens, self.conventions)
-
-            def carried(target: Any) -> TokenContributions:
-                def alone() -> Tensor:
-                    return explain([target])[0]
-
-                return shared_contributions(alone, tokens, self.conventions, self.bias, self.max_memory)
-
-            return [carried(target) for target in targets]
-        except NothingMixedError:
-            raise ValueError(nothing_seen(title)) from None
-        except (RuntimeError, TypeError) as error:
-            _explain_float_ids(title, inputs, error)
-            raise
+            except NothingMixedError:
+                raise ValueError(nothing_seen(title)) from None
 
 
-def _stack(title: str, found: TokenContributions, number: int, like: Tensor) -> int | str:
+def _sequence_of(title: str, found: TokenContributions, index: int, like: Tensor) -> SequenceName:
     """The sequence that an input's positions are: its own, or the one that was embedded from within."""
-    if number in found.tokens:
-        return number
+    if index in found.tokens:
+        return index
     # A gate or vectors made inside forward_func: tokens were embedded that are no input by themselves, but as many.
     named = [s for s, t in found.tokens.items() if isinstance(s, str) and like.ndim > 1 and t.shape == like.shape[:2]]
     if len(named) == 1:
         return named[0]
-    seen = ", ".join(f"{stack!r} {tuple(scores.shape)}" for stack, scores in found.tokens.items())
+    seen = ", ".join(f"{sequence!r} {tuple(scores.shape)}" for sequence, scores in found.tokens.items())
     raise ValueError(
-        f"{title}: inputs[{number}], {like.dtype} {tuple(like.shape)}, is read by no attention call that bears on the "
+        f"{title}: inputs[{index}], {like.dtype} {tuple(like.shape)}, is read by no attention call that bears on the "
         f"output. Sequences that are: {seen}. Masks and types belong into additional_forward_args; an encoder-decoder "
         "takes its decoder_input_ids by name (HFForward, or a function that names them)."
     )
 
 
-def _with_biases(found: TokenContributions, bias: str, stacks: list[int | str]) -> dict[int | str, Tensor]:
+def _with_biases(found: TokenContributions, bias: str, sequences: list[SequenceName]) -> dict[SequenceName, Tensor]:
     """The scores with the biases' share as the rule has it."""
     scores = dict(found.tokens)
     if bias == "equal":
-        count = torch.stack([found.reached[stack].sum(1) for stack in dict.fromkeys(stacks)]).sum(0)
+        count = torch.stack([found.reached[sequence].sum(1) for sequence in dict.fromkeys(sequences)]).sum(0)
         part = found.bias / count.clamp_min(1)
-        for stack in dict.fromkeys(stacks):
-            scores[stack] = scores[stack] + part[:, None] * found.reached[stack]
+        for sequence in dict.fromkeys(sequences):
+            scores[sequence] = scores[sequence] + part[:, None] * found.reached[sequence]
     elif bias == "cls":
-        reached = found.reached[stacks[0]]
+        reached = found.reached[sequences[0]]
         first = torch.nn.functional.one_hot(reached.int().argmax(1), reached.shape[1])
-        scores[stacks[0]] = scores[stacks[0]] + found.bias[:, None] * first
+        scores[sequences[0]] = scores[sequences[0]] + found.bias[:, None] * first
     return scores
 
 
-def _shaped(scores: Tensor, found: TokenContributions, stack: int | str, like: Tensor) -> Tensor:
-    grid = found.anchors[stack].grid
+def _shaped(scores: Tensor, found: TokenContributions, sequence: SequenceName, like: Tensor) -> Tensor:
+    grid = found.anchors[sequence].grid
     return spread(scores, like, grid if len(grid) > 1 or like.shape[1] != scores.shape[1] else None)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from captum_norm.attr._aggregate import AggregateType
-from captum_norm.attr._base import InputAttribution
+from captum_norm.attr._base import MapMethod
 from captum_norm.attr.block_norm import block_quantity
 from captum_norm.capture import AttentionRecord
 
 
-class GlobEnc(InputAttribution):
+class GlobEnc(MapMethod):
     """A row of the product over layers of ||N_2(N(sum_h alpha_ij f_h(x_j) + [j = i] x_i))||.
 
     N is the norm behind attention's residual, N_2 that behind the feed-forward part's.  The feed-forward part itself is

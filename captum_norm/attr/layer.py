@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import Method, finished, unwrapped
-from captum_norm.attr._captum import LayerAttribution, as_tuple, extra_arguments, logged
-from captum_norm.attr._reduction import (
-    AttributionReport,
-    KindType,
-    check_kind,
-    matches,
-    nothing_seen,
-    score_dtype,
-    without_padded_rows,
-    without_padding,
-)
+from captum_norm.attr._base import AttentionMethod, AttributionReport
+from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
+from captum_norm.attr._maps import Measure, measured, score_dtype, without_modules
+from captum_norm.attr._placing import finished
+from captum_norm.attr._reduction import KindType, check_kind, matches, nothing_seen
 from captum_norm.attr._split import Splits
 from captum_norm.attr.weights import mean_weights
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
+from captum_norm.forward.keywords import unwrapped
 
 
 @dataclass
@@ -33,18 +27,18 @@ class _LayerMaps:
 
     layers: Sequence[Module]
     kind: KindType
-    measure: Callable[[AttentionRecord], Tensor]
+    measure: Measure
     found: dict[int, list[Tensor]] = field(default_factory=dict)
     seen: list[tuple[AttentionCall, Certificate]] = field(default_factory=list)
 
     def add(self, record: AttentionRecord) -> None:
-        self.seen.append((replace(record.call, modules=()), record.certificate))
+        self.seen.append((without_modules(record.call), record.certificate))
         owners = self._owners(record.call) if matches(record.call, self.kind) else []
         if not owners:
             return
-        one = without_padded_rows(self.measure(without_padding(record)), record).to(score_dtype(record))
+        scores = measured(record, self.measure).to(score_dtype(record))
         for owner in owners:
-            self.found.setdefault(owner, []).append(one)
+            self.found.setdefault(owner, []).append(scores)
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call pass that could not be read and is in no layer asked for (its kind is not known)."""
@@ -55,7 +49,7 @@ class _LayerMaps:
         return [n for n, layer in enumerate(self.layers) if any(layer is module for module in call.modules)]
 
 
-class LayerMethod(Method, LayerAttribution):  # type: ignore[misc]  # Captum is not typed
+class LayerMethod(AttentionMethod, LayerAttribution):  # type: ignore[misc]  # Captum is not typed
     """Base of the layer classes: a subclass gives the map of a record for each choice of ``heads``."""
 
     heads: ClassVar[tuple[str, ...]]
@@ -106,8 +100,9 @@ class LayerMethod(Method, LayerAttribution):  # type: ignore[misc]  # Captum is 
         given = as_tuple(inputs)
         layers = self._layers()
         maps = _LayerMaps(layers, check_kind(kind), lambda record: self.measure(record, heads))
-        self._run(given, target, extra_arguments(additional_forward_args), maps.add, maps.skip)
         with torch.no_grad():
+            output = self._forward(given, extra_arguments(additional_forward_args), maps.add, maps.skip)
+            check_target(output, target)
             results = [
                 self._chosen(layer, [finished(m, given[0]) for m in maps.found.get(n, [])], call, maps)
                 for n, layer in enumerate(layers)

@@ -16,21 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import Method, unwrapped
+from captum_norm.attr._base import AttentionMethod, InputMethod
 from captum_norm.attr._captum import (
     DEFAULT_GEN_ARGS,
     BaseLLMAttribution,
-    LayerAttribution,
     LLMAttributionResult,
     TextTemplateInput,
     TextTokenInput,
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
-from captum_norm.attr.decompx import DecompX
-from captum_norm.attr.relevance import AttentionRelevance
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_inputs, longest_input
+from captum_norm.forward.keywords import unwrapped
 
 TargetType: TypeAlias = str | TokensType | Tensor
 
@@ -97,7 +95,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         tensor([1., 1.])
     """
 
-    SUPPORTED_METHODS = (Method,)
+    SUPPORTED_METHODS = (InputMethod,)
     SUPPORTED_INPUTS = (TextTokenInput, TextTemplateInput)
 
     report: LLMAttributionReport
@@ -242,7 +240,9 @@ class _TeacherForced:
         arguments: for the method's ``attribute``.
     """
 
-    def __init__(self, method: Any, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, method: InputMethod, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]
+    ) -> None:
         whole = torch.cat([ids, answer[None]], dim=1)
         self._read = whole[:, : _length_read(method, model, whole.shape[1])]
         self._answer, self._first = answer, ids.shape[1] - 1
@@ -257,8 +257,7 @@ class _TeacherForced:
     @property
     def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
         """What was read."""
-        found: tuple[tuple[AttentionCall, Certificate], ...] = getattr(self._method.report, "certificates", ())
-        return found
+        return self._method.report.certificates
 
     def rows(self) -> Tensor:
         """Run the method: (target, token), the scores of all that the model read.
@@ -268,12 +267,7 @@ class _TeacherForced:
         """
         positions = list(range(self._first, self._first + len(self._answer)))
         targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
-        if isinstance(self._method, AttentionRelevance):
-            scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
-        elif isinstance(self._method, DecompX):
-            scores = self._method.attribute_each(self._read, targets, **self._arguments)[:, 0]
-        else:
-            scores = self._method.attribute(self._read, position=torch.tensor([positions]), **self._arguments)[0]
+        scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
         self._refuse_looking_ahead(scores)
         return scores
 
@@ -314,19 +308,18 @@ class _TeacherForced:
             )
 
 
-def _length_read(method: Any, model: Module, whole: int) -> int:
+def _length_read(method: InputMethod, model: Module, whole: int) -> int:
     """The last target token is predicted, not read, unless it alone would show whether the model looks ahead."""
     longest = longest_input(model)
-    shown_by_calls = hasattr(method.report, "certificates")
-    return max(2, whole - 1) if shown_by_calls or (longest is not None and whole > longest) else whole
+    return max(2, whole - 1) if method.certifies_calls or (longest is not None and whole > longest) else whole
 
 
-def _fixed_arguments(method: Method) -> dict[str, Any]:
+def _fixed_arguments(method: InputMethod) -> dict[str, Any]:
     forward = unwrapped(method.forward_func)
     return dict(forward.fixed) if isinstance(forward, HFForward) else {}
 
 
-def _model_of(method: Method) -> Module:
+def _model_of(method: InputMethod) -> Module:
     forward = unwrapped(method.forward_func)
     model = unwrapped(forward.model) if isinstance(forward, HFForward) else forward
     if not isinstance(model, Module):
@@ -343,8 +336,8 @@ def _model_of(method: Method) -> Module:
 
 
 def _check_method(method: Any) -> None:
-    if not isinstance(method, Method) or isinstance(method, LayerAttribution):
-        kind = "is a layer class" if isinstance(method, Method) else "is none of this package's methods"
+    if not isinstance(method, InputMethod):
+        kind = "is a layer class" if isinstance(method, AttentionMethod) else "is none of this package's methods"
         raise TypeError(
             f"LLMAttentionAttribution takes a method with a score for each token, such as AttentionNorm(model), but "
             f"{type(method).__name__} {kind}. For Captum's own methods there is captum.attr.LLMAttribution."

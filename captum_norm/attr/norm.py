@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import InputAttribution, finished, position_given, unwrapped
+from captum_norm.attr._base import AttributionReport, MapMethod
 from captum_norm.attr._captum import as_tuple, check_target, extra_arguments, logged
-from captum_norm.attr._outside import outside_inference_mode
+from captum_norm.attr._forward import outside_inference_mode, position_given
+from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, check_kind
+from captum_norm.attr._reduction import KindType, check_kind
 from captum_norm.attr._split import LayerInputs, Splits, Zeros
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord
 from captum_norm.functional import head_norms, summed_norms
 
 
-class AttentionNorm(InputAttribution):
+class AttentionNorm(MapMethod):
     """||sum_h alpha^h_ij f^h(x_j)||: how much j *adds* to i through all heads together, with f(x) = (x W_V + b_V) W_O.
 
     Args:
@@ -168,7 +169,7 @@ class LayerAttentionNorm(LayerMethod):
             raise ValueError(f"LayerAttentionNorm: what is split is the norm of the sum, heads='sum', got {heads!r}.")
         extras = extra_arguments(additional_forward_args)
         if position is None:
-            position = position_given(unwrapped(self.forward_func), extras)
+            position = position_given(self.forward_func, extras)
         rows = Rows(position)
         if rows.all:
             raise ValueError('LayerAttentionNorm: one row is split at a time: position="all" has no split.')

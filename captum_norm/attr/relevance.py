@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,18 +10,19 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_norm.attr._aggregate import Aggregate
-from captum_norm.attr._base import InputAttribution, finished
+from captum_norm.attr._base import AttributionReport, MapMethod
 from captum_norm.attr._captum import extra_arguments, logged, selected
-from captum_norm.attr._outside import outside_inference_mode
-from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, Reduction, without_padding
-from captum_norm.attr._relevance import Relevance
-from captum_norm.attr.weights import mean_weights
+from captum_norm.attr._forward import outside_inference_mode
+from captum_norm.attr._maps import call_map, without_padding
+from captum_norm.attr._paths import Relevance
+from captum_norm.attr._placing import finished
+from captum_norm.attr._position import PositionType
+from captum_norm.attr._reduction import KindType, Reduction
 from captum_norm.capture import AttentionRecord
 from captum_norm.functional import gradient_weights
 
 
-class AttentionRelevance(InputAttribution):
+class AttentionRelevance(MapMethod):
     """A row of R, to which each attention call adds what it passes on of R: R <- R + Abar R, R = I to begin with.
 
     Abar = mean_h max(0, (dL/dalpha_h) * alpha_h), with L the output ``target``: weights count where more of them would
@@ -52,14 +52,10 @@ class AttentionRelevance(InputAttribution):
         (torch.Size([1, 3]), True, True)
     """
 
-    reads_target = True
+    explains = "target"
 
     def __init__(self, forward_func: Callable[..., Any]) -> None:
         super().__init__(forward_func, aggregate="rollout")
-
-    def measure(self, record: AttentionRecord) -> Tensor:
-        """Abar, (batch, query, key), which stands in the place of the weights."""
-        return mean_weights(record)
 
     def _new_aggregate(self) -> Aggregate:
         return Relevance()
@@ -108,15 +104,11 @@ class AttentionRelevance(InputAttribution):
         """
         return super().attribute(inputs, target, additional_forward_args, position=position, kind=kind, call=call)
 
-    def _fill(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
-        """One forward and one backward pass; each record goes on with Abar in the place of its weights."""
-        self._explain([reduction], inputs, [target], extras)
-
     def attribute_each(
         self,
         inputs: Tensor,
-        targets: Sequence[Any],
-        positions: Sequence[int],
+        targets: Sequence[Any] | None = None,
+        positions: Sequence[int] | None = None,
         additional_forward_args: Any = None,
         *,
         kind: KindType = None,
@@ -127,23 +119,28 @@ class AttentionRelevance(InputAttribution):
         Args:
             inputs: ids (batch, position) or a gate.
             targets: each as ``target`` of :meth:`attribute`.
-            positions: the row for each target.
+            positions: the row for each target; None for the default row of each.
             additional_forward_args, kind, call: as in :meth:`attribute`.
 
         Returns:
             (target, batch, position), equal to the targets one by one.
 
         Raises:
-            ValueError, TypeError, InexactCaptureError, AssertionError: as :meth:`attribute`.
+            ValueError: without targets; and as :meth:`attribute`.
+            TypeError, InexactCaptureError, AssertionError: as :meth:`attribute`.
         """
-        reductions = [self._reduction(Rows(position), kind, call, inputs.device) for position in positions]
-        extras = extra_arguments(additional_forward_args)
-        self._explain(reductions, (inputs,), targets, extras)
-        answers = [reduction.scores(0, inputs) for reduction in reductions]
-        self.report = AttributionReport(
-            tuple(reductions[0].certificates), tuple(left_out for _, left_out, _ in answers)
-        )
-        return torch.stack([finished(scores, inputs) for scores, _, _ in answers])
+        if targets is None:
+            raise ValueError(f"{type(self).__name__}.attribute_each explains outputs: give targets=, a list.")
+        rows = [None] * len(targets) if positions is None else positions
+        reductions = [self._reduction(row, kind, call, inputs.device) for row in rows]
+        self._explain(reductions, (inputs,), targets, extra_arguments(additional_forward_args))
+        answers = [reduction.answer(0, inputs) for reduction in reductions]
+        left_out = torch.stack([answer.left_out for answer in answers], dim=1)
+        self.report = AttributionReport(tuple(reductions[0].certificates), (left_out,))
+        return torch.stack([finished(answer.scores, inputs) for answer in answers])
+
+    def _read(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
+        self._explain([reduction], inputs, [target], extras)
 
     def _explain(
         self,
@@ -152,7 +149,7 @@ class AttentionRelevance(InputAttribution):
         targets: Sequence[Any],
         extras: tuple[Any, ...],
     ) -> None:
-        """One forward pass, and for each target a backward pass, whose records go to a reduction of its own."""
+        """One forward pass, and for each target a backward pass, whose maps go to a reduction of its own."""
         title, records = type(self).__name__, list[AttentionRecord]()
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.enable_grad():
             output = self._forward(inputs, extras, records.append, reductions[0].skip, differentiable=True)
@@ -162,15 +159,15 @@ class AttentionRelevance(InputAttribution):
                 keep = reduction is not reductions[-1]
                 gradients = iter(() if explained is None else weight_gradients(counted, explained, title, keep))
                 for record in records:
-                    asked = reductions[0].counts(record.call)
-                    reduction.add(_weighted(record, next(gradients)) if asked else replace(record, mixed=None))
+                    gradient = next(gradients) if reduction.counts(record.call) else None
+                    if reduction.note(record) is not None and gradient is not None:
+                        reduction.add(call_map(record, _relevant(record, gradient)))
 
 
-def _weighted(record: AttentionRecord, gradient: Tensor) -> AttentionRecord:
-    """The record with mean_h max(0, (dL/dalpha_h) * alpha_h), (batch, 1, query, key), in the place of its weights."""
+def _relevant(record: AttentionRecord, gradient: Tensor) -> Tensor:
+    """Abar = mean_h max(0, (dL/dalpha_h) * alpha_h), (batch, query, key)."""
     weights = without_padding(record).weights
-    product = gradient_weights(weights, gradient.masked_fill(weights == 0, 0))  # some models give NaN at padding
-    return replace(record, weights=product[:, None], mixed=None)
+    return gradient_weights(weights, gradient.masked_fill(weights == 0, 0))  # some models give NaN at padding
 
 
 def weight_gradients(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +12,17 @@ from torch.nn import Module
 from torch.random import fork_rng
 
 from captum_norm.attr._aggregate import Aggregate
-from captum_norm.attr._base import InputAttribution
+from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import check_target, run_forward
-from captum_norm.attr._layers import LayerProduct
-from captum_norm.attr._outside import outside_inference_mode
+from captum_norm.attr._forward import outside_inference_mode
+from captum_norm.attr._maps import call_map
+from captum_norm.attr._paths import LayerProduct
 from captum_norm.attr._reduction import Reduction
-from captum_norm.attr.weights import mean_weights
-from captum_norm.capture import AttentionRecord
 from captum_norm.functional import value_zeroing_shares
 from captum_norm.intervention import LayerScores, Outline, value_zeroing_maps
 
 
-class ValueZeroing(InputAttribution):
+class ValueZeroing(MapMethod):
     """A row of the product over layers of s_ij, the cosine distance 1 - cos that output i of a layer turns by without
     the value vectors of j, divided by the sum of its row.
 
@@ -75,14 +74,10 @@ class ValueZeroing(InputAttribution):
         self.layers = None if layers is None else list(layers)
         self.keys_at_once = keys_at_once
 
-    def measure(self, record: AttentionRecord) -> Tensor:
-        """s divided by the sum of its row, (batch, query, key), which stands in the place of the weights."""
-        return mean_weights(record)
-
     def _new_aggregate(self) -> Aggregate:
         return LayerProduct()
 
-    def _fill(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
+    def _read(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
         """Read the model once, run each of its layers again, and hand over the scores layer by layer."""
         outlines: list[Outline] = []
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.no_grad():
@@ -98,36 +93,24 @@ class ValueZeroing(InputAttribution):
             wanted = [outline for outline in outlines if reduction.counts(outline.record.call)]
             _refuse_cross_alone(type(self).__name__, wanted, reduction)
             scores = value_zeroing_maps(run, outlines, wanted, layers=self.layers, keys_at_once=self.keys_at_once)
-            self._hand_over(reduction, outlines, wanted, scores)
-
-    @staticmethod
-    def _hand_over(
-        reduction: Reduction, outlines: Sequence[Outline], wanted: Sequence[Outline], scores: Sequence[LayerScores]
-    ) -> None:
-        shares = {id(outline): found for outline, found in zip(wanted, _shares(wanted, scores), strict=True)}
-        layer_of = {id(outline): one.layer for outline, one in zip(wanted, scores, strict=True)}
-        aggregate, layer = cast("LayerProduct", reduction.aggregate), None
-        for outline in outlines:
-            record = outline.record
-            if id(outline) in shares:
-                record = replace(record, weights=shares[id(outline)][:, None])
-                if layer_of[id(outline)] != layer:
-                    aggregate.begin()
-                layer = layer_of[id(outline)]
-            reduction.add(record)
+            shares = _shares(wanted, scores)
+            for outline in outlines:
+                if reduction.note(outline.record) is not None:
+                    reduction.add(call_map(outline.record, *shares[id(outline)]))
 
 
-def _shares(wanted: Sequence[Outline], scores: Sequence[LayerScores]) -> list[Tensor]:
-    """Each map, (batch, query, key), divided by the sum of its row over the maps of its layer; 0 at padding."""
-    by_layer: dict[int, list[int]] = {}
-    for number, one in enumerate(scores):
-        by_layer.setdefault(one.layer, []).append(number)
-    shares: dict[int, Tensor] = {}
-    for numbers in by_layer.values():
-        maps = [_without_padded_keys(scores[number].scores, wanted[number].record.key_mask) for number in numbers]
-        found = value_zeroing_shares(maps, wanted[numbers[0]].record.query_mask)
-        shares |= dict(zip(numbers, found, strict=True))
-    return [shares[number] for number in range(len(scores))]
+def _shares(wanted: Sequence[Outline], scores: Sequence[LayerScores]) -> dict[int, tuple[Tensor, int]]:
+    """By the id of each outline, its map (batch, query, key) divided by the sum of its row over the maps of its layer,
+    0 at padding, and the number of the layer."""
+    by_layer: dict[int, list[tuple[Outline, Tensor]]] = {}
+    for outline, found in zip(wanted, scores, strict=True):
+        scored = _without_padded_keys(found.scores, outline.record.key_mask)
+        by_layer.setdefault(found.layer, []).append((outline, scored))
+    shares: dict[int, tuple[Tensor, int]] = {}
+    for layer, pairs in by_layer.items():
+        of_layer = value_zeroing_shares([scored for _, scored in pairs], pairs[0][0].record.query_mask)
+        shares |= {id(outline): (share, layer) for (outline, _), share in zip(pairs, of_layer, strict=True)}
+    return shares
 
 
 def _without_padded_keys(scores: Tensor, real: Tensor | None) -> Tensor:

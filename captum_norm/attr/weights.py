@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_norm.attr._base import InputAttribution
+from captum_norm.attr._base import MapMethod
 from captum_norm.capture import AttentionRecord
 
 
-class AttentionWeights(InputAttribution):
+class AttentionWeights(MapMethod):
     """The attention weight alpha_ij, mean over heads: how often j is *looked at*, whatever it then passes on.
 
     Args:

@@ -132,7 +132,7 @@ def relevance_encoder_decoder(
         for own, other in zip(decoder, cross, strict=True):
             own = own.to(dtype)
             prefix, from_source = passed_on(own, prefix, own=prefix), passed_on(own, from_source, own=from_source)
-            from_source = from_source + crossed(prefix, other.to(dtype), source)
+            from_source = crossed(prefix, other.to(dtype), source, from_source)
         if position is not None:
             rows = rows_at(caller, position, decoder[-1], dtype)
             prefix, from_source = (rows @ prefix).squeeze(1), (rows @ from_source).squeeze(1)
@@ -141,15 +141,16 @@ def relevance_encoder_decoder(
     return from_source, prefix
 
 
-def crossed(own: Tensor, weights: Tensor, other: Tensor) -> Tensor:
-    """What one cross-attention call adds to the relevance of the keys' sequence: Rbar_ss^T Abar Rbar_qq.
+def crossed(own: Tensor, weights: Tensor, other: Tensor, known: Tensor | None = None) -> Tensor:
+    """The relevance of another sequence once s has attended to it: R_sq + Rbar_ss^T Abar Rbar_qq, (batch, query, key).
 
     Args:
         own: R_ss of the queries' sequence so far, (batch, query, query).
         weights: Abar of the call, (batch, query, key).
         other: R_qq of the keys' sequence, (batch, key, key).
+        known: R_sq so far, (batch, query, key); None for nothing.
     """
-    return normalized(own).mT @ weights @ normalized(other)
+    return passed_on(normalized(own).mT @ weights, normalized(other), known)
 
 
 def normalized(relevance: Tensor) -> Tensor:

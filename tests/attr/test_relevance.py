@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_norm.attr import AttentionRelevance
-from captum_norm.attr._aggregate import CallMap
-from captum_norm.attr._relevance import Relevance
+from captum_norm.attr._maps import CallMap
+from captum_norm.attr._paths import Relevance
 from captum_norm.capture import AttentionCall, Positions
 from captum_norm.forward import HFForward
 from captum_norm.functional import gradient_weights, relevance, relevance_encoder_decoder

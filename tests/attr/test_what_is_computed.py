@@ -24,8 +24,8 @@ from captum_norm.attr import (
     LayerAttentionWeights,
     _aggregate,
 )
-from captum_norm.attr._aggregate import CallMap, make_aggregate
-from captum_norm.attr._reduction import without_padding
+from captum_norm.attr._aggregate import make_aggregate
+from captum_norm.attr._maps import CallMap, without_padding
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Positions
 from captum_norm.forward import HFForward
 from captum_norm.functional import flow
