@@ -21,7 +21,7 @@ from captum_norm.capture import AttentionCall, AttentionRecord, Positions
 
 SequenceName = int | str
 Route = tuple[SequenceName, SequenceName]
-Measure = Callable[[AttentionRecord], Tensor]
+MeasureFunction = Callable[[AttentionRecord], Tensor]
 Needs = Literal["rows", "all"]
 """What of each map a row of an aggregate needs: the same row alone, or all rows."""
 
@@ -92,7 +92,7 @@ def without_modules(call: AttentionCall) -> AttentionCall:
     return replace(call, modules=())
 
 
-def measured(record: AttentionRecord, measure: Measure) -> Tensor:
+def measured(record: AttentionRecord, measure: MeasureFunction) -> Tensor:
     """A measure of a record, (batch, ..., query, key), with zeros at padding."""
     # The model may be running under autocast, which would take products to half precision.
     with torch.autocast(record.weights.device.type, enabled=False):

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod, AttributionReport
 from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
-from captum_norm.attr._maps import Measure, measured, score_dtype, without_modules
+from captum_norm.attr._maps import MeasureFunction, measured, score_dtype, without_modules
 from captum_norm.attr._placing import finished
 from captum_norm.attr._reduction import KindType, check_kind, matches, nothing_seen
 from captum_norm.attr._split import Splits
@@ -27,7 +27,7 @@ class _LayerMaps:
 
     layers: Sequence[Module]
     kind: KindType
-    measure: Measure
+    measure: MeasureFunction
     found: dict[int, list[Tensor]] = field(default_factory=dict)
     seen: list[tuple[AttentionCall, Certificate]] = field(default_factory=list)
 

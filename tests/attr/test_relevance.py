@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_norm.attr import AttentionRelevance
-from captum_norm.attr._maps import CallMap
-from captum_norm.attr._paths import Relevance
-from captum_norm.capture import AttentionCall, Positions
 from captum_norm.forward import HFForward
 from captum_norm.functional import gradient_weights, relevance, relevance_encoder_decoder
 from tests.architectures import ARCHITECTURES
@@ -58,23 +55,6 @@ def test_an_encoder_decoder_has_scores_for_the_source_and_for_the_prefix(family)
     found = method.attribute(tuple(inputs.values()), target=(2, 5), position="all")
     close(found, (source, prefix), rtol=0, atol=1e-12)
     close(method.attribute(tuple(inputs.values()), target=(2, 5), position=2), (source[:, 2], prefix[:, 2]))
-
-
-def test_sequences_that_attend_to_each_other_hand_on_what_they_gathered():
-    """R_ss <- R_ss + Abar R_qs: where q has taken something from s before."""
-
-    def cross(queries: int, keys: int, scores: Tensor) -> CallMap:
-        call = AttentionCall("attention", "cross", 0, 1, "W_O")
-        return CallMap(call, (queries, keys), scores, Positions(keys, torch.arange(scores.shape[2])))
-
-    there, back = torch.rand(2, 4, 3), torch.rand(2, 3, 4)
-    found = Relevance()
-    found.add(cross(1, 0, there))
-    found.add(cross(0, 1, back))
-    assert set(found.routes()) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    close(found.result((1, 0)).scores, there)  # Rbar = I on both sides
-    close(found.result((0, 0)).scores, torch.eye(3) + back @ there)
-    close(found.result((0, 1), torch.tensor([[2], [0]])).scores, back[[0, 1], [2, 0]][:, None])
 
 
 class Written(nn.Module):

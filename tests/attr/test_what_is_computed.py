@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -24,9 +21,6 @@ from captum_norm.attr import (
     LayerAttentionWeights,
     _aggregate,
 )
-from captum_norm.attr._aggregate import make_aggregate
-from captum_norm.attr._maps import CallMap, without_padding
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, Positions
 from captum_norm.forward import HFForward
 from captum_norm.functional import flow
 
@@ -210,19 +204,6 @@ def test_a_key_that_is_no_input_passes_nothing_on(method):
     forward(x)
     expected = flow(maps, residual=True) if method is AttentionFlow else with_residual_rows(maps)
     close(method(forward).attribute(x, position="all"), expected)
-
-
-@pytest.mark.parametrize("aggregate", ["rollout", "flow"])
-def test_paths_lead_through_calls_over_the_same_positions_alone(aggregate):
-    call, scores = _record(torch.rand(1, 2, 3, 3), torch.randn(1, 2, 3, 4)).call, torch.rand(1, 3, 3)
-    made = make_aggregate(aggregate)
-    made.add(CallMap(call, (0, 0), scores, Positions(0, torch.arange(3))))
-    with pytest.raises(
-        ValueError, match=r"'attention' \(self, call 0\): its keys are not those of the calls before it"
-    ):
-        made.add(CallMap(call, (0, 0), scores, Positions(0, torch.arange(1, 4))))
-    with pytest.raises(ValueError, match="has 2 queries and 3 keys that are inputs"):
-        made.add(CallMap(call, (0, 0), scores[:, :2], Positions(0, torch.arange(3))))
 
 
 def with_residual_rows(maps: list[Tensor]) -> Tensor:
@@ -435,44 +416,6 @@ def test_autocast_around_the_call_does_not_coarsen_the_product():
             found.append(AttentionRollout(model).attribute(tokens))
     close(found[1].sum(-1), found[0].sum(-1), rtol=0, atol=5e-3)
     assert found[1].dtype is torch.float32
-
-
-def test_padding_that_holds_nan_reaches_no_score():
-    """Some models compute NaN for queries that may attend to nothing, and carry it into the next layer's values."""
-    clean = _record(torch.rand(1, 2, 3, 3), torch.randn(1, 2, 3, 4))
-    weights, values = clean.weights.clone(), clean.values.clone()
-    weights[:, :, 2], values[:, :, 2] = float("nan"), float("nan")
-    real = torch.tensor([[True, True, False]])
-    stained = replace(clean, weights=weights, values=values, query_mask=real, key_mask=real)
-    expected = AttentionNorm(nn.Identity()).measure(without_padding(replace(clean, query_mask=real, key_mask=real)))
-    close(AttentionNorm(nn.Identity()).measure(without_padding(stained)), expected)
-    assert (expected[:, 2] == 0).all()
-    assert (expected[:, :, 2] == 0).all()
-
-
-def _record(weights: Tensor, values: Tensor) -> AttentionRecord:
-    heads, head_dim = values.shape[1], values.shape[3]
-    call, positions = AttentionCall("attention", "self", 0, heads, "W_O"), Positions(0, torch.arange(weights.shape[3]))
-    W_O = torch.randn(heads, head_dim, 8)
-    return AttentionRecord(
-        call, weights, values, W_O, None, None, positions, positions, "", None, None, Certificate(0, 1)
-    )
-
-
-@pytest.mark.parametrize("aggregate", ["mean", "rollout"])
-def test_keys_that_are_not_known_are_refused_with_the_reason(aggregate, monkeypatch):
-    record = replace(
-        _record(torch.rand(2, 2, 3, 3), torch.randn(2, 2, 3, 4)), keys=None, unknown_keys="they are windows"
-    )
-
-    @contextmanager
-    def recording(on_record: Any, **_: Any) -> Iterator[None]:
-        yield
-        on_record(record)
-
-    monkeypatch.setattr("captum_norm.attr._base.recording", recording)
-    with pytest.raises(ValueError, match=r"inputs\[0\] cannot be scored.*'attention'.*they are windows.*Layer class"):
-        AttentionNorm(nn.Identity(), aggregate=aggregate).attribute(torch.ones(2, 3))
 
 
 def test_padding_of_the_prefix_is_zero_in_cross_attention_too():
