@@ -28,7 +28,7 @@ from captum_norm import measures
 from captum_norm.capture import AttentionCall, AttentionRecord
 from captum_norm.capture.running import at_least_float32, run_recorded
 from captum_norm.ranks import spearman
-from captum_norm.tokens import class_means, class_shares
+from captum_norm.token_classes import class_means, class_shares
 
 NO_TOKEN = "no token"
 """The class of keys that are no input token: memory, sinks."""
@@ -124,7 +124,7 @@ class ShareCounter:
 
         Args:
             inputs: what the model takes; padding is told by the ``attention_mask`` among them.
-            classes: for each example the class of each token (`captum_norm.tokens.token_classes`), padding included.
+            classes: for each example the class of each token (`token_classes` gives it), padding included.
 
         Raises:
             ValueError: where the keys of a call are not known to be input tokens, or the number of calls differs from

@@ -30,7 +30,7 @@ LAYERS = (
     {"alignment", "study"},
     {"cli"},
 )
-LEAVES = {"files", "forward", "models", "ranks", "tokens"}
+LEAVES = {"files", "forward", "models", "ranks", "token_classes", "tokens", "words"}
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 

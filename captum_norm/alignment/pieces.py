@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from captum_norm.tokens import words_of
+from captum_norm.words import words_of
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from captum_norm.cli.loading import Loaded
     from captum_norm.maps import CheckedCall
     from captum_norm.methods import TokenScores
-    from captum_norm.tokens import Words
+    from captum_norm.words import Words
 
 
 def _kinds() -> str:
@@ -107,7 +107,7 @@ class Comparison:
 
     def scores(self, name: str) -> Tensor:
         """(word,): a method's scores, those of the pieces of a word added up."""
-        from captum_norm.tokens import word_scores
+        from captum_norm.words import word_scores
 
         return word_scores(self.results[name].scores[0].double(), self.words)
 
@@ -286,7 +286,7 @@ def _target(loaded: Loaded, asked: str, classes: int) -> int:
 
 def _words(text: str, encoding: Any, loaded: Loaded) -> tuple[Words, tuple[bool, ...]]:
     """The words of the text, special tokens among them, and which are special."""
-    from captum_norm.tokens import Words, words_of
+    from captum_norm.words import Words, words_of
 
     ids = encoding["input_ids"][0].tolist()
     marks = set(loaded.tokenizer.all_special_ids)

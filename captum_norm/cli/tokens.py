@@ -77,8 +77,8 @@ def run(asked: argparse.Namespace) -> int:
 def _count(loaded: Loaded, paragraphs: Sequence[str], max_tokens: int, batch_size: int) -> TokenShares:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    from captum_norm.token_classes import token_classes
     from captum_norm.token_shares import ShareCounter
-    from captum_norm.tokens import token_classes
 
     # These stand for a word of the text, unlike those that the tokenizer puts around it.
     words = {loaded.tokenizer.unk_token, loaded.tokenizer.mask_token}

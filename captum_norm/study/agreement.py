@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from captum_norm import ranks
 from captum_norm.study.optional_packages import required
-from captum_norm.tokens import Words, word_scores
+from captum_norm.words import Words, word_scores
 
 Scores: TypeAlias = NDArray[np.float64]
 RankCorrelation: TypeAlias = Literal["kendall", "spearman"]

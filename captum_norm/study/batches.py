@@ -20,7 +20,7 @@ from torch import Tensor
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import longest_input
 from captum_norm.study.data import Example
-from captum_norm.tokens import Words, words_of
+from captum_norm.words import Words, words_of
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from captum_norm.study.report.statistics import Stability, ranking_stability
 from captum_norm.study.report.tables import AgreementTable, StudyTable
 from captum_norm.study.run.store import Store, flags_of, scores_of
 from captum_norm.study.variants import ORACLE
-from captum_norm.tokens import Words
+from captum_norm.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,423 @@
+"""Which word does each token belong to, and what is a word's score?  From subword tokens to words.
+
+A tokenizer cuts a text into pieces; a reader thinks in words.  ``words_of`` finds the word of each token by the
+character offsets that the tokenizer kept, so words are exact slices of the text.  ``word_scores`` and ``word_map`` add
+or average the scores of a word's pieces.
+
+Axes: q query, k key (one per token), w word.  Words are a list, never a dictionary: a word that occurs twice has two
+scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_norm.token_classes import is_punctuation
+
+WordSplit: TypeAlias = Literal["whitespace", "punctuation", "tokenizer", "given"]
+Special: TypeAlias = Literal["drop", "keep"]
+Reduce: TypeAlias = Literal["sum", "mean", "max"]
+Text: TypeAlias = "str | list[str]"
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of one example and the word of each of its tokens.
+
+    Attributes:
+        strings: the words in order; a word that occurs twice is here twice.
+        index: (token,) the position in ``strings`` of each token's word, or None for padding and for special
+            tokens that were dropped.
+    """
+
+    strings: tuple[str, ...]
+    index: tuple[int | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.strings)
+
+    def __post_init__(self) -> None:
+        wrong = [i for i in self.index if i is not None and not 0 <= i < len(self.strings)]
+        if wrong:
+            raise ValueError(f"Words: index names word {wrong[0]}, but there are {len(self.strings)} words.")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One token as the tokenizer described it."""
+
+    string: str
+    sequence: int | None  # which text of a pair; None for a token of no text
+    start: int
+    end: int
+    word: int | None
+    special: bool
+    padding: bool
+
+
+def words_of(
+    encoding: Any,
+    text: Text | tuple[Text, Text],
+    index: int = 0,
+    *,
+    split: WordSplit = "whitespace",
+    special: Special = "drop",
+    special_ids: Collection[int] = (),
+) -> Words:
+    """The words of one encoded text, each an exact slice of it, and the word of every token.
+
+    Tokens stay whole: where one token covers parts of two words, the two become one word.  A token without a visible
+    character (a piece for the space before a word, a newline) belongs to the word after it, or to the last word where
+    none follows, so sums over words lose no score.
+
+    Args:
+        encoding: what a fast tokenizer returned (``transformers.BatchEncoding``), or one ``tokenizers.Encoding``.
+        text: the text of this example as it was given to the tokenizer; for a pair of texts, a tuple of two.
+        index: which example of the encoding.
+        split: what a word is: ``"whitespace"``, a run of characters between white space (so "great." is one word);
+            ``"punctuation"``, the same with every punctuation mark a word of its own; ``"tokenizer"``, the tokenizer's
+            own words (its ``word_ids``; some SentencePiece tokenizers take the whole text as one); ``"given"``, the
+            words of a text that was given to the tokenizer as a list (``is_split_into_words=True``).
+        special: ``"drop"`` leaves special tokens out of the words; ``"keep"`` makes each a word of its own, in its
+            place and under its own name.  Padding belongs to no word either way.
+        special_ids: ids that count as special tokens even inside the text, as a chat template writes them
+            (``tokenizer.all_special_ids``); by default a special token written into the text is text.
+
+    Returns:
+        The words that have a token.  With ``split="given"``, all words of the list, at their positions in it;
+        ``word_scores`` refuses to average over a word without tokens.
+
+    Raises:
+        ValueError: if the tokenizer keeps no offsets (a tokenizer written in Python: use ``words_of_pieces``), or the
+            text is not the one that was encoded.
+        TypeError: if text or encoding are of other types.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> pieces = ["un", "##believ", "##able", "film", "!"]
+        >>> tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="film"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        >>> words = words_of(tokenizer.encode("unbelievable film!"), "unbelievable film!")
+        >>> words.strings, words.index
+        (('unbelievable', 'film!'), (0, 0, 0, 1, 1))
+    """
+    _choose("words_of", "split", split, ("whitespace", "punctuation", "tokenizer", "given"))
+    _choose("words_of", "special", special, ("drop", "keep"))
+    pieces = _pieces(encoding, index, frozenset(special_ids))
+    texts = _texts(text, pieces, split)
+    text_words = []
+    for sequence, words in enumerate(texts):
+        of_text = {token: piece for token, piece in enumerate(pieces) if piece.sequence == sequence}
+        text_words.append(
+            _given_words(words, of_text) if isinstance(words, list) else _sliced_words(words, of_text, split)
+        )
+    return _in_token_order(pieces, text_words, special)
+
+
+def words_of_pieces(
+    pieces: Sequence[str],
+    mark: Literal["##", "▁", "@@", "</w>"],
+    *,
+    special: Special = "drop",
+    special_tokens: Collection[str] = (),
+    padding: Collection[str] = (),
+) -> Words:
+    """Words from the marks that a vocabulary puts on its pieces, for tokenizers that keep no offsets.
+
+    The words are joined pieces: the text as the tokenizer normalised it (lower case, for example), and not slices of
+    the text itself.  So ``words_of`` never falls back on this function; the caller chooses it.
+
+    Args:
+        pieces: the tokens of one example as strings (``tokenizer.convert_ids_to_tokens(ids)``).
+        mark: how the vocabulary marks words: ``"##"`` before a piece that continues a word (WordPiece), ``"▁"`` before
+            a piece that begins one (SentencePiece), ``"@@"`` after a piece that another continues (subword-nmt),
+            ``"</w>"`` after a piece that ends one (the first BPE vocabularies, CLIP).
+        special: as in ``words_of``.
+        special_tokens: the special tokens (``tokenizer.all_special_tokens``).
+        padding: the padding tokens, which belong to no word.
+
+    Example:
+        >>> words_of_pieces(["▁un", "believ", "able", "▁film", "</s>"], "▁", special_tokens=["</s>"]).strings
+        ('unbelievable', 'film')
+    """
+    _choose("words_of_pieces", "mark", mark, ("##", "▁", "@@", "</w>"))
+    _choose("words_of_pieces", "special", special, ("drop", "keep"))
+    strings: list[str] = []
+    index: list[int | None] = []
+    open_word = False  # whether the next piece may continue the last word
+    for piece in pieces:
+        if piece in padding or (piece in special_tokens and special == "drop"):
+            index.append(None)
+            open_word = False
+            continue
+        is_special = piece in special_tokens
+        joins, body, stays_open = (False, piece, False) if is_special else _read_mark(piece, mark)
+        if joins and open_word:
+            strings[-1] += body
+        else:
+            strings.append(body)
+        index.append(len(strings) - 1)
+        open_word = stays_open
+    return Words(tuple(strings), tuple(index))
+
+
+def word_scores(
+    scores: Tensor, words: Words, reduce: Reduce = "sum", *, axis: int = -1, empty: float | None = None
+) -> Tensor:
+    """One score per word from one score per token.
+
+    Args:
+        scores: (..., token), or any tensor whose ``axis`` counts the tokens of one example; floating point.
+        words: the words of these tokens.
+        reduce: how the pieces of a word become one: ``"sum"`` (what the word received in all), ``"mean"`` or ``"max"``.
+        axis: the axis that counts tokens.
+        empty: the score of a word that has no token, where ``reduce`` is a mean or a maximum.
+
+    Returns:
+        ``scores`` with ``axis`` counting words.  Tokens without a word (``words.index`` None) are left out.
+
+    Raises:
+        ValueError: if the axis does not count the tokens of ``words``, or a word without tokens would be averaged.
+
+    Example:
+        >>> words = Words(("unbelievable", "film"), (None, 0, 0, 1, None))        # [CLS] un ##believable film [SEP]
+        >>> word_scores(torch.tensor([0.4, 0.1, 0.2, 0.2, 0.1]), words)
+        tensor([0.3000, 0.2000])
+    """
+    _choose("word_scores", "reduce", reduce, ("sum", "mean", "max"))
+    if not scores.is_floating_point():
+        raise TypeError(f"word_scores: scores should be floating point, got {scores.dtype}.")
+    if not -scores.ndim <= axis < scores.ndim:
+        raise ValueError(f"word_scores: axis {axis} of scores of shape {tuple(scores.shape)} does not exist.")
+    if scores.shape[axis] != len(words.index):
+        raise ValueError(
+            f"word_scores: axis {axis} of scores, which is {tuple(scores.shape)}, has {scores.shape[axis]} entries but "
+            f"words has {len(words.index)} tokens; take the words from the encoding that was scored."
+        )
+    of_token = torch.tensor([-1 if i is None else i for i in words.index], dtype=torch.long, device=scores.device)
+    kept = of_token >= 0
+    counts = torch.bincount(of_token[kept], minlength=len(words))
+    if reduce != "sum" and empty is None and (counts == 0).any():
+        lost = int((counts == 0).nonzero()[0])
+        raise ValueError(
+            f"word_scores: word {lost}, {words.strings[lost]!r}, has no token, so it has no {reduce}; "
+            "reduce='sum' gives it 0, empty= gives it a score."
+        )
+    pieces = scores.movedim(axis, -1)[..., kept]
+    target = of_token[kept].expand(pieces.shape)
+    result = pieces.new_full((*pieces.shape[:-1], len(words)), 0.0 if reduce == "sum" or empty is None else empty)
+    reduction = {"sum": "sum", "mean": "mean", "max": "amax"}[reduce]
+    return result.scatter_reduce(-1, target, pieces, reduction, include_self=False).movedim(-1, axis)
+
+
+def word_map(
+    scores: Tensor, queries: Words, keys: Words, *, query_reduce: Reduce = "mean", key_reduce: Reduce = "sum"
+) -> Tensor:
+    """A word × word map from a token × token map: first the sum over the pieces of each source word, then the mean over
+    the pieces of each target word (as Kobayashi et al. 2020 do for word alignment).
+
+    Args:
+        scores: (..., query, key).
+        queries: the words of the query axis.
+        keys: the words of the key axis; for self-attention the same.
+        query_reduce: how the pieces of a query word become one.
+        key_reduce: how the pieces of a key word become one.
+
+    Returns:
+        (..., query word, key word).
+    """
+    return word_scores(word_scores(scores, keys, key_reduce), queries, query_reduce, axis=-2)
+
+
+def _choose(caller: str, argument: str, found: object, allowed: tuple[str, ...]) -> None:
+    if found not in allowed:
+        raise ValueError(f"{caller}: {argument} should be one of {', '.join(map(repr, allowed))}, got {found!r}.")
+
+
+def _pieces(encoding: Any, index: int, special_ids: frozenset[int]) -> list[_Piece]:
+    example = _one_encoding(encoding, index)
+    columns = (
+        example.tokens,
+        example.ids,
+        example.sequence_ids,
+        example.offsets,
+        example.word_ids,
+        example.special_tokens_mask,
+        example.attention_mask,
+    )
+    return [
+        _Piece(string, sequence, start, end, word, bool(marked) or token in special_ids, not attended)
+        for string, token, sequence, (start, end), word, marked, attended in zip(*columns, strict=True)
+    ]
+
+
+def _one_encoding(encoding: Any, index: int) -> Any:
+    """The ``tokenizers.Encoding`` of one example."""
+    if hasattr(encoding, "offsets") and hasattr(encoding, "special_tokens_mask"):
+        return encoding
+    if not hasattr(encoding, "encodings"):
+        raise TypeError(
+            f"words_of: encoding should be what a tokenizer returned (BatchEncoding), got {type(encoding).__name__}; "
+            "a plain dict of tensors has lost the offsets."
+        )
+    if not encoding.encodings:
+        raise ValueError(
+            "words_of: this tokenizer is written in Python and keeps no offsets; use a fast tokenizer, or "
+            "words_of_pieces(tokens, mark), which joins pieces into words by their marks."
+        )
+    if not 0 <= index < len(encoding.encodings):
+        raise ValueError(f"words_of: index {index}, but the encoding holds {len(encoding.encodings)} examples.")
+    return encoding.encodings[index]
+
+
+def _texts(text: Text | tuple[Text, Text], pieces: Sequence[_Piece], split: WordSplit) -> tuple[Text, ...]:
+    texts = text if isinstance(text, tuple) else (text,)
+    kind = list if split == "given" else str
+    for words in texts:
+        if not isinstance(words, kind):
+            raise TypeError(
+                f"words_of: split={split!r} takes the text of one example as a {kind.__name__}, got "
+                f"{type(words).__name__}; a list is for words tokenised with is_split_into_words=True (split='given'), "
+                "a tuple for a pair of texts."
+            )
+    count = 1 + max((piece.sequence for piece in pieces if piece.sequence is not None), default=0)
+    if count > len(texts):
+        raise ValueError(f"words_of: the encoding holds {count} texts but one was given; give a pair as a tuple.")
+    return texts
+
+
+@dataclass(frozen=True)
+class _TextWords:
+    """The words of one text, and the word of each token."""
+
+    strings: list[str]
+    of_token: Mapping[int, int]
+
+
+def _given_words(words: list[str], pieces: dict[int, _Piece]) -> _TextWords:
+    of_token = {}
+    for token, piece in pieces.items():
+        if piece.special:
+            continue
+        if piece.word is None or piece.word >= len(words) or piece.end > len(words[piece.word]):
+            raise ValueError(
+                f"words_of: token {token}, {piece.string!r}, lies outside the {len(words)} words given; split='given' "
+                "takes the list that was tokenised with is_split_into_words=True."
+            )
+        of_token[token] = piece.word
+    return _TextWords(words, of_token)
+
+
+def _sliced_words(text: str, pieces: dict[int, _Piece], split: WordSplit) -> _TextWords:
+    """The words of a text that have tokens, as slices of it."""
+    plain = {token: piece for token, piece in pieces.items() if not piece.special}
+    spans = {token: _visible(text, token, piece) for token, piece in plain.items()}
+    covered = {token: span for token, span in spans.items() if span[0] < span[1]}
+    if not covered:
+        if plain and text.strip():
+            raise ValueError("words_of: no token has an offset into the text; use words_of_pieces(tokens, mark).")
+        return _TextWords([text] if plain else [], dict.fromkeys(plain, 0))  # nothing but white space is one word
+    of_character = _words_of_characters(text, pieces, covered, split)
+    joined = {
+        word for start, end in covered.values() for word in range(of_character[start] + 1, of_character[end - 1] + 1)
+    }
+    merged = list(accumulate(int(word not in joined) for word in range(max(of_character) + 1)))
+    of_token = {token: merged[of_character[start]] for token, (start, _) in covered.items()}
+    bounds: dict[int, tuple[int, int]] = {}
+    for place, finer in enumerate(of_character):
+        if finer >= 0:
+            bounds[merged[finer]] = bounds.get(merged[finer], (place, 0))[0], place + 1
+    used = sorted(set(of_token.values()))
+    rank = {word: place for place, word in enumerate(used)}
+    strings = [text[slice(*bounds[word])] for word in used]
+    return _TextWords(strings, _with_neighbours(plain, {token: rank[word] for token, word in of_token.items()}))
+
+
+def _visible(text: str, token: int, piece: _Piece) -> tuple[int, int]:
+    """The characters of a token without the white space around them."""
+    if piece.end > len(text):
+        raise ValueError(
+            f"words_of: token {token}, {piece.string!r}, ends at character {piece.end}, but the text has {len(text)}; "
+            "text should be the text of this example as it was given to the tokenizer."
+        )
+    inside = text[piece.start : piece.end]
+    return piece.end - len(inside.lstrip()), piece.start + len(inside.rstrip())
+
+
+def _words_of_characters(
+    text: str, pieces: dict[int, _Piece], covered: dict[int, tuple[int, int]], split: WordSplit
+) -> list[int]:
+    """For each character the word it lies in, counted from 0; -1 between words."""
+    labels: list[object] = [None] * len(text)  # a word is a run of equal labels
+    if split == "tokenizer":
+        bounds: dict[int | None, tuple[int, int]] = {}
+        for token, (start, end) in covered.items():
+            first, last = bounds.get(word := pieces[token].word, (start, end))
+            bounds[word] = min(first, start), max(last, end)
+        for word, (start, end) in bounds.items():
+            labels[start:end] = [word] * (end - start)
+    else:
+        for place, character in enumerate(text):
+            if not character.isspace():
+                labels[place] = (place,) if split == "punctuation" and is_punctuation(character) else "word"
+        for piece in pieces.values():
+            if piece.special:  # it stands in the text, but belongs to no word beside it
+                labels[piece.start : piece.end] = [None] * (piece.end - piece.start)
+    begins = [label is not None and (place == 0 or labels[place - 1] != label) for place, label in enumerate(labels)]
+    counted = accumulate(map(int, begins))
+    return [-1 if label is None else count - 1 for label, count in zip(labels, counted, strict=True)]
+
+
+def _with_neighbours(pieces: dict[int, _Piece], of_token: dict[int, int]) -> dict[int, int]:
+    """The word of every token; one without a visible character takes the next word, or else the last."""
+    complete, following = {}, max(of_token.values())
+    for token in reversed(pieces):
+        following = of_token.get(token, following)
+        complete[token] = following
+    return complete
+
+
+def _in_token_order(pieces: Sequence[_Piece], texts: Sequence[_TextWords], special: Special) -> Words:
+    """The words of all texts and the special tokens that are kept, in the order of their tokens."""
+    strings: list[str] = []
+    index: list[int | None] = []
+    place: dict[tuple[int, int], int] = {}  # (text, word) -> position in strings
+    added = [0] * len(texts)
+
+    def add_up_to(sequence: int, word: int) -> None:
+        for number in range(added[sequence], word + 1):
+            place[sequence, number] = len(strings)
+            strings.append(texts[sequence].strings[number])
+        added[sequence] = max(added[sequence], word + 1)
+
+    for token, piece in enumerate(pieces):
+        if piece.padding or (piece.special and special == "drop"):
+            index.append(None)
+        elif piece.special or piece.sequence is None:
+            strings.append(piece.string)
+            index.append(len(strings) - 1)
+        else:
+            word = texts[piece.sequence].of_token[token]
+            add_up_to(piece.sequence, word)
+            index.append(place[piece.sequence, word])
+    for sequence, words in enumerate(texts):
+        add_up_to(sequence, len(words.strings) - 1)
+    return Words(tuple(strings), tuple(index))
+
+
+def _read_mark(piece: str, mark: str) -> tuple[bool, str, bool]:
+    """Whether a piece continues the word before it; its characters; whether another piece may continue it."""
+    if mark == "##":
+        continues = piece.startswith(mark) and piece != mark
+        return continues, piece[2:] if continues else piece, True
+    if mark == "▁":
+        return not piece.startswith(mark), piece.removeprefix(mark), True
+    if mark == "@@":
+        return True, piece.removesuffix(mark), piece.endswith(mark)
+    return True, piece.removesuffix(mark), not piece.endswith(mark)
