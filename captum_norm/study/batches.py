@@ -1,8 +1,8 @@
-"""Which examples go through the model together?  Those of like length, in batches that never change.
+"""Which texts go through the model together?  Those of like length, in batches that never change.
 
-Examples are sorted by their number of tokens and cut into batches before anything runs and before any process takes its
-share, so a batch holds the same examples whoever computes it and wherever an earlier run stopped.  That is what makes
-results bit-equal: floating-point sums depend on what is padded beside them.
+A study sorts its texts by their number of tokens and cuts them into batches before anything runs.  So a batch holds the
+same texts whichever process computes it and wherever an earlier run stopped.  Results are bit-equal for that reason:
+floating-point sums depend on what is padded beside a text.
 
 Axes: b batch, s token (padding included), c class.
 """
@@ -56,16 +56,16 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Examples that go through the model together.
+    """Texts that go through the model together.
 
     Attributes:
         number: its place among the batches.
-        examples: what it holds.
+        examples: the texts.
         inputs: what the model takes, padded, (b, s) each.
         real: (b, s) bool, False at padding.
         special: (b, s) bool.
         evidence: (b, s) bool, all False for an example without any; None where no example has any.
-        target: (b,) long, the class that is explained.
+        target: (b,) long, the class that is explained; empty until that is known.
         memo: what metrics keep of this batch for each other.
     """
 
@@ -84,7 +84,7 @@ class TextBatch:
     @property
     def numbers(self) -> tuple[int, ...]:
         """The examples' places in the data."""
-        return tuple(one.number for one in self.examples)
+        return tuple(text.number for text in self.examples)
 
     def removable(self, special: str) -> Tensor:
         """(b, s) bool, the tokens that are ranked and removed: the real ones, special ones only to ``"keep"`` them."""
@@ -97,7 +97,7 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Padding:
-    """What is put beside shorter texts, and on which side.
+    """What fills up shorter texts, and on which side.
 
     Attributes:
         token: the id; the attention mask hides it.
@@ -110,8 +110,8 @@ class Padding:
     @classmethod
     def of(cls, tokenizer: Any) -> Padding:
         """As the tokenizer pads; where it has no token for that, the one that ends a text."""
-        known = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
-        return cls(next((t for t in known if t is not None), 0), getattr(tokenizer, "padding_side", "right"))
+        ids = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+        return cls(next((token for token in ids if token is not None), 0), getattr(tokenizer, "padding_side", "right"))
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Any, model: Any, max_length: int | None = None) -> list[Tokenized]:
@@ -129,48 +129,47 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, model: Any, max_length
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"{type(tokenizer).__name__} keeps no offsets, so words and evidence cannot be told. Use a fast tokenizer."
+            f"{type(tokenizer).__name__} keeps no offsets, so words and evidence are not known. Use a fast tokenizer."
         )
-    limits = [longest_input(model), _told(tokenizer)]
-    limit = min((number for number in limits if number is not None), default=None)
-    return [_tokenized(i, one, tokenizer, limit, max_length) for i, one in enumerate(examples)]
+    limits = [longest_input(model), _longest_text(tokenizer)]
+    limit = min((length for length in limits if length is not None), default=None)
+    return [_tokenized(number, example, tokenizer, limit, max_length) for number, example in enumerate(examples)]
 
 
 def cut(examples: Sequence[Tokenized], size: int) -> list[tuple[Tokenized, ...]]:
-    """Batches of up to ``size`` examples of like length, the longest first, then in a mixed but fixed order.
+    """Batches of up to ``size`` texts of like length, the longest first, the others in a mixed but fixed order.
 
-    The longest comes first because it needs the most memory: what does not fit shows at once.  The others are mixed so
+    The longest batch needs the most memory, so a study that does not fit shows it at once.  The others are mixed so
     that the rate of the first minutes foretells the rest.
     """
-    in_order = sorted(examples, key=lambda one: (len(one), one.number))
+    in_order = sorted(examples, key=lambda text: (len(text), text.number))
     batches = [tuple(in_order[i : i + size]) for i in range(0, len(in_order), size)]
     longest = batches.pop()
     return [longest, *sorted(batches, key=lambda batch: batch[0].seed("order"))]
 
 
-def padded(number: int, examples: tuple[Tokenized, ...], pad: Padding, target: Tensor) -> TextBatch:
-    """The examples side by side in one batch."""
+def padded(
+    number: int, examples: tuple[Tokenized, ...], pad: Padding, target: Tensor | None = None
+) -> TextBatch:
+    """The texts side by side in one batch."""
     longest = max(map(len, examples))
 
     def together(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
         return torch.stack([_filled(row, longest, fill, pad.side) for row in rows])
 
-    names = examples[0].inputs
     fills = {"input_ids": pad.token}
-    inputs = {name: together([one.inputs[name] for one in examples], fills.get(name, 0)) for name in names}
-    known = [one.evidence for one in examples]
-    blank = [torch.zeros(len(one), dtype=torch.bool) for one in examples]
-    return TextBatch(
-        number,
-        examples,
-        inputs,
-        together([~empty for empty in blank], False),
-        together([one.special for one in examples], False),
-        None
-        if all(e is None for e in known)
-        else together([b if e is None else e for e, b in zip(known, blank, strict=True)], False),
-        target,
-    )
+    inputs = {
+        name: together([text.inputs[name] for text in examples], fills.get(name, 0)) for name in examples[0].inputs
+    }
+    real = together([torch.ones(len(text), dtype=torch.bool) for text in examples], False)
+    special = together([text.special for text in examples], False)
+    evidence = None
+    if any(text.evidence is not None for text in examples):
+        marked = [torch.zeros_like(text.special) if text.evidence is None else text.evidence for text in examples]
+        evidence = together(marked, False)
+    if target is None:
+        target = torch.zeros(0, dtype=torch.long)
+    return TextBatch(number, examples, inputs, real, special, evidence, target)
 
 
 @dataclass(frozen=True)
@@ -198,15 +197,15 @@ def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], whi
     predicted = logits.argmax(-1)
     target = predicted
     if which == "label":
-        target = torch.tensor([class_of(one.example, labels, logits.shape[1]) for one in batch.examples])
+        target = torch.tensor([class_of(text.example, labels, logits.shape[1]) for text in batch.examples])
     return Explained(target, predicted, logits.softmax(-1).gather(1, target[:, None])[:, 0])
 
 
 def logits_of(batch: TextBatch, forward: HFForward) -> Tensor:
     """What the model says of each example, (b, c) float64 on the CPU."""
-    given = forward.inputs(batch.inputs)
+    arguments = forward.inputs(batch.inputs)
     with torch.no_grad():
-        return forward(given["inputs"], *(given["additional_forward_args"] or ())).double().cpu()
+        return forward(arguments["inputs"], *(arguments["additional_forward_args"] or ())).double().cpu()
 
 
 def with_target(batch: TextBatch, target: Tensor) -> TextBatch:
@@ -231,8 +230,8 @@ def class_of(example: Example, labels: Mapping[str, int], classes: int) -> int:
         return labels[label.lower()]
     number = int(label) if isinstance(label, int) or label.lstrip("-").isdigit() else -1
     if not 0 <= number < classes:
-        there = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
-        raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {there}.")
+        named = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
+        raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {named}.")
     return number
 
 
@@ -249,7 +248,7 @@ def _tokenized(number: int, example: Example, tokenizer: Any, limit: int | None,
         )
     if bool(special.all()):
         raise ValueError(f"{example.where}: the tokenizer makes no token of its text {example.text[:40]!r}.")
-    inputs = {n: torch.tensor(encoding[n]) for n in tokenizer.model_input_names if n in encoding}
+    inputs = {name: torch.tensor(encoding[name]) for name in tokenizer.model_input_names if name in encoding}
     tokens = tuple(tokenizer.convert_ids_to_tokens(ids))
     words = words_of(encoding, example.text, special="keep")
     evidence = _evidence(example, encoding.encodings[0].offsets, special, was_cut=cut_at is not None)
@@ -259,20 +258,20 @@ def _tokenized(number: int, example: Example, tokenizer: Any, limit: int | None,
 def _evidence(example: Example, offsets: Sequence[tuple[int, int]], special: Tensor, was_cut: bool) -> Tensor | None:
     if example.evidence is None:
         return None
-    hit = [any(start < b and a < end for a, b in example.evidence) for start, end in offsets]
-    found = torch.tensor(hit, dtype=torch.bool) & ~special
-    if example.evidence and not bool(found.any()):
+    overlaps = [any(start < last and first < end for first, last in example.evidence) for start, end in offsets]
+    evidence = torch.tensor(overlaps, dtype=torch.bool) & ~special
+    if example.evidence and not bool(evidence.any()):
         if was_cut:
             return None  # all of it lay beyond the cut
         raise ValueError(f"{example.where}: no token overlaps its evidence {example.evidence[0]}.")
-    return found
+    return evidence
 
 
 def _filled(row: Tensor, length: int, fill: int | bool, side: str) -> Tensor:
-    extra = row.new_full((length - len(row),), fill)
-    return torch.cat([extra, row] if side == "left" else [row, extra])
+    filling = row.new_full((length - len(row),), fill)
+    return torch.cat([filling, row] if side == "left" else [row, filling])
 
 
-def _told(tokenizer: Any) -> int | None:
+def _longest_text(tokenizer: Any) -> int | None:
     limit = getattr(tokenizer, "model_max_length", None)
     return limit if isinstance(limit, int) and limit < 10**9 else None

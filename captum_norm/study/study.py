@@ -10,14 +10,12 @@ and end with the same numbers, too.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -38,7 +36,8 @@ from captum_norm.study.data import Fields, as_examples, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.report.results import Results
 from captum_norm.study.run.fingerprints import circumstances, data_record, model_record, versions
-from captum_norm.study.run.processes import Crew, crew_of
+from captum_norm.study.run.plan import Plan, class_names, metric_record, names_of
+from captum_norm.study.run.processes import Processes, parts_of, processes_of
 from captum_norm.study.run.runner import Runner
 from captum_norm.study.run.store import Store
 from captum_norm.study.scorers import scorers_of
@@ -124,7 +123,7 @@ class Study:
         self.batch_size = batch_size
         self.max_length = max_length
         self.seed = seed
-        self._metrics(evidence=True)  # what is not known should not wait for the data
+        self._metrics(evidence=True)  # an unknown metric is refused before the data is read
 
     def run(
         self,
@@ -152,58 +151,57 @@ class Study:
         """
         plan = self._plan(data, fields)
         path = Path(store)
-        crew = crew_of(self.forward.model)
-        if crew.first:
+        processes = processes_of(self.forward.model)
+        if processes.first:
             with Store(path) as whole:
                 whole.begin(plan.config, {"versions": versions(), "run": circumstances()}, plan.rows())
                 _take_in_parts(whole, plan)
-        crew.wait()
-        self._work(plan, path, crew, progress)
-        crew.wait()
-        if crew.first and crew.size > 1:
+        processes.wait()
+        self._work(plan, path, processes, progress)
+        processes.wait()
+        if processes.first and processes.size > 1:
             with Store(path) as whole:
                 _take_in_parts(whole, plan)
-        crew.wait()
+        processes.wait()
         return Results(path)
 
-    def _work(self, plan: _Plan, path: Path, crew: Crew, progress: bool) -> None:
+    def _work(self, plan: Plan, path: Path, processes: Processes, progress: bool) -> None:
         """This process's share of what is left; all see the same, since nobody writes the store meanwhile."""
         with Store(path, readonly=True) as whole:
-            left = plan.left(whole.finished())
-        crew.wait()
-        mine = left[crew.rank :: crew.size]
-        if not mine:
+            remaining = plan.remaining(whole.finished())
+        processes.wait()
+        share = remaining[processes.rank :: processes.size]
+        if not share:
             return
-        with Store(path if crew.size == 1 else _part(path, crew.rank)) as own:
-            if crew.size > 1:
+        with Store(processes.own_store(path)) as own:
+            if processes.size > 1:
                 own.begin(plan.config, {}, plan.rows())
-            with _bar(plan, mine, crew, progress) as bar:
-                for number, methods in mine:
+            with _bar(plan, share, processes, progress) as bar:
+                for number, methods in share:
                     self._batch(plan, number, methods, own, bar)
 
-    def _batch(self, plan: _Plan, number: int, methods: Sequence[int], own: Store, bar: Any) -> None:
-        batch = padded(number, plan.batches[number], plan.runner.pad, torch.zeros(0, dtype=torch.long))
-        said = explain(batch, self.forward, plan.labels, self.target)
-        rows = zip(batch.numbers, said.target.tolist(), said.predicted.tolist(), said.probability.tolist(), strict=True)
-        own.add_targets(rows)
-        batch = with_target(batch, said.target)
+    def _batch(self, plan: Plan, number: int, methods: Sequence[int], store: Store, bar: Any) -> None:
+        batch = padded(number, plan.batches[number], plan.runner.pad)
+        explained = explain(batch, self.forward, plan.labels, self.target)
+        store.add_targets(batch.numbers, explained.target, explained.predicted, explained.probability)
+        batch = with_target(batch, explained.target)
         for method in methods:
             bar.set_postfix_str(plan.runner.scorers[method].name, refresh=False)
-            own.add(plan.runner.run(method, batch))
+            store.add(plan.runner.run(method, batch))
             bar.update(len(batch))
 
-    def _plan(self, data: Iterable[Any] | str | Path, fields: Fields | None) -> _Plan:
-        from_file = isinstance(data, str | Path)
-        examples = read_examples(data, fields) if from_file else as_examples(data, fields)  # type: ignore[arg-type]
-        labels = _labels(self.forward.model)
-        tokenized = tokenize(examples, self.tokenizer, self.forward.model, self.max_length)
+    def _plan(self, data: Iterable[Any] | str | Path, fields: Fields | None) -> Plan:
+        read = read_examples if isinstance(data, str | Path) else as_examples
+        examples = tokenize(
+            read(data, fields),  # type: ignore[arg-type]
+            self.tokenizer,
+            self.forward.model,
+            self.max_length,
+        )
+        labels = class_names(self.forward.model)
         if self.target == "label":
-            shortest = min(tokenized, key=len)
-            one = padded(0, (shortest,), Padding.of(self.tokenizer), torch.zeros(0, dtype=torch.long))
-            classes = logits_of(one, self.forward).shape[1]
-            for example in examples:  # a label that is none should not wait for its batch
-                class_of(example, labels, classes)
-        evidence = any(one.evidence is not None for one in tokenized)
+            self._check_labels(examples, labels)
+        evidence = any(text.evidence is not None for text in examples)
         scorers = scorers_of(self.methods, self.forward, special=self.special, seed=self.seed, evidence=evidence)
         metrics = self._metrics(evidence)
         runner = Runner(
@@ -213,31 +211,35 @@ class Study:
             Padding.of(self.tokenizer),
             getattr(self.tokenizer, "mask_token_id", None),
         )
-        config = self._config(tokenized, scorers, metrics)
-        return _Plan(tokenized, cut(tokenized, self.batch_size), labels, runner, config)
+        config = self._config(examples, scorers, metrics)
+        return Plan(examples, cut(examples, self.batch_size), labels, runner, config)
+
+    def _check_labels(self, examples: Sequence[Tokenized], labels: Mapping[str, int]) -> None:
+        """Refuse a label that names no class now, and not when its batch comes."""
+        shortest = padded(0, (min(examples, key=len),), Padding.of(self.tokenizer))
+        classes = logits_of(shortest, self.forward).shape[1]
+        for text in examples:
+            class_of(text.example, labels, classes)
 
     def _metrics(self, evidence: bool) -> dict[str, Metric]:
         """The metrics by the names they have in the results."""
-        wanted = self.metrics
-        if wanted is None:
-            wanted = [name for name in [*_USUAL_METRICS, *(_WITH_EVIDENCE if evidence else [])] if name in METRICS]
-        if not wanted:
+        chosen = self.metrics
+        if chosen is None:
+            chosen = [*_USUAL_METRICS, *(_WITH_EVIDENCE if evidence else [])]
+        if not chosen:
             raise ValueError(f"a study needs at least one metric. There are: {', '.join(METRICS)}.")
-        found: dict[str, Metric] = {}
-        for one in map(self._metric, wanted):
-            if one.needs_evidence and not evidence:
-                raise ValueError(f"{one.name} compares with evidence, and no example has any.")
-            if one in found.values():
-                raise ValueError(f"the metric {one.name} is listed twice.")
-            found[one.name if one.name not in found else f"{one.name}({_arguments(one)})"] = one
-        return found
+        metrics = [self._metric(metric) for metric in chosen]
+        lacking = next((metric for metric in metrics if metric.needs_evidence and not evidence), None)
+        if lacking is not None:
+            raise ValueError(f"{lacking.name} compares with evidence, and no example has any.")
+        return names_of(metrics)
 
     def _metric(self, given: str | Metric) -> Metric:
         if isinstance(given, str) and given not in METRICS:
             raise ValueError(f"unknown metric {given!r}. There are: {', '.join(METRICS)}.")
         metric = METRICS[given] if isinstance(given, str) else given
-        chosen: dict[str, Any] = {"removal": self.removal} if self.removal and hasattr(metric, "removal") else {}
-        return replace(metric, **chosen)
+        arguments: dict[str, Any] = {"removal": self.removal} if self.removal and hasattr(metric, "removal") else {}
+        return replace(metric, **arguments)
 
     def _config(
         self, examples: Sequence[Tokenized], scorers: Sequence[Scorer], metrics: Mapping[str, Metric]
@@ -248,17 +250,7 @@ class Study:
             "model": model_record(self.forward.model),
             "data": data_record(examples),
             "methods": [{**scorer.describe(), "family": scorer.family} for scorer in scorers],
-            "metrics": [
-                {
-                    "name": name,
-                    "arguments": {key: repr(value) for key, value in metric.arguments().items()},
-                    "rows": metric.max_rows,
-                    "formula": metric.formula,
-                    "source": metric.source,
-                    "higher_is_better": metric.higher_is_better,
-                }
-                for name, metric in metrics.items()
-            ],
+            "metrics": [metric_record(name, metric) for name, metric in metrics.items()],
             "target": self.target,
             "special": self.special,
             "position": position if position is None or isinstance(position, int | str) else repr(position),
@@ -269,79 +261,27 @@ class Study:
         }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that is decided before anything runs.
-
-    Attributes:
-        examples: the data as the model reads it.
-        batches: the examples that go through the model together.
-        labels: lower-case class name -> class.
-        runner: runs methods on batches.
-        config: what decides the results.
-    """
-
-    examples: list[Tokenized]
-    batches: list[tuple[Tokenized, ...]]
-    labels: dict[str, int]
-    runner: Runner
-    config: dict[str, Any]
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The examples, for the store."""
-        for one in self.examples:
-            label = None if one.example.label is None else str(one.example.label)
-            words = json.dumps([one.words.strings, one.words.index], ensure_ascii=False)
-            tokens = json.dumps(one.tokens, ensure_ascii=False)
-            flags = [None if mask is None else bytes(mask.tolist()) for mask in (one.special, one.evidence)]
-            yield one.number, one.example.key, one.example.text, label, tokens, words, *flags
-
-    def left(self, finished: set[tuple[int, int]]) -> list[tuple[int, list[int]]]:
-        """(batch, methods) that are not finished."""
-        methods = range(len(self.runner.scorers))
-        found = []
-        for number, batch in enumerate(self.batches):
-            missing = [m for m in methods if any((m, one.number) not in finished for one in batch)]
-            if missing:
-                found.append((number, missing))
-        return found
-
-
-def _take_in_parts(whole: Store, plan: _Plan) -> None:
-    """What processes have left beside the store, now or when they were killed."""
-    for part in sorted(whole.path.parent.glob(f"{whole.path.name}.part-*[0-9]")):
+def _take_in_parts(whole: Store, plan: Plan) -> None:
+    """Put what processes have left beside the store into it."""
+    for part in parts_of(whole.path):
         with Store(part) as other:
             other.begin(plan.config, {}, plan.rows())
         whole.take_in(part)
         part.unlink()
 
 
-def _part(path: Path, rank: int) -> Path:
-    return path.with_name(f"{path.name}.part-{rank}")
-
-
-def _bar(plan: _Plan, mine: list[tuple[int, list[int]]], crew: Crew, progress: bool) -> Any:
+def _bar(plan: Plan, share: list[tuple[int, list[int]]], processes: Processes, progress: bool) -> Any:
     """A bar over (example, method)s; with several processes, over those of the first."""
-    here = sum(len(plan.batches[number]) * len(methods) for number, methods in mine)
+    here = sum(len(plan.batches[number]) * len(methods) for number, methods in share)
     total = len(plan.examples) * len(plan.runner.scorers)
-    done = total - here if crew.size == 1 else 0
-    name = "study" if crew.size == 1 else f"study, process 1 of {crew.size}"
+    done = total - here if processes.size == 1 else 0
     return tqdm(
         total=done + here,
         initial=done,
-        desc=name,
+        desc="study" if processes.size == 1 else f"study, process 1 of {processes.size}",
         unit="score",
-        disable=not (progress and crew.first),
+        disable=not (progress and processes.first),
         smoothing=0.05,
         mininterval=0.1 if sys.stderr.isatty() else 30,  # a log is no place for ten lines a second
         dynamic_ncols=True,
     )
-
-
-def _labels(model: Any) -> dict[str, int]:
-    named = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return {str(name).lower(): int(index) for index, name in named.items()}
-
-
-def _arguments(metric: Metric) -> str:
-    return ", ".join(f"{name}={value}" for name, value in metric.arguments().items())

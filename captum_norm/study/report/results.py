@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from captum_norm.files import replacing
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.optional_packages import required
-from captum_norm.study.report.cells import Cell, CostRow, cells_of
+from captum_norm.study.report.cells import Cell, cells_of
 from captum_norm.study.report.statistics import Stability, ranking_stability
-from captum_norm.study.report.tables import AgreementTable, StudyTable
+from captum_norm.study.report.tables import AgreementTable, CostRow, StudyTable
 from captum_norm.study.run.store import Store, flags_of, scores_of
 from captum_norm.study.variants import ORACLE
 from captum_norm.words import Words

@@ -1,7 +1,7 @@
-"""How is one method run and measured on one batch, so that one bad example spoils nothing but itself?
+"""How is one method run and measured on one batch, so that one bad text spoils nothing but itself?
 
-A batch is scored and measured as a whole.  Where that raises, its examples are taken one by one, and those that raise
-by themselves are recorded as failed, with the reason; the rest goes on.
+A batch is scored and measured as a whole.  Where that raises, its texts are taken one by one; those that raise by
+themselves are recorded as failed, with the reason, and the others are scored and measured as ever.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from captum_norm.study.run.meter import Meter
 from captum_norm.study.run.store import Cost, Finished
 from captum_norm.study.scorers.scorer import NoEvidenceError, Scorer
 
-# After these the device answers nothing any more, so going on would record a failure for all that is left.
-_FATAL: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", KeyboardInterrupt),)
+FATAL: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", KeyboardInterrupt),)
+"""Errors after which the device answers nothing any more: going on would record a failure for all that is left."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Runner:
     def run(self, method: int, batch: TextBatch) -> Finished:
         """All that one method gives on one batch."""
         with warnings.catch_warnings():
-            # Captum tells on every call how it splits a batch that a small limit was set for, and that it asks for
+            # On every call Captum tells how it splits a batch that a small limit was set for, and that it asks for
             # gradients of what had none.
             warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
             warnings.filterwarnings("ignore", "Internal batch size cannot be less")
@@ -64,38 +64,39 @@ class Runner:
         with Meter(self.device) as meter:
             scores, errors = self._scores(scorer, batch)
         start = time.perf_counter()
-        measured = _Measured()
+        measured = self._measure(scorer, batch, scores) if not errors else _Measured()
         if errors:
             for row in sorted(set(range(len(batch))) - set(errors)):
-                single = batch.single(row, self.pad)
-                measured.add(self._measure(scorer, single, scores[row, batch.real[row]][None]))
-        else:
-            measured = self._measure(scorer, batch, scores)
+                measured.add(self._measure(scorer, *self._single(batch, scores, row)))
         seconds = time.perf_counter() - start
         return Finished(
             method,
             batch.number,
             batch.numbers,
             Cost(meter.seconds, seconds, meter.peak_bytes),
-            scores={n: scores[r, batch.real[r]] for r, n in enumerate(batch.numbers) if r not in errors},
+            scores={
+                example: scores[row, batch.real[row]] for row, example in enumerate(batch.numbers) if row not in errors
+            },
             values=measured.values,
             errors={batch.numbers[row]: error for row, error in errors.items()},
             metric_errors=measured.errors,
         )
 
     def _scores(self, scorer: Scorer, batch: TextBatch) -> tuple[Tensor, dict[int, str | None]]:
-        """(b, s), and why there are none, by row; None where there is nothing to say."""
+        """(b, s), and row -> why it has no scores; None where the method has nothing to say."""
         try:
             return scorer(batch, self.pad), {}
-        except _FATAL:
+        except FATAL:
             raise
         except Exception:
-            pass
+            return self._scores_one_by_one(scorer, batch)
+
+    def _scores_one_by_one(self, scorer: Scorer, batch: TextBatch) -> tuple[Tensor, dict[int, str | None]]:
         scores, errors = torch.zeros(batch.real.shape, dtype=torch.float64), dict[int, str | None]()
         for row in range(len(batch)):
             try:
                 scores[row, batch.real[row]] = scorer(batch.single(row, self.pad), self.pad)[0]
-            except _FATAL:
+            except FATAL:
                 raise
             except NoEvidenceError:
                 errors[row] = None
@@ -104,28 +105,32 @@ class Runner:
         return scores, errors
 
     def _measure(self, scorer: Scorer, batch: TextBatch, scores: Tensor) -> _Measured:
-        found = _Measured()
+        measured = _Measured()
         scored = self._scored(scorer, batch, scores)
         for number, metric in enumerate(self.metrics):
             try:
-                values = self._values(metric, scorer, batch, scored)
-                found.values.update({(number, e): v for e, v in zip(batch.numbers, values.tolist(), strict=True)})
-            except _FATAL:
+                values = self._values(metric, scorer, batch, scored).tolist()
+            except FATAL:
                 raise
             except Exception:
-                self._one_by_one(number, scorer, batch, scores, found)
-        return found
+                measured.add(self._measure_one_by_one(number, scorer, batch, scores))
+            else:
+                places = ((number, example) for example in batch.numbers)
+                measured.values.update(zip(places, values, strict=True))
+        return measured
 
-    def _one_by_one(self, number: int, scorer: Scorer, batch: TextBatch, scores: Tensor, found: _Measured) -> None:
+    def _measure_one_by_one(self, number: int, scorer: Scorer, batch: TextBatch, scores: Tensor) -> _Measured:
+        measured = _Measured()
         for row, example in enumerate(batch.numbers):
-            single = batch.single(row, self.pad)
+            single, of_single = self._single(batch, scores, row)
             try:
-                scored = self._scored(scorer, single, scores[row, batch.real[row]][None])
-                found.values[number, example] = float(self._values(self.metrics[number], scorer, single, scored)[0])
-            except _FATAL:
+                scored = self._scored(scorer, single, of_single)
+                measured.values[number, example] = float(self._values(self.metrics[number], scorer, single, scored)[0])
+            except FATAL:
                 raise
             except Exception as error:
-                found.errors[number, example] = reason(error)
+                measured.errors[number, example] = reason(error)
+        return measured
 
     def _values(self, metric: Metric, scorer: Scorer, batch: TextBatch, scored: Scored) -> Tensor:
         """(b,) float64; NaN where there is nothing to measure."""
@@ -137,11 +142,14 @@ class Runner:
         if scorer.attribute(batch) is None:
             return nothing
         if scorer.alone and len(batch) > 1:
-            singles = [batch.single(row, self.pad) for row in range(len(batch))]
-            rows = [scored.scores[row, batch.real[row]][None] for row in range(len(batch))]
-            parts = zip(singles, rows, strict=True)
-            return torch.cat([self._values(metric, scorer, s, self._scored(scorer, s, r)) for s, r in parts])
+            singles = [self._single(batch, scored.scores, row) for row in range(len(batch))]
+            values = [self._values(metric, scorer, one, self._scored(scorer, one, scores)) for one, scores in singles]
+            return torch.cat(values)
         return metric(self.forward, scored, attribute=scorer.attribute(batch))
+
+    def _single(self, batch: TextBatch, scores: Tensor, row: int) -> tuple[TextBatch, Tensor]:
+        """One text by itself, and its scores, (1, s), both without padding."""
+        return batch.single(row, self.pad), scores[row, batch.real[row]][None]
 
     def _scored(self, scorer: Scorer, batch: TextBatch, scores: Tensor) -> Scored:
         memo = batch.memo.setdefault(scorer.special == "keep", {})

@@ -178,8 +178,9 @@ class Store:
                 (*row, cost.method_seconds, cost.metric_seconds, cost.peak_bytes),
             )
 
-    def add_targets(self, rows: Iterable[tuple[int, int, int, float]]) -> None:
-        """What is explained: (example, target, predicted class, its probability)."""
+    def add_targets(self, examples: Sequence[int], target: Tensor, predicted: Tensor, probability: Tensor) -> None:
+        """What is explained of a batch: the target, the predicted class, the target's probability, (b,) each."""
+        rows = zip(examples, target.tolist(), predicted.tolist(), probability.tolist(), strict=True)
         with self._transaction():
             self._base.executemany("INSERT OR REPLACE INTO targets VALUES (?, ?, ?, ?)", rows)
 

@@ -9,8 +9,9 @@ import pandas
 import pytest
 
 from captum_norm.study import Results, Variant
-from captum_norm.study.report.cells import ALPHA, cells_of
+from captum_norm.study.report.cells import cells_of
 from captum_norm.study.report.statistics import bootstrap_interval, holm, paired_permutation_test
+from captum_norm.study.report.tables import ALPHA
 from captum_norm.study.report.typeset import number
 from captum_norm.tokens import Words
 from captum_norm.visualization.studies import agreement_grid, metric_dots
