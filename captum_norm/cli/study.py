@@ -59,10 +59,10 @@ def run(asked: argparse.Namespace) -> int:
 
 def _quick(asked: argparse.Namespace, store: Path) -> int:
     from captum_norm.study.config import ModelAsked, StudyFile
-    from captum_norm.study.quick import quick_examples
+    from captum_norm.study.sample_texts import sample_texts
 
     file = StudyFile(Path(), ModelAsked(), study={"metrics": _QUICK_METRICS})
-    return _run(file, quick_examples()[: asked.limit], store, asked, kept=asked.store is not None)
+    return _run(file, sample_texts()[: asked.limit], store, asked, kept=asked.store is not None)
 
 
 def _from_file(asked: argparse.Namespace) -> int:

@@ -61,9 +61,9 @@ def kendall_tau_b(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def top_k_overlap(a: ArrayLike, b: ArrayLike, k: int = 5) -> float:
-    """Which part of the first k tokens two lists share; all tokens where there are no k.
+    """Which part of their first k tokens two lists share; of all tokens where there are fewer than k.
 
-    Tokens that are equal at the edge share the places that are left, each as a fraction of one; so a constant list
+    Tokens of equal score at the edge share the remaining places, each as a fraction of one.  So a constant list
     overlaps as a random one does on average, and the order of the tokens in the text does not count.
 
     Raises:
@@ -86,11 +86,11 @@ def rank_biased_overlap(a: ArrayLike, b: ArrayLike, p: float = 0.9) -> float:
     Args:
         a: (token,) scores.
         b: (token,) scores of the same tokens.
-        p: how much the next place counts beside the one before; 0.9 gives the first 10 places 86 % of the weight.
+        p: how much each place counts beside the one before; 0.9 gives the first 10 places 86 % of the weight.
 
     Returns:
-        0 to 1; 1 for the same order.  Tokens with equal scores share their places: at a depth inside the tie, each
-        belongs to the first ones as the fraction that the tie has of its places there.
+        0 to 1; 1 for the same order.  Tokens of equal score share their places: at a depth inside the tie, each belongs
+        to the first ones by the fraction of the tie's places that lie above that depth.
 
     Raises:
         ValueError: if p is not between 0 and 1.
@@ -103,9 +103,9 @@ def rank_biased_overlap(a: ArrayLike, b: ArrayLike, p: float = 0.9) -> float:
     if not 0 < p < 1:
         raise ValueError(f"rank_biased_overlap: p should be between 0 and 1, got {p}.")
     depths = np.arange(1, len(first) + 1)
-    one, other = _memberships(first, depths), _memberships(second, depths)
+    in_a, in_b = _memberships(first, depths), _memberships(second, depths)
     # Divided by d this would be the mean over all ways of breaking ties, in which a tie disagrees with itself.
-    agreement = (one * other).sum(1) / np.sqrt((one * one).sum(1) * (other * other).sum(1))
+    agreement = (in_a * in_b).sum(1) / np.sqrt((in_a * in_a).sum(1) * (in_b * in_b).sum(1))
     return float((1 - p) * (agreement * p ** (depths - 1)).sum() + agreement[-1] * p ** len(first))
 
 
@@ -146,13 +146,13 @@ def agreement_matrix(
     if len(set(counts.values())) > 1:
         raise ValueError(f"agreement_matrix: every method should score the same examples, got {counts}.")
     lists = list(scores.values())
-    found = np.full((len(lists), len(lists), next(iter(counts.values()), 0)), np.nan)
-    for i, one in enumerate(lists):
-        for j, other in enumerate(lists[: i + 1]):
-            pairs = zip(one, other, strict=True)
-            found[i, j] = [np.nan if a is None or b is None else of_pair(a, b) for a, b in pairs]
-            found[j, i] = found[i, j]
-    return found
+    matrix = np.full((len(lists), len(lists), next(iter(counts.values()), 0)), np.nan)
+    for i, of_i in enumerate(lists):
+        for j, of_j in enumerate(lists[: i + 1]):
+            pairs = zip(of_i, of_j, strict=True)
+            matrix[i, j] = [np.nan if a is None or b is None else of_pair(a, b) for a, b in pairs]
+            matrix[j, i] = matrix[i, j]
+    return matrix
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def comparable(
     specials: Specials = "mask",
     words: Words | None = None,
 ) -> Comparable:
-    """What is compared of one example's scores: tokens or words, with or without special tokens.
+    """The scores of one example that methods are compared by: of tokens or words, with or without special tokens.
 
     Args:
         scores: (token,), padding included.
@@ -232,10 +232,10 @@ def rank_correlation(name: str) -> Agreement:
     Raises:
         ValueError: for another name.
     """
-    known: dict[str, Agreement] = {"kendall": kendall_tau_b, "spearman": spearman}
-    if name not in known:
-        raise ValueError(f"a rank correlation is one of {', '.join(map(repr, known))}, got {name!r}.")
-    return known[name]
+    correlations: dict[str, Agreement] = {"kendall": kendall_tau_b, "spearman": spearman}
+    if name not in correlations:
+        raise ValueError(f"a rank correlation is one of {', '.join(map(repr, correlations))}, got {name!r}.")
+    return correlations[name]
 
 
 def _pair(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Scores, Scores]:

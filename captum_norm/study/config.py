@@ -11,7 +11,7 @@
     [report]
     reference = "AttentionNorm"
 
-A key that is not known is refused: a study that silently leaves out what it was asked for cannot be cited.
+An unknown key is refused: a study that silently leaves out what its file asks for cannot be cited.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class DataAsked:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("[data] should have either path, a file, or dataset, an id.")
         named = (self.label, self.evidence, self.key) != (None, None, None) or self.text != "text"
-        known = Fields(self.text, self.label, self.evidence, self.key) if named else None
+        names = Fields(self.text, self.label, self.evidence, self.key) if named else None
         source = str(folder / self.path) if self.path is not None else str(self.dataset)
-        return read_examples(source, known, split=self.split, subset=self.subset, limit=self.limit)
+        return read_examples(source, names, split=self.split, subset=self.subset, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_study(path: str | Path) -> StudyFile:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is no TOML, or holds a key, method or metric that is not known.
+        ValueError: if it is no TOML, or holds an unknown key, method or metric.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -124,7 +124,7 @@ def _study_file(content: Mapping[str, Any], folder: Path) -> StudyFile:
     study = dict(parts["study"])
     for name, read in (("methods", _method), ("metrics", _metric)):
         if name in study:
-            study[name] = [read(one, folder) for one in _listed(name, study[name])]
+            study[name] = [read(entry, folder) for entry in _listed(name, study[name])]
     return StudyFile(
         folder,
         ModelAsked(**parts["model"]),
@@ -134,50 +134,49 @@ def _study_file(content: Mapping[str, Any], folder: Path) -> StudyFile:
     )
 
 
-def _method(given: Any, folder: Path) -> Variant | StoredScores | str:
-    if given in ("random", "oracle"):
-        return str(given)
-    if isinstance(given, str):
-        return Variant(given)
-    if isinstance(given, Mapping) and "scores" in given:
-        _check_keys("a method with scores", given, ("name", "scores"))
-        return StoredScores(str(given.get("name", Path(given["scores"]).stem)), folder / given["scores"])
-    if not isinstance(given, Mapping) or "method" not in given:
-        raise ValueError(f'a method should be a name, {{ method = "..." }} or {{ scores = "file" }}, got {given!r}.')
-    _check_keys(f"the method {given['method']}", given, [f.name for f in fields(Variant)])
-    return Variant(**given)
+def _method(entry: Any, folder: Path) -> Variant | StoredScores | str:
+    if entry in ("random", "oracle"):
+        return str(entry)
+    if isinstance(entry, str):
+        return Variant(entry)
+    if isinstance(entry, Mapping) and "scores" in entry:
+        _check_keys("a method with scores", entry, ("name", "scores"))
+        return StoredScores(str(entry.get("name", Path(entry["scores"]).stem)), folder / entry["scores"])
+    if not isinstance(entry, Mapping) or "method" not in entry:
+        raise ValueError(f'a method should be a name, {{ method = "..." }} or {{ scores = "file" }}, got {entry!r}.')
+    _check_keys(f"the method {entry['method']}", entry, [f.name for f in fields(Variant)])
+    return Variant(**entry)
 
 
-def _metric(given: Any, folder: Path) -> Metric:
-    said = {"metric": given} if isinstance(given, str) else given
-    if not isinstance(said, Mapping) or "metric" not in said:
-        raise ValueError(f'a metric should be a name or {{ metric = "..." }}, got {given!r}.')
-    name = said["metric"]
+def _metric(entry: Any, folder: Path) -> Metric:
+    named = {"metric": entry} if isinstance(entry, str) else entry
+    if not isinstance(named, Mapping) or "metric" not in named:
+        raise ValueError(f'a metric should be a name or {{ metric = "..." }}, got {entry!r}.')
+    name = named["metric"]
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}.{_suggestion(name, METRICS)} There are: {', '.join(METRICS)}.")
     choices: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in said.items() if key != "metric"
+        key: tuple(v) if isinstance(v, list) else v for key, v in named.items() if key != "metric"
     }
     _check_keys(f"the metric {name}", choices, [f.name for f in fields(METRICS[name])])
     return replace(METRICS[name], **choices)
 
 
-def _listed(name: str, given: Any) -> list[Any]:
-    if not isinstance(given, list):
-        raise ValueError(f"{name} should be a list, got {given!r}.")
-    return given
+def _listed(name: str, entry: Any) -> list[Any]:
+    if not isinstance(entry, list):
+        raise ValueError(f"{name} should be a list, got {entry!r}.")
+    return entry
 
 
-def _check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    names = list(known)
-    unknown = next((key for key in given if key not in names), None)
+def _check_keys(where: str, keys: Iterable[str], allowed: Iterable[str]) -> None:
+    names = list(allowed)
+    unknown = next((key for key in keys if key not in names), None)
     if unknown is not None:
         raise ValueError(
-            f"{where} has a key {unknown!r} that is not known.{_suggestion(unknown, names)} "
-            f"There are: {', '.join(names)}."
+            f"{where} has an unknown key {unknown!r}.{_suggestion(unknown, names)} There are: {', '.join(names)}."
         )
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(names), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,9 +1,9 @@
-"""What is a study asked about?  Texts, with a label and human evidence where there are any, from a file or from Python.
+"""The texts of a study, with label and human evidence where they are known: from a file, a data set, or Python.
 
 A file is JSONL (one object per line), CSV or TSV (with a header), or a data set of the ``datasets`` package by its id.
 Evidence marks the characters of a text that justify its label: spans ``[[start, end], ...]`` of characters (end
-excluded), or flags ``[0, 1, ...]``, one per word between white space.  Whatever is wrong with an example is said here,
-with its line, before any model runs.
+excluded), or flags ``[0, 1, ...]``, one per word between white space.  An example that
+cannot be used is an error here, with its line, before any model runs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Fields:
-    """Which field of a record holds what; None for what is not there.
+    """Which field of a record holds what; None for what no field holds.
 
     Attributes:
         text: the text.
@@ -126,8 +126,8 @@ def as_examples(data: Iterable[Any], fields: Fields | None = None, *, name: str 
     examples: list[Example] = []
     for number, entry in enumerate(data):
         where, content = entry if isinstance(entry, tuple) else (f"{name}, example {number}", entry)
-        known = fields or (_guessed(content) if isinstance(content, Mapping) else Fields())
-        examples.append(_example(content, known, str(number), where))
+        names = fields or (_usual_fields(content) if isinstance(content, Mapping) else Fields())
+        examples.append(_example(content, names, str(number), where))
     if not examples:
         raise ValueError(f"{name} holds no example.")
     _check_keys(examples)
@@ -197,9 +197,9 @@ def _dataset(source: str, split: str | None, subset: str | None) -> Iterator[tup
         yield f"{source} ({split}), example {number}", record
 
 
-def _guessed(record: Mapping[str, Any]) -> Fields:
-    there = {name: name if name in record else None for name in ("label", "evidence")}
-    return Fields(label=there["label"], evidence=there["evidence"], key="id" if "id" in record else None)
+def _usual_fields(record: Mapping[str, Any]) -> Fields:
+    label, evidence, key = (name if name in record else None for name in ("label", "evidence", "id"))
+    return Fields(label=label, evidence=evidence, key=key)
 
 
 def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
@@ -256,7 +256,7 @@ def _span(span: Any, where: str) -> Span:
 
 
 def _flagged(flags: Sequence[int], text: str, where: str) -> tuple[Span, ...]:
-    words = [found.span() for found in re.finditer(r"\S+", text)]
+    words = [word.span() for word in re.finditer(r"\S+", text)]
     if len(flags) != len(words):
         raise ValueError(f"{where}: evidence has {len(flags)} flags, but its text has {len(words)} words.")
     return tuple(span for flag, span in zip(flags, words, strict=True) if flag)

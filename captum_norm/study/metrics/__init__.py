@@ -1,8 +1,16 @@
 """How good are a method's scores?  One class for each metric, and a table of them with their usual parameters.
 
 Faithfulness, by what the model does without some tokens: ``erasure``, ``soft``, ``curves``, ``leave_one_out``, and
-Captum's own two in ``captums``.  Plausibility, against evidence: ``plausibility``.  Sanity: ``randomised``.
+Captum's own two in ``captums``.  Plausibility, against evidence: ``plausibility``.  Sanity: ``randomised``.  What they
+stand on: ``metric`` (what a metric is), ``scored_texts`` (what it measures), ``order`` (which tokens come first),
+``removal`` and ``perturbed`` (the model on texts without some tokens), ``seeding`` (random numbers of a text's own).
+
+A new metric is a class with a ``name`` in a file of this package; the table finds it.
 """
+
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
 
 from captum_norm.study.metrics.captums import Infidelity, Sensitivity
 from captum_norm.study.metrics.curves import DeletionArea, InsertionArea
@@ -19,27 +27,21 @@ from captum_norm.study.metrics.plausibility import AUPRC, IOU, TokenF1, average_
 from captum_norm.study.metrics.randomised import RandomisedWeights
 from captum_norm.study.metrics.soft import SoftComprehensiveness, SoftSufficiency
 
-_ALL: tuple[Metric, ...] = (
-    Comprehensiveness(),
-    Sufficiency(),
-    AOPCComprehensiveness(),
-    AOPCSufficiency(),
-    LogOdds(),
-    SoftComprehensiveness(),
-    SoftSufficiency(),
-    InsertionArea(),
-    DeletionArea(),
-    LeaveOneOutCorrelation(),
-    Infidelity(),
-    Sensitivity(),
-    AUPRC(),
-    TokenF1(),
-    IOU(),
-    RandomisedWeights(),
-)
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-"""Every metric under its name, with its usual parameters; others by ``dataclasses.replace(metric, removal="mask")``."""
+def _with_a_name(kind: type[Metric]) -> Iterator[type[Metric]]:
+    """The kinds of metric below one, abstract ones left out."""
+    for below in kind.__subclasses__():
+        if "name" in vars(below):
+            yield below
+        yield from _with_a_name(below)
+
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+METRICS: dict[str, Metric] = {kind.name: kind() for kind in sorted(_with_a_name(Metric), key=lambda kind: kind.name)}
+"""Every metric of this package's files under its name, with its usual parameters; others by
+``dataclasses.replace(metric, removal="mask")``."""
 
 __all__ = [
     "AUPRC",

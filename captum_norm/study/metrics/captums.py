@@ -71,7 +71,7 @@ class Infidelity(Metric):
             removed = (_draws(scored, drawing, len(gates)) < self.probability).to(gates)
             return removed, gates - removed
 
-        found: Tensor = infidelity(
+        errors: Tensor = infidelity(
             gate_forward,
             remove,
             gate,
@@ -82,7 +82,7 @@ class Infidelity(Metric):
             max_examples_per_batch=min(self.max_rows, self.samples * len(scored)),
             normalize=self.normalise,
         )
-        return found
+        return errors
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Sensitivity(Metric):
         def explain(gates: Any, **arguments: Any) -> Any:
             # Captum passes a tuple at first and then what disturb returned; what it gets back must be of the same kind.
             several = isinstance(gates, tuple)
-            one: Tensor = gates[0] if several else gates
-            scores = attributed(attribute, gate_forward, one, arguments, _repeated(scored, len(one)))
+            gate: Tensor = gates[0] if several else gates
+            scores = attributed(attribute, gate_forward, gate, arguments, _repeated(scored, len(gate)))
             return (scores,) if several else scores
 
-        found: Tensor = sensitivity_max(
+        changes: Tensor = sensitivity_max(
             explain,
             gate,
             disturb,
@@ -142,21 +142,21 @@ class Sensitivity(Metric):
             additional_forward_args=extras,
             target=scored.target.to(gate.device),
         )
-        return found
+        return changes
 
 
 def gated_arguments(forward: HFForward, scored: Scored) -> tuple[HFForward, Tensor, tuple[Any, ...]]:
     """The same model with a gate of ones for its input: the forward, the gate (b, s), and what goes beside it."""
     settings: dict[str, Any] = {"position": forward.position, "names": forward.names, "embedding": forward.embedding}
     gate_forward = HFForward(forward.model, mode="gate", **settings, **forward.fixed)
-    given = gate_forward.inputs(scored.inputs)
-    gate: Tensor = given["inputs"]
+    inputs = gate_forward.inputs(scored.inputs)
+    gate: Tensor = inputs["inputs"]
     if gate.shape != scored.scores.shape:
         raise ValueError(
             f"Scored: scores are {tuple(scored.scores.shape)}, but the model's gate is {tuple(gate.shape)}; there is "
             "one score per token, padding included."
         )
-    return gate_forward, gate, given["additional_forward_args"]
+    return gate_forward, gate, inputs["additional_forward_args"]
 
 
 def attributed(

@@ -61,5 +61,5 @@ def leave_one_out(forward: HFForward, scored: Scored, removal: str, max_rows: in
         drops[examples, tokens] = intact(forward, scored).exp()[examples] - p
         return drops
 
-    found: Tensor = remembered(scored, (forward, "leave one out", removal), run)
-    return found
+    drops: Tensor = remembered(scored, (forward, "leave one out", removal), run)
+    return drops

@@ -1,4 +1,4 @@
-"""What every metric says of itself, and how it is called."""
+"""What a metric is: a number for each text, with a name, a formula, a source and a direction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Metric:
         higher_is_better: its direction.
         needs_evidence: whether it compares with ``Scored.evidence``.
         needs_attribute: whether it runs the method again and needs ``attribute=``.
-        perturbs: whether it runs the model on perturbed copies.
     """
 
     max_rows: int = 64

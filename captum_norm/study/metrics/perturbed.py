@@ -1,4 +1,4 @@
-"""What does the model make of an example when some of its tokens are gone?  Perturbed copies, run many at a time.
+"""What does the model say of a text when some of its tokens are gone?  Perturbed copies, run many at a time.
 
     intact(forward, scored)                          -> log p(target | x)          (b,)
     perturbed(forward, scored, examples, keep, ...)  -> log p(target | x, keep)    (r,)
@@ -29,8 +29,8 @@ def intact(forward: HFForward, scored: Scored) -> Tensor:
         everything = torch.ones_like(scored.removable)
         return _log_probabilities(forward, scored, torch.arange(len(scored)), everything, lambda copies: copies)
 
-    found: Tensor = remembered(scored, (forward, "intact"), run)
-    return found
+    log_p: Tensor = remembered(scored, (forward, "intact"), run)
+    return log_p
 
 
 def perturbed(
@@ -57,27 +57,27 @@ def perturbed(
     rows, place = torch.unique(torch.cat([examples[:, None], keep.long()], dim=1), dim=0, return_inverse=True)
     # Copies of like length run together: where tokens are deleted, a chunk is as short as its longest copy.
     by_length = (rows[:, 1:].bool() & scored.removable[rows[:, 0]]).sum(1).argsort(descending=True, stable=True)
-    found = [
+    log_p = [
         _log_probabilities(forward, scored, chunk[:, 0], chunk[:, 1:].bool(), apply)
         for chunk in torch.split(rows[by_length], max_rows)
     ]
-    return torch.cat(found)[by_length.argsort()[place]]
+    return torch.cat(log_p)[by_length.argsort()[place]]
 
 
 def changed(
     forward: HFForward, scored: Scored, examples: Tensor, change: Callable[[Copies], Copies], max_rows: int
 ) -> Tensor:
-    """log p(target) of copies that a function of one's own changes, chunk by chunk: (r,) float64."""
+    """log p(target) of copies that a function changes, chunk by chunk: (r,) float64."""
     everything = torch.ones_like(scored.removable)
-    found = [
+    log_p = [
         _log_probabilities(forward, scored, chunk, everything[chunk], change)
         for chunk in torch.split(examples, max_rows)
     ]
-    return torch.cat(found)
+    return torch.cat(log_p)
 
 
 def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returned the first time it was asked for under this key, for these examples and targets."""
+    """What ``compute`` returns; computed once for a key, these texts and these targets."""
     full = (scored.fingerprint, key)
     if full not in scored.memo:
         scored.memo[full] = compute()
@@ -87,8 +87,7 @@ def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
 def _log_probabilities(
     forward: HFForward, scored: Scored, examples: Tensor, keep: Tensor, apply: Callable[[Copies], Copies]
 ) -> Tensor:
-    arguments = remembered(scored, (forward, "arguments"), lambda: _arguments(forward, scored))
-    main, extras, position = arguments
+    main, extras, position = remembered(scored, (forward, "arguments"), lambda: _arguments(forward, scored))
     device = main.device
     examples = examples.to(device)
     copies = apply(
@@ -109,8 +108,8 @@ def _log_probabilities(
 
 def _arguments(forward: HFForward, scored: Scored) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
     """The model's input, its extras by name, and the position of each example where one was given for each."""
-    given = forward.inputs(scored.inputs)
-    main, extras = given["inputs"], given["additional_forward_args"] or ()
+    arguments = forward.inputs(scored.inputs)
+    main, extras = arguments["inputs"], arguments["additional_forward_args"] or ()
     if not main.is_floating_point() and main.shape != scored.scores.shape:
         raise ValueError(
             f"Scored: scores are {tuple(scored.scores.shape)}, but the model takes ids of shape {tuple(main.shape)}; "

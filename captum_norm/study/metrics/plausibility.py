@@ -47,9 +47,9 @@ def average_precision(scores: Tensor, evidence: Tensor, area: Literal["step", "t
     order = scores.double().argsort(descending=True)
     ordered, hits = scores.double()[order], evidence[order].double().cumsum(0)
     last_of_equals = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])
-    found, chosen = hits[last_of_equals], torch.arange(1, len(ordered) + 1)[last_of_equals]
-    precision = torch.cat([torch.ones(1, dtype=torch.float64), found / chosen])
-    recall = torch.cat([torch.zeros(1, dtype=torch.float64), found / hits[-1]])
+    hit, chosen = hits[last_of_equals], torch.arange(1, len(ordered) + 1)[last_of_equals]
+    precision = torch.cat([torch.ones(1, dtype=torch.float64), hit / chosen])
+    recall = torch.cat([torch.zeros(1, dtype=torch.float64), hit / hits[-1]])
     steps = recall.diff()
     heights = precision[1:] if area == "step" else (precision[1:] + precision[:-1]) / 2
     return float((steps * heights).sum())
@@ -132,12 +132,12 @@ class _Overlap(_Plausibility):
     def _counts(self, scored: Scored) -> tuple[Tensor, Tensor, Tensor]:
         """How many tokens are first and evidence, first, evidence: (b,) float64 each; NaN without evidence."""
         evidence = _evidence(scored)
-        known = evidence.sum(1)
-        chosen = (
-            known if self.fraction is None else torch.tensor([share(n, self.fraction) for n in sizes(scored).tolist()])
-        )
+        marked = evidence.sum(1)
+        chosen = marked
+        if self.fraction is not None:
+            chosen = torch.tensor([share(size, self.fraction) for size in sizes(scored).tolist()])
         both = (top(scored, chosen) & evidence).sum(1).double()
-        return both, chosen.double(), torch.where(known > 0, known.double(), torch.nan)
+        return both, chosen.double(), torch.where(marked > 0, marked.double(), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class TokenF1(_Overlap):
     formula = "2 |top and evidence| / (|top| + |evidence|)"
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        both, chosen, known = self._counts(scored)
-        return 2 * both / (chosen + known)
+        both, chosen, marked = self._counts(scored)
+        return 2 * both / (chosen + marked)
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,12 @@ class IOU(_Overlap):
     formula = "|top and evidence| / |top or evidence|"
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        both, chosen, known = self._counts(scored)
-        return both / (chosen + known - both)
+        both, chosen, marked = self._counts(scored)
+        return both / (chosen + marked - both)
 
 
 def _evidence(scored: Scored) -> Tensor:
-    """(b, s) bool; evidence among special tokens cannot be found and does not count."""
+    """(b, s) bool; evidence among special tokens does not count, since no method can put it first."""
     if scored.evidence is None:
         raise ValueError("no evidence: give Scored(evidence=...).")
     return scored.evidence & scored.removable

@@ -47,16 +47,16 @@ class RandomisedWeights(Metric):
         return torch.cat([self._of_part(forward, part, attribute) for part in parts(scored, self.max_rows)])
 
     def _of_part(self, forward: HFForward, scored: Scored, attribute: Attribute) -> Tensor:
-        other = shuffled(forward.model, self.seed)
+        model = shuffled(forward.model, self.seed)
         settings: dict[str, Any] = {
             "position": forward.position,
             "names": forward.names,
             "embedding": forward.embedding,
         }
-        gate_forward, gate, extras = gated_arguments(HFForward(other, **settings, **forward.fixed), scored)
+        gate_forward, gate, extras = gated_arguments(HFForward(model, **settings, **forward.fixed), scored)
         arguments = {"additional_forward_args": extras, "target": scored.target.to(gate.device)}
-        found = attributed(attribute, gate_forward, gate, arguments, scored.removable).double().cpu()
-        rows = zip(scored.scores, found, scored.removable, strict=True)
+        shuffled_scores = attributed(attribute, gate_forward, gate, arguments, scored.removable).double().cpu()
+        rows = zip(scored.scores, shuffled_scores, scored.removable, strict=True)
         return torch.tensor([spearman(a[r].numpy(), b[r].numpy()) for a, b, r in rows], dtype=torch.float64)
 
 

@@ -161,9 +161,9 @@ REMOVALS: dict[str, Removal] = {
 def padding_id(model: nn.Module) -> int:
     """The id that fills up texts: the config's padding, else its end of sequence, else 0; the mask hides it anyhow."""
     config = getattr(unwrapped(model), "config", None)
-    found = [getattr(config, name, None) for name in ("pad_token_id", "eos_token_id")]
-    flat = [one[0] if isinstance(one, list) else one for one in found]
-    return next((int(one) for one in flat if one is not None), 0)
+    ids = [getattr(config, name, None) for name in ("pad_token_id", "eos_token_id")]
+    first = [token[0] if isinstance(token, list) else token for token in ids]
+    return next((int(token) for token in first if token is not None), 0)
 
 
 def _never_empty(left: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Random numbers that belong to an example and not to the batch it happens to be in.
+"""Random numbers that belong to a text and not to the batch that it is in.
 
-An example's generator starts from its token ids and a seed, so that its draws are the same alone, in any padded batch
-and for every method: methods are compared under the same noise.
+A text's generator starts from its token ids and a seed.  So its draws are the same alone and in any padded batch, and
+every method is measured under the same noise.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def generators(scored: Scored, seed: int) -> list[Generator]:
     """One generator for each example, on the CPU.
 
     Example:
-        >>> ids, one = torch.tensor([[7, 8], [7, 8]]), torch.ones(2, 2)
-        >>> first, second = generators(Scored({"input_ids": ids}, one, torch.zeros(2).long(), one.bool()), seed=0)
+        >>> ids, ones = torch.tensor([[7, 8], [7, 8]]), torch.ones(2, 2)
+        >>> first, second = generators(Scored({"input_ids": ids}, ones, torch.zeros(2).long(), ones.bool()), seed=0)
         >>> torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))
         True
     """

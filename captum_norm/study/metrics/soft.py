@@ -79,8 +79,8 @@ def shares(scored: Scored) -> Tensor:
     """Scores as shares from 0 to 1, the largest of each text 1: (b, s); 1/2 where all are equal.
 
     Example:
-        >>> one = torch.ones(1, 3).bool()
-        >>> shares(Scored({}, torch.tensor([[-1.0, 3.0, 1.0]]), torch.tensor([0]), one))
+        >>> removable = torch.ones(1, 3).bool()
+        >>> shares(Scored({}, torch.tensor([[-1.0, 3.0, 1.0]]), torch.tensor([0]), removable))
         tensor([[0.0000, 1.0000, 0.5000]], dtype=torch.float64)
     """
     low = scored.scores.masked_fill(~scored.removable, torch.inf).amin(1, keepdim=True)
@@ -93,7 +93,7 @@ def _dropping(scored: Scored, stays: Tensor, examples: Tensor, drawing: list[Gen
     """Sets each number of an embedding to 0 with probability 1 - ``stays``, the token's own, (b, s)."""
 
     def change(module: nn.Module, output: Tensor) -> Tensor:
-        # Drawn for removable tokens alone, one row after the other: the same numbers in whatever batch.
+        # Drawn for removable tokens alone, one row after the other, so that every batch gives the same numbers.
         mask = torch.ones(output.shape, dtype=torch.float64)
         for row, example in enumerate(examples.tolist()):
             removable = scored.removable[example]
@@ -119,7 +119,7 @@ class SoftComprehensiveness(_Soft):
 
 @dataclass(frozen=True)
 class SoftSufficiency(_Soft):
-    """How much of the probability is there when each token keeps what its score says."""
+    """How much of the probability remains when each token keeps what its score says."""
 
     name = "soft_sufficiency"
     formula = "1 - mean over draws of max(0, p(x) - p(x')), x' with a share a of each embedding"

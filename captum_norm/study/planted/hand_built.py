@@ -41,7 +41,7 @@ class _Head:
 
 
 def copy_head(seed: int = 0, count: int = 100) -> Planted:
-    """One head attends to the trigger words and copies their class; the other attends to all alike, and to no avail.
+    """One head attends to the trigger words and copies their class; the other attends to all alike and copies nothing.
 
     Weights and norms both find the triggers: who fails here, fails at the simplest.
 

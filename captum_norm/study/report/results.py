@@ -1,4 +1,4 @@
-"""What did a study find?  Read from its store, finished or not, without the model.
+"""What has a study found?  Its results are read from its store, finished or not, without the model.
 
 Axes: n example, t token.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from captum_norm.files import replacing
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.optional_packages import required
-from captum_norm.study.report.cells import Cell, cells_of
+from captum_norm.study.report.cells import cells_of
 from captum_norm.study.report.statistics import Stability, ranking_stability
 from captum_norm.study.report.tables import AgreementTable, CostRow, StudyTable
 from captum_norm.study.run.store import Store, flags_of, scores_of
@@ -119,11 +119,11 @@ class Results:
         Raises:
             KeyError: for a method that the study does not have.
         """
-        found: list[Numbers | None] = [None] * len(self)
+        scores: list[Numbers | None] = [None] * len(self)
         query = "SELECT example, scores FROM scores WHERE method = ? AND scores IS NOT NULL"
         for example, blob in self._rows(query, self._place("method", method)):
-            found[example] = scores_of(blob)
-        return found
+            scores[example] = scores_of(blob)
+        return scores
 
     def tokens(self) -> list[tuple[str, ...]]:
         """The tokens of every example."""
@@ -140,14 +140,14 @@ class Results:
 
     def costs(self) -> dict[str, CostRow]:
         """What each method took: seconds per example, for its scores and for measuring them, and the most memory."""
-        found = {}
         query = (
             "SELECT method, sum(examples), sum(method_seconds), sum(metric_seconds), max(peak_bytes) "
             "FROM costs GROUP BY method"
         )
-        for method, examples, seconds, metric_seconds, peak in self._rows(query):
-            found[self.methods[method]] = CostRow(seconds / examples, metric_seconds / examples, peak)
-        return found
+        return {
+            self.methods[method]: CostRow(seconds / examples, metric_seconds / examples, peak)
+            for method, examples, seconds, metric_seconds, peak in self._rows(query)
+        }
 
     def table(
         self,
@@ -174,10 +174,8 @@ class Results:
         self._place("method", reference)
         drawing: dict[str, Any] = {"confidence": confidence, "resamples": resamples}
         drawing |= {"permutations": permutations, "seed": seed}
-        cells: dict[str, dict[str, Cell]] = {name: {} for name in self.methods}
-        for metric in self.metrics:
-            for method, cell in cells_of(self.values(metric), reference, **drawing).items():
-                cells[method][metric] = cell
+        by_metric = {metric: cells_of(self.values(metric), reference, **drawing) for metric in self.metrics}
+        cells = {method: {metric: by_metric[metric][method] for metric in self.metrics} for method in self.methods}
         return StudyTable(
             methods=self.methods,
             metrics={name: self.higher_is_better(name) for name in self.metrics},
@@ -207,17 +205,17 @@ class Results:
             special: ``"mask"`` leaves special tokens out, ``"keep"`` compares them like any other.
 
         Raises:
-            ValueError: for a measure or level that is not known.
+            ValueError: for an unknown measure or level.
         """
         if level not in ("token", "word"):
             raise ValueError(f"level should be 'token' or 'word', got {level!r}.")
         compared = [name for name in self.methods if name != ORACLE]
         lists = {name: self._comparable(name, level, special) for name in compared}
-        found = agreement_matrix(lists, measure)
-        known = ~np.isnan(found)
+        matrix = agreement_matrix(lists, measure)
+        defined = ~np.isnan(matrix)
         with np.errstate(invalid="ignore"):
-            means = np.where(known, found, 0).sum(-1) / known.sum(-1)
-        return AgreementTable(tuple(compared), means, known.sum(-1), measure, level, special)
+            means = np.where(defined, matrix, 0).sum(-1) / defined.sum(-1)
+        return AgreementTable(tuple(compared), means, defined.sum(-1), measure, level, special)
 
     def stability(self) -> dict[str, Stability]:
         """For each metric, how alike the rankings of the methods are over the variants that the study lists.
@@ -233,7 +231,7 @@ class Results:
         if not several:
             return {}
         ranked = {name: variants for name, variants in families.items() if name != ORACLE}
-        found = {}
+        stability = {}
         for metric in self.metrics:
             means = {name: _mean(values) for name, values in self.values(metric).items()}
             by_choice = {
@@ -243,19 +241,19 @@ class Results:
                 }
                 for choice in choices
             }
-            found[metric] = ranking_stability(by_choice, self.higher_is_better(metric))
-        return found
+            stability[metric] = ranking_stability(by_choice, self.higher_is_better(metric))
+        return stability
 
     def special_shares(self) -> dict[str, float]:
         """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
         special = [flags_of(blob) for (blob,) in self._rows("SELECT special FROM examples ORDER BY example")]
-        found = {}
+        special_shares = {}
         for method in self.config["methods"]:
             if method["special"] == "report" and method["name"] != ORACLE:
                 pairs = zip(self.scores(method["name"]), special, strict=True)
                 shares = [np.abs(s[m]).sum() / np.abs(s).sum() for s, m in pairs if s is not None and np.abs(s).sum()]
-                found[method["name"]] = float(np.mean(shares)) if shares else math.nan
-        return found
+                special_shares[method["name"]] = float(np.mean(shares)) if shares else math.nan
+        return special_shares
 
     def to_pandas(self) -> Any:
         """A row per example, method and metric: ``key, method, metric, value``.
@@ -313,12 +311,12 @@ class Results:
     @cached_property
     def _values(self) -> dict[str, Numbers]:
         """method -> (metric, n)."""
-        found = np.full((len(self.methods), len(self.metrics), len(self)), np.nan)
+        values = np.full((len(self.methods), len(self.metrics), len(self)), np.nan)
         rows = self._rows("SELECT method, metric, example, value FROM metrics WHERE value IS NOT NULL")
         if rows:
             method, metric, example, value = zip(*rows, strict=True)
-            found[list(method), list(metric), list(example)] = value
-        return dict(zip(self.methods, found, strict=True))
+            values[list(method), list(metric), list(example)] = value
+        return dict(zip(self.methods, values, strict=True))
 
     @cached_property
     def _marks(self) -> list[tuple[Words, NDArray[np.bool_]]]:
@@ -328,21 +326,22 @@ class Results:
         return [(Words(tuple(strings), tuple(index)), special) for (strings, index), special in read]
 
     def _comparable(self, method: str, level: str, special: Literal["mask", "keep"]) -> list[Numbers | None]:
-        found: list[Numbers | None] = []
+        """A method's scores of every example as they are compared; None where there are none."""
+        compared: list[Numbers | None] = []
         for scores, (words, marks) in zip(self.scores(method), self._marks, strict=True):
             if scores is None:
-                found.append(None)
+                compared.append(None)
                 continue
             of_words = _without(words, marks) if special == "mask" else words
-            one = comparable(
+            example = comparable(
                 scores,
                 real=np.ones(len(scores), dtype=bool),
                 special=marks,
                 specials=special,
                 words=of_words if level == "word" else None,
             )
-            found.append(one.scores)
-        return found
+            compared.append(example.scores)
+        return compared
 
     def _failure_counts(self) -> dict[str, int]:
         query = "SELECT method, count(*) FROM scores WHERE error IS NOT NULL GROUP BY method"
@@ -350,7 +349,7 @@ class Results:
 
     def _notes(self) -> dict[str, Any]:
         arguments = {metric["name"]: metric["arguments"] for metric in self.config["metrics"]}
-        removals = {name: said["removal"].strip("'") for name, said in arguments.items() if "removal" in said}
+        removals = {name: of["removal"].strip("'") for name, of in arguments.items() if "removal" in of}
         return {
             "model": self.config["model"],
             "target": self.config["target"],
@@ -360,10 +359,10 @@ class Results:
         }
 
     def _place(self, what: str, name: str) -> int:
-        known = self.methods if what == "method" else self.metrics
-        if name not in known:
-            raise KeyError(f"this study has no {what} {name!r}. There are: {', '.join(known)}.")
-        return known.index(name)
+        names = self.methods if what == "method" else self.metrics
+        if name not in names:
+            raise KeyError(f"this study has no {what} {name!r}. There are: {', '.join(names)}.")
+        return names.index(name)
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with Store(self.path, readonly=True) as store:
@@ -371,8 +370,8 @@ class Results:
 
 
 def _mean(values: Numbers) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else math.nan
 
 
 def _without(words: Words, special: Sequence[bool] | NDArray[np.bool_]) -> Words:

@@ -1,4 +1,4 @@
-"""What is written down of a study, so that its results can be cited and are never mixed with those of another?
+"""What is recorded of a study, so that its results can be cited and are never mixed with those of another?
 
 *What decides the results* (model, data, methods, metrics, versions, kind of device) is compared when a store is opened
 again.  What only describes the run (threads, machine, time) is recorded beside it.
@@ -44,10 +44,10 @@ def model_record(model: nn.Module) -> dict[str, Any]:
 
 def data_record(examples: Sequence[Tokenized]) -> dict[str, Any]:
     """How many examples, and fingerprints of them and of what the tokenizer made of them."""
-    tensors = ((f"{one.number}.{name}", ids) for one in examples for name, ids in sorted(one.inputs.items()))
+    tensors = ((f"{text.number}.{name}", ids) for text in examples for name, ids in sorted(text.inputs.items()))
     return {
         "examples": len(examples),
-        "blake2b": digest_of(one.example for one in examples),
+        "blake2b": digest_of(text.example for text in examples),
         "tokens": _fingerprint(tensors),
     }
 
@@ -81,8 +81,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     elsewhere: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
-        for one in (hook, *getattr(hook, "hooks", ())):
-            kept: Any = getattr(one, "weights_map", None)
+        for part in (hook, *getattr(hook, "hooks", ())):
+            kept: Any = getattr(part, "weights_map", None)
             if kept is None:
                 continue
             for name in dict(module.named_parameters()) | dict(module.named_buffers()):

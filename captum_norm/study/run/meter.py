@@ -1,4 +1,4 @@
-"""What did a piece of work take?  Wall-clock seconds, and the most memory above what was in use before."""
+"""What does a piece of work take?  Wall-clock seconds, and the most memory above what was in use before."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def _forget_peak() -> bool:
 
 
 def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    line = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(line[1]) * 1024 if line else 0

@@ -1,4 +1,4 @@
-"""Where does a study keep what it has found, so that nothing is lost when it is killed?  In one SQLite file.
+"""Where does a study keep its results, so that nothing is lost when it is killed?  In one SQLite file.
 
 Every finished batch of one method is one transaction: its scores, its metrics and its failures are there together or
 not at all.  The journal is SQLite's rollback journal with ``synchronous=FULL``: a kill or a power cut leaves the last
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-_APPLICATION = 0x63_6E_73_74  # "cnst", so that a store is told from any other SQLite file
+_APPLICATION = 0x63_6E_73_74  # "cnst", by which a store differs from any other SQLite file
 _FORMAT = 1
 
 _TABLES = """
@@ -47,7 +47,7 @@ class StoreMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method took on one batch: wall-clock seconds, and bytes above what was there before (None: unknown)."""
+    """What one method took on one batch: wall-clock seconds, and bytes above what was in use (None: unknown)."""
 
     method_seconds: float
     metric_seconds: float
@@ -131,12 +131,12 @@ class Store:
             StoreMismatchError: naming what differs.
         """
         with self._transaction():
-            known = self.about("config")
-            if known is None:
+            begun = self.about("config")
+            if begun is None:
                 self._write_about({"config": config, **about})
                 self._base.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", examples)
                 return
-        differing = list(_differences(known, json.loads(json.dumps(config))))
+        differing = list(_differences(begun, json.loads(json.dumps(config))))
         if differing:
             raise StoreMismatchError(
                 f"{self.path} belongs to another study: {'; '.join(differing[:3])}"
@@ -146,8 +146,8 @@ class Store:
 
     def about(self, name: str) -> Any:
         """What was recorded under a name (``"config"``, ``"versions"`` ...); None for nothing."""
-        found = self.rows("SELECT content FROM about WHERE name = ?", name)
-        return json.loads(found[0][0]) if found else None
+        rows = self.rows("SELECT content FROM about WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
 
     def note(self, name: str, content: Any) -> None:
         """Record something under a name, over what was there."""
@@ -196,7 +196,7 @@ class Store:
                 self._base.execute("DETACH DATABASE part")
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows that a query finds."""
+        """The rows that a query selects."""
         with self._explained():
             return self._base.execute(query, values).fetchall()
 
@@ -274,16 +274,16 @@ def _way_out(message: str) -> str:
     return "All that was finished before is kept."
 
 
-def _differences(known: Any, asked: Any, name: str = "") -> Iterator[str]:
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     """Where two configurations differ, in words."""
-    if isinstance(known, dict) and isinstance(asked, dict):
-        for key in dict.fromkeys([*known, *asked]):
-            yield from _differences(known.get(key), asked.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(known, list) and isinstance(asked, list) and len(known) == len(asked):
-        for place, (one, other) in enumerate(zip(known, asked, strict=True)):
-            yield from _differences(one, other, f"{name}[{place}]")
-    elif known != asked:
-        yield f"{name} was {_short(known)}, now it is {_short(asked)}"
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, entries in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*entries, f"{name}[{place}]")
+    elif before != now:
+        yield f"{name} was {_short(before)}, now it is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""From what a study is given as ``methods=`` to what scores tokens: everything that takes part, each under one name."""
+"""What gives a score to every token: the methods that a study lists, the oracle, and the random floor."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def scorers_of(
 
     Raises:
         TypeError: for an entry of another kind.
-        ValueError: for an unknown method, or a name that stands twice.
+        ValueError: for an unknown method, or a name that stands repeated.
     """
-    named = methods.items() if isinstance(methods, Mapping) else [(None, one) for one in methods]
-    wanted = [(name, one) for name, one in named if one not in (RANDOM, ORACLE)]
-    scorers = [_scorer(name, one, forward, special, seed) for name, one in wanted]
+    named = methods.items() if isinstance(methods, Mapping) else [(None, method) for method in methods]
+    listed = [(name, method) for name, method in named if method not in (RANDOM, ORACLE)]
+    scorers = [_scorer(name, method, forward, special, seed) for name, method in listed]
     if not scorers:
         raise ValueError(f"a study needs at least one method. There are: {', '.join(METHODS)}.")
     scorers += [OracleCeiling(special)] if evidence else []
     scorers.append(RandomFloor(seed, special))
     names = [scorer.name for scorer in scorers]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"two methods are called {twice!r}: give one of them another name.")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"two methods are called {repeated!r}: give one of them another name.")
     return scorers
 
 
-def _scorer(name: str | None, given: Any, forward: HFForward, special: str, seed: int) -> Scorer:
-    if isinstance(given, str):
-        given = Variant(given)
-    if isinstance(given, Variant):
-        variant = Variant(**{**vars(given), "name": name or given.name})
+def _scorer(name: str | None, method: Any, forward: HFForward, special: str, seed: int) -> Scorer:
+    if isinstance(method, str):
+        method = Variant(method)
+    if isinstance(method, Variant):
+        variant = Variant(**{**vars(method), "name": name or method.name})
         attributor = Attributor(
             variant.method,
             forward.model,
@@ -59,12 +59,12 @@ def _scorer(name: str | None, given: Any, forward: HFForward, special: str, seed
             position=forward.position,
         )
         return TableMethod(variant, attributor, variant.special or special, seed)
-    if isinstance(given, StoredScores):
-        return StoredScorer(given, special)
-    if hasattr(given, "attribute"):
-        return CaptumObject(name or type(given).__name__, given, special)
-    if callable(given):
-        return FunctionScorer(name or str(getattr(given, "__name__", type(given).__name__)), given, forward, special)
+    if isinstance(method, StoredScores):
+        return StoredScorer(method, special)
+    if hasattr(method, "attribute"):
+        return CaptumObject(name or type(method).__name__, method, special)
+    if callable(method):
+        return FunctionScorer(name or str(getattr(method, "__name__", type(method).__name__)), method, forward, special)
     raise TypeError(
-        f"a method should be a name, a Variant, StoredScores, an object with attribute() or a function, got {given!r}."
+        f"a method should be a name, a Variant, StoredScores, an object with attribute() or a function, got {method!r}."
     )

@@ -36,7 +36,7 @@ class TableMethod(Scorer):
 
     def __post_init__(self) -> None:
         self.name = self.variant.title
-        # Random numbers are drawn for one example at a time, so that they do not depend on who stands beside it.
+        # Random numbers are drawn for one example at a time, so that they do not depend on the rest of the batch.
         self.alone = self.attributor.method.alone or self.attributor.method.seeded
 
     @property
@@ -55,9 +55,16 @@ class TableMethod(Scorer):
         return again
 
     def describe(self) -> dict[str, Any]:
-        a = self.attributor
-        said = {"method": a.name, "options": a.options, "arguments": a.arguments, "over": a.over}
-        return {"name": self.name, **_plain(said), "choice": self.variant.choice, "special": self.special}
+        attributor = self.attributor
+        choices = _as_json(
+            {
+                "method": attributor.name,
+                "options": attributor.options,
+                "arguments": attributor.arguments,
+                "over": attributor.over,
+            }
+        )
+        return {"name": self.name, **choices, "choice": self.variant.choice, "special": self.special}
 
 
 @dataclass
@@ -78,8 +85,13 @@ class CaptumObject(Scorer):
     def describe(self) -> dict[str, Any]:
         kind = type(self.attribution)
         simple = {n: v for n, v in vars(self.attribution).items() if isinstance(v, bool | int | float | str)}
-        said = {"object": f"{kind.__module__}.{kind.__qualname__}", "mode": self.forward.mode, "options": simple}
-        return {"name": self.name, **said, "special": self.special}
+        return {
+            "name": self.name,
+            "object": f"{kind.__module__}.{kind.__qualname__}",
+            "mode": self.forward.mode,
+            "options": simple,
+            "special": self.special,
+        }
 
 
 @dataclass
@@ -114,7 +126,7 @@ def _forward_of(name: str, attribution: Any) -> HFForward:
     raise ValueError(f"{name}: its forward should be an HFForward, which knows what the model takes, got none.")
 
 
-def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON; what JSON does not know, by its own name."""
-    plain: dict[str, Any] = json.loads(json.dumps(said, default=repr))
+def _as_json(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices as they come out of JSON; what JSON has no form for becomes its repr."""
+    plain: dict[str, Any] = json.loads(json.dumps(choices, default=repr))
     return plain

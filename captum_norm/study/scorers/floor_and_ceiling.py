@@ -1,4 +1,4 @@
-"""Between what floor and what ceiling does a method lie?  Random scores, and those that say what the evidence says."""
+"""Between which floor and which ceiling does a method lie?  Random scores, and the evidence itself as scores."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class RandomFloor(Scorer):
 
     def score(self, batch: TextBatch) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
-        for row, one in enumerate(batch.examples):
-            chance = torch.Generator().manual_seed(one.seed(self.seed, RANDOM))
-            scores[row, batch.real[row]] = torch.rand(len(one), generator=chance, dtype=torch.float64)
+        for row, text in enumerate(batch.examples):
+            generator = torch.Generator().manual_seed(text.seed(self.seed, RANDOM))
+            scores[row, batch.real[row]] = torch.rand(len(text), generator=generator, dtype=torch.float64)
         return scores
 
     def describe(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class OracleCeiling(Scorer):
     name: str = ORACLE
 
     def score(self, batch: TextBatch) -> Tensor:
-        missing = next((one for one in batch.examples if one.evidence is None), None)
+        missing = next((text for text in batch.examples if text.evidence is None), None)
         if missing is not None or batch.evidence is None:
             raise NoEvidenceError(f"{missing.example.where if missing else 'the batch'} has no evidence.")
         return batch.evidence.double()

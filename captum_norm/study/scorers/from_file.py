@@ -29,41 +29,43 @@ class StoredScorer(Scorer):
 
     def score(self, batch: TextBatch) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
-        for row, one in enumerate(batch.examples):
-            scores[row, batch.real[row]] = self._scores(one)
+        for row, text in enumerate(batch.examples):
+            scores[row, batch.real[row]] = self._scores(text)
         return scores
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.blake2b(Path(self.stored.path).read_bytes(), digest_size=16).hexdigest()
         return {"name": self.name, "stored": digest, "special": self.special}
 
-    def _scores(self, one: Tokenized) -> Tensor:
-        given = self.by_key.get(one.example.key)
-        if given is None:
-            raise ValueError(f"{self.stored.path} has no scores for {one.example.where} (key {one.example.key!r}).")
-        if len(given) == len(one):
-            return torch.tensor(given, dtype=torch.float64)
-        plain = [None if is_special else word for word, is_special in zip(one.words.index, one.special, strict=True)]
-        words = list(dict.fromkeys(word for word in plain if word is not None))
-        if len(given) != len(words):
+    def _scores(self, text: Tokenized) -> Tensor:
+        """(token,): as the file has them, or each word's score shared by its tokens."""
+        scores = self.by_key.get(text.example.key)
+        if scores is None:
+            raise ValueError(f"{self.stored.path} has no scores for {text.example.where} (key {text.example.key!r}).")
+        if len(scores) == len(text):
+            return torch.tensor(scores, dtype=torch.float64)
+        index = [None if is_special else word for word, is_special in zip(text.words.index, text.special, strict=True)]
+        words = list(dict.fromkeys(word for word in index if word is not None))
+        if len(scores) != len(words):
             raise ValueError(
-                f"{self.stored.path}: {one.example.where} has {len(one)} tokens and {len(words)} words, "
-                f"but {len(given)} scores."
+                f"{self.stored.path}: {text.example.where} has {len(text)} tokens and {len(words)} words, "
+                f"but {len(scores)} scores."
             )
-        score = dict(zip(words, given, strict=True))
-        return torch.tensor([0.0 if w is None else score[w] / plain.count(w) for w in plain], dtype=torch.float64)
+        of_word = dict(zip(words, scores, strict=True))
+        shares = [0.0 if word is None else of_word[word] / index.count(word) for word in index]
+        return torch.tensor(shares, dtype=torch.float64)
 
 
 def _read_scores(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of scores.")
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            found[str(record["id"])] = [float(score) for score in record["scores"]]
+            scores[str(record["id"])] = [float(score) for score in record["scores"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path}, line {number} should be {{"id": ..., "scores": [...]}}: {error!r}.') from error
-    return found
+    return scores

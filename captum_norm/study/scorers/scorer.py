@@ -1,7 +1,7 @@
-"""What gives a score to every token of a batch: what all kinds have in common.
+"""What all scorers have in common: how a study asks for scores, and what is recorded of where they come from.
 
-All are asked alike, ``scorer(batch, pad) -> (b, s)`` float64, and each describes what decides its scores, so that a
-store is not continued with another.
+``scorer(batch, pad)`` gives (b, s) float64.  ``scorer.describe()`` says what decides the scores; a study with another
+description does not continue its store.
 
 Axes: b batch, s token (padding included).
 """
@@ -39,10 +39,11 @@ class Scorer(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What decides its scores, as JSON: a study is not continued with another."""
+        """What decides its scores, as JSON."""
 
     @property
     def family(self) -> str:
+        """The method that it is a variant of."""
         return self.name
 
     def attribute(self, batch: TextBatch) -> Attribute | None:
@@ -68,7 +69,7 @@ class Scorer(ABC):
 
 
 class NoEvidenceError(ValueError):
-    """The oracle was asked of an example without evidence; no failure, but nothing to say either."""
+    """The oracle has no scores for an example without evidence; this is no failure."""
 
 
 def checked(name: str, scores: Tensor, batch: TextBatch) -> Tensor:

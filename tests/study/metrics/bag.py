@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from captum.attr import Saliency
 from torch import Tensor, nn
 
 from captum_norm import HFForward
 from captum_norm.study.metrics.scored_texts import Scored
+from tests.attr.models import tiny
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
 VOCABULARY = 40
+BERT = tiny("Bert")
 
 
 class BagOfTokens(nn.Module):
@@ -32,6 +35,7 @@ class BagOfTokens(nn.Module):
 
 
 LENGTHS = (7, 4, 9)
+ROWS = range(len(LENGTHS))
 
 
 def texts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Tensor]:
@@ -106,3 +110,8 @@ class Example:
 def forward(model: nn.Module | None = None) -> HFForward:
     """The bag, or another model, as metrics take it."""
     return HFForward(BagOfTokens() if model is None else model)
+
+
+def saliency(forward: HFForward, inputs: Tensor, **arguments: Any) -> Tensor:
+    """A method as metrics that run it again take it."""
+    return Saliency(forward).attribute(inputs, **arguments)

@@ -20,6 +20,11 @@ def test_every_metric_is_on_the_page_with_its_direction_and_sources():
         assert set(re.findall(r"https://[^\s,;)]+", metric.source)) <= set(re.findall(r"https://[^\s)]+", source))
 
 
+def test_the_page_lists_no_metric_that_there_is_not():
+    listed = {name.strip("`") for name, *cells in ROWS.values() if len(cells) == 4 and name.startswith("`")}
+    assert listed == set(METRICS)
+
+
 def test_every_way_of_removing_a_token_is_on_the_page():
     for name, removal in REMOVALS.items():
         assert ROWS[f"`{name}`"][1] == removal.meaning

@@ -1,5 +1,7 @@
 """One bad text spoils nothing but itself, and a device that has given up ends the study."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ class FragileMetric(Metric):
     """1 for every text, but raises on batches of some sizes."""
 
     name, formula, source = "fragile", "1", "none"
-    errors: dict[int, type[Exception]] = {}
+    errors: ClassVar[dict[int, type[Exception]]] = {}
 
     def measure(self, forward, scored, attribute):
         if len(scored) in self.errors:

@@ -21,18 +21,18 @@ _MARKED = (
 )
 
 
-def quick_examples() -> list[Example]:
+def sample_texts() -> list[Example]:
     """The sentences, their labels and their evidence.
 
     Example:
-        >>> one = quick_examples()[0]
-        >>> [one.text[start:end] for start, end in one.evidence]
+        >>> example = sample_texts()[0]
+        >>> [example.text[start:end] for start, end in example.evidence]
         ['delightful', 'warm']
     """
-    return [_read(marked, label, key) for key, (marked, label) in enumerate(_MARKED)]
+    return [_unmarked(marked, label, key) for key, (marked, label) in enumerate(_MARKED)]
 
 
-def _read(marked: str, label: str, key: int) -> Example:
+def _unmarked(marked: str, label: str, key: int) -> Example:
     text, starts, spans = "", list[int](), list[Span]()
     for character in marked:
         if character == "[":

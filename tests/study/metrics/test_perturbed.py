@@ -1,0 +1,75 @@
+"""Copies run in full batches, nothing runs twice, and outputs that are no probabilities are refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_norm.study.metrics import METRICS, AOPCComprehensiveness, LeaveOneOutCorrelation, LogOdds
+from tests.study.metrics.bag import BagOfTokens, forward, random_scored
+
+
+class Counting(BagOfTokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.rows.append(len(input_ids))
+        return super().forward(input_ids, attention_mask)
+
+
+def test_copies_run_in_full_batches_and_the_unperturbed_examples_once():
+    model = Counting()
+    scored, through = random_scored([20, 20]), forward(model)
+    AOPCComprehensiveness(max_rows=4)(through, scored)
+    # 20 tokens: 1 and 5 per cent are one token, so there are four copies of each of two texts.
+    assert model.rows == [2, 4, 4]
+    LogOdds()(through, replace(scored, scores=-scored.scores))
+    assert model.rows == [2, 4, 4, 2]
+    LeaveOneOutCorrelation(max_rows=64)(through, scored)
+    LeaveOneOutCorrelation(measure_of_rank="spearman")(through, replace(scored, scores=-scored.scores))
+    assert model.rows == [2, 4, 4, 2, 40]
+
+
+def test_what_is_kept_for_the_next_metric_is_not_mistaken_for_another_target_or_text():
+    scored, through = random_scored(), forward()
+    metric = METRICS["leave_one_out_correlation"]
+    metric(through, scored)
+    others = [
+        replace(scored, target=(scored.target + 1) % 3),
+        replace(scored, removable=scored.removable & (scored.inputs["input_ids"] % 2 == 0)),
+        replace(scored, inputs={**scored.inputs, "input_ids": scored.inputs["input_ids"].clamp(max=20)}),
+    ]
+    for other in others:
+        assert other.memo is scored.memo
+        fresh = metric(through, replace(other, memo={}))
+        torch.testing.assert_close(metric(through, other), fresh, equal_nan=True)
+    masking = replace(metric, removal="mask")
+    torch.testing.assert_close(masking(through, scored), masking(through, replace(scored, memo={})))
+    assert not torch.equal(masking(through, scored), metric(through, scored))
+
+
+def test_scores_of_another_length_than_the_ids_are_refused():
+    scored = random_scored()
+    short = replace(scored, scores=scored.scores[:, :-1], removable=scored.removable[:, :-1], evidence=None, memo={})
+    with pytest.raises(ValueError, match="one score per token, padding included"):
+        METRICS["comprehensiveness"](forward(), short)
+
+
+def test_outputs_that_are_no_probabilities_are_refused():
+    class OneNumber(BagOfTokens):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(input_ids, attention_mask)[:, :1]
+
+    class NoNumber(BagOfTokens):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(input_ids, attention_mask) * torch.nan
+
+    with pytest.raises(ValueError, match="at least two classes"):
+        METRICS["comprehensiveness"](forward(OneNumber()), replace(random_scored(), target=torch.zeros(3).long()))
+    with pytest.raises(ValueError, match="returned NaN or infinity"):
+        METRICS["comprehensiveness"](forward(NoNumber()), random_scored())
+    with pytest.raises(ValueError, match="target 3 is no class of BagOfTokens, which has 3"):
+        METRICS["comprehensiveness"](forward(), replace(random_scored(), target=torch.full((3,), 3)))
