@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from captum_norm import measures
-from captum_norm.capture import AttentionCall, AttentionRecord
-from captum_norm.capture.running import at_least_float32, run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, in_float32, run_recorded
 from captum_norm.ranks import spearman
 from captum_norm.token_classes import class_means, class_shares
 
@@ -136,7 +135,7 @@ class ShareCounter:
             nonlocal place
             if place == len(self._calls):
                 self._calls.append(_CallSums(record.call))
-            self._calls[place].add(at_least_float32(record), classes)
+            self._calls[place].add(in_float32(record), classes)
             self._worst = max(self._worst, record.certificate.error)
             self._tolerance = record.certificate.tolerance
             place += 1

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "captum_norm"
 
 # From the bottom up.  A part may import the layers below its own, and leaves; leaves import leaves only.
 LAYERS = (
-    {"functional"},
+    {"functional", "operations"},
     {"capture"},
     {"intervention", "linear", "measures"},
     {"attr", "maps"},
@@ -113,14 +113,26 @@ def test_no_module_imports_itself_through_others():
         pytest.fail(f"imports run in a circle: {' <- '.join(error.args[1])}")
 
 
-def test_the_formulas_know_torch_and_nothing_else():
+@pytest.mark.parametrize("part", ["functional", "operations"])
+def test_formulas_and_operations_know_torch_and_nothing_else(part):
     allowed = {"torch", *sys.stdlib_module_names}
     assert not [
         f"{importer} imports {imported}"
         for importer, imported in IMPORTS
-        if part_of(importer) == "functional"
+        if part_of(importer) == part
         and imported.split(".")[0] not in allowed
-        and not imported.startswith("captum_norm.functional.")
+        and not imported.startswith(f"captum_norm.{part}.")
+    ]
+
+
+@pytest.mark.parametrize("part", ["capture", "intervention"])
+def test_nobody_imports_the_interior_of(part):
+    inside = f"captum_norm.{part}."
+    modules = {module for module in MODULES if module.startswith(inside)}
+    assert not [
+        f"{importer} imports {imported}"
+        for importer, imported in IMPORTS
+        if part_of(importer) != part and (imported in modules or imported.rpartition(".")[0] in modules)
     ]
 
 

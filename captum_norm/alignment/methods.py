@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from captum_norm.attr._maps import CallMap, without_padding
 from captum_norm.attr._paths import Rollout
-from captum_norm.capture import AttentionRecord
-from captum_norm.capture.running import at_least_float32, run_recorded
+from captum_norm.capture import AttentionRecord, in_float32, run_recorded
 from captum_norm.forward.inputs import ModelInputs, call_model
 from captum_norm.intervention import Outline, value_zeroing_maps
 from captum_norm.measures import MEASURES, Measure, mean_weights
@@ -70,7 +69,7 @@ def _call_by_call(measure: Measure) -> Reader:
             if layer not in (None, len(maps)):
                 maps.append(CrossMap(None))
                 return
-            record = at_least_float32(record)
+            record = in_float32(record)
             by_head = _measured(MEASURES[measure.of_one_head], record) if heads and measure.of_one_head else None
             maps.append(CrossMap(_measured(measure, record), by_head))
 
@@ -105,7 +104,7 @@ def _rollout(model: nn.Module, inputs: ModelInputs, heads: bool, layer: int | No
                 'that reads each call for itself, such as method="norm".'
             )
         route = (queries.source, keys.source)
-        scores = mean_weights(without_padding(at_least_float32(record)))
+        scores = mean_weights(without_padding(in_float32(record)))
         rollout.add(CallMap(replace(record.call, modules=()), route, scores, keys))
         if record.call.kind == "cross":
             maps.append(CrossMap(rollout.result(route).scores))

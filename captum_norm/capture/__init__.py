@@ -1,13 +1,18 @@
 """Reading attention from a running model, one call at a time, each checked exact.
 
-The way of a call: :mod:`~captum_norm.capture.operations` shows every torch operation under one name,
+The way of a call: :mod:`captum_norm.operations` shows every torch operation under one name,
 :mod:`~captum_norm.capture.dataflow` follows softmax -> value product -> reshapes and gates -> W_O with one rule per
-operation, :mod:`~captum_norm.capture.layout` finds (batch, head, query, key), :mod:`~captum_norm.capture.places` finds
-which input position each key is, :mod:`~captum_norm.capture.certificate` checks the result, and
+operation, :mod:`~captum_norm.capture.layout` finds (batch, head, query, key), :mod:`~captum_norm.capture.positions`
+finds which input position each key is, :mod:`~captum_norm.capture.certificate` checks the result, and
 :mod:`~captum_norm.capture.recorder` hands it over.  With ``blocks=True`` :mod:`~captum_norm.capture.blocks` follows
 the residual stream around each call as well.
+
+Other parts of the package import from here and from no module inside.
 """
 
+from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.heads import layout_of
+from captum_norm.capture.layout import Layout, LayoutError
 from captum_norm.capture.record import (
     AttentionBlock,
     AttentionCall,
@@ -18,14 +23,26 @@ from captum_norm.capture.record import (
     Positions,
 )
 from captum_norm.capture.recorder import recording
+from captum_norm.capture.running import in_float32, run_recorded
+from captum_norm.capture.traces import Mixture, Term
+from captum_norm.capture.weights import attention_weights
 
 __all__ = [
     "AttentionBlock",
     "AttentionCall",
     "AttentionRecord",
     "Certificate",
+    "Dataflow",
     "InexactCaptureError",
     "Kind",
+    "Layout",
+    "LayoutError",
+    "Mixture",
     "Positions",
+    "Term",
+    "attention_weights",
+    "in_float32",
+    "layout_of",
     "recording",
+    "run_recorded",
 ]

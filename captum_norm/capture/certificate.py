@@ -5,18 +5,16 @@ For a random r in model space, the weighted values must reproduce what the proje
     sum_h weights_h (values_h (W_O_h r))  =  (y - b_O - rest) . r ,
 
 which costs O(query * key) per head and covers weights, values, layout and W_O at once.  It does not see a permutation
-of the keys in weights and values together; :mod:`captum_norm.capture.places` does.
+of the keys in weights and values together; :mod:`captum_norm.capture.positions` does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-# Of the size of the attention part, per dtype the model computes in.
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.precision import at_least_float32, tolerance
 
 _SMALL = 1 << 18  # numbers, 1 MiB in float32: stays in a core's cache
 
@@ -41,7 +39,7 @@ def tolerance_for(dtype: torch.dtype, keys: int, beside: float = 0.0) -> float:
         >>> f"{tolerance_for(torch.float32, keys=512, beside=100):.1e}"
         '5.8e-05'
     """
-    of_the_sum = TOLERANCES.get(dtype, 1e-5) * max(1.0, (keys / 4096) ** 0.5)
+    of_the_sum = tolerance("record", dtype) * max(1.0, (keys / 4096) ** 0.5)
     return min(0.1, of_the_sum + 4 * torch.finfo(dtype).eps * beside)
 
 
@@ -64,11 +62,6 @@ class Probe:
             drawn = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
             self._directions[key] = drawn.to(device=like.device, dtype=key[1])
         return self._directions[key]
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that checks are computed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None) -> Tensor:
@@ -95,7 +88,8 @@ def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None
     return total
 
 
-_read: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> (what else it depends on, W_O r)
+# Of a parameter: what else W_O r depends on, W_O r, and r itself, so that its id stays its own.
+_read: Facts[tuple[tuple[object, ...], Tensor, Tensor]] = Facts()
 
 
 def read_along(W_O: Tensor, r: Tensor, parameter: Tensor | None = None) -> Tensor:
@@ -110,10 +104,10 @@ def read_along(W_O: Tensor, r: Tensor, parameter: Tensor | None = None) -> Tenso
     if parameter is None or parameter.is_inference():
         return _read_along(W_O, r)
     depends_on = (parameter._version, W_O.shape, W_O.stride(), W_O.storage_offset(), id(r))
-    known = _read.get(parameter)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != depends_on:
-        known = _read[parameter] = (depends_on, _read_along(W_O, r), r)
-    return known[1]
+    remembered = _read[parameter]
+    if remembered is None or remembered[0] != depends_on:
+        remembered = _read[parameter] = (depends_on, _read_along(W_O, r), r)
+    return remembered[1]
 
 
 def _read_along(W_O: Tensor, r: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Following attention through a running model: softmax -> value product -> reshapes and gates -> projection.
 
-``RULES`` is one table: what a torch operation does to what is known of its operands.  The rules are in
+``RULES`` says what a torch operation does to what is known of its operands.  The rules are in
 :mod:`captum_norm.capture.rules`, a file per step of the way.  An operation without a rule of its own keeps the
 positions of an operand of its shape and loses everything else, so that what we do not understand is refused later and
 never guessed.
@@ -11,69 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.graph import edge_of
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.rules import RuleTable
+from captum_norm.operations.steps import Step
 
 Rule = Callable[["Dataflow", Operation], None]
-RULES: dict[str, Rule | None] = {}
-ANY_OTHER = "any other operation"
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the rule of these operations; an in-place form follows the rule of its name without the underscore."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def base_name(name: str) -> str:
-    """The name without the in-place underscore.
-
-    >>> base_name("masked_fill_"), base_name("__contains__")
-    ('masked_fill', '__contains__')
-    """
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def rule_for(name: str) -> Rule | None:
-    """The rule of an operation: its own, or the one for operations nobody wrote a rule for."""
-    if name in RULES:
-        return RULES[name]
-    return RULES.get(base_name(name), RULES[ANY_OTHER])
+RULES: RuleTable[Rule] = RuleTable()
+rule = RULES.rule
 
 
 _PROBE = Probe()
-
-
-class Beside(Protocol):
-    """What follows the same operations beside attention: the residual stream."""
-
-    def mixed(self, mixture: Mixture) -> None:
-        """A value product has just run."""
-
-    def projected(self, mixture: Mixture, out: Tensor) -> None:
-        """An output projection, or a better one, has just been written."""
-
-    def are_one(self, first: Mixture, second: Mixture) -> bool:
-        """Whether two calls share a projection, so that neither is complete before the other."""
-
-    def see(self, op: Operation) -> None:
-        """Take in one operation, after what attention makes of it."""
-
-    def clear(self) -> None:
-        """Drop everything."""
 
 
 class Dataflow:
@@ -81,7 +37,7 @@ class Dataflow:
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False,
-        stream: Beside | None = None,
+        stream: Stream | None = None,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self._stream = stream
@@ -110,7 +66,7 @@ class Dataflow:
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
-        rule = rule_for(name)
+        rule = RULES.of(name)
         if rule is None or self._stream is None:
             return None if rule is None else partial(rule, self)
         see = self._stream.see

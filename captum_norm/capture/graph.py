@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from captum_norm.capture.layout import Layout, Step
+from captum_norm.capture.layout import Layout
+from captum_norm.operations.steps import Step
 
 
 @dataclass(frozen=True, eq=False)

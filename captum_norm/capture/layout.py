@@ -1,48 +1,25 @@
 """Which entry of a tensor is which: measured by sending index tensors through the reshapes the model itself made.
 
 A model may keep its heads as (batch, head, query, ...), (batch * head, query, ...), (query, batch, head, ...) or in
-windows.  Instead of knowing these layouts, we number the entries of the mixed values, replay the recorded
-:class:`Step` s on the numbers, and read off where each ended up.  The same steps tell which input position a key is.
+windows.  Instead of knowing these layouts, we number the entries of the mixed values, repeat the recorded
+:class:`~captum_norm.operations.steps.Step` s on the numbers, and read off where each ended up.  The same steps tell
+which input position a key is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FunctionType
 
 import torch
 from torch import Tensor
 
-NOT_AN_INPUT = -1
+from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 
 class LayoutError(ValueError):
     """The layout cannot be expressed as (batch, head, query, key); the message says why."""
-
-
-class Step:
-    """One thing the model did to a tensor that we follow.
-
-    Attributes:
-        apply: the step itself, on any tensor of the right shape (numbers included, unless ``scales``).
-        scales: the step multiplies (a gate, a norm's 1/sigma) instead of moving entries.
-    """
-
-    __slots__ = ("_key", "apply", "scales")
-
-    def __init__(
-        self, key: Hashable | Callable[[], Hashable], apply: Callable[[Tensor], Tensor], scales: bool = False
-    ) -> None:
-        self._key, self.apply, self.scales = key, apply, scales
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for equal steps, so that what was measured once serves every layer; made when first asked for."""
-        if isinstance(self._key, FunctionType):
-            self._key = self._key()
-        return self._key
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from captum_norm.capture.record import AttentionRecord, InexactCaptureError
+from captum_norm.capture.recorder import recording
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
 
 
@@ -67,7 +68,7 @@ def run_recorded(
     return output
 
 
-def at_least_float32(record: AttentionRecord) -> AttentionRecord:
+def in_float32(record: AttentionRecord) -> AttentionRecord:
     """The record with its tensors in float32 where the model computed in half precision."""
 
     def lift(tensor: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_norm.capture.by_tensor import ByTensor
-from captum_norm.capture.callers import Caller
-from captum_norm.capture.layout import Step
-from captum_norm.capture.places import Place
+from captum_norm.operations.callers import Caller
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.places import Place
+from captum_norm.operations.steps import Step
 
 
 @dataclass(eq=False)
@@ -146,8 +146,12 @@ class Trace(NamedTuple):
         return self.place is not None or self.in_attention
 
 
-class Traces(ByTensor[Trace]):
-    """What is known of each tensor."""
+class Traces(Facts[Trace]):
+    """The trace of each tensor; a tensor of which nothing is known has none."""
 
-    def update(self, tensor: Tensor, **known: Any) -> None:
-        self[tensor] = (self[tensor] or Trace())._replace(**known)
+    def __setitem__(self, tensor: Tensor, trace: Trace | None) -> None:
+        super().__setitem__(tensor, trace or None)
+
+    def update(self, tensor: Tensor, **changes: Any) -> None:
+        """Change a part of what is known of a tensor."""
+        self[tensor] = (self[tensor] or Trace())._replace(**changes)

@@ -8,7 +8,6 @@ of its kind.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import Module
 
 from captum_norm.capture import AttentionCall
 from captum_norm.intervention.calls import watched
+from captum_norm.operations.facts import Facts
 
 _LAYERS_OF_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
@@ -74,21 +74,18 @@ def _innermost(call: AttentionCall, known: Callable[[Module], bool]) -> Module |
 
 def _chained(candidates: set[Module], run: Callable[[], Any]) -> set[Module]:
     """The modules whose output another module of their kind takes in, and these."""
-    made: dict[int, tuple[weakref.ref[Tensor], list[Module]]] = {}
+    makers: Facts[list[Module]] = Facts()
     chained: set[Module] = set()
 
     def enter(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for tensor in _tensors((*args, *kwargs.values())):
-            reference, makers = made.get(id(tensor), (lambda: None, []))
-            before = [maker for maker in makers if type(maker) is type(module)] if reference() is tensor else []
+            before = [maker for maker in makers[tensor] or () if type(maker) is type(module)]
             if before:
                 chained.update((module, *before))
 
     def leave(module: Module, output: Any) -> None:
         for tensor in _tensors(output if isinstance(output, tuple | list) else (output,)):
-            reference, makers = made.get(id(tensor), (lambda: None, []))
-            known = makers if reference() is tensor else []
-            made[id(tensor)] = (weakref.ref(tensor), [*known, module])
+            makers[tensor] = [*(makers[tensor] or ()), module]
 
     with watched(candidates, enter, leave):
         run()

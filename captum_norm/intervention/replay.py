@@ -24,18 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.capture import InexactCaptureError
-from captum_norm.capture.certificate import at_least_float32
-from captum_norm.capture.dataflow import Dataflow
-from captum_norm.capture.layout import Layout, LayoutError, Step, measure
-from captum_norm.capture.operations import OperationMode
-from captum_norm.capture.places import Place
-from captum_norm.capture.traces import Mixture, Term
+from captum_norm.capture import Dataflow, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
 from captum_norm.intervention.calls import LayerCall, tensors_of
-
-# What a layer may differ by when it runs twice, as a part of its largest output.
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
-
+from captum_norm.operations.modes import OperationRule, WatchingMode
+from captum_norm.operations.places import Place
+from captum_norm.operations.precision import at_least_float32, tolerance
+from captum_norm.operations.steps import Step
 
 # From a value product and its dtype to what is put in its place, (*lead, query, head_dim).
 Change: TypeAlias = Callable[[Mixture, torch.dtype], Tensor]
@@ -75,7 +69,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Rows:
+class OutputRows:
     """Where a layer's output has its row for each query.
 
     Attributes:
@@ -106,7 +100,7 @@ class Replay:
         self._call, self._name = call, type(call.layer).__name__
         self._flow = _Watching()
         try:
-            with _Replaying(self._flow):
+            with _ReplayingMode(self._flow):
                 again = call.again()
         except torch.OutOfMemoryError:
             raise
@@ -119,7 +113,7 @@ class Replay:
         self._outputs = tensors_of(again)
         # Under autocast a layer computes in another dtype than it gives out.
         dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.dtype for _, m, _ in self._flow.projected}
-        self._tolerance = max(_TOLERANCES.get(dtype, 1e-4) for dtype in dtypes or {torch.float32})
+        self._tolerance = max(tolerance("replay", dtype) for dtype in dtypes or {torch.float32})
         self._check_alike(tensors_of(call.output), self._outputs, "run again on its own input,")
 
     def products(self) -> list[Product]:
@@ -133,16 +127,15 @@ class Replay:
     def _product(self, number: int, mixture: Mixture, term: Term) -> Product:
         if not mixture.unchanged:
             raise InexactCaptureError(f"{self._name}: its weights or values were overwritten in place")
-        query, head_dim = mixture.weights.shape[-2], mixture.values.shape[-1]
         try:
-            layout = measure(mixture.lead, query, head_dim, term.steps, term.x.shape[-1])
+            layout = layout_of(mixture, term)
         except LayoutError as error:
             raise InexactCaptureError(f"{self._name}: {error}") from error
         return Product(number, mixture, layout, tuple(term.x.shape[:-1]))
 
     # ---- which row of the output is which query
 
-    def rows(self, product: Product, batched: bool) -> Rows:
+    def rows(self, product: Product, batched: bool) -> OutputRows:
         """Where the layer's output has its row for each query of a product.
 
         They are where attention wrote them if there is one example, or the output has the same shape; otherwise what
@@ -157,22 +150,24 @@ class Replay:
         for n, shape in enumerate(shapes):
             alone = batch == 1 and math.prod(shape) == max(shape) == queries
             if alone or (shape == product.written and len(shape) > 1 and batch != queries):
-                return Rows(n, product.layout.tokens)
+                return OutputRows(n, product.layout.tokens)
         fitting = [n for n, shape in enumerate(shapes) if math.prod(shape) == batch * queries]
         if not fitting:
             raise InexactCaptureError(
                 f"{self._name}: attention has {batch} x {queries} queries, but the layer gives out "
                 f"{[tuple(tensor.shape) for tensor in self._outputs]}: no row for each"
             )
-        return Rows(fitting[0], self._spelled(product, fitting[0], batched).view(batch, queries))
+        return OutputRows(fitting[0], self._rows_by_number(product, fitting[0], batched).view(batch, queries))
 
-    def _spelled(self, product: Product, tensor: int, batched: bool) -> Tensor:
+    def _rows_by_number(self, product: Product, tensor: int, batched: bool) -> Tensor:
         """Which row of the output each query is, (batch * query,)."""
         numbers, count = product.numbers(), math.prod(self._outputs[tensor].shape[:-1])
         bits = max(1, (count - 1).bit_length())
         digits = torch.stack([numbers >> bit & 1 for bit in range(bits)])
         before = self._outputs[tensor].flatten(0, -2).double()
-        after = self._each(lambda digit: self._louder(product, digit)[tensor], torch.cat([digits, 1 - digits]), batched)
+        after = self._each(
+            lambda digit: self._with_noise(product, digit)[tensor], torch.cat([digits, 1 - digits]), batched
+        )
         change = torch.nan_to_num(after.flatten(1, -2).double() - before).abs().amax(-1).view(2, bits, -1)
         spelled = ((change[0] > change[1]).long() << torch.arange(bits, device=change.device)[:, None]).sum(0)
         clear = (change.amin(0) < 0.1 * change.amax(0)).all()
@@ -183,7 +178,7 @@ class Replay:
             )
         return spelled.argsort()
 
-    def _louder(self, product: Product, chosen: Tensor) -> list[Tensor]:
+    def _with_noise(self, product: Product, chosen: Tensor) -> list[Tensor]:
         """The output with what attention gives to the chosen queries changed beyond recognition."""
 
         def change(mixture: Mixture, dtype: torch.dtype) -> Tensor:
@@ -195,12 +190,12 @@ class Replay:
 
     # ---- without keys
 
-    def width(self, rows: Rows) -> int:
+    def width(self, rows: OutputRows) -> int:
         """How many numbers the output has for each query."""
         return int(self._outputs[rows.tensor].shape[-1])
 
     def without_keys(
-        self, product: Product, rows: Rows, at_once: int, batched: bool
+        self, product: Product, rows: OutputRows, at_once: int, batched: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The layer's output with the values of a key set to zero, for one key after the other.
 
@@ -254,7 +249,7 @@ class Replay:
                 )
 
     def _changed(self, product: Product, change: Change) -> list[Tensor]:
-        with _Replaying(_Changing(product.number, change)):
+        with _ReplayingMode(_Changing(product.number, change)):
             return tensors_of(self._call.again())
 
 
@@ -310,19 +305,19 @@ def _without(key: Tensor, mixture: Mixture, dtype: torch.dtype) -> Tensor:
         return (weights @ values).to(dtype)
 
 
-class _Replaying(OperationMode):
+class _ReplayingMode(WatchingMode):
     """Shows a layer's operations to a data flow until that has what it wants, and takes a result from it."""
 
     def __init__(self, flow: _Watching) -> None:
         super().__init__(flow.rule_for)
         self._flow = flow
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    def hand_over(
+        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self._flow.done:
-            return func(*args, **(kwargs or {}))
-        out = super().__torch_function__(func, types, args, kwargs)
+            return func(*args, **kwargs)
+        out = super().hand_over(rule, func, args, kwargs)
         if self._flow.result is not None:
             out, self._flow.result = self._flow.result, None
         return out

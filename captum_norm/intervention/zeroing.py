@@ -21,7 +21,7 @@ from captum_norm.capture import AttentionRecord, InexactCaptureError
 from captum_norm.functional import value_zeroing
 from captum_norm.intervention.calls import LayerCall, watch_layers
 from captum_norm.intervention.layers import layers_of
-from captum_norm.intervention.replay import CannotBatchError, Product, Replay, Rows
+from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay
 
 # Numbers that the copies of a layer's output may hold in one replay; what is inside a layer is several times that.
 _NUMBERS = 1 << 22
@@ -54,8 +54,7 @@ class LayerScores:
     Attributes:
         layer: number of the layer call it ran in, in the order they finish; the same for the calls of one layer.
         scores: 1 - cos, (batch, query, key), in float32 at least; padding rows are 0, and so is a key that no head
-        looks
-            at (unless its values get to a query by another way inside the layer, such as a convolution).
+            looks at (unless its values get to a query by another way inside the layer, such as a convolution).
     """
 
     layer: int
@@ -78,14 +77,13 @@ def value_zeroing_maps(
 
     Args:
         run: runs the model as it ran when it was recorded, without gradients: once, or twice where its layers do not
-        say
-            that they are layers.
+            say that they are layers.
         outlines: of all attention calls of that recording, in order.
         wanted: those of them that are to have scores; None: all.
         layers: the model's layers, where they cannot be found.
         keys_at_once: how many keys may be without their values in one replay, each at the cost of the memory of one
-        copy
-            of the layer's activations.  None: as many as keep the copies of a layer's output below 4 million numbers.
+            copy of the layer's activations.  None: as many as keep the copies of a layer's output below 4 million
+            numbers.
 
     Returns:
         The scores of each wanted call.
@@ -116,7 +114,7 @@ class _Scores:
             self._waiting.setdefault(id(outline.record.call.module), []).append(outline)
         self._chosen, self._keys_at_once = chosen, keys_at_once
         self._calls = 0
-        self._rows: dict[Hashable, Rows] = {}
+        self._rows: dict[Hashable, OutputRows] = {}
         self._one_by_one: set[type[Module]] = set()
         self.found: dict[int, LayerScores] = {}
 

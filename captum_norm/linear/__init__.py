@@ -1,5 +1,6 @@
 """A model or a layer as a frozen linear map of its inputs: attention weights, norms, activations, gates held fixed."""
 
+from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
 from captum_norm.linear.contributions import (
     TokenContributions,
     contributions_to_each,

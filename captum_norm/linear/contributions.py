@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captum_norm.capture.places import Anchor
 from captum_norm.functional.decompx import BiasRule
 from captum_norm.linear.frozen import Conventions, NotFrozenError, NothingMixedError
 from captum_norm.linear.parts import PartSources, SharedRun
 from captum_norm.linear.run import BackwardRun
-from captum_norm.linear.sources import Leaf, Stack, TokenSources
-
-# Rounding of a whole forward and backward pass, relative to the sum of all absolute shares.
-_TOLERANCE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
+from captum_norm.linear.sources import Leaf, TokenSources
+from captum_norm.operations.places import Anchor, Source
+from captum_norm.operations.precision import at_least_float32, tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +40,9 @@ class TokenContributions:
     """
 
     output: Tensor
-    tokens: dict[Stack, Tensor]
-    reached: dict[Stack, Tensor]
-    anchors: dict[Stack, Anchor]
+    tokens: dict[Source, Tensor]
+    reached: dict[Source, Tensor]
+    anchors: dict[Source, Anchor]
     bias: Tensor
     left_out: Tensor
     largest: int
@@ -113,12 +111,12 @@ class _Sum:
 
     def __init__(self, output: Tensor, largest: int) -> None:
         self.largest = largest
-        self.dtype = torch.float64 if output.dtype is torch.float64 else torch.float32
+        self.dtype = at_least_float32(output.dtype)
         self.output = output.to(self.dtype)
-        self.tolerance = _TOLERANCE.get(output.dtype, 1e-4)
-        self.tokens: dict[Stack, Tensor] = {}
-        self.reached: dict[Stack, Tensor] = {}
-        self.anchors: dict[Stack, Anchor] = {}
+        self.tolerance = tolerance("contributions", output.dtype)
+        self.tokens: dict[Source, Tensor] = {}
+        self.reached: dict[Source, Tensor] = {}
+        self.anchors: dict[Source, Anchor] = {}
         self.left_out = torch.zeros_like(self.output)
         self.size = 0.0
 
@@ -157,10 +155,10 @@ class _Sum:
         scores = leaf.by_position(entries).to(self.output.device)
         reached = leaf.by_position((gradient != 0).to(self.dtype)).to(self.output.device) > 0
         self.left_out = self.left_out + leaf.left_out(entries).to(self.output.device)
-        if leaf.stack in self.tokens:
-            scores, reached = scores + self.tokens[leaf.stack], reached | self.reached[leaf.stack]
-        self.tokens[leaf.stack], self.reached[leaf.stack] = scores, reached
-        self.anchors[leaf.stack] = leaf.anchor
+        if leaf.source in self.tokens:
+            scores, reached = scores + self.tokens[leaf.source], reached | self.reached[leaf.source]
+        self.tokens[leaf.source], self.reached[leaf.source] = scores, reached
+        self.anchors[leaf.source] = leaf.anchor
 
 
 def shared_contributions(
@@ -182,12 +180,12 @@ def shared_contributions(
         NotFrozenError: as :func:`token_contributions`.
     """
     alone = token_contributions(explain, inputs, conventions)
-    sources = PartSources(inputs, {stack: scores.shape[1] for stack, scores in alone.tokens.items()})
+    sources = PartSources(inputs, {source: scores.shape[1] for source, scores in alone.tokens.items()})
     _refuse_too_large(sources.number, alone.largest, max_memory)
     run = SharedRun(conventions, sources, rule)
     with run.running():
         parts = run.result(explain()).to(alone.output.dtype)
-    tokens = {stack: parts[sources.slots(stack, scores.shape[1])].T for stack, scores in alone.tokens.items()}
+    tokens = {source: parts[sources.slots(source, scores.shape[1])].T for source, scores in alone.tokens.items()}
     return replace(alone, tokens=tokens, bias=alone.output - parts.sum(0), left_out=parts[-1].expand_as(alone.output))
 
 

@@ -10,14 +10,14 @@ A tensor is *live* if it depends on the inputs that are followed; everything els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.rules import RuleTable
 
 ActivationType = Literal["ZO", "LA", "ReLU"]
 ProductType = Literal["half", "gate"]
@@ -50,9 +50,9 @@ class Conventions:
     product: ProductType = "half"
 
     def __post_init__(self) -> None:
-        for name, known in (("activation", get_args(ActivationType)), ("product", get_args(ProductType))):
-            if getattr(self, name) not in known:
-                words = ", ".join(map(repr, known))
+        for name, allowed in (("activation", get_args(ActivationType)), ("product", get_args(ProductType))):
+            if getattr(self, name) not in allowed:
+                words = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} should be one of {words}, got {getattr(self, name)!r}.")
 
 
@@ -84,80 +84,7 @@ class Frozen:
     moves: bool = False
 
 
-class Run(Protocol):
-    """What a rule may ask of the run that it works for (:class:`~captum_norm.linear.run.FrozenRun`)."""
-
-    conventions: Conventions
-    fused: bool
-    lazy_maps: bool
-
-    def is_live(self, tensor: Any) -> bool:
-        """Whether a tensor depends on what is followed."""
-
-    def only_value(self, tensor: Tensor) -> bool:
-        """Whether the linear form of a live tensor has been put off."""
-
-    def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
-        """The live tensor of which this is a function entry by entry, and whether that is not linear."""
-
-    def refusal(self, op: Operation, reason: str) -> NotFrozenError:
-        """The error for an operation that has no linear form."""
-
-    def tangent_of(self, op: Operation, root: Tensor, value: Tensor) -> Callable[[], Tensor]:
-        """The slope of ``value``, a function of ``root`` entry by entry, once it is asked for."""
-
-
-Rule = Callable[[Any, Operation], Any]
-RULES: dict[str, Rule | None] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the rule of these operations; an in-place form has the rule of its name without the underscore."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def replaced(value: Any, swap: Callable[[Tensor], Any]) -> Any:
-    """The arguments of an operation with each tensor swapped, inside lists and tuples too."""
-    if isinstance(value, Tensor):
-        return swap(value)
-    if isinstance(value, tuple) and type(value) is not torch.Size:
-        return tuple(replaced(item, swap) for item in value)
-    if isinstance(value, list):
-        return [replaced(item, swap) for item in value]
-    return value
-
-
-def call(op: Operation, swap: Callable[[Tensor], Any], args: Sequence[Any] | None = None) -> Any:
-    """Run the operation with each tensor swapped."""
-    given = op.args if args is None else args
-    kwargs = {name: replaced(value, swap) for name, value in op.kwargs.items() if name != "inplace"}
-    return functional(op)(*(replaced(value, swap) for value in given), **kwargs)
-
-
-def writes(op: Operation) -> bool:
-    """Whether the operation overwrites its first operand."""
-    if not op.args or not isinstance(op.args[0], Tensor):
-        return False
-    return bool(op.in_place and not op.name.endswith("__")) or op.name == "setitem" or bool(op.kwargs.get("inplace"))
-
-
-def functional(op: Operation) -> Callable[..., Any]:
-    """The operation's function, its form that writes a new tensor where it works in place."""
-    if op.name == "setitem":
-        return _setitem
-    if op.name == "copy_":
-        return lambda into, source, *_: source.to(into).expand(into.shape)
-    if op.in_place and not op.name.endswith("__"):
-        return getattr(torch.Tensor, op.name[:-1], None) or getattr(torch, op.name[:-1])
-    return op.func
-
-
-def _setitem(into: Tensor, index: Any, value: Any) -> Tensor:
-    out = into.clone()
-    out[index] = value
-    return out
+# From the run that asks and an operation to its linear form, or to its result where that is a constant.
+Rule = Callable[[Any, Operation], "Frozen | Any"]
+RULES: RuleTable[Rule] = RuleTable()
+rule = RULES.rule

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_norm.capture.rules.products import attention_weights
+from captum_norm.capture import attention_weights
 
 # Weights computed again at a time in the backward pass: 16 MiB of float32.
 _BLOCK = 1 << 22

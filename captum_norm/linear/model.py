@@ -264,13 +264,13 @@ class FrozenModel:
         sources = position_sources(named_inputs(self._model, self._inputs))
         streams = find_streams(self._run, list(sources.values()))
         if self._of is not None:
-            streams = [stream for stream in streams if stream.stack == list(sources).index(self._of)]
-        inputs = [named[list(sources)[int(stream.stack)]] for stream in streams if stream.start is None]
+            streams = [stream for stream in streams if stream.source == list(sources).index(self._of)]
+        inputs = [named[list(sources)[int(stream.source)]] for stream in streams if stream.start is None]
         starts = [stream.start for stream in streams if stream.start is not None]
         for stream in streams:  # vectors that are the tokens themselves, not yet cut into patches or frames
-            if isinstance(stream.stack, int) and stream.whole and stream.start is not None:
+            if isinstance(stream.source, int) and stream.whole and stream.start is not None:
                 starts.remove(stream.start)
-                inputs.append(named[list(sources)[stream.stack]])
+                inputs.append(named[list(sources)[stream.source]])
         if not streams:
             inputs = [named[name] for name, value in sources.items() if _is_vectors(value)]
         if not inputs and not starts:

@@ -8,18 +8,19 @@ states come from, with every bias shared among the parts it is added to (:class:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_norm.capture.operations import Operation
 from captum_norm.functional.decompx import BiasRule, share_bias
 from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError
 from captum_norm.linear.run import FrozenRun, Known, Start
-from captum_norm.linear.sources import Leaf, Stack, TokenSources
+from captum_norm.linear.sources import Leaf, TokenSources
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Source
 
 # Linear maps of features: what a bias before them becomes after them.
 _MAPS = frozenset(("linear", "addmm", "baddbmm", "matmul", "rmatmul", "einsum", "conv1d"))
@@ -36,24 +37,24 @@ class PartSources(TokenSources):
         number: how many parts there are; the last is what belongs to no token.
     """
 
-    def __init__(self, inputs: Iterable[Tensor], lengths: Mapping[Stack, int]) -> None:
+    def __init__(self, inputs: Iterable[Tensor], lengths: Mapping[Source, int]) -> None:
         super().__init__(inputs)
-        self._first: dict[Stack, int] = {}
+        self._first: dict[Source, int] = {}
         self.number = 1
-        for stack, length in lengths.items():
-            self._first[stack] = self.number - 1
+        for source, length in lengths.items():
+            self._first[source] = self.number - 1
             self.number += length
 
-    def slots(self, stack: Stack, length: int) -> slice:
+    def slots(self, source: Source, length: int) -> slice:
         """Which parts are a sequence's positions."""
-        return slice(self._first[stack], self._first[stack] + length)
+        return slice(self._first[source], self._first[source] + length)
 
     def parts(self, tensor: Tensor) -> Tensor:
         """A hidden state that belongs to single tokens, taken apart: (part, *shape)."""
         place = self.place(tensor)
         assert place is not None
         leaf = Leaf(tensor.detach(), place)
-        index, first = leaf.index(), self._first.get(leaf.stack)
+        index, first = leaf.index(), self._first.get(leaf.source)
         if first is None:  # a table of positions, say: the output depends on it only through what is held fixed
             index = torch.full_like(index, self.number - 1)
         else:
@@ -85,7 +86,7 @@ class PartsRun(FrozenRun):
         super().__init__(conventions, sources, starts)
         self.ones, self._given = ones, given
         self._parts = sources
-        self._starts: MutableMapping[Tensor, Any] = WeakIdKeyDictionary()
+        self._starts: Facts[Any] = Facts()
 
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
         parts = self._given[number].to(tensor)
@@ -110,14 +111,15 @@ class PartsRun(FrozenRun):
         return value
 
     def linear_form(self, tensor: Tensor) -> Any:
-        known = self.known.get(tensor)
+        known = self.known[tensor]
         if known is not None and known.make is not None:
             return known.make()
         if self._parts is None or self._parts.place(tensor) is None:  # a constant
             return tensor.detach() * self.ones.to(tensor).view(-1, *[1] * tensor.ndim)
-        if tensor not in self._starts:
-            self._starts[tensor] = self.started(self._parts.parts(tensor))
-        return self._starts[tensor]
+        start = self._starts[tensor]
+        if start is None:
+            start = self._starts[tensor] = self.started(self._parts.parts(tensor))
+        return start
 
     def companions(self, op: Operation, frozen: Frozen, operands: list[Any]) -> Any:
         """The operation's linear form on the parts of its operands."""

@@ -7,21 +7,20 @@ inputs contributes to an output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_norm.capture.callers import running_modules
-from captum_norm.capture.dataflow import base_name
-from captum_norm.capture.operations import Operation, SubstitutionMode
-from captum_norm.linear import rules as _rules  # noqa: F401  (fills the table)
-from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule, call, replaced, writes
+from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule
 from captum_norm.linear.sources import TokenSources
+from captum_norm.operations.callers import running_modules
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.modes import SubstitutingMode
+from captum_norm.operations.operation import Operation, swapped
 
 Start = tuple[int, int]
 
@@ -66,11 +65,11 @@ class FrozenRun:
         self.sources = sources
         self.starts = tuple(starts)
         self.count = -1
-        self.known: MutableMapping[Tensor, Known] = WeakIdKeyDictionary()
+        self.known: Facts[Known] = Facts()
         self.largest = 0
         self._entering: tuple[Tensor, ...] = ()
-        self._mode = SubstitutionMode(self._rule_for)
-        self._twins: MutableMapping[Tensor, Callable[[Tensor], Tensor]] = WeakIdKeyDictionary()
+        self._mode = SubstitutingMode(self._rule_for)
+        self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -108,12 +107,12 @@ class FrozenRun:
 
     def only_value(self, tensor: Tensor) -> bool:
         """Whether the linear form of a live tensor has been put off."""
-        known = self.known.get(tensor)
+        known = self.known[tensor]
         return known is not None and known.put_off
 
     def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
         """The live tensor of which this is a function entry by entry (itself, at least), and whether it is bent."""
-        known = self.known.get(tensor)
+        known = self.known[tensor]
         return (tensor, False) if known is None or known.root is None else (known.root, known.bent)
 
     def refusal(self, op: Operation, reason: str) -> NotFrozenError:
@@ -129,8 +128,8 @@ class FrozenRun:
         """The slope of ``value``, a function of ``root`` entry by entry, once it is asked for."""
         with torch.enable_grad():
             leaf = root.detach().clone().requires_grad_()
-            result = call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
-        self._twins[value] = lambda leaf: call(op, lambda tensor: self._on_leaf(tensor, root, leaf))
+            result = op.again(lambda tensor: self._on_leaf(tensor, root, leaf))
+        self._twins[value] = lambda leaf: op.again(lambda tensor: self._on_leaf(tensor, root, leaf))
         return lambda: torch.autograd.grad(result, leaf, torch.ones_like(result), retain_graph=True)[0]
 
     def _on_leaf(self, tensor: Tensor, root: Tensor, leaf: Tensor) -> Tensor:
@@ -139,14 +138,13 @@ class FrozenRun:
             return leaf
         if not self.is_live(tensor):
             return tensor.detach()
-        if tensor in self._twins:
-            return self._twins[tensor](leaf)
-        return leaf * torch.where(root == 0, 0, tensor.detach() / root).detach()
+        twin = self._twins[tensor]
+        return twin(leaf) if twin is not None else leaf * torch.where(root == 0, 0, tensor.detach() / root).detach()
 
     # ---- one operation
 
     def _rule_for(self, name: str) -> Callable[[Operation], Any] | None:
-        rule = RULES.get(name, RULES.get(base_name(name), _refuse))
+        rule = RULES.of(name)
         return None if rule is None else lambda op: self._perform(rule, op)
 
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
@@ -174,7 +172,7 @@ class FrozenRun:
 
     def _kept(self, op: Operation) -> Tensor | None:
         """What an operation is about to overwrite, if tokens' own vectors are involved."""
-        if self.sources is None or not writes(op) or all(self.sources.place(tensor) is None for tensor in op.tensors):
+        if self.sources is None or not op.writes or all(self.sources.place(tensor) is None for tensor in op.tensors):
             return None
         return op.args[0].detach().clone()
 
@@ -193,15 +191,13 @@ class FrozenRun:
         if not isinstance(frozen, Frozen):
             return frozen
         out = self.carry(op, frozen)
-        return self._write(op, op.args[0], out) if writes(op) else out
+        return self._write(op, op.args[0], out) if op.writes else out
 
     def _write(self, op: Operation, into: Tensor, out: Tensor) -> Any:
         """The tensor that the model overwrites takes on what is known of the result."""
-        known = self.known.pop(out, None)
-        self.known.pop(into, None)
+        known = self.known.take(out)
         self.overwrite(into, out)
-        if known is not None:
-            self.known[into] = known
+        self.known[into] = known
         if self.sources is not None and self.sources.place(into) is not None:
             self.sources.forget(into)
         return None if op.name == "setitem" else into
@@ -223,7 +219,7 @@ class FrozenRun:
         value = frozen.value
         if value is None:
             with torch.no_grad():
-                value = call(op, lambda tensor: tensor.detach())
+                value = op.again(lambda tensor: tensor.detach())
         made: list[Any] = []
 
         def once() -> Any:
@@ -278,7 +274,7 @@ class BackwardRun(FrozenRun):
 
     def linear_form(self, tensor: Tensor) -> Tensor:
         """A live tensor as autograd may see it."""
-        known = self.known.get(tensor)
+        known = self.known[tensor]
         if known is not None and known.make is not None:
             return known.make()
         if self.sources is not None and self.sources.place(tensor) is not None:
@@ -304,12 +300,14 @@ def _on_constants(op: Operation) -> Any:
     def held(tensor: Tensor) -> Tensor:
         return tensor.detach() if tensor.requires_grad else tensor
 
-    kwargs = {name: replaced(value, held) for name, value in op.kwargs.items()}
-    return op.func(*(replaced(value, held) for value in op.args), **kwargs)
+    kwargs = {name: swapped(value, held) for name, value in op.kwargs.items()}
+    return op.func(*(swapped(value, held) for value in op.args), **kwargs)
 
 
+@RULES.any_other
+@RULES.rule("index_fill", "flex_attention", "flash_attn_func", "flash_attn_varlen_func")
 def _refuse(run: FrozenRun, op: Operation) -> Any:
-    """An operation nobody wrote a rule for."""
+    """Nothing is linear by accident: only what gives out no numbers passes."""
     with torch.no_grad():
         op.out = op.func(*op.args, **op.kwargs)
     if not any(tensor.is_floating_point() or tensor.is_complex() for tensor in op.outputs):

@@ -7,26 +7,21 @@ positions (:mod:`captum_norm.capture.places`), not by names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_norm.capture.dataflow import Dataflow
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Anchor, Place
-from captum_norm.linear.frozen import writes
+from captum_norm.capture import Dataflow
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Anchor, Place, Source
 
 # Attention is where positions mix: it is not followed any further.
-_MIXES = frozenset(
-    ("softmax", "scaled_dot_product_attention", "flex_attention", "flash_attn_func", "flash_attn_varlen_func")
-)
+_MIXES = names_of(OperationKind.ATTENTION) | {"softmax"}
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
-
-Stack = int | str
-
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
@@ -41,7 +36,7 @@ class Leaf:
     place: Place
 
     @property
-    def stack(self) -> Stack:
+    def source(self) -> Source:
         """The index of the input among the sources, or a name where it is no input."""
         origin = self.place.anchor.origin.source
         return origin if isinstance(origin, int) else self.place.anchor.source
@@ -54,7 +49,7 @@ class Leaf:
         """``batch * length + position`` of each entry, shaped as ``value``; -1 where an entry is no input's."""
         numbers = self.place.numbers()
         if numbers is None:
-            raise ValueError(f"the positions of {self.stack!r} were taken apart before any attention")
+            raise ValueError(f"the positions of {self.source!r} were taken apart before any attention")
         return numbers.expand(self.value.shape)
 
     def by_position(self, entries: Tensor) -> Tensor:
@@ -79,7 +74,7 @@ class Leaf:
         example = torch.where(outside, -1, index // self.anchor.length)
         axes = [axis for axis, size in enumerate(index.shape) if size == batch and _counts(example, axis)]
         if not axes:
-            raise ValueError(f"which example entries beside the tokens of {self.stack!r} belong to is not known")
+            raise ValueError(f"which example entries beside the tokens of {self.source!r} belong to is not known")
         return torch.where(outside, entries, 0).movedim(axes[0], 0).flatten(1).sum(1)
 
 
@@ -94,12 +89,11 @@ class TokenSources:
 
     Args:
         inputs: the tensors whose positions are the tokens.
-        leaf: from a tensor of the model to the leaf that stands for it.
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         self._flow = Dataflow(inputs, finish=lambda mixture: None)
-        self._leaves: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._leaves: Facts[Tensor] = Facts()
         self.leaves: list[Leaf] = []
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
@@ -121,7 +115,7 @@ class TokenSources:
                 rule(op)
         if not placed:
             return False
-        outs = [out for out in ([op.args[0]] if writes(op) else op.outputs) if out.is_floating_point()]
+        outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if out.is_floating_point()]
         return any(self.place(out) is None for out in outs) or (bool(outs) and self._mixes(op, placed))
 
     def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
@@ -136,13 +130,13 @@ class TokenSources:
 
     def leaf(self, tensor: Tensor) -> Tensor:
         """The leaf of a tensor that enters a mixing; the same one each time it enters."""
-        if tensor not in self._leaves:
+        value = self._leaves[tensor]
+        if value is None:
             place = self.place(tensor)
             assert place is not None
-            value = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+            value = self._leaves[tensor] = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
             self.leaves.append(Leaf(value, place))
-            self._leaves[tensor] = value
-        return self._leaves[tensor]
+        return value
 
     def forget(self, tensor: Tensor) -> None:
         """A tensor was overwritten by something mixed."""

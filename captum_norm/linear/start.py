@@ -5,19 +5,21 @@ Both are found by running the model once: no module is named and no hook is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_norm.capture.callers import running_modules
-from captum_norm.capture.operations import Operation, OperationMode
 from captum_norm.linear.frozen import Conventions, Rule
 from captum_norm.linear.run import BackwardRun, Start
-from captum_norm.linear.sources import Leaf, Stack, TokenSources
+from captum_norm.linear.sources import Leaf, TokenSources
+from captum_norm.operations.callers import running_modules
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.modes import WatchingMode
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Source
 
 # A layer that is called again must not lengthen the cache of the first call.
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache", "cache_params")
@@ -32,12 +34,12 @@ class Stream:
     """Vectors that all else is computed from.
 
     Attributes:
-        stack: which sequence they belong to: the index of an input, or a name.
+        source: which sequence they belong to: the index of an input, or a name.
         start: the operation that makes them; None where they are the input itself.
         whole: the input's own axis 1 counts their positions: it has not been cut into patches or frames.
     """
 
-    stack: Stack
+    source: Source
     start: Start | None
     whole: bool
 
@@ -57,13 +59,13 @@ class _Node:
         return cls(start, leaf, above, 0 if above is None else above.depth + 1)
 
     @property
-    def stack(self) -> Stack:
-        return self.leaf.stack
+    def source(self) -> Source:
+        return self.leaf.source
 
     @property
     def whole(self) -> bool:
         """Whether nothing has been cut: the anchor is a floating input itself."""
-        return self.leaf.anchor.parent is None and self.leaf.anchor.source == self.stack and self.top.start is None
+        return self.leaf.anchor.parent is None and self.leaf.anchor.source == self.source and self.top.start is None
 
     @property
     def top(self) -> _Node:
@@ -103,7 +105,7 @@ class _StreamFinder(BackwardRun):
     def __init__(self, sources: _EnteringSources) -> None:
         super().__init__(Conventions(), sources)
         self._sources = sources
-        self._nodes: MutableMapping[Tensor, _Node] = WeakIdKeyDictionary()
+        self._nodes: Facts[_Node] = Facts()
         self.entering: list[_Node] = []
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
@@ -113,7 +115,7 @@ class _StreamFinder(BackwardRun):
             place = self._sources.place(tensor)
             if place is not None and tensor not in self._nodes:
                 leaf = Leaf(tensor[:0], place)
-                parents = [n for t in op.tensors if (n := self._node(t)) is not None and n.stack == leaf.stack]
+                parents = [n for t in op.tensors if (n := self._node(t)) is not None and n.source == leaf.source]
                 self._nodes[tensor] = _Node.after((self.count, number), leaf, parents)
         while self._sources.entered:
             node = self._node(self._sources.entered.pop())
@@ -125,9 +127,10 @@ class _StreamFinder(BackwardRun):
         place = self._sources.place(tensor)
         if place is None:
             return None
-        if tensor not in self._nodes:  # an input itself
-            self._nodes[tensor] = _Node.after(None, Leaf(tensor[:0], place), ())
-        return self._nodes[tensor]
+        node = self._nodes[tensor]
+        if node is None:  # an input itself
+            node = self._nodes[tensor] = _Node.after(None, Leaf(tensor[:0], place), ())
+        return node
 
 
 def find_streams(run: Callable[[], Any], inputs: Sequence[Tensor]) -> list[Stream]:
@@ -143,11 +146,11 @@ def find_streams(run: Callable[[], Any], inputs: Sequence[Tensor]) -> list[Strea
     with torch.no_grad(), finder.running():
         run()
     streams = []
-    for stack in dict.fromkeys(node.stack for node in finder.entering):
-        node = _common([entry for entry in finder.entering if entry.stack == stack])
+    for source in dict.fromkeys(node.source for node in finder.entering):
+        node = _common([entry for entry in finder.entering if entry.source == source])
         if node is not None:
-            streams.append(Stream(stack, node.start, node.whole))
-    return sorted(streams, key=lambda stream: (isinstance(stream.stack, str), str(stream.stack)))
+            streams.append(Stream(source, node.start, node.whole))
+    return sorted(streams, key=lambda stream: (isinstance(stream.source, str), str(stream.source)))
 
 
 def find_call(run: Callable[[], Any], layer: nn.Module) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def find_call(run: Callable[[], Any], layer: nn.Module) -> dict[str, Any]:
                 raise _FoundError
 
     try:
-        with OperationMode(lambda name: look), torch.no_grad():
+        with WatchingMode(lambda name: look), torch.no_grad():
             run()
     except _FoundError:
         return found

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
-from captum_norm.capture.running import run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, run_recorded
 from captum_norm.forward.inputs import ModelInputs
 
 

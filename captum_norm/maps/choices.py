@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from captum_norm.capture import AttentionCall, AttentionRecord
-from captum_norm.capture.running import at_least_float32
+from captum_norm.capture import AttentionCall, AttentionRecord, in_float32
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Choices:
         """The record cut to the rows, and the same cut to the heads too; float32 at least."""
         if self.rows is not None:
             record = _cut_to_rows(record, _picked("positions", self.rows, record.weights.shape[2], "rows", record.call))
-        record = at_least_float32(record)
+        record = in_float32(record)
         if self.heads is None:
             return record, record
         heads = _picked("head_indices", self.heads, record.weights.shape[1], "heads", record.call)

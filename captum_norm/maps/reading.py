@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_norm.capture import AttentionCall, AttentionRecord, InexactCaptureError, Positions
-from captum_norm.capture.running import run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, InexactCaptureError, Positions, run_recorded
 from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
 from captum_norm.maps.calls import attention_layers, call_of
 from captum_norm.maps.choices import Choices, chosen_indices, chosen_layers

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_norm.capture.certificate import TOLERANCES, Probe
+from captum_norm.capture.certificate import Probe
 from captum_norm.capture.record import Certificate
 from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.operations.precision import tolerance
 
 _PROBE = Probe()
 
@@ -23,7 +24,7 @@ class Check:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._tolerance = TOLERANCES.get(dtype, 1e-5)
+        self._tolerance = tolerance("record", dtype)
         self._error = 0.0
 
     def norm(
@@ -64,7 +65,7 @@ class Check:
     def _compare(
         self, what: str, expected: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype, beside: float = 0.0
     ) -> None:
-        self._tolerance = max(self._tolerance, TOLERANCES.get(precision, 1e-5))
+        self._tolerance = max(self._tolerance, tolerance("record", precision))
         kept = (rows >= 0).to(actual.device)
         size = max(_largest(actual[kept]), beside)
         error = _largest((expected - actual)[kept]) / size if size else 0.0

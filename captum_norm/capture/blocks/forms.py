@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.blocks.lineage import Node
-from captum_norm.capture.certificate import at_least_float32
-from captum_norm.capture.layout import NOT_AN_INPUT, Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.rules.elementwise import IDENTITIES
-from captum_norm.capture.rules.moves import MOVES, step_of
+from captum_norm.operations.kinds import OperationKind
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.precision import at_least_float32
+from captum_norm.operations.rules import RuleTable
+from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
 
 
 @dataclass(eq=False)
@@ -97,8 +97,11 @@ class Form:
 
 
 FormRule = Callable[[Operation, Form], Form | None]
+FORM_RULES: RuleTable[FormRule] = RuleTable()
+rule = FORM_RULES.rule
 
 
+@rule(OperationKind.IDENTITY)
 def _same(op: Operation, form: Form) -> Form | None:
     """The same numbers, which a cast may round."""
     formats = [dtype for dtype in (form.precision, op.tensors[0].dtype, op.out.dtype) if dtype is not None]
@@ -106,6 +109,7 @@ def _same(op: Operation, form: Form) -> Form | None:
     return replace(form, precision=coarsest)
 
 
+@rule(OperationKind.MOVE)
 def _moved(op: Operation, form: Form) -> Form | None:
     if op.out is op.tensors[0]:
         return form
@@ -114,16 +118,18 @@ def _moved(op: Operation, form: Form) -> Form | None:
     return replace(form, steps=(*form.steps, step_of(op, None)))
 
 
+@rule(OperationKind.DROPOUT)
 def _dropout(op: Operation, form: Form) -> Form | None:
-    drops = bool(op.argument(2, "training", True)) and op.argument(1, "p", 0.5) > 0
-    return None if drops else form
+    return None if op.drops_out else form
 
 
+@rule("mul")
 def _mul(op: Operation, form: Form) -> Form | None:
     x, other = _operand(op)
     return _times(form, x, other)
 
 
+@rule("div")
 def _div(op: Operation, form: Form) -> Form | None:
     x, other = _operand(op)
     if op.args[0] is not x or op.kwargs.get("rounding_mode") is not None:
@@ -167,6 +173,7 @@ def _inverse_deviation(state: Tensor, centred: bool, eps: float) -> Tensor:
     return (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
+@rule("add")
 def _add(op: Operation, form: Form) -> Form | None:
     """A bias or a number is added; two states that are added are looked at elsewhere."""
     x, other = _operand(op)
@@ -180,6 +187,7 @@ def _add(op: Operation, form: Form) -> Form | None:
     return replace(form, bias=bias if form.bias is None else form.bias + bias)
 
 
+@rule("sub")
 def _sub(op: Operation, form: Form) -> Form | None:
     """A row's own mean is taken away."""
     x, other = _operand(op)
@@ -192,12 +200,14 @@ def _sub(op: Operation, form: Form) -> Form | None:
     return replace(form, centred=True) if bool(((other - mean).abs() <= near).all()) else None
 
 
+@rule("layer_norm")
 def _layer_norm(op: Operation, form: Form) -> Form | None:
     if len(op.argument(1, "normalized_shape")) > 1:
         return None
     return _normed(form, True, op.argument(4, "eps", 1e-5), op.argument(2, "weight"), op.argument(3, "bias"))
 
 
+@rule("rms_norm")
 def _rms_norm(op: Operation, form: Form) -> Form | None:
     if len(op.argument(1, "normalized_shape")) > 1:
         return None
@@ -234,18 +244,8 @@ def _broadcasts(small: Tensor, large: Tensor) -> bool:
     return small.ndim == large.ndim and all(a in (1, b) for a, b in zip(small.shape, large.shape, strict=True))
 
 
-FORM_RULES: dict[str, FormRule] = {
-    **dict.fromkeys(IDENTITIES, _same),
-    **dict.fromkeys(MOVES, _moved),
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d"), _dropout),
-    "mul": _mul,
-    "div": _div,
-    "add": _add,
-    "sub": _sub,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-}
-"""What an operation does to a form."""
+# No form comes out of these.
+FORM_RULES.pass_over("rsub", "radd", "group_norm", "batch_norm", "normalize")
 
 
 def is_normalisation(op: Operation, factor_comes_from_it: Callable[[Tensor, Tensor], bool]) -> Tensor | None:

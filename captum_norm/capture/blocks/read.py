@@ -11,11 +11,12 @@ from torch import Tensor
 from captum_norm.capture.blocks.check import Check, UnreadableBlockError
 from captum_norm.capture.blocks.forms import Form, Kept
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
-from captum_norm.capture.layout import NOT_AN_INPUT, Layout
+from captum_norm.capture.layout import Layout
 from captum_norm.capture.record import AttentionBlock, Positions
 from captum_norm.capture.traces import Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.operations.steps import NOT_AN_INPUT
 
 
 class BlockReader:

@@ -17,13 +17,11 @@ from torch.nn import Parameter
 
 from captum_norm.capture.blocks.forms import FORM_RULES, Form, Kept, State, is_normalisation
 from captum_norm.capture.blocks.lineage import Node
-from captum_norm.capture.by_tensor import ByTensor
-from captum_norm.capture.dataflow import base_name
-from captum_norm.capture.operations import Operation
 from captum_norm.capture.record import FeedForward
-from captum_norm.capture.rules.elementwise import IDENTITIES
-from captum_norm.capture.rules.moves import MOVES
 from captum_norm.capture.traces import Mixture
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation, base_name
 
 
 @dataclass(eq=False)
@@ -73,8 +71,8 @@ class Stream:
     """
 
     def __init__(self) -> None:
-        self._nodes: ByTensor[Node] = ByTensor()
-        self._forms: ByTensor[Form] = ByTensor()
+        self._nodes: Facts[Node] = Facts()
+        self._forms: Facts[Form] = Facts()
         self._blocks: dict[State, OpenBlock] = {}
         self._stages: dict[State, tuple[OpenBlock, Stage]] = {}
         self._count = 0
@@ -116,8 +114,6 @@ class Stream:
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
-        if op.name == "multi_head_attention_forward":  # its own operations have been seen one by one
-            return
         parents = tuple(node for tensor in op.tensors if (node := self._node(tensor)) is not None)
         outs = [op.tensors[0]] if op.name == "setitem" and op.tensors else op.outputs
         name = base_name(op.name)
@@ -179,12 +175,12 @@ class Stream:
             form = None if operand is None else self._forms[operand]
         else:
             operand, form = forms[0] if op.tensors and forms[0][0] is op.tensors[0] else (None, None)
-        rule = FORM_RULES.get(name)
+        rule = FORM_RULES.of(name)
         after = None if form is None or rule is None else rule(op, form)
         if after is not None and after.normalises and after.state in self._stages:
             _, stage = self._stages[after.state]
             goes_on = stage.normed is not None and stage.normed[1].tensor is operand  # its weight, its bias
-            if stage.normed is None or (goes_on and name not in MOVES):
+            if stage.normed is None or (goes_on and name not in _MOVES):
                 stage.normed = after, Kept(op.out)
         return after
 
@@ -260,7 +256,8 @@ class Stream:
         return Form(state)
 
 
-_THIN = frozenset(("dropout", "feature_dropout", "alpha_dropout", *IDENTITIES, *MOVES))
+_MOVES = names_of(OperationKind.MOVE)
+_THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
 
 
 def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Features, Place
 from captum_norm.capture.rules.products import is_weights, value_product
 from captum_norm.capture.traces import Projection, Term, Trace
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Features, Place
+from captum_norm.operations.steps import Step
 
 
 @rule("einsum")

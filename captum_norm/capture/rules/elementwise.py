@@ -8,51 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.dataflow import ANY_OTHER, RULES, Dataflow, base_name, rule
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Place, broadcast
+from captum_norm.capture.dataflow import RULES, Dataflow, rule
 from captum_norm.capture.traces import Mixed, Projection, SoftmaxPart, Trace
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
+from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.places import Place, broadcast
+from captum_norm.operations.steps import Step
 
-# Questions about a tensor, not operations on it.
-_QUESTIONS = (
-    "shape dtype device layout ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_meta is_sparse "
-    "is_quantized is_nested is_mps is_xla is_mkldnn size dim stride numel data_ptr storage untyped_storage "
-    "storage_offset itemsize nbytes names is_contiguous is_floating_point is_complex is_inference element_size "
-    "get_device __len__ __bool__ __hash__ __repr__ __format__ item tolist numpy all any equal allclose eq ne lt gt "
-    "le ge is_same_size _version register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
-).split()
-RULES.update(dict.fromkeys(_QUESTIONS))
-# New numbers in the shape of old ones: whatever is then written into them is another sequence (BART's shifted ids).
-_FRESH = (
-    "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like "
-    "randint_like"
-)
-RULES.update(dict.fromkeys(_FRESH.split()))
+RULES.pass_over(OperationKind.QUESTION, OperationKind.SETTING, OperationKind.COMPOSITE)
+RULES.pass_over(OperationKind.FRESH)  # whatever is written there later is another sequence (BART's shifted ids)
 
-# Returns the same numbers, or the same up to the number format.
-IDENTITIES = frozenset(
-    (
-        "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
-        "_to_copy view_dtype positive"
-    ).split()
-)
+_IDENTITIES = names_of(OperationKind.IDENTITY)
 # Linear in one operand while the others are held fixed.
-SCALES = frozenset(("mul", "div", "masked_fill", "where"))
-# Elementwise on attention weights: what comes out is what multiplies the values.
-_ON_WEIGHTS = frozenset(("mul div masked_fill where clamp dropout alpha_dropout setitem add sub relu").split())
-# Same shape in and out, but positions change places in a way we do not follow.
-_SHUFFLES = frozenset(
-    (
-        "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud "
-        "fliplr rot90 topk masked_select masked_scatter msort cummax cummin"
-    ).split()
-)
-
-
-@rule("multi_head_attention_forward")
-def _nothing(flow: Dataflow, op: Operation) -> None:
-    """Its own operations have been seen one by one."""
+_SCALES = names_of(OperationKind.SCALE, OperationKind.CHOICE)
+_ON_WEIGHTS = names_with(Property.KEEPS_WEIGHTS) | _IDENTITIES
+_SHUFFLES = names_with(Property.SHUFFLES)
 
 
 @rule("setitem", "copy", "fill", "zero", "index_copy", "index_put", "index_fill", "scatter")
@@ -65,30 +35,33 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
             flow.traces[op.tensors[0]] = Trace(weights=trace.weights, place=place)
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d")
+@rule(OperationKind.DROPOUT)
 def _dropout(flow: Dataflow, op: Operation) -> None:
     x = op.tensors[0]
     trace = flow.traces[x]
-    if trace is None:
+    if trace is None or op.out is x:
         return
-    if op.out is x:
-        return
-    drops = bool(op.argument(2, "training", True)) and op.argument(1, "p", 0.5) > 0
-    flow.traces[op.out] = trace._replace(mixed=(), projection=None) if drops else trace
+    flow.traces[op.out] = trace._replace(mixed=(), projection=None) if op.drops_out else trace
 
 
-@rule(ANY_OTHER)
+@RULES.any_other
+@rule(
+    OperationKind.IDENTITY, OperationKind.CHOICE, OperationKind.COMBINATION, OperationKind.ACTIVATION,
+    OperationKind.FUNCTION, "mul", "rsub", "radd", "softmin", "embedding_bag", "group_norm", "batch_norm", "normalize",
+    "index_add", "scatter_add", "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "addbmm", "addmv", "bilinear", "dot", "grouped_mm", "_grouped_mm", "kron", "mv", "outer", "tensordot",
+)  # fmt: skip
 def carry(flow: Dataflow, op: Operation) -> None:
-    """Any other operation: what it keeps of what is known of its operands."""
+    """What an operation without a step of its own keeps of what is known of its operands."""
     operands = [(tensor, trace) for tensor in op.tensors if (trace := flow.traces[tensor]) is not None]
-    if not operands or (op.name in IDENTITIES and op.out is op.args[0]):
+    if not operands or (op.name in _IDENTITIES and op.out is op.args[0]):
         return
     name = base_name(op.name)
     if not any(trace.in_attention for _, trace in operands):  # most operations of a model
         for out in op.outputs:
             flow.traces[out] = Trace(place=_same_place(name, operands, out))
         return
-    if name in IDENTITIES:  # x.type_as(other) is x
+    if name in _IDENTITIES:  # x.type_as(other) is x
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:
         flow.traces[out] = Trace(
@@ -104,13 +77,13 @@ Operands = list[tuple[Tensor, Trace]]
 
 
 def _still_weights(name: str, operands: Operands, out: Tensor) -> bool:
-    if name not in _ON_WEIGHTS and name not in IDENTITIES:
+    if name not in _ON_WEIGHTS:
         return False
     return any(trace.weights and tensor.shape == out.shape for tensor, trace in operands)
 
 
 def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
-    if name not in _ON_WEIGHTS and name not in IDENTITIES:
+    if name not in _ON_WEIGHTS:
         return ""
     for tensor, trace in operands:
         if trace.softmax_part and tensor.shape == out.shape:
@@ -125,9 +98,9 @@ def _scaled(flow: Dataflow, op: Operation, name: str, operands: Operands, out: T
     if len(mixed) != 1 or mixed[0][0].shape != out.shape:
         return ()
     tensor, trace = mixed[0]
-    if name in IDENTITIES:
+    if name in _IDENTITIES:
         return trace.mixed
-    if name not in SCALES or not _is_linear_in(op, name, tensor):
+    if name not in _SCALES or not _is_linear_in(op, name, tensor):
         return ()
     args = [_frozen(value) for value in op.args]
     position = next((i for i, value in enumerate(op.args) if value is tensor), None)
@@ -162,7 +135,7 @@ def _still_projection(op: Operation, name: str, operands: Operands, out: Tensor)
     if len(branches) != 1 or branches[0][0].shape != out.shape:
         return None
     tensor, projection = branches[0]
-    if projection is None or name in IDENTITIES:
+    if projection is None or name in _IDENTITIES:
         return projection
     if name not in ("mul", "div") or (name == "div" and op.args[0] is not tensor):
         return None

@@ -2,76 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.layout import NOT_AN_INPUT, Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Mixed, Trace
-
-MOVES = frozenset(
-    (
-        "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select "
-        "narrow chunk split tensor_split unbind roll flip expand expand_as view_as reshape_as t mT adjoint "
-        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad"
-    ).split()
-)
+from captum_norm.operations.kinds import OperationKind
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Features, Place
+from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
 
 
-@rule(*MOVES)
+@rule(OperationKind.MOVE)
 def _move(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]] if op.tensors else None
     if trace is None or op.out is op.tensors[0]:  # contiguous() and reshape() may have had nothing to do
         return
     for k, out in enumerate(op.outputs):
         flow.traces[out] = trace.after(step_of(op, k if isinstance(op.out, list | tuple) else None))
-
-
-def step_of(op: Operation, k: int | None) -> Step:
-    """The move an operation made, to be made again with numbers (which live on the CPU)."""
-    name, func = op.name, op.func
-    args, kwargs = op.args[1:], op.kwargs
-    if name in ("view_as", "reshape_as", "expand_as"):
-        name, args, kwargs = name[:-3], (tuple(op.out.shape),), {}
-        func = torch.Tensor.expand if name == "expand" else torch.Tensor.reshape
-    elif name == "view" and not (args and isinstance(args[0], torch.dtype)):
-        func = torch.Tensor.reshape
-    elif name == "pad":
-        args, kwargs = (args[0] if args else kwargs["pad"],), {"value": NOT_AN_INPUT}
-    elif len(op.tensors) > 1:  # an index, which may change later
-        args, kwargs = _on_cpu(args), {key: _on_cpu(value) for key, value in kwargs.items()}
-
-    def apply(t: Tensor) -> Tensor:
-        moved = func(t, *args, **kwargs)
-        return moved if k is None else moved[k]
-
-    return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        return type(value)(_on_cpu(item) for item in value)
-    return value
-
-
-def _key(value: Any) -> Hashable:
-    """Equal for equal arguments; small tensors (indices) by their content."""
-    if isinstance(value, tuple) and all(type(item) is int for item in value):
-        return value
-    if isinstance(value, Tensor):
-        return ("tensor", tuple(value.shape), value.numpy().tobytes())
-    if isinstance(value, list | tuple):
-        return tuple(_key(item) for item in value)
-    if isinstance(value, slice):
-        return ("slice", _key(value.start), _key(value.stop), _key(value.step))
-    return value if isinstance(value, Hashable) else object()
 
 
 @rule("cat", "hstack", "vstack")
@@ -141,7 +89,3 @@ def _cat_place(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int, nd
     if axis == ndim - 1 and all(steps is not None and steps == parents[0] for steps in parents):
         return Place(anchor, parents[0] or ()).then(Features(sum(shape[axis] for shape in shapes)))
     return Place(anchor, (_side_by_side(parents, shapes, axis),))
-
-
-def _preference(anchor: Anchor) -> tuple[bool, int]:
-    return (not isinstance(anchor.source, int), anchor.order)

@@ -7,11 +7,11 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from captum_norm.capture.certificate import at_least_float32
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
 from captum_norm.capture.traces import Mixed, Trace
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.precision import at_least_float32
+from captum_norm.operations.steps import Step
 
 
 @rule("layer_norm")

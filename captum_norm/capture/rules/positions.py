@@ -7,10 +7,10 @@ import math
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Anchor, Features, Place
 from captum_norm.capture.traces import Trace
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.steps import Step
 
 
 @rule("embedding")

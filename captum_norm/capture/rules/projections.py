@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from captum_norm.capture.dataflow import Dataflow, base_name, rule
-from captum_norm.capture.layout import Step
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.places import Features
+from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import hidden_product
 from captum_norm.capture.traces import Projection, Trace
+from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.places import Features
+from captum_norm.operations.steps import Step
 
 
 @rule("linear")

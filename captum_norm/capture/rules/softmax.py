@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.operations import Operation
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
+from captum_norm.operations.operation import Operation
 
 
 @rule("softmax")

@@ -11,32 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
-from captum_norm.linear.frozen import Frozen, Run, call, rule
+from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.fused import Line
 from captum_norm.linear.rules.operands import same
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.kinds import OperationKind, Property, names_with
+from captum_norm.operations.operation import Operation
 
-_ACTIVATIONS = (
-    "gelu silu relu relu6 leaky_relu elu selu celu mish hardswish hardtanh softplus tanh pow square abs clamp clip "
-    "clamp_min clamp_max softsign hardshrink softshrink tanhshrink threshold logit asinh"
-)
-# These do not become the identity for large z, so that ReLU's line does not stand for them.
-_SATURATING = frozenset(("tanh", "hardtanh", "softsign", "clamp", "clip", "hardsigmoid"))
+# ReLU's line does not stand for these.
+_SATURATING = names_with(Property.SATURATES)
 
 
-@rule(*_ACTIVATIONS.split())
-def _activation(run: Run, op: Operation) -> Any:
+@rule(OperationKind.ACTIVATION)
+def _activation(run: FrozenRun, op: Operation) -> Any:
     x = op.args[0]
     if not isinstance(x, Tensor) or not run.is_live(x):
-        return call(op, same)
+        return op.again(same)
     root, _ = run.root_of(x)
     return bent_form(run, op, x if root is None or root.shape != x.shape else root)
 
 
-def bent_form(run: Run, op: Operation, root: Tensor) -> Frozen:
+def bent_form(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
     """A function of ``root`` entry by entry: a line for each entry."""
     with torch.no_grad():
-        value = call(op, same)
+        value = op.again(same)
     if value.shape != root.shape:
         raise run.refusal(op, "its result has another shape than what it is a function of")
     value = value.clone() if any(value.data_ptr() == t.data_ptr() for t in op.tensors) else value
@@ -59,11 +57,11 @@ def bent_form(run: Run, op: Operation, root: Tensor) -> Frozen:
 
 
 @rule("prelu")
-def _prelu(run: Run, op: Operation) -> Frozen:
+def _prelu(run: FrozenRun, op: Operation) -> Frozen:
     return bent_form(run, op, op.args[0])
 
 
-def common_root(run: Run, op: Operation, operands: tuple[Tensor, ...]) -> tuple[Tensor | None, bool]:
+def common_root(run: FrozenRun, op: Operation, operands: tuple[Tensor, ...]) -> tuple[Tensor | None, bool]:
     """The live tensor of which all operands are functions entry by entry, and whether one of these is not linear."""
     found = [run.root_of(tensor) for tensor in operands]
     roots = {id(root) for root, _ in found}

@@ -6,19 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.rules.products import attention_weights
-from captum_norm.linear.frozen import Frozen, Run, call, rule
+from captum_norm.capture import attention_weights
+from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.fused import FrozenAttention
 from captum_norm.linear.rules.operands import same
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.operation import Operation
 
 
 @rule("scaled_dot_product_attention")
-def _attention(run: Run, op: Operation) -> Any:
+def _attention(run: FrozenRun, op: Operation) -> Any:
     """The weights are constants; what goes through is the values."""
     query, key, value = (op.argument(i, name) for i, name in enumerate(("query", "key", "value")))
     if not run.is_live(value):
-        return call(op, same)
+        return op.again(same)
     if op.argument(4, "dropout_p", 0.0):
         raise run.refusal(op, "it drops out weights that it does not return; call model.eval()")
     mask, is_causal, scale = (

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.certificate import at_least_float32
-from captum_norm.capture.operations import Operation
-from captum_norm.linear.frozen import Frozen, Run, rule
+from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.fused import FrozenLayerNorm
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.operation import Operation
+from captum_norm.operations.precision import at_least_float32
 
 
 @rule("layer_norm")
-def _layer_norm(run: Run, op: Operation) -> Any:
+def _layer_norm(run: FrozenRun, op: Operation) -> Any:
     x, shape = op.args[0], list(op.argument(1, "normalized_shape"))
     weight, bias, eps = op.argument(2, "weight"), op.argument(3, "bias"), op.argument(4, "eps", 1e-5)
     weight = None if weight is None else weight.detach()
@@ -36,7 +37,7 @@ def _layer_norm(run: Run, op: Operation) -> Any:
 
 
 @rule("rms_norm")
-def _rms_norm(run: Run, op: Operation) -> Frozen:
+def _rms_norm(run: FrozenRun, op: Operation) -> Frozen:
     x, shape, weight, eps = (
         op.args[0],
         op.argument(1, "normalized_shape"),
@@ -51,7 +52,7 @@ def _rms_norm(run: Run, op: Operation) -> Frozen:
 
 
 @rule("group_norm")
-def _group_norm(run: Run, op: Operation) -> Frozen:
+def _group_norm(run: FrozenRun, op: Operation) -> Frozen:
     x, groups = op.args[0], op.argument(1, "num_groups")
     weight, bias, eps = op.argument(2, "weight"), op.argument(3, "bias"), op.argument(4, "eps", 1e-5)
     channel = (-1, *[1] * (x.ndim - 2))
@@ -67,7 +68,7 @@ def _group_norm(run: Run, op: Operation) -> Frozen:
 
 
 @rule("batch_norm")
-def _batch_norm(run: Run, op: Operation) -> Frozen:
+def _batch_norm(run: FrozenRun, op: Operation) -> Frozen:
     x, mean, variance = op.args[0], op.argument(1, "running_mean"), op.argument(2, "running_var")
     weight, bias = op.argument(3, "weight"), op.argument(4, "bias")
     if op.argument(5, "training", False) or mean is None or variance is None:
@@ -79,7 +80,7 @@ def _batch_norm(run: Run, op: Operation) -> Frozen:
 
 
 @rule("normalize")
-def _normalize(run: Run, op: Operation) -> Frozen:
+def _normalize(run: FrozenRun, op: Operation) -> Frozen:
     x = op.args[0]
     p, dim, eps = op.argument(1, "p", 2.0), op.argument(2, "dim", 1), op.argument(3, "eps", 1e-12)
     length = x.detach().norm(p, dim, keepdim=True).clamp_min(eps)

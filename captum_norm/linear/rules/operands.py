@@ -7,18 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
-from captum_norm.capture.rules.elementwise import IDENTITIES
-from captum_norm.capture.rules.moves import MOVES
-from captum_norm.linear.frozen import Run, writes
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
+from captum_norm.operations.operation import Operation
 
 # Cheap enough to be put off: what is built on a value that may never be needed in linear form.
-_LIGHT = MOVES | IDENTITIES | frozenset(
-    "mul div add sub rsub neg masked_fill where sum mean tril triu gather index_select take_along_dim".split()
-)  # fmt: skip
+_LIGHT = names_of(OperationKind.MOVE, OperationKind.IDENTITY) | names_with(Property.LIGHT)
 
 
-def operands_of(run: Run, op: Operation) -> tuple[Tensor, ...]:
+def operands_of(run: FrozenRun, op: Operation) -> tuple[Tensor, ...]:
     """The live operands, each once, in order."""
     return tuple({id(tensor): tensor for tensor in op.tensors if run.is_live(tensor)}.values())
 
@@ -36,7 +33,7 @@ def same(tensor: Tensor) -> Tensor:
 
 def scaled_by(one: Tensor, op: Operation) -> Callable[[Tensor], Tensor]:
     """Floating constants times ``one``; index tensors as they are."""
-    overwritten = op.args[0] if writes(op) else None
+    overwritten = op.args[0] if op.writes else None
 
     def scaled(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -47,7 +44,7 @@ def scaled_by(one: Tensor, op: Operation) -> Callable[[Tensor], Tensor]:
     return scaled
 
 
-def is_lazy(run: Run, op: Operation, operands: tuple[Tensor, ...]) -> bool:
+def is_lazy(run: FrozenRun, op: Operation, operands: tuple[Tensor, ...]) -> bool:
     """Whether the linear form of a light operation on a value only is put off, too."""
     return op.name in _LIGHT and any(run.only_value(tensor) for tensor in operands)
 

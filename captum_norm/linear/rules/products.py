@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
-from captum_norm.linear.frozen import Frozen, Run, call, rule
+from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.rules.activations import bent_form, common_root
 from captum_norm.linear.rules.operands import is_lazy, operands_of, same, swapping
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.operation import Operation
 
 
 @rule("mul")
-def _mul(run: Run, op: Operation) -> Frozen:
+def _mul(run: FrozenRun, op: Operation) -> Frozen:
     operands = operands_of(run, op)
     twice = len(operands) == 1 and len(op.tensors) > 1 and op.tensors[0] is op.tensors[1]
     root, bent = common_root(run, op, operands)
@@ -25,17 +26,17 @@ def _mul(run: Run, op: Operation) -> Frozen:
         return _product(run, op)
 
     def apply(one: Tensor, x: Tensor) -> Any:
-        return call(op, swapping(operands, (x,), same))
+        return op.again(swapping(operands, (x,), same))
 
     return Frozen(apply, operands, lazy=is_lazy(run, op, operands), root=root)
 
 
 @rule("div")
-def _div(run: Run, op: Operation) -> Any:
+def _div(run: FrozenRun, op: Operation) -> Any:
     """Whatever divides is a constant."""
     x = op.args[0]
     if not isinstance(x, Tensor) or not run.is_live(x) or op.kwargs.get("rounding_mode"):
-        return call(op, same)
+        return op.again(same)
     root, bent = run.root_of(x)
     scalar = not isinstance(op.args[1], Tensor) or op.args[1].ndim == 0
     divisor = op.args[1].detach() if isinstance(op.args[1], Tensor) else op.args[1]
@@ -46,7 +47,7 @@ def _div(run: Run, op: Operation) -> Any:
     return Frozen(apply, (x,), lazy=run.only_value(x), root=root if scalar else None, bent=bent and scalar)
 
 
-def _product(run: Run, op: Operation) -> Frozen:
+def _product(run: FrozenRun, op: Operation) -> Frozen:
     """A product of two live tensors."""
     a, b = op.tensors[:2]
     bent = [run.root_of(tensor)[1] for tensor in (a, b)]
@@ -60,7 +61,7 @@ def _product(run: Run, op: Operation) -> Frozen:
     return _halves(run, op, a, b)
 
 
-def _halves(run: Run, op: Operation, a: Tensor, b: Tensor, lazy: bool = False) -> Frozen:
+def _halves(run: FrozenRun, op: Operation, a: Tensor, b: Tensor, lazy: bool = False) -> Frozen:
     """Half of a bilinear operation to each of its two live operands."""
     values = a.detach(), b.detach()
 
@@ -70,7 +71,7 @@ def _halves(run: Run, op: Operation, a: Tensor, b: Tensor, lazy: bool = False) -
         for args, one_of, other in ((left, x, values[1]), (right, values[0], y)):
             _put(args, first, one_of)
             _put(args, second, other)
-        return 0.5 * (call(op, lambda t: t, left) + call(op, lambda t: t, right))
+        return 0.5 * (op.again(lambda t: t, left) + op.again(lambda t: t, right))
 
     return Frozen(apply, (a, b), lazy=lazy)
 
@@ -92,7 +93,7 @@ def _put(args: list[Any], place: tuple[int, ...], value: Any) -> None:
 
 
 @rule("linear")
-def _affine(run: Run, op: Operation) -> Any:
+def _affine(run: FrozenRun, op: Operation) -> Any:
     x, weight, bias = op.args[0], op.argument(1, "weight"), op.argument(2, "bias")
     if not run.is_live(x) or run.is_live(weight):
         return _products(run, op)
@@ -105,19 +106,19 @@ def _affine(run: Run, op: Operation) -> Any:
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _convolution(run: Run, op: Operation) -> Any:
+def _convolution(run: FrozenRun, op: Operation) -> Any:
     x, bias = op.args[0], op.argument(2, "bias")
 
     def apply(one: Tensor, x: Tensor) -> Any:
         if bias is None:
-            return call(op, swapping((op.args[0],), (x,), same))
-        return call(op, swapping((op.args[0], bias), (x, bias.detach() * one.to(bias.dtype)), same))
+            return op.again(swapping((op.args[0],), (x,), same))
+        return op.again(swapping((op.args[0], bias), (x, bias.detach() * one.to(bias.dtype)), same))
 
     return Frozen(apply, (x,), has_constant=bias is not None)
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
-def _added_product(run: Run, op: Operation) -> Any:
+def _added_product(run: FrozenRun, op: Operation) -> Any:
     added, a, b = (
         op.args[0],
         op.argument(1, "mat1", op.kwargs.get("batch1")),
@@ -139,7 +140,7 @@ def _added_product(run: Run, op: Operation) -> Any:
 
 
 @rule("matmul", "rmatmul", "einsum", "mv", "dot", "outer", "grouped_mm", "_grouped_mm", "tensordot", "kron")
-def _products(run: Run, op: Operation) -> Any:
+def _products(run: FrozenRun, op: Operation) -> Any:
     """A product with a constant is linear; of two live tensors (queries and keys) half goes to each."""
     operands = operands_of(run, op)
     if len(operands) > 2:
@@ -151,7 +152,7 @@ def _products(run: Run, op: Operation) -> Any:
     other = next((t for t in op.tensors if t is not operands[0]), None)
 
     def apply(one: Tensor, x: Tensor) -> Any:
-        return call(op, swapping(operands, (x,), same))
+        return op.again(swapping(operands, (x,), same))
 
     # A product with something that is no parameter mixes: attention weights meet values.
     mixes = other is not None and not isinstance(other, torch.nn.Parameter) and other.ndim > 2
@@ -159,5 +160,5 @@ def _products(run: Run, op: Operation) -> Any:
 
 
 @rule("bilinear")
-def _bilinear(run: Run, op: Operation) -> Any:
+def _bilinear(run: FrozenRun, op: Operation) -> Any:
     raise run.refusal(op, "a bilinear layer multiplies its two inputs")

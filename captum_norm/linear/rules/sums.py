@@ -7,17 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.operations import Operation
-from captum_norm.linear.frozen import Frozen, Run, call, rule
+from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.rules.activations import bent_form, common_root
 from captum_norm.linear.rules.operands import is_lazy, operands_of, scaled_by, scaled_number, swapping
+from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.kinds import OperationKind
+from captum_norm.operations.operation import Operation
 
-# Linear in all live operands together; constant operands are biases.
-_SUMS = "cat stack hstack vstack where setitem copy index_add index_copy index_put scatter scatter_add masked_scatter"
 
-
-@rule(*_SUMS.split())
-def _sum(run: Run, op: Operation) -> Frozen:
+@rule(
+    OperationKind.JOIN, "where", "setitem", "copy", "index_add", "index_copy", "index_put", "scatter", "scatter_add",
+    "masked_scatter",
+)  # fmt: skip
+def _sum(run: FrozenRun, op: Operation) -> Frozen:
+    """Linear in all live operands together; constant operands are biases."""
     operands = operands_of(run, op)
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
@@ -25,13 +28,13 @@ def _sum(run: Run, op: Operation) -> Frozen:
         args = op.args
         if op.name == "where" and len(args) > 2:
             args = (args[0], *(scaled_number(value, one) for value in args[1:]))
-        return call(op, swapping(operands, xs, scale), args)
+        return op.again(swapping(operands, xs, scale), args)
 
     return Frozen(apply, operands, has_constant=True, lazy=is_lazy(run, op, operands))
 
 
 @rule("masked_fill")
-def _masked_fill(run: Run, op: Operation) -> Any:
+def _masked_fill(run: FrozenRun, op: Operation) -> Any:
     operands = operands_of(run, op)
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
@@ -45,7 +48,7 @@ def _masked_fill(run: Run, op: Operation) -> Any:
 
 
 @rule("add", "sub", "rsub", "radd")
-def _add(run: Run, op: Operation) -> Frozen:
+def _add(run: FrozenRun, op: Operation) -> Frozen:
     operands = operands_of(run, op)
     root, bent = common_root(run, op, operands)
     if bent and root is not None:  # a sum within an activation that is written out: 1 + tanh(...)
@@ -53,7 +56,7 @@ def _add(run: Run, op: Operation) -> Frozen:
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
         args = (*(scaled_number(value, one) for value in op.args[:2]), *op.args[2:])
-        return call(op, swapping(operands, xs, scaled_by(one, op)), args)
+        return op.again(swapping(operands, xs, scaled_by(one, op)), args)
 
     constant = len(operands) < 2
     return Frozen(apply, operands, has_constant=constant, lazy=is_lazy(run, op, operands), root=root)

@@ -24,7 +24,7 @@ class Caller(NamedTuple):
 
 def running_modules() -> tuple[Caller, ...]:
     """The modules whose forward is on the stack of this thread, outermost first."""
-    found: list[Caller] = []
+    callers: list[Caller] = []
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -34,13 +34,13 @@ def running_modules() -> tuple[Caller, ...]:
             if isinstance(module, Module):
                 if code.co_name == "_call_impl":
                     arguments = _bind(module, variables.get("args", ()), variables.get("kwargs", {}))
-                    if found and found[-1].module is module and not found[-1].arguments:
-                        found.pop()  # the frame of its forward, seen a moment ago
-                    found.append(Caller(module, arguments))
-                elif not found or found[-1].module is not module:
-                    found.append(Caller(module, {}))
+                    if callers and callers[-1].module is module and not callers[-1].arguments:
+                        callers.pop()  # the frame of its forward, seen a moment ago
+                    callers.append(Caller(module, arguments))
+                elif not callers or callers[-1].module is not module:
+                    callers.append(Caller(module, {}))
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(reversed(found))
+    return tuple(reversed(callers))
 
 
 def _bind(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +72,8 @@ _MEMORY_OF_ATTENTION = {"key_padding_mask": False}  # nn.MultiheadAttention spea
 _MEMORY_FROM_OUTSIDE = {"attention_mask": True, "src_key_padding_mask": False}
 
 
-def real_tokens(callers: tuple[Caller, ...], batch: int, length: int, memory: bool = False) -> Tensor | None:
-    """Which positions are real tokens, told by the mask the model itself received.
+def received_mask(callers: tuple[Caller, ...], batch: int, length: int, memory: bool = False) -> Tensor | None:
+    """Which positions are real tokens, by the mask that the model itself received.
 
     Args:
         callers: the running modules, outermost first.

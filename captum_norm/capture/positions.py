@@ -1,0 +1,78 @@
+"""Which input position each query and each key of an attention call is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.layout import Layout
+from captum_norm.capture.record import Positions
+from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.steps import NOT_AN_INPUT
+
+
+class PositionReader:
+    """Evaluates places into :class:`Positions`, once for all layers that share a structure."""
+
+    def __init__(self, remembered: int = 64) -> None:
+        self._known: OrderedDict[Hashable, tuple[Positions | None, str, Place]] = OrderedDict()
+        self._remembered = remembered
+
+    def read(
+        self, place: Place | None, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
+    ) -> tuple[Positions | None, str]:
+        """Positions of the query or key axis, or None and the reason.
+
+        Args:
+            place: where the weights (axis "query") or values (axis "key") come from, as they entered the product.
+            lead: leading axes of the product.
+            shape: the tensor's own shape, (..., query or key, features).
+            layout: where (batch, head, query) lie.
+            axis: "query" or "key".
+        """
+        if place is None:
+            return None, f"the {axis} axis could not be followed back to an input"
+        key = (place.key, lead, tuple(shape), id(layout), axis)
+        if key not in self._known:
+            self._known[key] = (*self._read(place, lead, shape, layout, axis), place)
+            if len(self._known) > self._remembered:
+                self._known.popitem(last=False)
+        positions, reason, _ = self._known[key]
+        return positions, reason
+
+    @staticmethod
+    def _read(
+        place: Place, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
+    ) -> tuple[Positions | None, str]:
+        numbers = place.then(Features(1)).numbers()
+        if numbers is None:
+            return None, f"the {axis} positions were taken apart on the way: an operation reads several at once"
+        try:
+            numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
+        except RuntimeError:
+            return None, f"the {axis}s are shaped otherwise than the inputs they come from"
+        rows = numbers[layout.rows[:, :, 0]]  # (batch, head, query or key)
+        if axis == "query":
+            rows = rows.gather(-1, layout.queries)
+        return _positions(rows, place.anchor, axis)
+
+
+def _positions(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | None, str]:
+    """(batch, head, position) numbers as Positions, where every example and head has the same ones."""
+    inputs = rows != NOT_AN_INPUT
+    batch, index = rows // anchor.length, rows % anchor.length
+    if anchor.shape[0] != 1:  # an anchor of batch 1 is shared by every example
+        own = torch.arange(len(rows), device="cpu")[:, None, None]
+        if len(rows) != anchor.shape[0] or ((batch != own) & inputs).any():
+            return None, (
+                f"its {axis}s come in {len(rows)} groups of {rows.shape[-1]}, "
+                f"the inputs are {anchor.shape[0]} examples of {anchor.length}"
+            )
+    index = torch.where(inputs, index, NOT_AN_INPUT)
+    if not torch.equal(index, index[:1, :1].expand_as(index)):
+        return None, f"examples or heads order their {axis}s differently"
+    grid = anchor.grid if len(anchor.grid) > 1 else None
+    return Positions(anchor.source, index[0, 0].clone(), grid), ""

@@ -1,0 +1,58 @@
+"""What is known of a tensor while a model runs: the one kind of store, by identity, forgotten with the tensor."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+Fact = TypeVar("Fact")
+
+
+class Facts(Generic[Fact]):
+    """Tensor -> what is known of it; a tensor that dies takes it along.
+
+    Example:
+        >>> import torch
+        >>> names: Facts[str] = Facts()
+        >>> x, y = torch.ones(2), torch.ones(2)
+        >>> names[x] = "x"
+        >>> names[x], names[y], x in names, y in names
+        ('x', None, True, False)
+        >>> names.take(x), names[x]
+        ('x', None)
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[weakref.ref[Tensor], Fact]] = {}
+
+    def __getitem__(self, tensor: Any) -> Fact | None:
+        entry = self._of.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def __setitem__(self, tensor: Tensor, fact: Fact | None) -> None:
+        key = id(tensor)
+        if fact is None:
+            self._of.pop(key, None)
+            return
+        self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), fact)
+
+    def __contains__(self, tensor: object) -> bool:
+        entry = self._of.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
+
+    def take(self, tensor: Tensor) -> Fact | None:
+        """What is known of a tensor, which is then forgotten."""
+        fact = self[tensor]
+        self[tensor] = None
+        return fact
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._of.clear()
+
+    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
+        entry = self._of.get(key)
+        if entry is not None and entry[0] is ref:
+            del self._of[key]

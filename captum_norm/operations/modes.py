@@ -1,0 +1,99 @@
+"""Seeing every torch operation of a running model: watched beside it, or with another result in its place."""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from captum_norm.operations.operation import Operation, operation_name
+
+OperationRule = Callable[[Operation], Any]
+
+
+class OperationMode(TorchFunctionMode):
+    """Hands over each operation of this thread that has a rule; all others run as if nobody looked.
+
+    A subclass says what handing over is, in :meth:`hand_over`.
+
+    Args:
+        rule_for: the rule of operations of this name; None costs one dictionary look-up.
+    """
+
+    def __init__(self, rule_for: Callable[[str], OperationRule | None]) -> None:
+        super().__init__()
+        self._rule_for = rule_for
+        self._rules: dict[Any, OperationRule | None] = {}
+        self._thread = threading.get_ident()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            # It would run its softmax and projection out of our sight: run its own code with this mode still on.
+            with self:
+                return _open_multi_head_attention(*args, **kwargs)
+        try:
+            rule = self._rules[func]
+        except KeyError:
+            rule = self._rules[func] = self._rule_for(operation_name(func))
+        if rule is None or threading.get_ident() != self._thread:
+            return func(*args, **kwargs)
+        return self.hand_over(rule, func, args, kwargs)
+
+    def hand_over(
+        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What the model gets for an operation that has a rule."""
+        raise NotImplementedError
+
+
+class WatchingMode(OperationMode):
+    """Runs each operation exactly as the model asked, then tells its rule.
+
+    The rule works under ``no_grad`` and with torch functions off, so that neither this mode nor autograd sees it.
+    """
+
+    def hand_over(
+        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        out = func(*args, **kwargs)
+        operation = Operation(operation_name(func), func, args, kwargs, out)
+        with torch._C.DisableTorchFunction():
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    rule(operation)
+            else:
+                rule(operation)
+        return out
+
+
+class SubstitutingMode(OperationMode):
+    """Asks the rule *instead of* running the operation: what the rule returns is what the model gets.
+
+    The rule works with torch functions off, so that this mode does not see it; whether gradients are on is the model's
+    affair.  ``operation.out`` is None.
+    """
+
+    def hand_over(
+        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        with torch._C.DisableTorchFunction():
+            return rule(Operation(operation_name(func), func, args, kwargs))
+
+
+def _without_dispatch(function: Any) -> Any:
+    """The same code, taking the path it takes when nobody overrides torch functions."""
+    world = {**function.__globals__, "has_torch_function": lambda *_: False}
+    clone = types.FunctionType(function.__code__, world, function.__name__, function.__defaults__, function.__closure__)
+    clone.__kwdefaults__ = function.__kwdefaults__
+    return clone
+
+
+_open_multi_head_attention = _without_dispatch(F.multi_head_attention_forward)

@@ -1,0 +1,154 @@
+"""One torch operation, however it was spelled: its name, its operands, what it writes, and how to call it again.
+
+``F.softmax``, ``torch.softmax`` and ``Tensor.softmax`` are one operation to us; so are ``x @ y``, ``torch.matmul`` and
+``Tensor.__matmul__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SPELLINGS = {
+    "__matmul__": "matmul", "__rmatmul__": "rmatmul", "mm": "matmul", "bmm": "matmul",
+    "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "multiply": "mul", "multiply_": "mul_",
+    "__add__": "add", "__radd__": "add", "__iadd__": "add_",
+    "__sub__": "sub", "__isub__": "sub_", "subtract": "sub", "__rsub__": "rsub",
+    "__truediv__": "div", "__itruediv__": "div_", "true_divide": "div", "divide": "div",
+    "__rtruediv__": "rdiv", "__rdiv__": "rdiv",
+    "__getitem__": "getitem", "__setitem__": "setitem",
+    "_softmax": "softmax", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose", "swapdims": "transpose",
+    "T": "t", "moveaxis": "movedim",
+}  # fmt: skip
+
+
+@cache
+def operation_name(func: Callable[..., Any]) -> str:
+    """The one name of an operation, however it is spelled; in-place forms keep their trailing underscore.
+
+    >>> operation_name(torch.Tensor.__rmul__), operation_name(torch.softmax), operation_name(torch.Tensor.mul_)
+    ('mul', 'softmax', 'mul_')
+    """
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":  # a property such as x.T or x.shape
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    return _SPELLINGS.get(name, name)
+
+
+def base_name(name: str) -> str:
+    """The name without the in-place underscore.
+
+    >>> base_name("masked_fill_"), base_name("__contains__")
+    ('masked_fill', '__contains__')
+    """
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+class Operation:
+    """One torch operation as it was called, and what it returned.
+
+    Attributes:
+        name: its one name, see :func:`operation_name`.
+        func, args, kwargs: the call; operands that the model gave by keyword stand among ``args``.
+        out: what it returned; None before it has run.
+        tensors: all tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened.
+    """
+
+    __slots__ = ("args", "func", "kwargs", "name", "out", "tensors")
+
+    def __init__(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None
+    ) -> None:
+        if kwargs:
+            args, kwargs = _positional(args, kwargs)
+        self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
+        self.tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument by position or by keyword, whichever way the model passed it."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors it returned."""
+        return [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its name is that of an in-place form."""
+        return self.name.endswith("_") and not self.name.endswith("__")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it overwrites its first operand."""
+        if not self.args or not isinstance(self.args[0], Tensor):
+            return False
+        return self.in_place or self.name == "setitem" or bool(self.kwargs.get("inplace"))
+
+    @property
+    def drops_out(self) -> bool:
+        """For a dropout: whether any entry may be dropped, in training and with a probability above zero."""
+        return bool(self.argument(2, "training", True)) and self.argument(1, "p", 0.5) > 0
+
+    def again(self, swap: Callable[[Tensor], Any], args: Sequence[Any] | None = None) -> Any:
+        """Its result with each tensor swapped; nothing is overwritten, whatever its form.
+
+        Args:
+            swap: what stands for a tensor among the arguments.
+            args: other positional arguments, swapped likewise; None: its own.
+        """
+        given = self.args if args is None else args
+        kwargs = {name: swapped(value, swap) for name, value in self.kwargs.items() if name != "inplace"}
+        return self._new_tensor_form()(*(swapped(value, swap) for value in given), **kwargs)
+
+    def _new_tensor_form(self) -> Callable[..., Any]:
+        """Its function; for an in-place form, the one that writes a new tensor."""
+        if self.name == "setitem":
+            return _setitem
+        if self.name == "copy_":
+            return lambda into, source, *_: source.to(into).expand(into.shape)
+        if self.in_place:
+            return getattr(torch.Tensor, self.name[:-1], None) or getattr(torch, self.name[:-1])
+        return self.func
+
+
+def swapped(value: Any, swap: Callable[[Tensor], Any]) -> Any:
+    """An argument with each tensor swapped, inside lists and tuples too."""
+    if isinstance(value, Tensor):
+        return swap(value)
+    if isinstance(value, tuple) and type(value) is not torch.Size:
+        return tuple(swapped(item, swap) for item in value)
+    if isinstance(value, list):
+        return [swapped(item, swap) for item in value]
+    return value
+
+
+def _setitem(into: Tensor, index: Any, value: Any) -> Tensor:
+    out = into.clone()
+    out[index] = value
+    return out
+
+
+def _positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The operands where they usually stand: ``torch.add(input=x, other=y)`` is ``torch.add(x, y)``."""
+    for position, name in enumerate(("input", "other")):
+        if name not in kwargs:
+            continue
+        if len(args) != position:  # torch.where(condition, input=x, other=y)
+            break
+        args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
+    return args, kwargs
+
+
+def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, list | tuple):
+            tensors.extend(item for item in value if isinstance(item, Tensor))
+    return tensors
