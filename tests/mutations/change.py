@@ -14,9 +14,10 @@ class Change:
 
     Attributes:
         file: in the package, such as "functional/norms.py".
-        find: a piece of one line.  It is found by its text, exactly once, so that a row survives what moves around it.
-        replace: what stands there instead.
-        tests: paths or ids of tests in ``tests/``, with spaces between them.
+        find: a piece of the source around one line.  It is found by its text, exactly once, so that a row survives
+            what moves around it.
+        replace: what stands there instead, different in one line.
+        tests: paths or ids of tests in ``tests/``, with spaces between them; slow ones do not run.
         unnoticed: why no test can notice, of a change that makes no difference to any caller.
     """
 
@@ -48,6 +49,11 @@ class Change:
         if times != 1:
             raise RunError(f"{self.file}: {self.find!r} must be found once and is found {times} times.")
         return source.replace(self.find, self.replace)
+
+
+def changes_of(file: str, tests: str, *pieces: tuple[str, str] | tuple[str, str, str]) -> list[Change]:
+    """The changes of one file that the same tests should notice: (find, replace), or with why none can."""
+    return [Change(file, piece[0], piece[1], tests, *piece[2:]) for piece in pieces]
 
 
 def in_parts(changes: Sequence[Change], parts: Sequence[str]) -> list[Change]:

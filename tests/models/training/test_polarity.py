@@ -111,6 +111,7 @@ def split(polarity, treebank):
     return split_snippets(read_polarity(polarity), [text for trees in treebank.values() for text, _ in trees], 1000)
 
 
+@pytest.mark.slow
 class TestTheRealData:
     def test_every_sentence_of_the_treebanks_dev_and_test_parts_has_its_snippet_removed(self, split, treebank):
         sentences = [text for trees in treebank.values() for text, _ in trees]

@@ -49,6 +49,7 @@ class TestTraining:
         few = {"epochs": 1, "rank": 1, "held-out": 2}
         return [text for name, value in (few | chosen).items() for text in (f"--{name}", str(value))]
 
+    @pytest.mark.slow
     def test_a_run_writes_a_model_that_loads(self, files, capsys):
         main(self.options(files))
         assert sorted(path.name for path in (files / "out").iterdir()) == ["new.json", "new.safetensors"]
@@ -58,6 +59,7 @@ class TestTraining:
         model, tokenizer = load_sentiment(weights=files / "out" / "new.safetensors")
         assert torch.isfinite(model(**tokenizer("A film.", return_tensors="pt")).logits).all()
 
+    @pytest.mark.slow
     def test_training_learns_and_repeats_itself(self):
         _, tokenizer = load_encoder()
         data = encode(tokenizer, [Snippet(text, label) for label, texts in enumerate(self.SNIPPETS) for text in texts])

@@ -15,6 +15,7 @@ from captum_norm.models.training.translation_run import (
 from .small import SENTENCES, SMALL
 
 
+@pytest.mark.slow
 def test_the_script_trains_writes_and_resumes(tmp_path, monkeypatch):
     (tmp_path / "gold").write_text("das ist gut .\n")
     lines = (

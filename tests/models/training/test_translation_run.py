@@ -16,6 +16,7 @@ from .small import SMALL, a_run
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_killed_and_resumed_is_as_never_stopped(self, tmp_path, pieces, rows):
         """Also with another number of threads."""
         unbroken = a_run(tmp_path / "one", pieces)
@@ -32,6 +33,7 @@ class TestTraining:
             assert torch.allclose(p, again.named[name], atol=1e-6), name
             assert torch.allclose(unbroken.average[name], again.average[name], atol=1e-6), name
 
+    @pytest.mark.slow
     def test_the_loss_falls(self, tmp_path, pieces, rows):
         run = a_run(tmp_path / "run", pieces, TranslationSettings(**{**vars(SMALL), "tokens": 3000, "averaging": 0.9}))
         run.model.train(False)
