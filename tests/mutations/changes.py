@@ -153,9 +153,10 @@ CHANGES: list[Change] = [
     # ------------------------------------------------------------------------------------------------------------ study
     *changes_of(
         "study/run/runner.py", "study/run/test_store.py",
-        ("""            except _FATAL:
-                raise
-            except NoEvidenceError:""", "            except NoEvidenceError:"),
+        (
+            "            except _FATAL:\n                raise\n            except NoEvidenceError:",
+            "            except NoEvidenceError:",
+        ),
     ),
     *changes_of(
         "study/run/runner.py", "study/test_study.py",
@@ -201,4 +202,51 @@ CHANGES: list[Change] = [
         ("std(ddof=1)", "std()"),
     ),
     *changes_of("study/agreement.py", "study/test_agreement.py", ("** (depths - 1)", "** depths")),
+    # ------------------------------------------------------------------------------------------------------------- attr
+    *changes_of(
+        "attr/_reduction.py", "attr/test_reduction.py",
+        ("if not torch.equal(rows.cpu()", "if False and not torch.equal(rows.cpu()"),
+    ),
+    *changes_of(
+        "attr/_reduction.py", "attr/test_what_is_computed.py",
+        ("keys, True) and record.call.kind", "keys, True) or record.call.kind"),
+        ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
+    ),
+    *changes_of(
+        "attr/_aggregate.py", "attr/test_what_is_computed.py",
+        ("rows) / self._counts[route]", "rows)"),
+        ("[*kept, one][self._n :]", "[*kept, one][-1:]"),
+    ),
+    *changes_of(
+        "attr/_position.py", "attr/test_what_is_computed.py",
+        ("scores.sum(1) / mask.sum(1)", "scores.sum(1) / mask.shape[1]"),
+    ),
+    *changes_of(
+        "attr/_placing.py", "attr/test_what_is_computed.py",
+        ("scores.shape[1] / like[0].numel()", "1 / like[0].numel()"),
+        ("scores / trailing.numel()", "scores"),
+    ),
+    *changes_of(
+        "attr/_paths.py", "attr/test_paths.py",
+        ("part * kept for sequence", "part for sequence"),
+        ("if one.layer != self._layer:", "if True:"),
+        ("other[queries], own[queries])", "other[queries])"),
+    ),
+    *changes_of(
+        "attr/_split.py", "attr/test_split.py",
+        ("<= _TOLERANCES.get(bias.dtype, 1e-5) * size", "<= 1e3 * size"),
+        ("torch.set_grad_enabled(self._grad_modes.pop())", "self._grad_modes.pop()"),
+        ("/ real.sum(1, keepdim=True))[:", ")[:"),
+    ),
+    *changes_of(
+        "attr/llm.py", "attr/test_llm.py",
+        ("ids.shape[1] - 1\n", "ids.shape[1]\n"),
+        ("triu(self._first + 1)", "triu(self._first + 9)"),
+        ("rows[:, :length].sum(1) - scored", "rows[:, :length].sum(1)"),
+    ),
+    *changes_of(
+        "attr/decompx.py", "attr/test_decompx.py",
+        ("found.output - found.bias - of_inputs", "found.output - of_inputs"),
+        ("reached.int().argmax(1)", "reached.int().argmin(1)"),
+    ),
 ]  # fmt: skip
