@@ -17,14 +17,15 @@ class Change:
         find: a piece of the source around one line.  It is found by its text, exactly once, so that a row survives
             what moves around it.
         replace: what stands there instead, different in one line.
-        tests: paths or ids of tests in ``tests/``, with spaces between them; slow ones do not run.
+        tests: paths or ids of tests in ``tests/``, with spaces between them; by default the file's mirror, such as
+            "functional/test_norms.py".  Slow ones do not run.
         unnoticed: why no test can notice, of a change that makes no difference to any caller.
     """
 
     file: str
     find: str
     replace: str
-    tests: str
+    tests: str = ""
     unnoticed: str = ""
 
     def __str__(self) -> str:
@@ -33,7 +34,9 @@ class Change:
     @property
     def test_ids(self) -> list[str]:
         """The tests as pytest takes them in the root of the repository."""
-        return [f"tests/{test}" for test in self.tests.split()]
+        folder, _, name = self.file.rpartition("/")
+        mirror = f"{folder}/test_{name.removeprefix('_')}".removeprefix("/")
+        return [f"tests/{test}" for test in (self.tests or mirror).split()]
 
     def is_in(self, part: str) -> bool:
         """Whether the file is this one or lies in this folder: "capture", "capture/blocks", "functional/norms.py"."""
@@ -51,7 +54,7 @@ class Change:
         return source.replace(self.find, self.replace)
 
 
-def changes_of(file: str, tests: str, *pieces: tuple[str, str] | tuple[str, str, str]) -> list[Change]:
+def changes_of(file: str, *pieces: tuple[str, str] | tuple[str, str, str], tests: str = "") -> list[Change]:
     """The changes of one file that the same tests should notice: (find, replace), or with why none can."""
     return [Change(file, piece[0], piece[1], tests, *piece[2:]) for piece in pieces]
 
