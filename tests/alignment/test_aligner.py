@@ -410,6 +410,7 @@ class TestTheTaskWithKnownLinks:
         with pytest.raises(ValueError, match="'hund' is no word of the grammar"):
             CrossAttentionAligner(model, pieces, layer=0, setting="awo").align(["hund"], ["DET0"])
 
+    @pytest.mark.slow
     def test_a_trained_model_is_aligned_almost_without_error_by_norm(self):
         """Known links, an nn.Transformer that has learnt the task: what is left is the method's own error."""
         model, pieces = trained(seed=0, steps=450)

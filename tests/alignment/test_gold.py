@@ -35,6 +35,7 @@ def test_the_diagonal_has_the_known_error_rate(gold):
     assert score.error_rate == pytest.approx(0.742, abs=0.003)
 
 
+@pytest.mark.slow
 def test_no_gold_sentence_is_learnt_from_however_it_is_written(gold, data):
     """Compared here word by word and letter by letter, not by the function that keeps them out."""
     files = [data / "gold_vilar_deen" / f"test.{language}" for language in ("de", "en")]
@@ -51,6 +52,7 @@ def test_no_gold_sentence_is_learnt_from_however_it_is_written(gold, data):
         assert "".join(filter(str.isalnum, sentence)) not in squeezed
 
 
+@pytest.mark.slow
 def test_some_would_have_been(gold, data):
     """The sieve holds something back: the test above is not idle."""
     everything = read_tatoeba(data / "tatoeba" / "deu-eng.zip")
@@ -60,6 +62,7 @@ def test_some_would_have_been(gold, data):
     assert sum(letters(pair.german) in ours or letters(pair.english) in ours for pair in everything) > 10
 
 
+@pytest.mark.slow
 def test_our_own_sentences_are_none_of_theirs(data):
     ours = {letters(side) for pair in examples()[0] for side in pair}
     theirs = read_tatoeba(data / "tatoeba" / "deu-eng.zip")
@@ -67,6 +70,7 @@ def test_our_own_sentences_are_none_of_theirs(data):
 
 
 @SHIPPED
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["norm", "weights"])
 def test_the_embedded_model_aligns_as_its_card_says(gold, method):
     pairs, links = gold

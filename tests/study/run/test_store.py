@@ -48,6 +48,7 @@ def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
         assert store.finished() == {(0, 0), (0, 1)}
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.study.run.disturbed", str(tmp_path), "20"],
@@ -61,6 +62,7 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disturbed.db", "undisturbed.db"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     launch = (
         "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
