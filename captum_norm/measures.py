@@ -184,24 +184,24 @@ _TABLE = (
     ),
     _in_block(
         "res_ln_norms", "batch query key", lacks_norm, "Norm behind LayerNorm", "‖LN(Σαf(x) + x)‖", "norm",
-        formula=r"\lVert t_{ij}\rVert", says="the same behind the norm", paper=KOBAYASHI_2021,
+        formula=r"\lVert t_{ij}\rVert", says="what reaches i from j, behind residual and norm", paper=KOBAYASHI_2021,
         classes=("AttentionBlockNorm", "LayerAttentionBlockNorm"), aligner="block_norm",
         brief="block norm",
     ),
     _in_block(
         "globenc_norms", "batch query key", lacks_feed_forward, "Norm behind the layer", "‖LN₂(LN(Σαf(x) + x))‖",
-        "norm", formula=r"\lVert e_{ij}\rVert", says="and behind the layer's second norm", paper=MODARRESSI_2022,
-        classes=("GlobEnc",),
+        "norm", formula=r"\lVert e_{ij}\rVert", says="what reaches i from j, behind both norms of a layer",
+        paper=MODARRESSI_2022, classes=("GlobEnc",),
     ),
     _in_block(
         "mixing_weights", "batch query", lacks_block, "By weight: attention alone", "ratio", "share",
-        formula=r"1 - \operatorname{mean}_h \alpha^h_{ii}", says="how much of the weight goes to other positions",
+        formula=r"1 - \operatorname{mean}_h \alpha^h_{ii}", says="how much comes from other positions, by weight",
         paper=KOBAYASHI_2021,
     ),
     _in_block(
         "mixing_res_weights", "batch query", lacks_block, "By weight: with the residual", "ratio", "share",
-        formula=r"\tfrac12 (1 - \operatorname{mean}_h \alpha^h_{ii})", says="the same, half of all to the residual",
-        paper=KOBAYASHI_2021,
+        formula=r"\tfrac12 (1 - \operatorname{mean}_h \alpha^h_{ii})",
+        says="the same where the residual is taken for half", paper=KOBAYASHI_2021,
     ),
     _in_block(
         "mixing_attn", "batch query", lacks_block, "By norm: attention alone", "ratio", "share",
@@ -210,11 +210,12 @@ _TABLE = (
     ),
     _in_block(
         "mixing_res", "batch query", lacks_block, "By norm: with the residual", "ratio", "share",
-        formula="r_i(u)", says="the same with the residual", paper=KOBAYASHI_2021,
+        formula="r_i(u)", says="how much of attention and residual comes from other positions", paper=KOBAYASHI_2021,
     ),
     _in_block(
         "mixing_res_ln", "batch query", lacks_norm, "By norm: with residual and LayerNorm", "ratio", "share",
-        formula="r_i(t)", says="the same behind the norm", paper=KOBAYASHI_2021,
+        formula="r_i(t)", says="how much of the block comes from other positions, behind its norm",
+        paper=KOBAYASHI_2021,
     ),
     Measure(
         "alti", "batch query key", alti_contributions, "ALTI: share of output", "share", "share",

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from docutils.utils.math import latex2mathml
 import captum_norm
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # for tables
 
 project = "captum-norm"
 author = "The captum-norm developers"
@@ -23,6 +25,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "tables",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
 add_module_names = False

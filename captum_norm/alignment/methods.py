@@ -135,7 +135,9 @@ METHODS: dict[str, LinkMethod] = {
         if measure.aligner
     },
     "value_zeroing": LinkMethod(
-        "value zeroing", "how far the layer's output turns without its values (one layer)", _value_zeroing
+        "value zeroing",
+        "how far the layer's output turns without the values of j; as slow as a pass for each piece",
+        _value_zeroing,
     ),
     "rollout": LinkMethod("rollout", "weights composed along encoder and decoder", _rollout),
 }
