@@ -40,19 +40,19 @@ def test_names_are_known_in_any_case_and_once():
 
 
 class RandomScores:
-    """An attribution that draws from every generator there is, and may fail."""
+    """An attribution that draws from torch and numpy, adds the target, and may fail."""
 
     fails = False
 
     def __init__(self, forward_func):
         self.forward_func = forward_func
 
-    def attribute(self, inputs, **arguments):
+    def attribute(self, inputs, target, **arguments):
         if self.fails:
             np.random.rand()
             torch.rand(1)
             raise RuntimeError("no scores")
-        return torch.rand(inputs.shape) + torch.from_numpy(np.random.rand(*inputs.shape))
+        return torch.rand(inputs.shape) + torch.from_numpy(np.random.rand(*inputs.shape)) + target
 
 
 @pytest.fixture
