@@ -68,7 +68,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size')),
     # ---------------------------------------------------------------------------------------------------- visualization
-    *changes_of("visualization/style.py", ("0.7152 * green", "0.1152 * green")),
+    *changes_of("visualization/style.py", ("0.7152 * green", "0.1152 * green"), ("> 0.27 else", "> 0.2 else")),
     *changes_of(
         "visualization/one_example.py",
         ("scores[..., queries, :]", "scores"),
@@ -154,7 +154,6 @@ CHANGES: list[Change] = [
         "alignment/methods.py",
         ("if layer not in (None, len(maps))", "if False"),
         ("[..., : record.weights.shape[-1]]", ""),
-        tests="alignment/test_aligner.py",
     ),
     # ------------------------------------------------------------------------------------------------------------ study
     *changes_of(
@@ -377,5 +376,5 @@ CHANGES: list[Change] = [
     ),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name"), tests="test_cli.py"),
     # ---------------------------------------------------------------------------------------------------------- methods
-    *changes_of("methods.py", ("np.random.set_state(state)", "pass")),
+    *changes_of("methods.py", ("np.random.set_state(state)", "pass"), ("each[row : row + 1]", "each[:1]")),
 ]  # fmt: skip
