@@ -1,0 +1,136 @@
+"""How do maps become one file?  Data, style and script in one page that no text in it can break out of.
+
+The data stand in the page as JSON that no browser runs, every ``<`` in it written as ``\\u003c``; the script puts text
+into the page as text only.  A content security policy names the one script and the one style by their hashes and
+forbids all else, any connection among it: were there a way to inject markup, nothing in it would run or load.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from captum_norm.files import replacing
+from captum_norm.viewer.content import Choices, TokenLabels, content
+from captum_norm.viewer.pictures import Picture
+
+MOST_IN_NOTEBOOK = 4_000_000  # characters of a page that a notebook shows by itself
+
+
+def to_html(
+    maps: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str | None = None,
+    tokens: TokenLabels | Mapping[str, TokenLabels] | None = None,
+    prompt: int | Sequence[int] | None = None,
+    images: Picture | Sequence[Picture] | None = None,
+    examples: int | Sequence[int] | None = None,
+) -> str:
+    """Attention maps as one HTML file to look at and touch: no network, light and dark, by mouse, touch and keyboard.
+
+    Args:
+        maps: what ``attention_maps`` gave.  With ``weights``, ``head_norms`` and ``summed_norms`` the page has weight,
+            norm and difference for each head and for all together; other maps over keys are shown beside them.
+        path: a file to write the page to as well, whole or not at all.
+        title: what stands above; by default the model's class.
+        tokens: labels for each position of an input, where the inputs were ids: a list of strings for one example,
+            a list of such lists for a batch, or these by the input's name.  Word marks (``##``, ``Ġ``, ``▁``) are read.
+        prompt: how many positions of a decoder's input are the prompt, padding among them; one number, or one for each
+            example.  The others are marked as generated.
+        images: for models that read patches, the picture behind them, as the model saw it: (channel, height, width),
+            the bytes or path of a PNG, JPEG, GIF or WebP, or its data URI; a list or four axes for a batch.
+        examples: which examples of the batch; None: all.
+
+    Returns:
+        The page.  Padding is left out.  Up to 120,000 numbers are stored in 16 bits, more in 8, on a square-root scale:
+        right to 0.002 % or 0.4 % of a map's largest number, and closer where they are smaller; the page says which.
+
+    Raises:
+        ValueError: for maps that hold no map over queries and keys, or NaN, and for choices that do not fit them.
+        FileNotFoundError: if the folder of ``path`` is not there.
+
+    Example:
+        >>> import torch
+        >>> from captum_norm import attention_maps
+        >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+        >>> maps = attention_maps(encoder, torch.randn(1, 3, 8), quantities=("weights", "head_norms", "summed_norms"))
+        >>> to_html(maps)[:15]
+        '<!doctype html>'
+    """
+    page = _page(content(maps, Choices(title, tokens, prompt, images, examples)))
+    if path is not None:
+        with replacing(path) as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
+    return page
+
+
+def in_notebook(page: str, height: int = 860) -> str:
+    """A page as part of a notebook: in a frame of its own, which may run its script and nothing else.
+
+    Args:
+        page: what ``to_html`` gave.
+        height: of the frame, in pixels.
+
+    Returns:
+        The frame; for a page too large for a notebook, a line that says how to write it to a file.
+    """
+    if len(page) > MOST_IN_NOTEBOOK:
+        return (
+            f"<p>These maps make a page of {len(page) / 1e6:.0f} MB, more than a notebook should hold. "
+            "<code>maps.to_html(&quot;maps.html&quot;)</code> writes it to a file.</p>"
+        )
+    return (
+        f'<iframe sandbox="allow-scripts" title="Attention maps" style="width:100%;height:{height}px;border:0" '
+        f'srcdoc="{html.escape(page)}"></iframe>'
+    )
+
+
+def _page(told: Mapping[str, Any]) -> str:
+    script, style = _part("viewer.js"), _part("viewer.css")
+    parts = {
+        "POLICY": (
+            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        "TITLE": html.escape(told["title"]),
+        "STYLE": style,
+        "CONTENT": embedded(told),
+        "SCRIPT": script,
+    }
+    pieces = _part("viewer.html").split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, rest = piece.split("}}", 1)
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def embedded(told: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or a line of script.
+
+    Example:
+        >>> embedded(["</script>"])
+        '["\\\\u003c/script\\\\u003e"]'
+    """
+    text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # A lone surrogate is no character and cannot be written to a file.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+@cache
+def _part(name: str) -> str:
+    return files("captum_norm.viewer").joinpath(name).read_text(encoding="utf-8")
