@@ -12,9 +12,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from captum_norm.cli import align, certify, compare, report, study, tokens
+from captum_norm.cli import align, certify, compare, report, study, tokens, view
 
-COMMANDS = {"compare": compare, "tokens": tokens, "certify": certify, "study": study, "report": report, "align": align}
+COMMANDS = {
+    "compare": compare, "view": view, "tokens": tokens, "certify": certify, "study": study, "report": report, "align": align,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -92,8 +92,7 @@ class _Reader:
         self.pictures = self._pictures()
         self.prompts = self._per_example("prompt", choices.prompt)
         self.generating = {str(maps.keys[i].source) for i, call in enumerate(maps.calls) if self._causal(i)}
-        size = sum(tensor[0].numel() for results in self.results for tensor in _tensors(results)) * len(self.examples)
-        self.bits = FINE if size <= MOST_FINE else COARSE
+        self.bits = FINE if self._numbers() <= MOST_FINE else COARSE
 
     def calls(self) -> list[dict[str, Any]]:
         """What the page says of each call."""
@@ -174,7 +173,7 @@ class _Reader:
         grid = _two_sides(None if where is None else where.grid)
         told: dict[str, Any] = {"source": source, "known": where is not None, "places": [places[i] for i in kept]}
         if grid is not None:
-            named = [f"{p // grid[1]},{p % grid[1]}" if p >= 0 else labels[i] for i, p in zip(kept, told["places"])]
+            named = [f"{p // grid[1]},{p % grid[1]}" if p >= 0 else "(no patch)" for p in told["places"]]
             return told | {"grid": grid, "tokens": named, "written": named, "glued": []}
         prompt = self.prompts.get(example)
         if prompt is not None and (source in self.generating or not self.generating):
@@ -199,6 +198,12 @@ class _Reader:
         if example >= len(labels):
             raise ValueError(f"to_html: tokens holds labels of {len(labels)} examples, but the batch has more.")
         return [str(label) for label in labels[example]]
+
+    def _numbers(self) -> int:
+        """How many numbers the page will hold, padding among them; norms of heads stand in those of their weights."""
+        kept = [name for name in self.quantities if name != "head_norms" or "weights" not in self.quantities]
+        results = [found[name] for found in self.results for name in kept]
+        return len(self.examples) * sum(tensor[0].numel() for tensor in results if isinstance(tensor, Tensor))
 
     def _causal(self, i: int) -> bool:
         return self.maps.calls[i].kind == "causal" and self.maps.keys[i] is not None

@@ -38,12 +38,20 @@ def _text(token: str, mark: str) -> str:
     if mark == "Ġ":
         letters = _bytes_of_letters()
         if all(letter in letters for letter in token):
-            return bytes(letters[letter] for letter in token).decode("utf-8", errors="replace")
+            return _decoded(bytes(letters[letter] for letter in token))
     if mark == "▁":
         return token.replace("▁", " ")
     if mark == "##" and token.startswith("##") and len(token) > 2:
         return token[2:]
     return token
+
+
+def _decoded(spelled: bytes) -> str:
+    """The text that bytes spell; where a token holds a part of a letter only, the bytes themselves."""
+    try:
+        return spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"0x{spelled.hex().upper()}"
 
 
 def _continues(tokens: Sequence[str], texts: Sequence[str], i: int, mark: str) -> bool:

@@ -263,6 +263,12 @@
   // ---- tokens: rows and columns, and which belong together
 
   const nameOf = (axis, i) => (i < axis.written.length ? axis.written[i] : "residual");
+  for (const axis of content.axes) {
+    const times = new Map();
+    for (const name of axis.written) times.set(name, (times.get(name) || 0) + 1);
+    axis.repeated = axis.written.map((name) => times.get(name) > 1);
+  }
+  const placeOf = (axis, i) => (axis.grid || i >= axis.places.length || axis.places[i] < 0 ? i : axis.places[i]);
   function partners(call) {
     // For each row the column of the same token, and the other way round; -1 where there is none.
     const queries = queriesOf(call), keys = keysOf(call);
@@ -582,7 +588,7 @@
     const line = made("div", "line"), told = content.calls[call];
     line.setAttribute("role", "row");
     sizeLine(line, heads);
-    const name = made("span", "name", /^[\d.]+$/.test(told.label) ? told.label : told.label);
+    const name = made("span", "name", told.label);
     name.title = told.name;
     name.setAttribute("role", "rowheader");
     line.append(name);
@@ -676,14 +682,15 @@
     }
 
     entry() {
-      const button = made("button", "entry"), name = document.createElement("bdi"), bars = made("div", "bars"), figures = made("div", "figures");
+      const button = made("button", "entry"), name = made("bdi"), place = made("small"), label = made("span", "label"), bars = made("div", "bars"), figures = made("div", "figures");
       button.type = "button";
       const kinds = ["weight", "norm", "share"];
       const bar = kinds.map((kind) => made("i", kind)), figure = kinds.map((kind) => made("span", kind));
       bars.append(...bar);
       figures.append(...figure);
-      button.append(name, bars, figures);
-      const entry = { button, name, bar, figure, index: -1 };
+      label.append(name, place);
+      button.append(label, bars, figures);
+      const entry = { button, name, place, bar, figure, index: -1 };
       button.addEventListener("click", () => {
         hold(this.axis === "column" ? { row: state.row, column: entry.index } : { row: entry.index, column: state.column }, true);
       });
@@ -723,6 +730,7 @@
       if (i === undefined) return;
       entry.index = i;
       entry.name.textContent = nameOf(axis, i);
+      entry.place.textContent = axis.repeated[i] ? placeOf(axis, i) : "";
       ["weight", "norm", "share"].forEach((kind, place) => {
         const part = parts[kind], bar = entry.bar[place], figure = entry.figure[place];
         bar.hidden = figure.hidden = !part;
@@ -985,8 +993,9 @@
   }
 
   function drawPanels() {
-    const room = at("panels").clientWidth, beside = panels.length > 1 && room >= 620;
-    for (const panel of panels) panel.draw(beside ? (room - 26) / 2 : room);
+    const room = at("panels").clientWidth, half = (room - 26) / 2;
+    const beside = panels.length > 1 && room >= 620 && (half - 80) / keysOf().written.length >= 1;
+    for (const panel of panels) panel.draw(beside ? half : room);
   }
 
   function mostOfColumns(map) {
@@ -1006,11 +1015,10 @@
       asideNames.length ? `Set aside, in no scale and no share: ${asideNames.join(", ")}.` : "",
       generatedFrom(keysOf()) > 0 ? "The dashed line stands between the prompt and what was generated." : "",
     ].filter(Boolean).join(" ");
-    for (const button of at("modes").children) {
-      const chosen = button.dataset.mode === state.mode;
-      button.setAttribute("aria-checked", chosen);
-      button.tabIndex = chosen ? 0 : -1;
-    }
+    const modes = [...at("modes").children], one = modes.find((button) => button.dataset.mode === state.mode);
+    modes.forEach((button) => button.setAttribute("aria-checked", button === one));
+    modes.forEach((button) => (button.tabIndex = button === (one || modes[0]) ? 0 : -1));
+    at("more").value = one ? "" : state.mode;
     at("scale").value = state.scale;
     at("threshold").value = state.threshold;
     at("threshold-value").textContent = `${state.threshold} %`;
@@ -1039,7 +1047,8 @@
     const column = map.missing ? state.column : Math.min(state.column, map.columns - 1);
     const rowName = nameOf(queries, row), columnName = nameOf(keys, column);
     at("token-title").replaceChildren(bdi(rowName), document.createTextNode(" → "), bdi(columnName));
-    at("token-note").textContent = cellNote(row, column);
+    at("cell-note").textContent = cellNote(row, column);
+    at("token-note").textContent = tokenNote(row, column);
     at("lists").hidden = at("reading").hidden = Boolean(map.missing);
     if (map.missing) return;
     const n = { row: map.rows, column: map.columns };
@@ -1067,9 +1076,15 @@
       const value = found.map.values[row * found.map.columns + column];
       told.push([found.map, found.map.colours === "signed" ? `difference ${percent(value, true)}` : `${found.map.unit} ${short(value)}`]);
     }
-    const token = keysOf().tokens[column], place = keysOf().places[column];
-    const raw = token !== undefined && token !== nameOf(keysOf(), column) ? `, in the vocabulary “${token}”` : "";
-    return `${told.map(([, text]) => text).join(" · ")} · column ${place >= 0 && place !== undefined ? place : column}${raw}${state.held ? " · held" : ""}`;
+    return told.map(([, text]) => text).join(" · ");
+  }
+
+  function tokenNote(row, column) {
+    const raw = [[queriesOf(), row], [keysOf(), column]].map(([axis, i]) => {
+      const token = axis.tokens[i], place = `position ${placeOf(axis, i)}`;
+      return token !== undefined && token !== nameOf(axis, i) ? `${place}, in the vocabulary ${token}` : place;
+    });
+    return `${raw[0]} → ${raw[1]}${state.held ? " · held" : ""}`;
   }
 
   // ---- moving about
@@ -1180,7 +1195,15 @@
   // ---- putting it together
 
   function buildModes() {
-    for (const mode of MODES) {
+    const more = MODES.filter((mode) => !mode.key);
+    at("more-choice").hidden = !more.length;
+    for (const mode of more) {
+      const option = made("option", "", mode.title);
+      option.value = mode.id;
+      at("more").append(option);
+    }
+    at("more").addEventListener("change", (event) => event.target.value && setMode(event.target.value));
+    for (const mode of MODES.filter((one) => one.key)) {
       const button = made("button");
       button.type = "button";
       button.dataset.mode = mode.id;
@@ -1190,10 +1213,10 @@
       button.addEventListener("keydown", (event) => {
         const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
         if (!by) return;
-        const next = MODES[(MODES.findIndex((one) => one.id === state.mode) + by + MODES.length) % MODES.length];
+        const buttons = [...at("modes").children], next = buttons[(buttons.indexOf(button) + by + buttons.length) % buttons.length];
         swallow(event, () => {
-          setMode(next.id);
-          at("modes").children[MODES.indexOf(next)].focus();
+          setMode(next.dataset.mode);
+          next.focus();
         });
       });
       at("modes").append(button);
