@@ -24,6 +24,7 @@ LAYERS = (
     {"functional", "operations"},
     {"capture"},
     {"intervention", "linear", "measures"},
+    {"viewer"},
     {"attr", "maps"},
     {"methods", "token_shares"},
     {"visualization"},

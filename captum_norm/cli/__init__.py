@@ -15,8 +15,14 @@ from typing import NoReturn
 from captum_norm.cli import align, certify, compare, report, study, tokens, view
 
 COMMANDS = {
-    "compare": compare, "view": view, "tokens": tokens, "certify": certify, "study": study, "report": report, "align": align,
-}  # fmt: skip
+    "compare": compare,
+    "view": view,
+    "tokens": tokens,
+    "certify": certify,
+    "study": study,
+    "report": report,
+    "align": align,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,8 +19,8 @@ SUMMARY = "attention maps of a text as one HTML file: weight, norm and differenc
 EXAMPLE = "captum-norm view 'A delightful, warm film that never feels forced.' -o maps.html"
 DESCRIPTION = """\
 Writes one HTML file that shows every attention call of the model on a text: all layers and heads at a glance, one map
-large, by weight, by norm and the difference, and for each token where it looks, what it takes and who takes from it. The
-file holds everything in it and loads nothing; it works by mouse, touch and keyboard, in light and dark.
+large, by weight, by norm and the difference, and for each token where it looks, what it takes and who takes from it.
+The file holds everything in it and loads nothing; it works by mouse, touch and keyboard, in light and dark.
 
 An encoder-decoder first writes its own output, a language model goes on from the text by as many tokens as --generate
 says; the page marks which tokens were the prompt."""

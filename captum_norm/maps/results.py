@@ -141,6 +141,22 @@ class AttentionMaps:
         """
         return cls(**read_fields(path))
 
+    def to_html(self, path: str | os.PathLike[str] | None = None, **how: Any) -> str:
+        """These maps as one HTML file to look at and touch; see :func:`captum_norm.viewer.to_html`.
+
+        Args:
+            path: a file to write it to as well.
+            how: ``title``, ``tokens``, ``prompt``, ``images``, ``examples``.
+        """
+        from captum_norm.viewer import to_html
+
+        return to_html(self, path, **how)
+
+    def _repr_html_(self) -> str:
+        from captum_norm.viewer import in_notebook
+
+        return in_notebook(self)
+
     def _axis_size(self, i: int, axis: str) -> int:
         for name, results in self.results.items():
             axes = MEASURES[name].axes.split()

@@ -3,8 +3,8 @@
 ``to_html`` writes ``AttentionMaps`` as a page: layers × heads at a glance, one map large, by weight, by norm and the
 difference, and for each token where it looks, what it takes and who takes from it.
 
-The page is made in three steps, a file each: ``content`` reads maps into plain data, ``packing`` stores their numbers in
-few bytes, ``page`` puts data, style and script into one file that no text in it can break out of.  ``viewer.html``,
+The page is made in three steps, a file each: ``content`` reads maps into plain data, ``packing`` stores their numbers
+in few bytes, ``page`` puts data, style and script into one file that no text in it can break out of.  ``viewer.html``,
 ``viewer.css`` and ``viewer.js`` are the page itself.
 """
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_norm.quantities import QUANTITIES
+from captum_norm.measures import MEASURES
 from captum_norm.viewer.labels import readable
 from captum_norm.viewer.packing import COARSE, FINE, MOST_FINE, Packed
 from captum_norm.viewer.pictures import Picture, data_uri
@@ -52,12 +52,20 @@ def content(maps: Any, choices: Choices) -> dict[str, Any]:
         "title": choices.title or f"{maps.versions.get('model', 'Attention')}: where it looks, and what it takes",
         "versions": maps.versions,
         "quantities": reader.quantities,
-        "looks": {name: look(name) for name in reader.quantities},
+        "looks": {name: _look(name) for name in reader.quantities},
         "bits": reader.bits,
         "calls": reader.calls(),
         "axes": reader.axes.held,
         "examples": packed,
     }
+
+
+def count_numbers(maps: Any) -> int:
+    """How many numbers a page of all examples holds, padding among them; norms of heads stand in their weights."""
+    names = [name for name in maps.quantities if "key" in _axes_of(name)]
+    kept = [name for name in names if name != "head_norms" or "weights" not in names]
+    found = [_found(maps, name, i) for name in kept for i in range(len(maps.calls))]
+    return sum(tensor.numel() for tensor in found if isinstance(tensor, Tensor))
 
 
 @dataclass
@@ -92,7 +100,8 @@ class _Reader:
         self.pictures = self._pictures()
         self.prompts = self._per_example("prompt", choices.prompt)
         self.generating = {str(maps.keys[i].source) for i, call in enumerate(maps.calls) if self._causal(i)}
-        self.bits = FINE if self._numbers() <= MOST_FINE else COARSE
+        numbers = count_numbers(maps) * len(self.examples) / max(self.batches)
+        self.bits = FINE if numbers <= MOST_FINE else COARSE
 
     def calls(self) -> list[dict[str, Any]]:
         """What the page says of each call."""
@@ -193,17 +202,10 @@ class _Reader:
             return None
         if isinstance(labels, str) or not len(labels):
             raise ValueError(f"to_html: tokens should be a list of labels for each example, got {labels!r}.")
-        if isinstance(labels[0], str):
-            labels = [labels]  # type: ignore[assignment]
-        if example >= len(labels):
-            raise ValueError(f"to_html: tokens holds labels of {len(labels)} examples, but the batch has more.")
-        return [str(label) for label in labels[example]]
-
-    def _numbers(self) -> int:
-        """How many numbers the page will hold, padding among them; norms of heads stand in those of their weights."""
-        kept = [name for name in self.quantities if name != "head_norms" or "weights" not in self.quantities]
-        results = [found[name] for found in self.results for name in kept]
-        return len(self.examples) * sum(tensor[0].numel() for tensor in results if isinstance(tensor, Tensor))
+        each: Any = [labels] if isinstance(labels[0], str) else labels
+        if example >= len(each):
+            raise ValueError(f"to_html: tokens holds labels of {len(each)} examples, but the batch has more.")
+        return [str(label) for label in each[example]]
 
     def _causal(self, i: int) -> bool:
         return self.maps.calls[i].kind == "causal" and self.maps.keys[i] is not None
@@ -274,7 +276,7 @@ def _lengths(taken: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | 
     weights, norms = taken["weights"], taken["head_norms"]
     rows = np.abs(weights).argmax(axis=1)[:, None]  # where a key has most, its length is read off best
     most = np.take_along_axis(weights, rows, axis=1)[:, 0]
-    read: NDArray[np.float32] = np.take_along_axis(norms, rows, axis=1)[:, 0] / np.where(most == 0, 1, np.abs(most))
+    read = (np.take_along_axis(norms, rows, axis=1)[:, 0] / np.where(most == 0, 1, np.abs(most))).astype(np.float32)
     largest = float(np.abs(norms).max(initial=0.0))
     wrong = np.abs(np.abs(weights) * read[:, None] - norms).max(initial=0.0)
     return read if wrong <= _ALIKE * largest else None
@@ -295,18 +297,9 @@ def _cut(name: str, tensor: Tensor, rows: Tensor, columns: Tensor, keys: int, ca
     return tensor.numpy()
 
 
-_LOOKS = {
-    "res_norms": ("Norm with the residual", "‖Σαf(x) + x‖", "norm"),
-    "res_ln_norms": ("Norm behind LayerNorm", "‖LN(Σαf(x) + x)‖", "norm"),
-    "globenc_norms": ("Norm behind the layer", "‖LN₂(LN(Σαf(x) + x))‖", "norm"),
-    "alti": ("ALTI: share of output", "share", "share"),
-}
-
-
-def look(name: str) -> dict[str, str]:
-    """How the page calls a quantity, what it is measured in, and whose colours it has."""
-    title, unit, colours = _LOOKS.get(name, (name, "score", "norm"))
-    return {"title": title, "unit": unit, "colours": colours}
+def _look(name: str) -> dict[str, str]:
+    measure = MEASURES[name]
+    return {"title": measure.title, "unit": measure.unit, "colours": measure.role}
 
 
 def _found(maps: Any, name: str, i: int) -> Tensor | str:
@@ -322,7 +315,7 @@ def _tensors(results: Mapping[str, Tensor | str]) -> Iterable[Tensor]:
 
 
 def _axes_of(name: str) -> list[str]:
-    return QUANTITIES[name].axes.split()
+    return MEASURES[name].axes.split()
 
 
 def _two_sides(grid: tuple[int, ...] | None) -> list[int] | None:

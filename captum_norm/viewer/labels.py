@@ -51,7 +51,8 @@ def _decoded(spelled: bytes) -> str:
     try:
         return spelled.decode("utf-8")
     except UnicodeDecodeError:
-        return f"0x{spelled.hex().upper()}"
+        before = " " if spelled.startswith(b" ") else ""
+        return f"{before}0x{spelled.strip().hex().upper()}"
 
 
 def _continues(tokens: Sequence[str], texts: Sequence[str], i: int, mark: str) -> bool:
@@ -68,7 +69,7 @@ def _special(token: str) -> bool:
 
 
 def _visible(text: str) -> str:
-    kept = text.strip(" ") or text and "␣" or "·"
+    kept = text.strip(" ") or ("␣" if text else "·")
     return "".join(_SHOWN.get(letter, letter) for letter in kept)
 
 

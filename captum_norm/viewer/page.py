@@ -18,10 +18,10 @@ from importlib.resources import files
 from typing import Any
 
 from captum_norm.files import replacing
-from captum_norm.viewer.content import Choices, TokenLabels, content
+from captum_norm.viewer.content import Choices, TokenLabels, content, count_numbers
 from captum_norm.viewer.pictures import Picture
 
-MOST_IN_NOTEBOOK = 4_000_000  # characters of a page that a notebook shows by itself
+MOST_IN_NOTEBOOK = 3_000_000  # numbers that a notebook shows by itself, about as many bytes
 
 
 def to_html(
@@ -72,24 +72,25 @@ def to_html(
     return page
 
 
-def in_notebook(page: str, height: int = 860) -> str:
-    """A page as part of a notebook: in a frame of its own, which may run its script and nothing else.
+def in_notebook(maps: Any, height: int = 860) -> str:
+    """The page as part of a notebook: in a frame of its own, which may run its script and nothing else.
 
     Args:
-        page: what ``to_html`` gave.
+        maps: as in `to_html`.
         height: of the frame, in pixels.
 
     Returns:
-        The frame; for a page too large for a notebook, a line that says how to write it to a file.
+        The frame; where the maps hold too many numbers for a notebook, a line that says how to write them to a file.
     """
-    if len(page) > MOST_IN_NOTEBOOK:
+    numbers = count_numbers(maps)
+    if numbers > MOST_IN_NOTEBOOK:
         return (
-            f"<p>These maps make a page of {len(page) / 1e6:.0f} MB, more than a notebook should hold. "
-            "<code>maps.to_html(&quot;maps.html&quot;)</code> writes it to a file.</p>"
+            f"<p>Attention maps of {len(maps.calls)} calls, {numbers / 1e6:.0f} million numbers: more than a notebook "
+            "should hold. <code>maps.to_html(&quot;maps.html&quot;)</code> writes them to a page.</p>"
         )
     return (
         f'<iframe sandbox="allow-scripts" title="Attention maps" style="width:100%;height:{height}px;border:0" '
-        f'srcdoc="{html.escape(page)}"></iframe>'
+        f'srcdoc="{html.escape(to_html(maps))}"></iframe>'
     )
 
 

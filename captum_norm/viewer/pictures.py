@@ -35,7 +35,7 @@ def data_uri(picture: Picture) -> str:
         picture = _png(_eight_bits(picture))
     if isinstance(picture, str) and picture.startswith("data:"):
         if not re.fullmatch(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*", picture):
-            raise ValueError(f"to_html: images holds {picture[:40]!r}…, no base64 data URI of a PNG, JPEG, GIF or WebP.")
+            raise ValueError(f"to_html: images holds {picture[:40]!r}…, no data URI of a PNG, JPEG, GIF or WebP.")
         return picture
     if not isinstance(picture, bytes):
         picture = Path(picture).read_bytes()
