@@ -8,7 +8,6 @@ really adds, the links are better than by its weights.
 """
 
 from captum_norm.alignment.aligner import AlignedPair, CrossAttentionAligner
-from captum_norm.alignment.both_directions import SymmetricAligner
 from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow
 from captum_norm.alignment.links import GoldLinks, Link, read_links, read_sentences, write_links
 from captum_norm.alignment.methods import METHODS
@@ -20,7 +19,7 @@ from captum_norm.alignment.scoring import (
     diagonal,
     error_rate_difference,
 )
-from captum_norm.alignment.symmetrisation import symmetrise
+from captum_norm.alignment.symmetrisation import SymmetricAligner, symmetrise
 
 __all__ = [
     "METHODS",

@@ -12,14 +12,19 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow
-from captum_norm.alignment.gathered import Gathered, marked
+from captum_norm.alignment.batches import SETTINGS, PairBatch, PairEncoder, SentencePair, Setting
+from captum_norm.alignment.evaluation import (
+    AlignmentEvaluation,
+    Choice,
+    EvaluationRow,
+    PlaceTotals,
+    special_and_punctuation,
+)
 from captum_norm.alignment.links import GoldLinks, Link, check_links
 from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
-from captum_norm.alignment.teacher import SETTINGS, Batch, Pair, Setting, Teacher
 
-Words: TypeAlias = Sequence[str]
+Sentence: TypeAlias = Sequence[str]
 Gold: TypeAlias = Sequence[GoldLinks]
 
 
@@ -44,8 +49,8 @@ class AlignedPair:
 class CrossAttentionAligner:
     """Links the words of a translation to those of its source, by the cross-attention of an encoder-decoder.
 
-    The translation given is shown to the decoder, and each of its words is linked to the source word that contributed
-    most; to none, where that is a special token such as ``</s>``.
+    The decoder reads the given translation.  Each of its words is linked to the source word that contributed most, or
+    to none where a special token such as ``</s>`` contributed most.
 
     Args:
         model: an encoder-decoder of transformers (Marian, BART, mBART, M2M100, NLLB, T5 ...), in evaluation mode; or
@@ -62,12 +67,13 @@ class CrossAttentionAligner:
             choose between them and all together.
         setting: ``"awi"`` reads a row for the word that the decoder reads there, ``"awo"`` for the one that it writes
             there; ``"best"`` lets ``fit`` choose.
-        prefix: what source sentences begin with for this model and is no word of them, such as T5's
+        prefix: the words that begin every source sentence for this model and are no words of it, such as T5's
             ``"translate German to English:"``.
-        batch_size: pairs that run at a time.
+        batch_size: pairs in one run of the model.
 
     Raises:
-        TypeError, ValueError: for a model without cross-attention, a tokenizer that is none, or an unknown choice.
+        TypeError, ValueError: if the model has no cross-attention, ``tokenizer`` is no tokenizer, or a choice is
+        unknown.
 
     Example:
         >>> from captum_norm.alignment.synthetic import untrained
@@ -96,67 +102,67 @@ class CrossAttentionAligner:
         if batch_size < 1:
             raise ValueError(f"CrossAttentionAligner: batch_size should be at least 1, got {batch_size}.")
         self.batch_size = batch_size
-        self._teacher = Teacher(model, tokenizer, prefix)
+        self._encoder = PairEncoder(model, tokenizer, prefix)
         open_choices = "best" in (layer, head, setting)
         self.choice = None if open_choices else Choice(setting, layer, head)  # type: ignore[arg-type]
 
     @overload
     def align(  # type: ignore[overload-overlap]  # a str is a sequence of str, and refused when the call is made
-        self, source: Words, target: Words, *, scores: Literal[False] = ...
+        self, source: Sentence, target: Sentence, *, scores: Literal[False] = ...
     ) -> list[Link]: ...
     @overload
     def align(  # type: ignore[overload-overlap]
-        self, source: Words, target: Words, *, scores: Literal[True]
+        self, source: Sentence, target: Sentence, *, scores: Literal[True]
     ) -> AlignedPair: ...
     @overload
     def align(
-        self, source: Sequence[Words], target: Sequence[Words], *, scores: Literal[False] = ...
+        self, source: Sequence[Sentence], target: Sequence[Sentence], *, scores: Literal[False] = ...
     ) -> list[list[Link]]: ...
     @overload
     def align(
-        self, source: Sequence[Words], target: Sequence[Words], *, scores: Literal[True]
+        self, source: Sequence[Sentence], target: Sequence[Sentence], *, scores: Literal[True]
     ) -> list[AlignedPair]: ...
     def align(self, source: Any, target: Any, *, scores: bool = False) -> Any:
-        """The links between a sentence and its translation, or between many and theirs.
+        """The links of a sentence and its translation, or of many sentences and theirs.
 
         Args:
             source: the words of a sentence, or a list of such lists.
-            target: those of its translation.
-            scores: give the scores along.
+            target: the words of its translation, or a list of such lists.
+            scores: return the scores, too.
 
         Returns:
-            Links (source word, target word), counted from 0, in order; with ``scores`` an `AlignedPair`.  A list of
-            these for many.
+            Links (source word, target word), counted from 0, in order; with ``scores`` an `AlignedPair`.  For many
+            sentences, a list of these.
 
         Raises:
-            TypeError, ValueError: for empty sentences, sentences that are no lists of words, or too long ones; if
-                layer, head or setting are still to be chosen.
+            TypeError, ValueError: if a sentence is empty, no list of words, or too long, or if layer, head or setting
+                are not chosen yet.
             InexactCaptureError: if a cross-attention call cannot be read exactly.
         """
         if self.choice is None:
             raise ValueError(
-                "CrossAttentionAligner: which layer, head and setting to use is still to be found: call fit(pairs, "
-                "gold) first, or give them."
+                "CrossAttentionAligner: layer, head or setting is still 'best', so links have no place to be read at: "
+                "call fit(pairs, gold) first, or give all three."
             )
-        one = isinstance(source, str) or (len(source) > 0 and isinstance(source[0], str))
-        pairs = self._teacher.encode([source] if one else source, [target] if one else target)
-        found: list[AlignedPair | None] = [None] * len(pairs)
-        for batch in self._teacher.batches(pairs, self.batch_size):
+        single = isinstance(source, str) or (len(source) > 0 and isinstance(source[0], str))
+        pairs = self._encoder.encode([source] if single else source, [target] if single else target)
+        aligned: list[AlignedPair | None] = [None] * len(pairs)
+        for batch in self._encoder.batches(pairs, self.batch_size):
             of_words = self._chosen_scores(batch, self.choice)
             for row, (number, links) in enumerate(zip(batch.numbers, batch.links(of_words), strict=True)):
-                found[number] = _aligned(batch.pairs[row], links, of_words[row])
-        results = [pair if scores else list(pair.links) for pair in found if pair is not None]
-        return results[0] if one else results
+                aligned[number] = _aligned(batch.pairs[row], links, of_words[row])
+        results = [pair if scores else list(pair.links) for pair in aligned if pair is not None]
+        return results[0] if single else results
 
-    def fit(self, pairs: Sequence[tuple[Words, Words]], gold: Gold) -> CrossAttentionAligner:
-        """Finds what was left open (layer, head, setting) by the error rate on development pairs.
+    def fit(self, pairs: Sequence[tuple[Sentence, Sentence]], gold: Gold) -> CrossAttentionAligner:
+        """Chooses the open ones of layer, head and setting by the error rate on development pairs.
 
         Args:
-            pairs: (source words, target words), none of which should be tested on later.
+            pairs: (source words, target words); use none of them in a later test.
             gold: their gold links.
 
         Returns:
-            This aligner, its ``choice`` made.
+            This aligner, with its ``choice`` set.
 
         Raises:
             ValueError: as `evaluate`.
@@ -170,36 +176,36 @@ class CrossAttentionAligner:
         return self
 
     def evaluate(
-        self, pairs: Sequence[tuple[Words, Words]], gold: Gold, *, resamples: int = 1000
+        self, pairs: Sequence[tuple[Sentence, Sentence]], gold: Gold, *, resamples: int = 1000
     ) -> AlignmentEvaluation:
         """Error rate, precision and recall of every layer and head in both settings, beside a diagonal.
 
         Args:
             pairs: (source words, target words).
             gold: their gold links.
-            resamples: for the intervals: how many times sentences are drawn.
+            resamples: the number of bootstrap samples of sentences for the intervals.
 
         Raises:
-            ValueError: if pairs and gold links do not fit, or a sentence cannot be aligned.
+            ValueError: if pairs and gold links differ in number or do not fit, or a sentence cannot be aligned.
             InexactCaptureError: if a cross-attention call cannot be read exactly.
         """
         rows = self._rows(pairs, gold, resamples)
         chosen = None
         if self.choice is not None:
             chosen = next((row for row in rows if row.choice == self._counted(self.choice, rows)), None)
-        knowing_nothing = [diagonal(len(source), len(target)) for source, target in pairs]
+        diagonals = [diagonal(len(source), len(target)) for source, target in pairs]
         return AlignmentEvaluation(
-            self.method, len(pairs), tuple(rows), chosen, alignment_score(knowing_nothing, gold, resamples=resamples)
+            self.method, len(pairs), tuple(rows), chosen, alignment_score(diagonals, gold, resamples=resamples)
         )
 
-    def links_everywhere(self, pairs: Sequence[tuple[Words, Words]]) -> dict[Choice, list[list[Link]]]:
-        """The links of all pairs wherever they can be read: what ``evaluate`` counts."""
+    def links_everywhere(self, pairs: Sequence[tuple[Sentence, Sentence]]) -> dict[Choice, list[list[Link]]]:
+        """The links of all pairs at every place; ``evaluate`` scores these."""
         return {choice: place.links for choice, place in self._places(pairs).items()}
 
-    def _rows(self, pairs: Sequence[tuple[Words, Words]], gold: Gold, resamples: int) -> list[EvaluationRow]:
+    def _rows(self, pairs: Sequence[tuple[Sentence, Sentence]], gold: Gold, resamples: int) -> list[EvaluationRow]:
         check_links(pairs, gold, "CrossAttentionAligner")
         if not pairs:
-            raise ValueError("CrossAttentionAligner: there are no pairs to learn from or to test on.")
+            raise ValueError("CrossAttentionAligner: pairs is empty; give at least one pair with its gold links.")
         rows = []
         for choice, place in self._places(pairs).items():
             score = alignment_score(place.links, gold, resamples=resamples)
@@ -207,13 +213,13 @@ class CrossAttentionAligner:
             rows.append(EvaluationRow(choice, score, special, punctuation))
         return rows
 
-    def _places(self, pairs: Sequence[tuple[Words, Words]]) -> dict[Choice, Gathered]:
-        encoded = self._teacher.encode([source for source, _ in pairs], [target for _, target in pairs])
-        places: dict[Choice, Gathered] = {}
-        for batch in self._teacher.batches(encoded, self.batch_size):
-            marks = marked(batch)
+    def _places(self, pairs: Sequence[tuple[Sentence, Sentence]]) -> dict[Choice, PlaceTotals]:
+        encoded = self._encoder.encode([source for source, _ in pairs], [target for _, target in pairs])
+        places: dict[Choice, PlaceTotals] = {}
+        for batch in self._encoder.batches(encoded, self.batch_size):
+            marks = special_and_punctuation(batch)
             for choice, of_words in self._all_scores(batch):
-                places.setdefault(choice, Gathered(len(pairs))).add(batch, of_words, marks)
+                places.setdefault(choice, PlaceTotals(len(pairs))).add(batch, of_words, marks)
         return places
 
     def _allows(self, choice: Choice) -> bool:
@@ -226,50 +232,50 @@ class CrossAttentionAligner:
         return choice.layer == self.layer
 
     def _counted(self, choice: Choice, rows: Sequence[EvaluationRow]) -> Choice:
-        """A choice whose layer and head are counted from the first."""
+        """The same choice with layer and head counted from the first."""
         layers = 1 + max(row.choice.layer for row in rows if row.choice.layer != "mean")
         heads = 1 + max((row.choice.head for row in rows if row.choice.head is not None), default=-1)
         layer = choice.layer if choice.layer == "mean" or choice.layer >= 0 else choice.layer + layers
         head = choice.head if choice.head is None or choice.head >= 0 else choice.head + heads
         return Choice(choice.setting, layer, head)
 
-    def _chosen_scores(self, batch: Batch, choice: Choice) -> Tensor:
-        """(batch, word, candidate) at one place."""
+    def _chosen_scores(self, batch: PairBatch, choice: Choice) -> Tensor:
+        """Scores (batch, word, candidate) at one place."""
         only = choice.layer if choice.layer != "mean" and choice.layer >= 0 else None
         maps = self._maps(batch, choice.head is not None, only)
         if choice.layer == "mean":
             return _mean_of_layers(
-                [batch.to_words(one.summed, choice.setting) for one in maps if one.summed is not None]
+                [batch.to_words(layer.summed, choice.setting) for layer in maps if layer.summed is not None]
             )
-        found = _at(maps, choice.layer, "layer", "cross-attention layers")
-        scores = found.summed
+        layer_map = _entry(maps, choice.layer, "layer", "cross-attention layers")
+        scores = layer_map.summed
         if choice.head is not None:
-            scores = _at(list(found.by_head.unbind(1)), choice.head, "head", "heads in that layer")
+            scores = _entry(list(layer_map.by_head.unbind(1)), choice.head, "head", "heads in that layer")
         return batch.to_words(scores, choice.setting)
 
-    def _all_scores(self, batch: Batch) -> Iterator[tuple[Choice, Tensor]]:
-        """(batch, word, candidate) at every place."""
+    def _all_scores(self, batch: PairBatch) -> Iterator[tuple[Choice, Tensor]]:
+        """Scores (batch, word, candidate) at every place."""
         layers: dict[Setting, list[Tensor]] = {setting: [] for setting in SETTINGS}
-        for layer, found in enumerate(self._maps(batch, True, None)):
+        for layer, layer_map in enumerate(self._maps(batch, True, None)):
             for setting in SETTINGS:
-                if found.summed is not None:
-                    layers[setting].append(batch.to_words(found.summed, setting))
+                if layer_map.summed is not None:
+                    layers[setting].append(batch.to_words(layer_map.summed, setting))
                     yield Choice(setting, layer), layers[setting][-1]
-                if found.by_head is not None:
-                    for head, of_head in enumerate(batch.to_words(found.by_head, setting).unbind(1)):
+                if layer_map.by_head is not None:
+                    for head, of_head in enumerate(batch.to_words(layer_map.by_head, setting).unbind(1)):
                         yield Choice(setting, layer, head), of_head
         for setting in SETTINGS:
             yield Choice(setting, "mean"), _mean_of_layers(layers[setting])
 
-    def _maps(self, batch: Batch, heads: bool, only: int | None) -> list[CrossMap]:
+    def _maps(self, batch: PairBatch, heads: bool, only: int | None) -> list[CrossMap]:
         """The maps of the cross-attention, layer by layer."""
-        found = self._method.read(self._teacher.body, batch.inputs, heads, only)
-        if not found:
+        maps = self._method.read(self._encoder.body, batch.inputs, heads, only)
+        if not maps:
             raise ValueError(
-                f"CrossAttentionAligner: {type(self.model).__name__} ran, but no cross-attention was seen: its decoder "
-                "attends to nothing that an encoder gave out. Take an encoder-decoder."
+                f"CrossAttentionAligner: {type(self.model).__name__} ran without any cross-attention: its decoder "
+                "attends to no output of an encoder. Take an encoder-decoder."
             )
-        return found
+        return maps
 
 
 def _mean_of_layers(layers: Sequence[Tensor]) -> Tensor:
@@ -279,13 +285,13 @@ def _mean_of_layers(layers: Sequence[Tensor]) -> Tensor:
     return torch.stack(shares).mean(0)
 
 
-def _aligned(pair: Pair, links: list[Link], of_words: Tensor) -> AlignedPair:
+def _aligned(pair: SentencePair, links: list[Link], of_words: Tensor) -> AlignedPair:
     candidates = (*pair.source, *pair.source_pieces.special_names())
     scores = of_words[: len(pair.target), : len(candidates)].cpu()
     return AlignedPair(tuple(pair.source), tuple(pair.target), tuple(links), scores, candidates)
 
 
-def _at(found: Sequence[Any], index: int, name: str, what: str) -> Any:
+def _entry(found: Sequence[Any], index: int, name: str, what: str) -> Any:
     if not -len(found) <= index < len(found):
         raise ValueError(f"CrossAttentionAligner: {name}={index}, but there are {len(found)} {what}.")
     return found[index]

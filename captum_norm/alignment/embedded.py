@@ -13,15 +13,14 @@ EMBEDDED_CHOICES: dict[str, Choice] = {
     "value_zeroing": Choice("awi", 0),
     "rollout": Choice("awo", 3),
 }
-"""Where the embedded model's links are best: found on the first 100 sentences of the gold alignments of Vilar et al.
-(2006), and on no other."""
+"""The places of the embedded model's best links, chosen on the first 100 sentences of the gold alignments of Vilar et
+al. (2006) alone."""
 
 
 def embedded_aligner(method: str = "norm", *, batch_size: int = 32) -> CrossAttentionAligner:
     """The embedded translation model as an aligner, German to English, its layer and setting chosen.
 
-    Sentences are lower-cased words, punctuation apart, as
-    :func:`captum_norm.models.translation_words` makes them.
+    Sentences are lists of words as :func:`captum_norm.models.translation_words` makes them.
 
     Args:
         method: as in `CrossAttentionAligner`.

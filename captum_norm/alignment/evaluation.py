@@ -1,20 +1,25 @@
-"""What ``CrossAttentionAligner.evaluate`` found: a row for each setting, layer and head, beside a diagonal."""
+"""How good are the links at each setting, layer and head?  The result of ``CrossAttentionAligner.evaluate``."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
+from torch import Tensor
+
+from captum_norm.alignment.batches import PairBatch, Setting
+from captum_norm.alignment.links import Link
 from captum_norm.alignment.scoring import AlignmentScore
-from captum_norm.alignment.teacher import Setting
 
 LayerChoice: TypeAlias = int | Literal["mean"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where links are read.
+    """The place where links are read.
 
     Attributes:
         setting: ``"awi"`` or ``"awo"``.
@@ -33,13 +38,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One place at which links can be read, and how good they are there.
+    """The quality of the links at one place.
 
     Attributes:
         choice: the place.
-        score: against the gold links.
-        special_share: of what all candidates receive, the part of the source's special tokens (``</s>``); the mean over
-            target words.
+        score: of its links against the gold links.
+        special_share: the part of all scores that the source's special tokens (``</s>``) receive, averaged over target
+            words.
         punctuation_share: the same for punctuation marks.
     """
 
@@ -51,14 +56,14 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class AlignmentEvaluation:
-    """How good the links of one method are wherever they can be read.
+    """The quality of one method's links at every place.
 
     Attributes:
-        method: which method.
+        method: its name.
         pairs: how many pairs of sentences.
         rows: a row for each setting and layer (heads together), for each head, and for the mean of the layers.
-        chosen: the row that the aligner was told to use, or that ``fit`` found; None where nothing was chosen.
-        diagonal: what knowing nothing gives.
+        chosen: the row of the aligner's choice, given by the caller or found by ``fit``; None without a choice.
+        diagonal: the score of links along the diagonal, which need no model.
     """
 
     method: str
@@ -68,10 +73,10 @@ class AlignmentEvaluation:
     diagonal: AlignmentScore
 
     def best(self, heads: bool = False) -> EvaluationRow:
-        """The row with the lowest error rate, of single layers; chosen on these very pairs, so it flatters.
+        """The single layer with the lowest error rate.  It is chosen on these very pairs, so its rate is too good.
 
         Args:
-            heads: whether single heads count, too.
+            heads: whether to choose among single heads, too.
         """
         rows = [row for row in self.rows if row.choice.layer != "mean" and (heads or row.choice.head is None)]
         return min(rows, key=lambda row: row.score.error_rate)
@@ -80,7 +85,7 @@ class AlignmentEvaluation:
         """The row of one place.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if no row has this place.
         """
         for row in self.rows:
             if row.choice == Choice(setting, layer, head):
@@ -88,16 +93,16 @@ class AlignmentEvaluation:
         raise KeyError(f"AlignmentEvaluation: there is no row for {Choice(setting, layer, head)}.")
 
     def layer_mean(self, setting: Setting) -> float:
-        """The mean of the layers' error rates, as the paper reports it (not the rate of the layers' mean)."""
+        """The mean of the layers' error rates, as the paper reports it, not the error rate of the layers' mean."""
         rates = [row.score.error_rate for row in self._layers(setting)]
         return sum(rates) / len(rates)
 
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return 1 + max(row.choice.layer for row in self.rows if row.choice.layer != "mean")
 
     def heads(self, layer: int) -> int:
-        """How many heads of a layer there are rows for."""
+        """The number of heads of a layer that have a row."""
         heads = [row.choice.head for row in self.rows if row.choice.layer == layer and row.choice.head is not None]
         return len(set(heads))
 
@@ -121,3 +126,46 @@ class AlignmentEvaluation:
             for row in self.rows
             if row.choice.setting == setting and row.choice.layer != "mean" and row.choice.head is None
         ]
+
+
+class PlaceTotals:
+    """Links and sums at one place, added up batch by batch.
+
+    Args:
+        count: the number of all pairs.
+
+    Attributes:
+        links: the links of each pair.
+        shares: (2,) the shares of special tokens and of punctuation marks, summed over target words.
+        words: the number of target words in these sums.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.links: list[list[Link]] = [[] for _ in range(count)]
+        self.shares = torch.zeros(2, dtype=torch.float64)
+        self.words = 0
+
+    def add(self, batch: PairBatch, of_words: Tensor, marks: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            batch: the pairs.
+            of_words: their scores at this place, (batch, word, candidate).
+            marks: ``special_and_punctuation(batch)``.
+        """
+        for number, links in zip(batch.numbers, batch.links(of_words), strict=True):
+            self.links[number] = links
+        total = of_words.sum(-1, keepdim=True)
+        shares = (of_words / total.clamp(min=torch.finfo(total.dtype).tiny)) @ marks.to(of_words.dtype)
+        self.shares += shares.sum((0, 1)).double().cpu()
+        self.words += int((total > 0).sum())
+
+
+def special_and_punctuation(batch: PairBatch) -> Tensor:
+    """(batch, candidate, 2): 1 at special tokens in the first column, at punctuation marks in the second."""
+    marks = torch.zeros(len(batch.pairs), batch.sources.shape[-1], 2)
+    for row, pair in enumerate(batch.pairs):
+        marks[row, len(pair.source) :, 0] = 1
+        for place, word in enumerate(pair.source):
+            marks[row, place, 1] = all(unicodedata.category(character)[0] in "PS" for character in word)
+    return marks.to(batch.sources.device)

@@ -1,8 +1,8 @@
-"""From words to the ids that a model reads, and from each id back to its word.
+"""Which ids does a model read for a sentence of words, and to which word does each id belong?
 
-Byte-level BPE, SentencePiece and WordPiece alike: a fast tokenizer says which characters each piece covers, and that
-says which word it belongs to.  A tokenizer that keeps no such record is asked for one word after the other, and what
-stands around the words in the whole sentence, such as ``</s>`` or the code of a language, is then what is no word.
+A fast tokenizer of any kind says which characters each piece covers, and so which word the piece belongs to.  A
+tokenizer without such a record cuts one word after the other; in the whole sentence, the ids around those of the words,
+such as ``</s>`` or the code of a language, are special.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from captum_norm.words import words_of
 
 @dataclass(frozen=True)
 class Pieces:
-    """A sentence as a model reads it, or is to write it.
+    """A sentence in pieces, as a model reads or writes it.
 
     Attributes:
         ids: of all pieces, special tokens included.
         words: the word of each piece, counted from 0; None for a special token.
-        special: the names of the special tokens, in order, where they are known.
+        special: the names of the special tokens in order; empty if unknown.
     """
 
     ids: tuple[int, ...]
@@ -29,17 +29,19 @@ class Pieces:
     special: tuple[str, ...] = ()
 
     def special_names(self) -> tuple[str, ...]:
-        """A name for each special token."""
+        """The name of each special token; a dot where names are unknown."""
         count = self.words.count(None)
         return self.special if len(self.special) == count else ("·",) * count
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.words):
-            raise ValueError(f"Pieces: {len(self.ids)} ids, but the words of {len(self.words)}.")
+            raise ValueError(
+                f"Pieces: {len(self.ids)} ids, but words has {len(self.words)} entries; each id needs one."
+            )
 
 
 class WordPieces(Protocol):
-    """What an aligner needs to know of a vocabulary; write one for a model whose tokenizer is not of transformers.
+    """How an aligner gets pieces; implement it for a model whose tokenizer is not of transformers.
 
     Attributes:
         start: the id that the decoder reads first.
@@ -48,18 +50,18 @@ class WordPieces(Protocol):
     start: int
 
     def source(self, words: Sequence[str]) -> Pieces:
-        """What the encoder reads."""
+        """The pieces that the encoder reads."""
 
     def target(self, words: Sequence[str]) -> Pieces:
-        """What the decoder is to write, from first to last, the end of the sentence included if it writes one."""
+        """The pieces that the decoder should write, with the end-of-sentence token if it writes one."""
 
 
 class TokenizerPieces:
-    """The pieces of a tokenizer of transformers; language codes go where the tokenizer puts them.
+    """The pieces of a tokenizer of transformers, with language codes where the tokenizer puts them.
 
     Args:
         tokenizer: fast or slow.  For models of many languages its ``src_lang`` and ``tgt_lang`` should be set.
-        prefix: what the source begins with and is no word of it, such as T5's ``"translate German to English:"``.
+        prefix: the words that begin the source and are no words of it, such as T5's ``"translate German to English:"``.
     """
 
     def __init__(self, tokenizer: Any, prefix: str = "") -> None:
@@ -71,25 +73,25 @@ class TokenizerPieces:
         self._tokenizer, self._prefix = tokenizer, prefix.split()
 
     def source(self, words: Sequence[str]) -> Pieces:
-        """What the encoder reads."""
-        found, before = self._pieces([*self._prefix, *words], "text"), len(self._prefix)
-        return self._named(found.ids, [None if w is None or w < before else w - before for w in found.words])
+        """The pieces that the encoder reads."""
+        pieces, before = self._pieces([*self._prefix, *words], "text"), len(self._prefix)
+        return self._named(pieces.ids, [None if w is None or w < before else w - before for w in pieces.words])
 
     def target(self, words: Sequence[str]) -> Pieces:
-        """The labels: what the decoder is to write."""
+        """The labels: the pieces that the decoder should write."""
         return self._pieces(words, "text_target")
 
     def _pieces(self, words: Sequence[str], side: str) -> Pieces:
         encoding = self._tokenizer(**{side: " ".join(words)})
         if not getattr(self._tokenizer, "is_fast", False):
             return self._word_by_word(words, side, encoding["input_ids"])
-        found = words_of(encoding, " ".join(words))
-        place = _places(words, found.strings)
-        return self._named(encoding["input_ids"], [None if w is None else place[w] for w in found.index])
+        cut = words_of(encoding, " ".join(words))
+        place = _places(words, cut.strings)
+        return self._named(encoding["input_ids"], [None if w is None else place[w] for w in cut.index])
 
     def _word_by_word(self, words: Sequence[str], side: str, ids: Sequence[int]) -> Pieces:
-        each = [self._tokenizer(**{side: word}, add_special_tokens=False)["input_ids"] for word in words]
-        plain = [(i, w) for w, one in enumerate(each) for i in one]
+        of_words = [self._tokenizer(**{side: word}, add_special_tokens=False)["input_ids"] for word in words]
+        plain = [(i, w) for w, pieces in enumerate(of_words) for i in pieces]
         start = _find([i for i, _ in plain], list(ids))
         if start is None:
             raise ValueError(
@@ -107,16 +109,16 @@ class TokenizerPieces:
         return Pieces(tuple(ids), tuple(of_word), names)
 
 
-def _places(words: Sequence[str], found: Sequence[str]) -> list[int]:
-    """Which of the words given each of the words found is; those of which the tokenizer makes no piece are missing."""
+def _places(words: Sequence[str], strings: Sequence[str]) -> list[int]:
+    """The position in ``words`` of each string cut from the text; words without a piece have no string."""
     places, next_word = [], 0
-    for string in found:
+    for string in strings:
         while next_word < len(words) and words[next_word] != string:
             next_word += 1
         if next_word == len(words):
             raise ValueError(
-                f"CrossAttentionAligner: one piece of the tokenizer covers more than one word, in {string!r}. Words "
-                "should be what it may cut but not join; tokenise the sentences accordingly."
+                f"CrossAttentionAligner: one piece of the tokenizer covers more than one word, in {string!r}. It may "
+                "cut words but not join them: give sentences tokenised so that it does not."
             )
         places.append(next_word)
         next_word += 1
@@ -131,19 +133,19 @@ def checked_words(side: str, words: Sequence[str], number: int | None = None) ->
     """The words of one sentence.
 
     Raises:
-        TypeError: if they are no list of strings.
-        ValueError: if there are none, or a word is empty or holds white space.
+        TypeError: if ``words`` is no list of strings.
+        ValueError: if it is empty, or a word is empty or holds white space.
     """
     where = f"CrossAttentionAligner: {side}" + ("" if number is None else f", sentence {number}")
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
-        found = "a string" if isinstance(words, str) else f"{[type(word).__name__ for word in words][:3]}"
-        raise TypeError(f"{where} should be a list of words, got {found}. sentence.split() makes one.")
+        kind = "a string" if isinstance(words, str) else f"{[type(word).__name__ for word in words][:3]}"
+        raise TypeError(f"{where} should be a list of words, got {kind}. sentence.split() makes one.")
     if not words:
-        raise ValueError(f"{where} is empty: every sentence needs a word. Take the pair out.")
+        raise ValueError(f"{where} is empty, but every sentence needs a word. Leave the pair out.")
     for place, word in enumerate(words):
         if not word or any(character.isspace() for character in word):
             raise ValueError(
-                f"{where}: word {place} is {word!r}, but a word holds characters and no white space. Many sentences "
-                "are a list of lists of words."
+                f"{where}: word {place} is {word!r}, but a word has characters and no white space. For many sentences, "
+                "give a list of lists of words."
             )
     return list(words)

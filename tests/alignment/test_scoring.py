@@ -10,7 +10,6 @@ from captum_norm.alignment import (
     alignment_score,
     diagonal,
     error_rate_difference,
-    symmetrise,
 )
 
 LINKS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=10)
@@ -91,38 +90,3 @@ def test_the_diagonal_goes_from_corner_to_corner_and_never_back(sources, targets
     assert sorted(links) == links
     assert all(0 <= s < sources for s, _ in links)
     assert diagonal(sources, sources) == [(i, i) for i in range(sources)]
-
-
-@given(forward=LINKS, backward=LINKS)
-def test_the_grown_links_lie_between_intersection_and_union(forward, backward):
-    grown = set(symmetrise(forward, backward))
-    assert forward & backward <= grown <= forward | backward
-    assert set(symmetrise(forward, backward, "intersection")) == forward & backward
-    assert set(symmetrise(forward, backward, "union")) == forward | backward
-
-
-@given(forward=LINKS, backward=LINKS)
-def test_every_word_that_has_a_link_in_either_direction_keeps_one(forward, backward):
-    grown = symmetrise(forward, backward)
-    for side in (0, 1):
-        assert {link[side] for link in grown} == {link[side] for link in forward | backward}
-
-
-def test_links_grow_to_neighbours_and_the_diagonal_counts():
-    forward, backward = {(0, 0), (1, 1), (5, 5)}, {(0, 0), (5, 5), (4, 3)}
-    assert symmetrise(forward, backward) == [(0, 0), (1, 1), (4, 3), (5, 5)]
-
-
-def test_a_diagonal_neighbour_comes_before_links_farther_away():
-    forward, backward = {(0, 0), (1, 2), (2, 1)}, {(0, 0), (1, 1)}
-    assert symmetrise(forward, backward) == [(0, 0), (1, 1), (1, 2), (2, 1)]  # without it, (1, 1) would come too late
-
-
-def test_a_link_between_two_words_that_have_theirs_is_left_out():
-    forward, backward = {(0, 0), (1, 1), (0, 1)}, {(0, 0), (1, 1)}
-    assert symmetrise(forward, backward) == [(0, 0), (1, 1)]
-
-
-def test_another_way_to_join_is_refused():
-    with pytest.raises(ValueError, match="how should be intersection, union or grow-diag-final"):
-        symmetrise([], [], "grow")

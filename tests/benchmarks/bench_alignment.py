@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from captum_norm.alignment import METHODS, read_sentences
+from captum_norm.alignment.batches import PairEncoder
 from captum_norm.alignment.embedded import embedded_aligner
-from captum_norm.alignment.teacher import Teacher
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
     aligners = {name: embedded_aligner(name) for name in asked.methods if name in METHODS}
     first = next(iter(aligners.values()))
-    teacher = Teacher(first.model, first.tokenizer)
+    teacher = PairEncoder(first.model, first.tokenizer)
     inputs = [batch.inputs for batch in teacher.batches(teacher.encode(sources, targets), first.batch_size)]
 
     @torch.no_grad()
