@@ -27,9 +27,7 @@ from captum_norm.attr._reduction import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward import real_tokens
 from captum_norm.functional import summed_norms, value_gradients
-
-# Of the size of all terms, per dtype the model computes in: what rounding in a backward pass explains.
-_TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+from captum_norm.operations.precision import tolerance
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ class Zeros:
         share = (split.gradients * bias).sum((1, 2, 3)).to(split.norms.dtype)
         error = (split.norms.sum() - split.split.sum() - share.sum()).abs()
         size = split.split.abs().sum() + (split.gradients * bias).abs().sum() + split.norms.sum()
-        if not error <= _TOLERANCES.get(bias.dtype, 1e-5) * size:
+        if not error <= tolerance("split", bias.dtype) * size:
             raise ValueError(
                 f"{self.splits.title}: the values of attention call {split.call.name!r} are no affine function of the "
                 f"layer's input (a normalisation or an activation stands between): split and bias share add up to "

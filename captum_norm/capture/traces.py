@@ -149,9 +149,6 @@ class Trace(NamedTuple):
 class Traces(Facts[Trace]):
     """The trace of each tensor; a tensor of which nothing is known has none."""
 
-    def __setitem__(self, tensor: Tensor, trace: Trace | None) -> None:
-        super().__setitem__(tensor, trace or None)
-
     def update(self, tensor: Tensor, **changes: Any) -> None:
         """Change a part of what is known of a tensor."""
         self[tensor] = (self[tensor] or Trace())._replace(**changes)

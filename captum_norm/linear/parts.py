@@ -86,7 +86,7 @@ class PartsRun(FrozenRun):
         super().__init__(conventions, sources, starts)
         self.ones, self._given = ones, given
         self._parts = sources
-        self._starts: Facts[Any] = Facts()
+        self._starts: Facts[tuple[Any]] = Facts()
 
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
         parts = self._given[number].to(tensor)
@@ -118,8 +118,8 @@ class PartsRun(FrozenRun):
             return tensor.detach() * self.ones.to(tensor).view(-1, *[1] * tensor.ndim)
         start = self._starts[tensor]
         if start is None:
-            start = self._starts[tensor] = self.started(self._parts.parts(tensor))
-        return start
+            start = self._starts[tensor] = (self.started(self._parts.parts(tensor)),)
+        return start[0]
 
     def companions(self, op: Operation, frozen: Frozen, operands: list[Any]) -> Any:
         """The operation's linear form on the parts of its operands."""

@@ -93,7 +93,7 @@ class TokenSources:
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         self._flow = Dataflow(inputs, finish=lambda mixture: None)
-        self._leaves: Facts[Tensor] = Facts()
+        self._leaves: Facts[Leaf] = Facts()
         self.leaves: list[Leaf] = []
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
@@ -130,13 +130,14 @@ class TokenSources:
 
     def leaf(self, tensor: Tensor) -> Tensor:
         """The leaf of a tensor that enters a mixing; the same one each time it enters."""
-        value = self._leaves[tensor]
-        if value is None:
+        leaf = self._leaves[tensor]
+        if leaf is None:
             place = self.place(tensor)
             assert place is not None
-            value = self._leaves[tensor] = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-            self.leaves.append(Leaf(value, place))
-        return value
+            value = tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+            leaf = self._leaves[tensor] = Leaf(value, place)
+            self.leaves.append(leaf)
+        return leaf.value
 
     def forget(self, tensor: Tensor) -> None:
         """A tensor was overwritten by something mixed."""

@@ -11,7 +11,7 @@ Fact = TypeVar("Fact")
 
 
 class Facts(Generic[Fact]):
-    """Tensor -> what is known of it; a tensor that dies takes it along.
+    """Tensor -> what is known of it; a tensor that dies takes it along.  What is false, such as None, is no fact.
 
     Example:
         >>> import torch
@@ -33,7 +33,7 @@ class Facts(Generic[Fact]):
 
     def __setitem__(self, tensor: Tensor, fact: Fact | None) -> None:
         key = id(tensor)
-        if fact is None:
+        if not fact:
             self._of.pop(key, None)
             return
         self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), fact)

@@ -60,8 +60,9 @@ def step_of(op: Operation, k: int | None) -> Step:
 
 
 def _on_cpu(value: Any) -> Any:
+    """An argument with its tensors copied to the CPU, as they are now."""
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
         return type(value)(_on_cpu(item) for item in value)
     return value

@@ -434,6 +434,35 @@ def test_a_layer_that_does_not_repeat_itself_is_refused_and_the_random_state_is_
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+class Drifting(Block):
+    """Gives out a little more each time it runs."""
+
+    def __init__(self, drift: float) -> None:
+        super().__init__()
+        self.drift, self.calls = drift, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (1 + self.drift * self.calls)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "too_far"),
+    [
+        (torch.float64, 1e-11, 1e-7),
+        (torch.float32, 1e-6, 1e-3),
+        (torch.float16, 0.0, 0.05),
+        (torch.bfloat16, 0.0, 0.3),
+    ],
+)
+def test_a_layer_may_differ_from_itself_by_rounding_and_no_further(dtype, rounding, too_far):
+    x = X[:1].to(dtype)
+    steady, drifting = Stack(Drifting(rounding)).to(dtype).eval(), Stack(Drifting(too_far)).to(dtype).eval()
+    assert maps_of(lambda: steady(x), layers=list(steady.blocks))[0][0].shape == (1, 5, 5)
+    with pytest.raises(InexactCaptureError, match="Drifting, run again on its own input, differs"):
+        maps_of(lambda: drifting(x), layers=list(drifting.blocks))
+
+
 def test_keys_of_earlier_passes_are_refused():
     model = tiny("GPT2")
     with torch.no_grad():
