@@ -126,7 +126,7 @@ def test_formulas_and_operations_know_torch_and_nothing_else(part):
     ]
 
 
-@pytest.mark.parametrize("part", ["capture", "intervention"])
+@pytest.mark.parametrize("part", ["capture", "intervention", "linear"])
 def test_nobody_imports_the_interior_of(part):
     inside = f"captum_norm.{part}."
     modules = {module for module in MODULES if module.startswith(inside)}
