@@ -7,7 +7,7 @@ from torch import nn
 import captum_norm
 from captum_norm.alignment import METHODS as ALIGNER_METHODS
 from captum_norm.capture import recording
-from captum_norm.functional import block
+from captum_norm.functional import block_quantities
 from captum_norm.measures import MEASURES, compute_measures, mean_weights, need_blocks
 from captum_norm.token_shares import MEASURES as COUNTED
 from captum_norm.visualization.style import ROLE_COLOURS
@@ -85,8 +85,11 @@ def test_mean_weights_are_means_over_heads_in_float32_at_least(record):
     assert mean_weights(half).dtype == torch.float32
 
 
-def test_every_quantity_of_a_block_is_a_measure():
-    assert block._QUANTITIES.keys() == {name for name, measure in MEASURES.items() if measure.together}
+def test_every_quantity_of_a_block_is_a_measure(record):
+    with pytest.raises(ValueError, match="no quantity 'none'; there are ") as refused:
+        block_quantities(["none"], record.weights, record.values, record.W_O)
+    listed = str(refused.value).partition("there are ")[2].rstrip(".").split(", ")
+    assert set(listed) == {name for name, measure in MEASURES.items() if measure.together}
 
 
 def test_names_in_the_table_are_names_elsewhere():

@@ -27,6 +27,12 @@ def test_a_method_is_called_what_its_class_is_called(name):
     assert isinstance(getattr(import_module(METHODS[name].source), name), type)
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.mode == "ids"])
+def test_a_row_says_of_our_methods_what_their_classes_say(name):
+    made = getattr(captum_norm, name)
+    assert (METHODS[name].explains, METHODS[name].signed) == (made.explains, made.signed)
+
+
 def test_every_class_that_scores_inputs_by_a_measure_can_be_compared():
     classes = {name for measure in MEASURES.values() for name in measure.classes}
     assert classes <= set(captum_norm.__all__)
