@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_norm.forward.embedding import Change, EmbeddingSites
+from captum_norm.forward.embedding import EmbeddingSites, VectorChange
 
-Run = Callable[[dict[str, Any]], Tensor]
+RunModel = Callable[[dict[str, Any]], Tensor]
 
 
-def is_causal(run: Run, keywords: dict[str, Any], embedded: str, sites: EmbeddingSites, real: Tensor) -> bool:
+def is_causal(run: RunModel, keywords: dict[str, Any], embedded: str, sites: EmbeddingSites, real: Tensor) -> bool:
     """Whether the first real row does not depend on the tokens after it: its gradient to each of them is exactly zero.
 
     The gradient tells in every dtype; comparing two outputs does not, since what is small may be rounding (a mixture
@@ -38,7 +38,7 @@ def is_causal(run: Run, keywords: dict[str, Any], embedded: str, sites: Embeddin
 
 
 def _first_row_stands_alone(
-    run: Run, keywords: dict[str, Any], embedded: str, sites: EmbeddingSites, real: Tensor
+    run: RunModel, keywords: dict[str, Any], embedded: str, sites: EmbeddingSites, real: Tensor
 ) -> bool:
     keywords, real = _one_example(keywords, real)
     leaves: list[Tensor] = []
@@ -58,7 +58,9 @@ def _first_row_stands_alone(
     return not any(bool(gradient[later.to(gradient.device)].any()) for gradient in gradients)
 
 
-def _run_with(leaf: Change, run: Run, keywords: dict[str, Any], main: Tensor, sites: EmbeddingSites) -> Tensor:
+def _run_with(
+    leaf: VectorChange, run: RunModel, keywords: dict[str, Any], main: Tensor, sites: EmbeddingSites
+) -> Tensor:
     try:
         with sites.changed(main, leaf):
             return run(keywords)

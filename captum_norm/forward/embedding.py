@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_norm.forward.keywords import suggestion, title, unwrapped
 
-Change = Callable[[nn.Module, Tensor], Tensor]
+VectorChange = Callable[[nn.Module, Tensor], Tensor]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -53,7 +53,7 @@ class EmbeddingSites:
         return []
 
     @contextmanager
-    def changed(self, main: Tensor, change: Change) -> Iterator[None]:
+    def changed(self, main: Tensor, change: VectorChange) -> Iterator[None]:
         """While this lasts, what embeds ``main`` returns ``change(module, output)``, for the calling thread.
 
         Args:
@@ -85,7 +85,7 @@ class EmbeddingSites:
         if not seen:
             raise ValueError(self.none_found())
 
-    def _embeds(self, module: nn.Module, main: Tensor, arguments: tuple[Any, ...], first: bool) -> _Layout | None:
+    def _embeds(self, module: nn.Module, main: Tensor, arguments: tuple[Any, ...], first: bool) -> _AxisOrder | None:
         """Whether a call with these arguments embeds ``main``, and which way round."""
         if self.named is not None:
             return "batch first" if first else None
@@ -106,7 +106,7 @@ class EmbeddingSites:
         )
 
 
-def gated(gate: Tensor) -> Change:
+def gated(gate: Tensor) -> VectorChange:
     """The change that multiplies each token's or patch's vector by its entry of ``gate``, (batch, token)."""
 
     def change(module: nn.Module, output: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ class _EmbeddingSeen(Exception):  # noqa: N818  (no error: it ends a forward who
         self.gate = gate
 
 
-_Layout = Literal["batch first", "sequence first", "padded"]
+_AxisOrder = Literal["batch first", "sequence first", "padded"]
 
 
-def _layout_of(given: Tensor, main: Tensor) -> _Layout | None:
+def _layout_of(given: Tensor, main: Tensor) -> _AxisOrder | None:
     """Which way round a module was given ``main`` or a copy of it; None where it was given something else."""
     if given.numel() > main.numel():  # Longformer and BigBird fill up to a multiple of their window
         padded = given.shape[:-1] == main.shape[:-1] and torch.equal(given[..., : main.shape[-1]], main)
@@ -200,7 +200,7 @@ def _is_copy(given: Tensor, ids: Tensor) -> bool:
     return bool(same.any()) and len(stand_ins) == 1 and not torch.isin(ids[same], replaced).any()
 
 
-def _changed(module: nn.Module, output: Any, change: Change, layout: _Layout, length: int) -> Any:
+def _changed(module: nn.Module, output: Any, change: VectorChange, layout: _AxisOrder, length: int) -> Any:
     if isinstance(output, tuple):
         return (_changed(module, output[0], change, layout, length), *output[1:])
     if layout == "padded":

@@ -10,9 +10,9 @@ what ``inputs`` is, and so what the attributions are attributions to:
 - ``"gate"``: ones (batch, sequence); each multiplies its token's embedding, so that 1 is the token and 0 its absence;
 - ``"embeds"``: the embeddings themselves, (batch, sequence, model), passed as ``inputs_embeds``.
 
-The gate is applied to the output of the module that looks the ids up while the model runs, wherever it sits and
-whatever it scales: the model still receives ids, so positions counted from padding, end-of-sequence markers and scaled
-embeddings stay as they are, which ``inputs_embeds`` does not promise.
+The gate multiplies the output of the module that looks the ids up while the model runs.  The model still receives ids,
+so positions counted from padding, end-of-sequence markers and scaled embeddings stay as they are; ``inputs_embeds``
+does not promise that.
 
 Axes: b batch, s sequence, c class, d model.
 """
@@ -55,17 +55,16 @@ class HFForward(nn.Module):
 
     ``position=None`` is the last real token of a causal model, the first of any other, and the last real decoder row
     of an encoder-decoder.  Real tokens are those where the ``attention_mask`` (``decoder_attention_mask``) that the
-    model receives is 1; without a mask all are.  *Causal* is measured, not looked up: at the first call that needs to
-    know, the gradient of the first real row with respect to all later embeddings is taken once, from one example; the
-    model is causal if it is exactly zero.
+    model receives is 1; without a mask all are.  *Causal* is measured: the first call that needs to
+    know takes the gradient of the first real row with respect to all later embeddings, from one example.  The model is
+    causal if this gradient is exactly zero.
 
-    Captum repeats a batch, in place (NoiseTunnel) or end to end (IntegratedGradients), or cuts it (Lime).  Positions
-    given one per example can follow each of these if they are passed along as the last of
-    ``additional_forward_args``, which is what :meth:`inputs` does; otherwise they follow where the rows of the masks
-    and ids show how the batch was repeated, and are refused where they do not.
+    Captum repeats a batch, in place (NoiseTunnel) or end to end (IntegratedGradients), or cuts it (Lime).  One
+    position per example follows each of these as the last of ``additional_forward_args``, where :meth:`inputs` puts it.
+    Elsewhere, positions follow if the rows of masks and ids show how Captum repeated the batch, and are refused if not.
 
-    The gate uses a forward hook that lives for the length of the call and acts on the calling thread only, so threads
-    may share a model.
+    The gate is a forward hook that exists during the call and acts on the calling thread only, so threads may share a
+    model.
 
     Args:
         model: a Hugging Face model, or any module with a ``forward`` of the same kind.

@@ -1,7 +1,7 @@
-"""What a model is given: the name of each input, which of them hold positions, and whether the model can take them.
+"""Which inputs does a model get, under which names, and can it take them?
 
-A model is called with a mapping (as keywords), a tensor or a tuple (positionally).  Inputs that a model would turn into
-a crash deep inside, or on a GPU into a dead device, are refused here with the way out.
+A model is called with a mapping (as keywords), a tensor or a tuple (positionally).  ``check_inputs`` refuses, with the
+way out, inputs that would crash deep inside the model or, on a GPU, disable the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_norm.forward.keywords import title
+
 ModelInputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 
 # Inputs that say something *about* positions; all other tensors of two or more axes hold the positions themselves.
@@ -23,8 +25,8 @@ def call_model(model: Callable[..., Any], inputs: ModelInputs) -> Any:
     """``model(**inputs)`` for a mapping, ``model(*inputs)`` for a tuple, ``model(inputs)`` for a tensor; no gradient.
 
     Raises:
-        TypeError: for any other ``inputs``, and for float numbers where the model looks up token ids.
-        ValueError: where the model cannot take the inputs (empty, too long, ids beyond its vocabulary).
+        TypeError: if ``inputs`` is of another type, or holds float numbers where the model looks up token ids.
+        ValueError: if the inputs are empty, too long, or hold ids beyond the vocabulary.
 
     Example:
         >>> call_model(nn.Identity(), torch.ones(1, 2))
@@ -38,7 +40,7 @@ def call_model(model: Callable[..., Any], inputs: ModelInputs) -> Any:
             return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except IndexError as error:
         raise ValueError(
-            f"{_title(model)} looked up an entry that one of its tables does not have ({error}): the text is longer "
+            f"{title(model)} looked up an entry that one of its tables does not have ({error}): the text is longer "
             f"than the table of positions, or a token id is beyond its vocabulary. {_described(model, inputs)}"
         ) from error
     except RuntimeError as error:
@@ -58,7 +60,7 @@ def named_inputs(model: Callable[..., Any], inputs: ModelInputs) -> dict[str, An
         return dict(inputs)
     if not isinstance(inputs, Tensor | tuple):
         raise TypeError(
-            f"{_title(model)} cannot be called with a {type(inputs).__name__}: give a mapping (passed as keywords), "
+            f"{title(model)} cannot be called with a {type(inputs).__name__}: give a mapping (passed as keywords), "
             "a tensor, or a tuple of tensors (passed positionally)."
         )
     given = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -68,26 +70,26 @@ def named_inputs(model: Callable[..., Any], inputs: ModelInputs) -> dict[str, An
 def position_sources(named: Mapping[str, Any]) -> dict[str, Tensor]:
     """The inputs whose entries are positions: ids, vectors, pixels, but no masks, types or labels.
 
-    A tensor that is given under several names (query, key, value) counts once, under the first.
+    A tensor with several names (query, key, value) counts once, under the first.
 
     Example:
         >>> list(position_sources({"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.ones(1, 3)}))
         ['input_ids']
     """
-    found: dict[str, Tensor] = {}
+    sources: dict[str, Tensor] = {}
     for name, value in named.items():
         holds = isinstance(value, Tensor) and value.ndim > 1 and value.dtype is not torch.bool
-        if holds and not name.endswith(_ABOUT_POSITIONS) and not any(value is known for known in found.values()):
-            found[name] = value
-    return found
+        if holds and not name.endswith(_ABOUT_POSITIONS) and not any(value is source for source in sources.values()):
+            sources[name] = value
+    return sources
 
 
 def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
     """Refuse what the model cannot take, before it runs.
 
     Raises:
-        TypeError: ``inputs`` of another kind, or float ids.
-        ValueError: an empty input, one longer than the model's positions, or ids beyond its vocabulary.
+        TypeError: if ``inputs`` is of another type, or ids are float.
+        ValueError: if an input is empty or longer than the table of positions, or ids are beyond the vocabulary.
 
     Example:
         >>> check_inputs(nn.Identity(), torch.ones(1, 0))
@@ -98,7 +100,7 @@ def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
     for name, tensor in position_sources(named_inputs(model, inputs)).items():
         if tensor.numel() == 0:
             raise ValueError(
-                f"{_title(model)}: {name} is empty, shape {tuple(tensor.shape)}: there is nothing to attend to. "
+                f"{title(model)}: {name} is empty, shape {tuple(tensor.shape)}: there is nothing to attend to. "
                 "Give at least one token."
             )
         if name.endswith("input_ids"):
@@ -106,7 +108,7 @@ def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
 
 
 def longest_input(model: Callable[..., Any]) -> int | None:
-    """How many positions the model's learned position table holds; None where it has none or it is not known.
+    """The number of positions in the model's learned position table; None where it has none or none is known.
 
     Models that compute their positions (rotary, relative) run beyond their ``max_position_embeddings`` and have no
     such table.
@@ -130,13 +132,13 @@ def _check_ids(model: Callable[..., Any], name: str, ids: Tensor) -> None:
     longest = longest_input(model)
     if longest is not None and ids.shape[-1] > longest:
         raise ValueError(
-            f"{_title(model)}: {name} has {ids.shape[-1]} tokens, but its table of positions ends at {longest}. "
+            f"{title(model)}: {name} has {ids.shape[-1]} tokens, but its table of positions ends at {longest}. "
             f"Shorten the text, or let the tokenizer cut it: truncation=True, max_length={longest}."
         )
     rows = _vocabulary(model)
     if rows is not None and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
         raise ValueError(
-            f"{_title(model)}: {name} holds ids from {int(ids.min())} to {int(ids.max())}, but the model knows "
+            f"{title(model)}: {name} holds ids from {int(ids.min())} to {int(ids.max())}, but the model knows "
             f"0 to {rows - 1}. Does the tokenizer belong to this model?"
         )
 
@@ -144,13 +146,13 @@ def _check_ids(model: Callable[..., Any], name: str, ids: Tensor) -> None:
 def _vocabulary(model: Callable[..., Any]) -> int | None:
     try:
         table = getattr(model, "get_input_embeddings", lambda: None)()
-    except (AttributeError, NotImplementedError):  # models without one table for their input say so in either way
+    except (AttributeError, NotImplementedError):  # raised by models without one table for their input
         return None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
 def _parameter_names(model: Callable[..., Any], count: int) -> list[str]:
-    """The first ``count`` positional parameters of the model, filled up with numbers where it takes ``*args``."""
+    """The first ``count`` positional parameters of the model; numbered names where it takes ``*args``."""
     function = model.forward if isinstance(model, nn.Module) else model
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in inspect.signature(function).parameters.values() if p.kind in positional][:count]
@@ -159,7 +161,7 @@ def _parameter_names(model: Callable[..., Any], count: int) -> list[str]:
 
 def _float_ids(model: Callable[..., Any], name: str, found: str) -> str:
     return (
-        f"{_title(model)} looks up token ids (long), but {name} holds float numbers. {found} Give the tokenizer's ids "
+        f"{title(model)} looks up token ids (long), but {name} holds float numbers. {found} Give the tokenizer's ids "
         "unchanged; vectors go in as inputs_embeds=, and gradient methods through HFForward(model, mode='gate')."
     )
 
@@ -171,7 +173,3 @@ def _described(model: Callable[..., Any], inputs: ModelInputs) -> str:
         if isinstance(value, Tensor)
     ]
     return f"It was given {', '.join(shapes)}."
-
-
-def _title(model: Callable[..., Any]) -> str:
-    return type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", repr(model))

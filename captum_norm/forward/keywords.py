@@ -23,9 +23,11 @@ def unwrapped(model: Callable[..., Any]) -> Callable[..., Any]:
     return model
 
 
-def title(model: nn.Module) -> str:
-    """The model's class, for messages."""
-    return type(unwrapped(model)).__name__
+def title(model: Callable[..., Any]) -> str:
+    """The name of a model's class, or of a function, for messages."""
+    if isinstance(model, nn.Module):
+        return type(unwrapped(model)).__name__
+    return getattr(model, "__name__", repr(model))
 
 
 def keywords_of(model: nn.Module) -> list[str]:
@@ -45,16 +47,16 @@ def keywords_of(model: nn.Module) -> list[str]:
 
 
 def check_keywords(model: nn.Module, names: Sequence[str], fixed: Mapping[str, Any], own: Sequence[str]) -> None:
-    """Refuse names that a model would drop without a word.
+    """Refuses names that a model would silently ignore.
 
     Args:
         model: the model.
-        names: keywords for positional extras; each must be taken by some module of the model.
-        fixed: keywords for every call; a model that takes ``**kwargs`` may take more than it names.
-        own: the arguments of the caller that ``fixed`` may be a misspelling of.
+        names: keywords for positional extras; some module of the model must take each.
+        fixed: keywords for every call; a model with ``**kwargs`` may take more than it names.
+        own: the caller's own arguments, of which ``fixed`` may hold a misspelling.
 
     Raises:
-        ValueError: naming the first that is not taken, with what is.
+        ValueError: if a name is not taken; it lists those that are.
     """
     known, kinds = keywords_of(model), {type(module): module for module in model.modules()}
     anywhere = {name for module in kinds.values() for name in _named(module)}
@@ -73,7 +75,7 @@ def check_keywords(model: nn.Module, names: Sequence[str], fixed: Mapping[str, A
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """A sentence with the name that was probably meant, or nothing.
+    """A sentence with the name that the caller probably meant, or nothing.
 
     Example:
         >>> suggestion("postion", ["position", "names"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.forward import HFForward
-from captum_norm.forward.embedding import Change, gated
+from captum_norm.forward.embedding import VectorChange, gated
 from captum_norm.forward.keywords import title, unwrapped
 
 
@@ -42,7 +42,7 @@ class Copies:
     forward: HFForward
     mask_id: int | None
     memo: dict[Any, Any]
-    change: Change | None = None
+    change: VectorChange | None = None
 
     def but(self, **changed: Any) -> Copies:
         """The same with some fields changed."""

@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from captum_norm.forward import HFForward
-from captum_norm.forward.embedding import Change
+from captum_norm.forward.embedding import VectorChange
 from captum_norm.study.metrics.metric import Attribute, Metric
 from captum_norm.study.metrics.perturbed import changed, intact, perturbed
 from captum_norm.study.metrics.removal import Copies
@@ -89,7 +89,7 @@ def shares(scored: Scored) -> Tensor:
     return torch.where(spread > 0, (scored.scores - low) / torch.where(spread > 0, spread, 1.0), 0.5)
 
 
-def _dropping(scored: Scored, stays: Tensor, examples: Tensor, drawing: list[Generator]) -> Change:
+def _dropping(scored: Scored, stays: Tensor, examples: Tensor, drawing: list[Generator]) -> VectorChange:
     """Sets each number of an embedding to 0 with probability 1 - ``stays``, the token's own, (b, s)."""
 
     def change(module: nn.Module, output: Tensor) -> Tensor:
