@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionBlock, AttentionRecord
-from captum_norm.functional import alti, head_norms, summed_norms, transformed_norms
-from captum_norm.functional.block import block_quantities
+from captum_norm.functional import alti, block_quantities, head_norms, summed_norms, transformed_norms
 
 Role = Literal["weight", "norm", "share"]
 

@@ -2,7 +2,7 @@
 
 from captum_norm.functional.aggregate import flow, mean, rollout, rollout_encoder_decoder
 from captum_norm.functional.alti import alti
-from captum_norm.functional.block import (
+from captum_norm.functional.block_quantities import (
     block_quantities,
     globenc_norms,
     mixing_attn,
