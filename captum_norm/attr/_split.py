@@ -217,7 +217,7 @@ class Zeros:
         if len(splits) != len(biases):
             raise ValueError(
                 f"{self.splits.title}: the layer made {len(splits)} attention calls, but {len(biases)} with its input "
-                "set to zero: what it does depends on its input. Its norms can be had whole, without the split."
+                "set to zero: what it does depends on its input. Without the split, attribute() gives its norms."
             )
         return [self._bias_share(split, bias) for split, bias in zip(splits, biases, strict=True)]
 

@@ -190,8 +190,8 @@ def weight_gradients(
     edges = [_edge(record) for record in records]
     if not explained.requires_grad:
         raise ValueError(
-            f"{caller}: the output has no gradient, so that it cannot be told what it rests on: forward_func runs "
-            "under torch.no_grad(), or detaches its output."
+            f"{caller}: the output has no gradient, which says what it rests on: forward_func runs under "
+            "torch.no_grad(), or detaches its output."
         )
     found = torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True)
     missing = [record.call for record, gradient in zip(records, found, strict=True) if gradient is None]

@@ -36,7 +36,6 @@ class Row:
         sums_to: what a row of scores sums to; None where it is not normalised.
         together: layer classes: the word for ``heads`` that gives one map for all heads.
         per_head: layer classes: whether there is a map per head, and is the default.
-        reads_target: whether its scores depend on the target, so that it needs one.
         by_position: whether it explains a position's representation; else an output of the model, through all layers.
         has_delta: whether it splits the output, so that it has a convergence delta.
     """
@@ -47,13 +46,17 @@ class Row:
     sums_to: float | None = None
     together: str = ""
     per_head: bool = True
-    reads_target: bool = False
     by_position: bool = True
     has_delta: bool = False
 
     @property
     def name(self) -> str:
         return "-".join([self.method.__name__, *(f"{k}={v}" for k, v in self.arguments.items())])
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether its scores depend on the target, so that it needs one."""
+        return not self.layer and self.method.explains == "target"
 
     @property
     def refuses_cross(self) -> str:
@@ -91,10 +94,10 @@ METHODS = (
     Row(AttentionRollout, sums_to=1.0),
     Row(AttentionNorm, {"aggregate": "flow"}, sums_to=1.0),
     Row(AttentionFlow, sums_to=1.0),
-    Row(AttentionRelevance, reads_target=True),
-    Row(DecompX, reads_target=True, by_position=False, has_delta=True),
-    Row(DecompX, {"bias": "equal"}, reads_target=True, by_position=False, has_delta=True),
-    Row(DecompX, {"bias": "absdot"}, reads_target=True, by_position=False, has_delta=True),
+    Row(AttentionRelevance),
+    Row(DecompX, by_position=False, has_delta=True),
+    Row(DecompX, {"bias": "equal"}, by_position=False, has_delta=True),
+    Row(DecompX, {"bias": "absdot"}, by_position=False, has_delta=True),
     Row(ValueZeroing, sums_to=1.0),
     Row(AttentionBlockNorm),
     Row(AttentionBlockNorm, {"layer_norm": False, "aggregate": 0}),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from captum_norm.attr import AttentionNorm, AttentionWeights, LayerAttentionNorm, LayerAttentionWeights
 from captum_norm.forward import HFForward
+from captum_norm.methods import METHODS as COMPARED
 
 from .methods import INPUT_METHODS, LAYER_METHODS, METHODS, Row
 from .models import ids, tiny
@@ -67,6 +68,28 @@ def test_it_is_a_captum_class_with_captums_order_of_arguments(row):
     assert [p.name for p in parameters[:4]] == ["self", "inputs", "target", "additional_forward_args"]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[4:])
     assert row.method.attribute.__wrapped__  # NoiseTunnel calls it
+
+
+@every_input_method
+def test_several_answers_of_one_pass_are_the_answers_one_by_one(row):
+    """Whatever a method explains, it is asked for several answers in the same words."""
+    tokens, method = ids(2, 6), row.build(tiny("GPT2"))
+    targets, positions = [(3, 7), (5, 2)], [3, 5]
+    answers = method.attribute_each(tokens, targets, positions)
+    assert answers.shape == (2, 2, 6)
+    for answer, target, position in zip(answers, targets, positions, strict=True):
+        close(answer, method.attribute(tokens, target, **({"position": position} if row.by_position else {})))
+    with pytest.raises(ValueError, match=rf"{row.method.__name__}.attribute_each explains .*: give .*="):
+        method.attribute_each(tokens)
+
+
+@every_input_method
+def test_it_says_what_it_explains_and_whether_for_from_against(row):
+    compared = COMPARED[row.method.__name__]
+    assert (row.method.explains, row.method.signed) == (compared.explains, compared.signed)
+    method = row.build(tiny("GPT2"))
+    method.attribute(ids(1, 6), (5, 2))
+    assert bool(method.report.certificates) is row.method.certifies_calls
 
 
 @every_method

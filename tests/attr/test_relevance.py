@@ -116,14 +116,6 @@ def test_one_forward_and_one_backward_pass(attention, monkeypatch):
     assert (len(forwards), len(backward)) == (1, 1)
 
 
-def test_several_outputs_share_the_forward_pass():
-    model, tokens = tiny("GPT2"), ids(1, 6)
-    method = AttentionRelevance(model)
-    found = method.attribute_each(tokens, [(3, 7), (5, 2)], [3, 5])
-    for number, (position, token) in enumerate([(3, 7), (5, 2)]):
-        close(found[number], method.attribute(tokens, (position, token), position=position))
-
-
 def test_gradients_of_the_caller_stay_as_they_are():
     model = tiny("Bert")
     model(ids(2, 6)).logits.sum().backward()
