@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, AttentionRecord, Positions
+from captum_norm.operations.precision import at_least_float32
 
 SequenceName = int | str
 Route = tuple[SequenceName, SequenceName]
@@ -70,7 +71,7 @@ def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) 
     route, keys = route_of(record), record.keys
     if route is None or keys is None:
         raise ValueError(f"the keys of {record.call.name!r} are not known to be input positions: {record.unknown_keys}")
-    scores, residual = scores.to(score_dtype(record)), None
+    scores, residual = scores.to(at_least_float32(record.values.dtype)), None
     if scores.shape[-1] > record.weights.shape[-1]:
         scores, residual = scores[..., :-1], scores[..., -1]
     return CallMap(without_modules(record.call), route, scores, keys, residual, layer)
@@ -132,11 +133,6 @@ def at_rows(record: AttentionRecord, rows: Tensor) -> AttentionRecord:
     block = record.block and record.block.at(rows)
     weights = take_rows(record.weights, rows)
     return replace(record, weights=weights, gate=gate, block=block, queries=None, query_mask=None)
-
-
-def score_dtype(record: AttentionRecord) -> torch.dtype:
-    """float64 for models in float64, else float32."""
-    return torch.float64 if record.values.dtype is torch.float64 else torch.float32
 
 
 def square(one: CallMap) -> CallMap:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._maps import score_dtype, without_modules, without_padding
+from captum_norm.attr._maps import without_modules, without_padding
 from captum_norm.attr._position import Rows, take_rows
 from captum_norm.attr._reduction import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward import real_tokens
 from captum_norm.functional import summed_norms, value_gradients
-from captum_norm.operations.precision import tolerance
+from captum_norm.operations.precision import at_least_float32, tolerance
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Splits:
         plain = without_padding(replace(record, weights=weights, gate=gate, query_mask=None))
         gradients = value_gradients(plain.weights, plain.values, plain.W_O, gate)
         given, leaf, gradient = self._back_to_input(record, owner, gradients)
-        dtype = score_dtype(record)
+        dtype = at_least_float32(record.values.dtype)
         split = leaf.detach().to(dtype) * gradient.to(dtype)
         norms = summed_norms(plain.weights, plain.values, plain.W_O, gate=gate).sum((1, 2))
         return CallSplit(without_modules(record.call), given, split, gradients, norms.to(dtype))

@@ -12,13 +12,14 @@ from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod, AttributionReport
 from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
-from captum_norm.attr._maps import MeasureFunction, measured, score_dtype, without_modules
+from captum_norm.attr._maps import MeasureFunction, measured, without_modules
 from captum_norm.attr._placing import finished
 from captum_norm.attr._reduction import KindType, check_kind, matches, nothing_seen
 from captum_norm.attr._split import Splits
 from captum_norm.attr.weights import mean_weights
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward.keywords import unwrapped
+from captum_norm.operations.precision import at_least_float32
 
 
 @dataclass
@@ -36,7 +37,7 @@ class _LayerMaps:
         owners = self._owners(record.call) if matches(record.call, self.kind) else []
         if not owners:
             return
-        scores = measured(record, self.measure).to(score_dtype(record))
+        scores = measured(record, self.measure).to(at_least_float32(record.values.dtype))
         for owner in owners:
             self.found.setdefault(owner, []).append(scores)
 

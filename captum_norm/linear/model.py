@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
+from captum_norm.forward.outputs import output_tensor
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
 from captum_norm.linear.parts import PartsRun
 from captum_norm.linear.run import BackwardRun, FrozenRun, Start
@@ -28,7 +29,6 @@ Target = int | tuple[int, ...] | Callable[[Tensor], Tensor]
 
 # What tensors that are added are called, in parameters and buffers.
 _BIASES = ("bias", "beta", "running_mean")
-_OUTPUTS = ("logits", "start_logits", "last_hidden_state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,15 +346,10 @@ def _detached(inputs: ModelInputs) -> Any:
 
 def _main(output: Any) -> Tensor:
     """The tensor that is explained."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        found = [output[name] for name in (*_OUTPUTS, *output) if isinstance(output.get(name), Tensor)]
-    else:
-        found = [item for item in output if isinstance(item, Tensor)] if isinstance(output, tuple | list) else []
-    if not found:
+    explained = output_tensor(output)
+    if explained is None:
         raise ValueError(f"FrozenModel: the model returned {type(output).__name__} without a tensor to explain.")
-    return found[0]
+    return explained
 
 
 def _selected(y: Tensor, target: Target) -> Tensor:
