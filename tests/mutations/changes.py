@@ -241,7 +241,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/_split.py",
-        ("<= _TOLERANCES.get(bias.dtype, 1e-5) * size", "<= 1e3 * size"),
+        ('<= tolerance("split", bias.dtype) * size', "<= 1e3 * size"),
         ("torch.set_grad_enabled(self._grad_modes.pop())", "self._grad_modes.pop()"),
         ("/ real.sum(1, keepdim=True))[:", ")[:"),
     ),
