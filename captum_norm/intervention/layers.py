@@ -47,19 +47,19 @@ def layers_of(
         >>> [type(module).__name__ for module in layers_of([record.call for record in records], lambda: None)]
         ['TransformerEncoderLayer', 'TransformerEncoderLayer']
     """
-    known: Callable[[Module], bool] = _says_so
+    is_layer: Callable[[Module], bool] = _says_so
     if layers is not None:
         given = {id(layer) for layer in layers}
-        known = lambda module: id(module) in given  # noqa: E731
-    found = [_innermost(call, known) for call in calls]
-    missing = [call for call, layer in zip(calls, found, strict=True) if layer is None]
+        is_layer = lambda module: id(module) in given  # noqa: E731
+    around = [_innermost(call, is_layer) for call in calls]
+    missing = [call for call, layer in zip(calls, around, strict=True) if layer is None]
     if missing and layers is None:
         chained = _chained({module for call in missing for module in call.modules}, run)
-        found = [layer or _innermost(call, lambda m: m in chained) for call, layer in zip(calls, found, strict=True)]
-        missing = [call for call, layer in zip(calls, found, strict=True) if layer is None]
+        around = [layer or _innermost(call, lambda m: m in chained) for call, layer in zip(calls, around, strict=True)]
+        missing = [call for call, layer in zip(calls, around, strict=True) if layer is None]
     if missing:
         raise ValueError(_no_layer(missing[0], layers))
-    return [layer for layer in found if layer is not None]
+    return [layer for layer in around if layer is not None]
 
 
 def _says_so(module: Module) -> bool:
@@ -68,8 +68,8 @@ def _says_so(module: Module) -> bool:
     )
 
 
-def _innermost(call: AttentionCall, known: Callable[[Module], bool]) -> Module | None:
-    return next((module for module in reversed(call.modules) if known(module)), None)
+def _innermost(call: AttentionCall, is_layer: Callable[[Module], bool]) -> Module | None:
+    return next((module for module in reversed(call.modules) if is_layer(module)), None)
 
 
 def _chained(candidates: set[Module], run: Callable[[], Any]) -> set[Module]:

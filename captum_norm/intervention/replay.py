@@ -63,9 +63,9 @@ class Product:
     def numbers(self) -> Tensor:
         """batch * queries + query of each of the mixed values, (*lead, query, 1); 0 for heads of another projection."""
         batch, _, queries = self.layout.shape
-        found = torch.zeros(math.prod(self.mixture.lead), self.mixture.weights.shape[-2], dtype=torch.long)
-        found[self.layout.rows, self.layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
-        return found.view(*self.mixture.lead, -1, 1).to(self.mixture.weights.device)
+        numbers = torch.zeros(math.prod(self.mixture.lead), self.mixture.weights.shape[-2], dtype=torch.long)
+        numbers[self.layout.rows, self.layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
+        return numbers.view(*self.mixture.lead, -1, 1).to(self.mixture.weights.device)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class OutputRows:
 
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
         """(batch, query, model)."""
-        found = tensors[self.tensor]
-        return found.flatten(0, -2)[self.index.to(found.device)]
+        output = tensors[self.tensor]
+        return output.flatten(0, -2)[self.index.to(output.device)]
 
 
 class Replay:
@@ -122,7 +122,7 @@ class Replay:
         Raises:
             InexactCaptureError: if weights or values were overwritten.
         """
-        return [self._product(*found) for found in self._flow.projected]
+        return [self._product(*projected) for projected in self._flow.projected]
 
     def _product(self, number: int, mixture: Mixture, term: Term) -> Product:
         if not mixture.unchanged:
@@ -236,12 +236,12 @@ class Replay:
 
     def _check_alike(self, first: list[Tensor], second: list[Tensor], how: str) -> None:
         """Refuse two outputs that differ by more than rounding."""
-        for one, other in zip(first, second, strict=False):
-            if one.shape != other.shape:
-                shapes = f"{tuple(other.shape)} instead of {tuple(one.shape)}"
+        for expected, actual in zip(first, second, strict=False):
+            if expected.shape != actual.shape:
+                shapes = f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
                 raise InexactCaptureError(f"{self._name}, {how} gives out {shapes}")
-            largest = torch.nan_to_num(one).abs().max().clamp_min(1e-30)
-            error = float(torch.nan_to_num(one - other).abs().max() / largest)
+            largest = torch.nan_to_num(expected).abs().max().clamp_min(1e-30)
+            error = float(torch.nan_to_num(expected - actual).abs().max() / largest)
             if error > self._tolerance:
                 raise InexactCaptureError(
                     f"{self._name}, {how} differs from what it gave out by {error:.1e}: it draws random numbers (call "

@@ -65,8 +65,8 @@ def token_contributions(
         NotFrozenError: if an operation has no linear form, if the output depends on no token, or if the shares do not
             add up to the output.
     """
-    [found] = contributions_to_each(lambda: [explain()], inputs, conventions)
-    return found
+    [contributions] = contributions_to_each(lambda: [explain()], inputs, conventions)
+    return contributions
 
 
 def contributions_to_each(
@@ -85,9 +85,9 @@ def contributions_to_each(
     run = BackwardRun(conventions, sources)
     with run.running():
         explained = explain()
-        if not sources.leaves or any(sources.place(one) is not None for one in explained):
+        if not sources.leaves or any(sources.place(output) is not None for output in explained):
             raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
-        outputs = [run.result(one) for one in explained]
+        outputs = [run.result(output) for output in explained]
     return [_backwards(run, sources, output, keep=n + 1 < len(outputs)) for n, output in enumerate(outputs)]
 
 
@@ -100,8 +100,8 @@ def _backwards(run: BackwardRun, sources: TokenSources, output: Tensor, keep: bo
         )
     leaves = sources.leaves
     inputs = [*(leaf.value for leaf in leaves), run.one]
-    found = torch.autograd.grad(output.sum(), inputs, retain_graph=keep, allow_unused=True)
-    *gradients, bias = (None if gradient is None else gradient.detach() for gradient in found)
+    of_inputs = torch.autograd.grad(output.sum(), inputs, retain_graph=keep, allow_unused=True)
+    *gradients, bias = (None if gradient is None else gradient.detach() for gradient in of_inputs)
     with torch.no_grad():
         return _Sum(output.detach(), run.largest).of(leaves, gradients, bias)
 

@@ -138,7 +138,7 @@ class FrozenModel:
     @property
     def x(self) -> Any:
         """The input vectors, (batch, position, model) as a rule; a tuple where there are several sequences."""
-        return _one(self._vectors)
+        return _alone_or_all(self._vectors)
 
     # ---- backwards
 
@@ -166,7 +166,7 @@ class FrozenModel:
             counted = 0.0 if one is None else float(one)
             size = sum(float(part.abs().sum()) for part in vectors) + abs(counted)
         error = abs(float(bias.sum()) - counted) / max(size, torch.finfo(z.dtype).tiny)
-        return Contributions(_one(vectors), bias, z.detach(), error)
+        return Contributions(_alone_or_all(vectors), bias, z.detach(), error)
 
     # ---- forwards
 
@@ -203,7 +203,7 @@ class FrozenModel:
         ones = torch.zeros(sum(lengths) + 1)
         ones[-1] = 1
         *parts, constant = torch.split(self._propagated(alone, ones), [*lengths, 1])
-        return _one(tuple(parts)), constant[0]
+        return _alone_or_all(tuple(parts)), constant[0]
 
     # ---- how good it is
 
@@ -225,8 +225,8 @@ class FrozenModel:
         drawn = [torch.randn(2, *x.shape, generator=rng).to(x) for x in self._vectors]
         at, other, both = self.linear(*(torch.cat([u, u.sum(0, keepdim=True)]) for u in drawn))
 
-        def off(found: Tensor, expected: Tensor) -> float:
-            return float((found - expected).abs().max()) / size
+        def off(actual: Tensor, expected: Tensor) -> float:
+            return float((actual - expected).abs().max()) / size
 
         return FrozenCheck(
             replay=off(self(*(x[None] for x in self._vectors))[0], self.y),
@@ -311,8 +311,8 @@ class FrozenModel:
             return run.result(_main(self._run(run)))
 
 
-def _one(found: tuple[Tensor, ...]) -> Any:
-    return found[0] if len(found) == 1 else found
+def _alone_or_all(tensors: tuple[Tensor, ...]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def _is_vectors(value: Any) -> bool:

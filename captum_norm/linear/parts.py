@@ -191,18 +191,18 @@ class SharedRun(PartsRun):
 
     def result(self, tensor: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            return self._settled(self.linear_form(tensor))
+            return self._share_pending(self.linear_form(tensor))
 
     def companions(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> Any:
-        if op.name in ("add", "add_") and any(one.mixed for one in operands):
+        if op.name in ("add", "add_") and any(operand.mixed for operand in operands):
             return self._add(frozen, operands)
         keep = frozen.moves or frozen.mixes or (op.name in _MAPS and operands[0].mixed)
         if not keep:
-            for one in operands:
-                self._settled(one)
+            for operand in operands:
+                self._share_pending(operand)
         parts = self._mapped(frozen, operands)
         pending = self._pending(frozen, operands)
-        mixed = frozen.mixes or (keep and any(one.mixed for one in operands))
+        mixed = frozen.mixes or (keep and any(operand.mixed for operand in operands))
         if isinstance(parts, Tensor):
             return _Shared(parts, pending, mixed, self._moved(frozen, operands) if frozen.moves else None)
         return tuple(
@@ -216,12 +216,12 @@ class SharedRun(PartsRun):
         )
 
     def _mapped(self, frozen: Frozen, operands: list[_Shared]) -> Any:
-        return self.mapped(frozen, [one.parts for one in operands], operands[0].parts.new_zeros(()))
+        return self.mapped(frozen, [operand.parts for operand in operands], operands[0].parts.new_zeros(()))
 
     def _moved(self, frozen: Frozen, operands: list[_Shared], number: int | None = None) -> Callable[[], Tensor]:
         def again() -> Tensor:
-            for one in operands:
-                self._settled(one)
+            for operand in operands:
+                self._share_pending(operand)
             parts = self._mapped(frozen, operands)
             return parts if number is None else parts[number]
 
@@ -229,7 +229,7 @@ class SharedRun(PartsRun):
 
     def _pending(self, frozen: Frozen, operands: list[_Shared]) -> Any:
         """What the biases so far, and the operation's own, are after it."""
-        if not frozen.has_constant and all(one.pending is None for one in operands):
+        if not frozen.has_constant and all(operand.pending is None for operand in operands):
             return None
         one = operands[0].parts.new_ones(())
         if frozen.bent and self.conventions.activation == "ReLU":
@@ -239,19 +239,20 @@ class SharedRun(PartsRun):
 
     def _add(self, frozen: Frozen, operands: list[_Shared]) -> _Shared:
         """Attention's part and the residual: what is pending from attention is shared by their sum."""
-        for one in operands:
-            if not one.mixed:
-                self._settled(one)
+        for operand in operands:
+            if not operand.mixed:
+                self._share_pending(operand)
         parts = self._mapped(frozen, operands)
         shared = _Shared(parts, self._pending(frozen, operands), len(operands) < 2)
         if len(operands) > 1:
-            self._settled(shared)
+            self._share_pending(shared)
         return shared
 
-    def _settled(self, one: _Shared) -> Tensor:
-        if one.pending is not None and one.moved is not None:
-            one.parts = one.moved()
-        elif one.pending is not None:
-            one.parts = share_bias(one.parts.movedim(0, -2), one.pending, self._rule).movedim(-2, 0)
-        one.pending, one.mixed, one.moved = None, False, None
-        return one.parts
+    def _share_pending(self, operand: _Shared) -> Tensor:
+        """The parts, once the bias that is still pending has been shared among them."""
+        if operand.pending is not None and operand.moved is not None:
+            operand.parts = operand.moved()
+        elif operand.pending is not None:
+            operand.parts = share_bias(operand.parts.movedim(0, -2), operand.pending, self._rule).movedim(-2, 0)
+        operand.pending, operand.mixed, operand.moved = None, False, None
+        return operand.parts

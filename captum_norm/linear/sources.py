@@ -149,9 +149,9 @@ class TokenSources:
         self._leaves.clear()
 
 
-def _agree(one: Place, other: Place) -> bool:
+def _agree(first: Place, second: Place) -> bool:
     """Whether two tensors of one shape hold the same positions in the same places."""
-    a, b = one.numbers(), other.numbers()
+    a, b = first.numbers(), second.numbers()
     if a is None or b is None:
         return False
     try:

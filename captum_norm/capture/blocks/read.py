@@ -49,7 +49,7 @@ class BlockReader:
         form, kept = block.part
         first, *behind = block.stages
         rows = self._rows(layout.tokens, form)
-        state = _at(first.state.tensor, rows)
+        state = _take_rows(first.state.tensor, rows)
         residual, part = _summands(block.residual, kept, form, state, rows)
         check = Check(part.dtype)
         inner = None
@@ -60,7 +60,7 @@ class BlockReader:
             raise UnreadableBlockError("what W_O wrote was overwritten in place before its norm could be read")
         else:
             inner = _frozen(form, layout.tokens)
-            attended = _at(form.state.tensor, layout.tokens)
+            attended = _take_rows(form.state.tensor, layout.tokens)
             check.norm("what stands between attention and residual", inner, attended, part, rows, form.precision)
         if form.beside is None:
             check.equal("the sum of attention and residual", part + residual, state, rows)
@@ -101,7 +101,7 @@ class BlockReader:
         if not kept.unchanged:
             raise UnreadableBlockError(f"what {what} gave out was overwritten in place before it could be read")
         norm, moved = _frozen(form, rows), self._rows(rows, form)
-        actual = _at(kept.tensor, moved)
+        actual = _take_rows(kept.tensor, moved)
         check.norm(what, norm, state, actual, moved, form.precision)
         return norm, actual
 
@@ -110,7 +110,7 @@ class BlockReader:
         norms = []
         for number, stage in enumerate(behind, start=1):
             rows = self._rows(rows, stage.origin)
-            state = _at(stage.state.tensor, rows)
+            state = _take_rows(stage.state.tensor, rows)
             going_on = self._going_on(number, stage, default=post_norm)
             norm, _ = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
             if norm is not None:
@@ -149,26 +149,26 @@ def _order(form: Form) -> Tensor:
     return order
 
 
-def _at(tensor: Tensor, rows: Tensor) -> Tensor:
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """(batch, query, feature): the rows of a tensor, zero where a row is -1."""
     flat = tensor.reshape(-1, tensor.shape[-1])
     rows = rows.to(flat.device)
     if len(flat) == rows.numel() and torch.equal(rows.flatten(), torch.arange(len(flat), device=rows.device)):
         return flat.view(*rows.shape, -1)
-    found = flat[rows.clamp_min(0)]
-    return found.masked_fill((rows < 0)[..., None], 0) if bool((rows < 0).any()) else found
+    taken = flat[rows.clamp_min(0)]
+    return taken.masked_fill((rows < 0)[..., None], 0) if bool((rows < 0).any()) else taken
 
 
 def _summands(residual: Kept, part: Kept, form: Form, state: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Residual and attention's part; where the model has overwritten one of them, it is the rest of their sum."""
     if residual.unchanged and part.unchanged:
-        return _at(residual.tensor, rows), _at(part.tensor, rows)
+        return _take_rows(residual.tensor, rows), _take_rows(part.tensor, rows)
     if form.beside is not None or not (residual.unchanged or part.unchanged):
         raise UnreadableBlockError("what W_O wrote or its residual was overwritten in place before it could be read")
     if part.unchanged:
-        known = _at(part.tensor, rows)
+        known = _take_rows(part.tensor, rows)
         return state - known, known
-    known = _at(residual.tensor, rows)
+    known = _take_rows(residual.tensor, rows)
     return known, state - known
 
 
@@ -208,9 +208,10 @@ def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
     if weight is not None:
         weight = torch.as_tensor(weight, dtype=state.dtype, device=state.device).expand(state.shape[-1])
     bias = None if form.bias is None else form.bias.expand(state.shape[-1])
-    factor = None if form.factor is None else _at(form.factor, rows)[..., 0]
+    factor = None if form.factor is None else _take_rows(form.factor, rows)[..., 0]
     eps = 0.0 if form.eps is None else form.eps
-    return FrozenNorm(_at(state, rows) if form.eps is not None else None, weight, bias, eps, form.centred, factor)
+    normalised = None if form.eps is None else _take_rows(state, rows)
+    return FrozenNorm(normalised, weight, bias, eps, form.centred, factor)
 
 
 def residual_key(

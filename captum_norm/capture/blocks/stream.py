@@ -102,7 +102,7 @@ class Stream:
         block = self.blocks.pop(mixture, None)
         if block is not None and block not in self.blocks.values():
             self._blocks = {state: other for state, other in self._blocks.items() if other is not block}
-            self._stages = {state: found for state, found in self._stages.items() if found[0] is not block}
+            self._stages = {state: stage for state, stage in self._stages.items() if stage[0] is not block}
         return block
 
     def clear(self) -> None:
@@ -167,9 +167,9 @@ class Stream:
         if not forms or not isinstance(op.out, Tensor) or self._projected is not None:
             return None
         if name == "add" and len(op.args) > 1 and all(isinstance(operand, Tensor) for operand in op.args[:2]):
-            found = self._add(op)
-            if found is not None:
-                return found
+            total = self._add(op)
+            if total is not None:
+                return total
         if name in ("add", "sub", "mul", "div"):
             operand = next((t for t in op.args[:2] if isinstance(t, Tensor) and t.shape == op.out.shape), None)
             form = None if operand is None else self._forms[operand]

@@ -67,25 +67,25 @@ def _halves(run: FrozenRun, op: Operation, a: Tensor, b: Tensor, lazy: bool = Fa
 
     def apply(one: Tensor, x: Tensor, y: Tensor) -> Any:
         left, right = list(op.args), list(op.args)
-        first, second = (next(_places(op.args, t, k)) for k, t in ((0, a), (int(a is b), b)))
+        first, second = (next(_positions_of(op.args, t, k)) for k, t in ((0, a), (int(a is b), b)))
         for args, one_of, other in ((left, x, values[1]), (right, values[0], y)):
-            _put(args, first, one_of)
-            _put(args, second, other)
+            _set_argument(args, first, one_of)
+            _set_argument(args, second, other)
         return 0.5 * (op.again(lambda t: t, left) + op.again(lambda t: t, right))
 
     return Frozen(apply, (a, b), lazy=lazy)
 
 
-def _places(args: tuple[Any, ...], tensor: Tensor, skip: int) -> Iterator[tuple[int, ...]]:
+def _positions_of(args: tuple[Any, ...], tensor: Tensor, skip: int) -> Iterator[tuple[int, ...]]:
     """Where a tensor stands among the arguments: (index,) or (index, index in a list)."""
-    found: list[tuple[int, ...]] = [(i,) for i, value in enumerate(args) if value is tensor]
-    found += [
+    positions: list[tuple[int, ...]] = [(i,) for i, value in enumerate(args) if value is tensor]
+    positions += [
         (i, j) for i, v in enumerate(args) if isinstance(v, list | tuple) for j, item in enumerate(v) if item is tensor
     ]
-    yield found[skip]
+    yield positions[skip]
 
 
-def _put(args: list[Any], place: tuple[int, ...], value: Any) -> None:
+def _set_argument(args: list[Any], place: tuple[int, ...], value: Any) -> None:
     if len(place) == 1:
         args[place[0]] = value
     else:
