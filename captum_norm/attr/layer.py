@@ -16,9 +16,9 @@ from captum_norm.attr._maps import MeasureFunction, measured, without_modules
 from captum_norm.attr._placing import finished
 from captum_norm.attr._reduction import KindType, check_kind, matches, nothing_seen
 from captum_norm.attr._split import Splits
-from captum_norm.attr.weights import mean_weights
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward.keywords import unwrapped
+from captum_norm.measures import MEASURES
 from captum_norm.operations.precision import at_least_float32
 
 
@@ -178,4 +178,4 @@ class LayerAttentionWeights(LayerMethod):
 
     def measure(self, record: AttentionRecord, heads: str) -> Tensor:
         """alpha, (batch, head, query, key), or its mean over heads."""
-        return record.weights if heads == "each" else mean_weights(record)
+        return MEASURES["weights" if heads == "each" else "mean_weights"].compute(record)

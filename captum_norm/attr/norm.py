@@ -19,7 +19,7 @@ from captum_norm.attr._reduction import KindType, check_kind
 from captum_norm.attr._split import LayerInputs, Splits, Zeros
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord
-from captum_norm.functional import head_norms, summed_norms
+from captum_norm.measures import MEASURES
 
 
 class AttentionNorm(MapMethod):
@@ -54,7 +54,7 @@ class AttentionNorm(MapMethod):
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """||sum_h alpha f(x)||, (batch, query, key)."""
-        return summed_norms(record.weights, record.values, record.W_O, gate=record.gate)
+        return MEASURES["summed_norms"].compute(record)
 
 
 class LayerAttentionNorm(LayerMethod):
@@ -202,5 +202,4 @@ class LayerAttentionNorm(LayerMethod):
 
     def measure(self, record: AttentionRecord, heads: str) -> Tensor:
         """||alpha f(x)||, (batch, head, query, key), or ||sum_h alpha f(x)||, (batch, query, key)."""
-        norms = head_norms if heads == "each" else summed_norms
-        return norms(record.weights, record.values, record.W_O, gate=record.gate)
+        return MEASURES["head_norms" if heads == "each" else "summed_norms"].compute(record)

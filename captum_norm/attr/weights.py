@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from captum_norm.attr._base import MapMethod
 from captum_norm.capture import AttentionRecord
+from captum_norm.measures import MEASURES
 
 
 class AttentionWeights(MapMethod):
@@ -37,9 +37,4 @@ class AttentionWeights(MapMethod):
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """Mean over heads of alpha, (batch, query, key); rows sum to 1."""
-        return mean_weights(record)
-
-
-def mean_weights(record: AttentionRecord) -> Tensor:
-    """Mean over heads of alpha, (batch, query, key), in float32 at least."""
-    return record.weights.mean(dim=1, dtype=torch.promote_types(record.weights.dtype, torch.float32))
+        return MEASURES["mean_weights"].compute(record)
