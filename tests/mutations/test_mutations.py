@@ -1,6 +1,7 @@
 """The mutation run says killed of a change that a test notices, survived of one that none does, and touches nothing."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.mutations.__main__ import ROOT, main
 from tests.mutations.change import Change, RunError
 from tests.mutations.changes import CHANGES
-from tests.mutations.run import outcomes
+from tests.mutations.run import outcomes as outcomes_with
 
 TESTS = "test_sums.py"
 SOURCE = '''
@@ -49,6 +50,9 @@ def test_down():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
+
+
+outcomes = partial(outcomes_with, imports=["pytest"])
 
 
 def change(find: str, replace: str, tests: str = TESTS, unnoticed: str = "") -> Change:
