@@ -14,12 +14,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "functional/block.py",
         ("_CANCELS = 0.1", "_CANCELS = 0.0"),
-        ("rest -= self.b_O", "rest += self.b_O"),
-    ),
-    *changes_of(
-        "functional/block_quantities.py",
         ("torch.where(m + p == 0, 0.0, m / (m + p))", "torch.where(m + p == 0, 0.0, p / (m + p))"),
-        tests="functional/test_block.py",
+        ("rest -= self.b_O", "rest += self.b_O"),
     ),
     *changes_of("functional/normalization.py", ("+ self.eps).sqrt_()", ").sqrt_()"), tests="functional/test_block.py"),
     *changes_of("functional/aggregate.py", ("1 + layer.sum(-1, k", "layer.sum(-1, k")),
@@ -72,7 +68,11 @@ CHANGES: list[Change] = [
     ),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size')),
     # ---------------------------------------------------------------------------------------------------- visualization
-    *changes_of("visualization/style.py", ("0.7152 * green", "0.1152 * green"), ("> 0.27 else", "> 0.2 else")),
+    *changes_of(
+        "visualization/style.py",
+        ("0.7152 * green", "0.1152 * green"),
+        ("> 0.27 else", "> 0.2 else"),
+    ),
     *changes_of(
         "visualization/one_example.py",
         ("scores[..., queries, :]", "scores"),
@@ -241,7 +241,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/_split.py",
-        ('<= tolerance("split", bias.dtype) * size', "<= 1e3 * size"),
+        ('tolerance("split", bias.dtype) * size', "1e3 * size"),
         ("torch.set_grad_enabled(self._grad_modes.pop())", "self._grad_modes.pop()"),
         ("/ real.sum(1, keepdim=True))[:", ")[:"),
     ),
@@ -375,5 +375,9 @@ CHANGES: list[Change] = [
     ),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name"), tests="test_cli.py"),
     # ---------------------------------------------------------------------------------------------------------- methods
-    *changes_of("methods.py", ("np.random.set_state(state)", "pass"), ("each[row : row + 1]", "each[:1]")),
+    *changes_of(
+        "methods.py",
+        ("np.random.set_state(state)", "pass"),
+        ("each[row : row + 1]", "each[:1]"),
+    ),
 ]  # fmt: skip
