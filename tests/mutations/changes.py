@@ -14,8 +14,12 @@ CHANGES: list[Change] = [
     *changes_of(
         "functional/block.py",
         ("_CANCELS = 0.1", "_CANCELS = 0.0"),
-        ("torch.where(m + p == 0, 0.0, m / (m + p))", "torch.where(m + p == 0, 0.0, p / (m + p))"),
         ("rest -= self.b_O", "rest += self.b_O"),
+    ),
+    *changes_of(
+        "functional/block_quantities.py",
+        ("torch.where(m + p == 0, 0.0, m / (m + p))", "torch.where(m + p == 0, 0.0, p / (m + p))"),
+        tests="functional/test_block.py",
     ),
     *changes_of("functional/normalization.py", ("+ self.eps).sqrt_()", ").sqrt_()"), tests="functional/test_block.py"),
     *changes_of("functional/aggregate.py", ("1 + layer.sum(-1, k", "layer.sum(-1, k")),
