@@ -1,0 +1,230 @@
+"""Is what the package says of a random transformer right, refused by name, wrong without a word, or a crash?"""
+
+from __future__ import annotations
+
+import linecache
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import captum_norm
+from tests.random_models.config import Config
+from tests.random_models.definitions import METHODS, Answer, definitions
+from tests.random_models.model import RandomTransformer, arguments, make_model
+from tests.random_models.oracle import Oracle
+from tests.random_models.parameters import Inputs, Parameters, draw_inputs, draw_parameters
+from tests.random_models.truth import Call, Truth
+
+Status = Literal["right", "refused", "silent", "crash"]
+CHECKS = ("attention_maps", *METHODS)
+
+TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""How far numbers may be from the truth, relative to the largest: rounding of a whole model, and no more."""
+
+_PACKAGE = str(Path(captum_norm.__file__).parent)
+_OURS = (ValueError, TypeError, NotImplementedError, captum_norm.InexactCaptureError)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one check on one model.
+
+    Attributes:
+        check: ``"attention_maps"`` or the method's name.
+        status: ``"right"``, ``"refused"`` (an error of ours), ``"silent"`` (an answer that is not the truth) or
+            ``"crash"`` (another error).
+        what: the error's type, or what is wrong with the answer.
+        message: the error's text.
+        named: whether a refusal names a module of the model.
+    """
+
+    check: str
+    status: Status
+    what: str = ""
+    message: str = ""
+    named: bool = False
+
+
+class Case:
+    """A random transformer, its inputs, and the truth about both.
+
+    Raises:
+        AssertionError: by ``truth``, if the second form of the function does not give the model's output: a fault of
+            this machine, not of the package.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.parameters: Parameters = draw_parameters(config)
+        self.inputs: Inputs = draw_inputs(config)
+        self.model: RandomTransformer = make_model(config, self.parameters, self.inputs.row)
+        self.tensors, self.told = arguments(config, self.inputs)
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The model's own."""
+        with torch.no_grad():
+            return self.model(*self.tensors, *self.told)
+
+    @cached_property
+    def truth(self) -> Truth:
+        truth = Oracle(self.config, self.parameters, self.inputs).run()
+        error = self._error_of(self._twin_output, truth)
+        if not error <= 1e-7:
+            raise AssertionError(f"two forms of one function differ by {error:.1e}: {self.config}")
+        return truth
+
+    @cached_property
+    def tolerance(self) -> float:
+        """How far an answer may be from the truth: rounding of the output shows how much this model magnifies it."""
+        return max(TOLERANCE[self.config.dtype], 10 * self._error_of(self.output, self.truth))
+
+    @cached_property
+    def _twin_output(self) -> Tensor:
+        """The output of the same modules with the same parameters in float64."""
+        exact = replace(self.config, dtype="float64")
+        model, (tensors, told) = make_model(exact, self.parameters, self.inputs.row), arguments(exact, self.inputs)
+        with torch.no_grad():
+            return model(*tensors, *told)
+
+    def _error_of(self, found: Tensor, truth: Truth) -> float:
+        expected = truth.output
+        if found.ndim == 3 and found.shape[1] == truth.real.shape[1]:
+            expected, found = expected[truth.real], found[truth.real]
+        return distance(found, expected)
+
+    @cached_property
+    def answers(self) -> dict[str, Answer | None]:
+        return definitions(self.truth)
+
+    def ask_for_maps(self) -> Any:
+        """The package's maps."""
+        given = (*self.tensors, *self.told)
+        return captum_norm.attention_maps(self.model, given if len(given) > 1 else given[0])
+
+    def ask(self, method: str) -> Answer:
+        """The package's answer of one method, (batch, position) for each input."""
+        attribution = getattr(captum_norm, method)(self.model)
+        needs_target = method == "DecompX" or self.config.readout != "every position"
+        given = self.tensors if len(self.tensors) > 1 else self.tensors[0]
+        scores = attribution.attribute(
+            given, target=self.truth.target if needs_target else None, additional_forward_args=self.told or None
+        )
+        scores = scores if isinstance(scores, tuple) else (scores,)
+        return tuple(s.double() if s.ndim == 2 else s.double().flatten(2).sum(-1) for s in scores)
+
+    def findings(self, checks: tuple[str, ...] = CHECKS) -> list[Finding]:
+        """Every check, classified."""
+        assert self.truth
+        return [self._checked(check) for check in checks]
+
+    def _checked(self, check: str) -> Finding:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answer = self.ask_for_maps() if check == "attention_maps" else self.ask(check)
+        except Exception as error:
+            return self._error(check, error)
+        return self.judged(check, answer)
+
+    def judged(self, check: str, answer: Any) -> Finding:
+        """An answer beside the truth."""
+        if check == "attention_maps":
+            wrong = wrong_maps(answer, self.truth, self.tolerance)
+        else:
+            wrong = wrong_scores(answer, self.answers[check], self.tolerance)
+        return Finding(check, "silent" if wrong else "right", wrong)
+
+    def _error(self, check: str, error: Exception) -> Finding:
+        names = {name for name, _ in self.model.named_modules() if name}
+        message = str(error)
+        named = any(name in message for name in names)
+        status: Status = "refused" if _is_ours(error) else "crash"
+        return Finding(check, status, type(error).__name__, message, named)
+
+
+def _is_ours(error: Exception) -> bool:
+    """An error that the package raised by a statement of its own."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, _OURS):
+        return False
+    file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+    return file.startswith(_PACKAGE) and linecache.getline(file, line).strip().startswith("raise")
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest number expected; infinite for other shapes and for NaN."""
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        return float("inf")
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    return float((found.double() - expected).abs().max()) / (scale or 1.0) if expected.numel() else 0.0
+
+
+def wrong_scores(answer: Answer, expected: Answer | None, tolerance: float) -> str:
+    """What is wrong with scores; ``""`` if nothing."""
+    if expected is None:
+        return "an answer where there is none"
+    errors = [distance(a, e) for a, e in zip(answer, expected, strict=True)]
+    worst = max(errors)
+    return f"off by {worst:.2g} of the largest score" if worst > tolerance else ""
+
+
+def wrong_maps(maps: Any, truth: Truth, tolerance: float) -> str:
+    """What is wrong with the maps of all calls; ``""`` if nothing."""
+    found = list(range(len(maps.calls)))
+    for number, call in enumerate(truth.calls):
+        here = next((i for i in found if not _differs(maps, i, call, truth, tolerance)), None)
+        if here is not None:
+            found.remove(here)
+        elif number in truth.used:
+            near = f": {_differs(maps, number, call, truth, tolerance)}" if number < len(maps.calls) else ""
+            return f"call {number} of {len(truth.calls)} is not among the {len(maps.calls)} maps{near}"
+    return f"map {found[0]} is none of the model's calls" if found else ""
+
+
+def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> str:
+    """In what a map differs from a call; ``""`` if in nothing.  Rows of padding are not looked at."""
+    norms, weights = call.summed_norms(), call.weights
+    if maps.summed_norms[i].shape != norms.shape:
+        return f"its shape is {tuple(maps.summed_norms[i].shape)}, that of the call {tuple(norms.shape)}"
+    rows = torch.ones(norms.shape[:2], dtype=torch.bool)
+    if call.query_source == len(truth.lengths) - 1 and rows.shape == truth.real.shape:
+        rows = truth.real
+    found = maps.weights[i].double()
+    if found.shape[1] == 1 and torch.equal(weights, weights[:, :1].expand_as(weights)):
+        found = found.expand_as(weights)  # one map for all heads that share it
+    if found.shape != weights.shape:
+        return f"its weights have {found.shape[1]} heads, those of the call {weights.shape[1]}"
+    pairs = {
+        "summed_norms": (maps.summed_norms[i].double()[rows], norms[rows]),
+        "weights": (found.transpose(1, 2)[rows], weights.transpose(1, 2)[rows]),
+    }
+    for name, (a, b) in pairs.items():
+        error = distance(a, b)
+        if error > tolerance:
+            return f"its {name} are off by {error:.2g}"
+    if maps.calls[i].kind != call.kind:
+        return f"it is called {maps.calls[i].kind!r}, and is {call.kind!r}"
+    keys = maps.keys[i]
+    if keys is not None and (call.key_index is None or keys.index.tolist() != call.key_index.tolist()):
+        return f"its keys are said to be {keys.index.tolist()}, and are {_listed(call.key_index)}"
+    return ""
+
+
+def _listed(index: Tensor | None) -> Any:
+    return "no positions" if index is None else index.tolist()
+
+
+def broken(case: Case, check: str, break_it: Callable[[Any], Any]) -> Finding:
+    """What the machine says of an answer that was made wrong on purpose."""
+    answer = case.ask_for_maps() if check == "attention_maps" else case.ask(check)
+    return case.judged(check, break_it(answer))

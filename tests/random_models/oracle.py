@@ -1,0 +1,613 @@
+"""The same function written a second time, slowly, from the formulas: what its attention calls really did.
+
+The oracle takes a config, the parameters in their mathematical form and the inputs.  It never sees the model, its
+modules or a torch operation that the model ran, and shares no code with ``captum_norm``.  That its output equals the
+model's shows that it is the same function; everything else it knows (weights, values, what feeds what, what mixes
+positions, what the output reads, whose share is whose) it knows because it computed the output from it.
+
+A state carries, beside its value, two accounts that are kept by hand at every step:
+
+- ``parts``: the state as a sum of one part for each token and one for the biases, with everything held fixed that is
+  not linear (DecompX).  A state that no mixing has touched belongs to its own token as a whole, biases included.
+- ``reach`` and ``alti``: how much of each token a row is, by rollout and by ALTI; None from where that is not defined.
+
+Axes: b batch, n row, p part (tokens of all inputs, then biases), t token, h head, q query, k key, e head_dim, d model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.random_models.config import LINEAR_MIXERS, Config
+from tests.random_models.formulas import (
+    changed_weights,
+    gru,
+    linear_mixer,
+    position_bias,
+    second_position,
+    tokens_mixed,
+    turned,
+)
+from tests.random_models.parameters import (
+    AttentionParameters,
+    FeedForwardParameters,
+    Inputs,
+    LayerParameters,
+    NormParameters,
+    Parameters,
+)
+from tests.random_models.truth import Call, State, Truth
+
+EPS = 1e-5
+
+
+class Oracle:
+    """Runs the second form.
+
+    Args:
+        config, parameters, inputs: of the model.
+        erased: (call, key): the values of this key are zero in this call, the weights being what they are.
+        probed: every call's output is cut off from what it is made of and has a tensor of zeros added,
+            ``probes[call]``, whose gradients tell where the call's rows go without passing through another call.
+    """
+
+    def __init__(
+        self, config: Config, parameters: Parameters, inputs: Inputs, erased: tuple[int, int] | None = None,
+        probed: bool = False,
+    ) -> None:  # fmt: skip
+        self.config, self.parameters, self.inputs, self.erased = config, parameters, inputs, erased
+        self.probed, self.probes = probed, []
+        self.calls: list[Call] = []
+        self.empty_rows = False
+        self.lengths = tuple(t.shape[1] for t in inputs.tensors)
+
+    def run(self) -> Truth:
+        """The truth about the model at its inputs."""
+        memory = None
+        if self.config.stack == "encoder-decoder":
+            memory = self._embedded(0)
+            for layer in self.parameters.encoder:
+                memory = self._layer(memory, layer, None, visible=None)
+        state = self._stream(self._embedded(len(self.lengths) - 1), memory)
+        if self.config.mixer_place == "end":
+            state = self.mixed_by(state)
+        if self.config.norm in ("pre", "sandwich"):
+            state = self.norm(state, self.parameters.final)
+        return self._read(state)
+
+    # --------------------------------------------------------------------------------------- steps on one position
+
+    def _embedded(self, source: int) -> State:
+        tokens, p = self.inputs.tensors[source], self.parameters
+        x = p.embedding[tokens] if self.config.inputs == "ids" else tokens.double().clone()
+        n, d = x.shape[1:]
+        if self.config.position == "learned":
+            x = x + p.positions[:n]
+        elif self.config.position == "sinusoidal":
+            for position in range(n):
+                for i in range(0, d, 2):
+                    angle = position / 100.0 ** (i / d)
+                    x[:, position, i] += math.sin(angle)
+                    x[:, position, i + 1] += math.cos(angle)
+        one = torch.zeros(len(x), n, sum(self.lengths), dtype=torch.float64)
+        offset = sum(self.lengths[:source])
+        for position in range(n):
+            one[:, position, offset + position] = 1
+        state = State(x, None, True, source, torch.arange(n), one, one)
+        return replace(state, parts=self._own_parts(state))
+
+    def _own_parts(self, state: State) -> Tensor:
+        """Each row belongs to its own token."""
+        b, n, d = state.value.shape
+        parts = state.value.new_zeros(sum(self.lengths) + 1, b, n, d)
+        offset = sum(self.lengths[: state.source])
+        for position in range(n):
+            parts[offset + position, :, position] = state.value[:, position]
+        return parts
+
+    def linear(self, state: State, W: Tensor, b: Tensor) -> State:
+        """x W + b."""
+        return self._affine(state, state.value @ W, lambda parts: parts @ W, b)
+
+    def _affine(self, state: State, product: Tensor, of_parts: Callable[[Tensor], Tensor], bias: Tensor) -> State:
+        moved = replace(state, value=product + bias)
+        if state.pure:
+            return replace(moved, parts=self._own_parts(moved))
+        if state.parts is None:
+            return moved
+        parts = of_parts(state.parts)
+        parts = torch.cat([parts[:-1], parts[-1:] + bias])
+        return replace(moved, parts=parts)
+
+    def norm(self, state: State, p: NormParameters) -> State:
+        """LayerNorm or RMSNorm, its divisor held fixed."""
+        sigma = self.sigma(state.value)
+        beta = p.beta if self._centres else torch.zeros_like(p.beta)
+
+        def scaled(x: Tensor) -> Tensor:
+            return self.centred(x) / sigma * p.gamma
+
+        return self._affine(state, scaled(state.value), scaled, beta)
+
+    @property
+    def _centres(self) -> bool:
+        return self.config.norm_form.startswith("layer") or self.config.attention == "TransformerEncoderLayer"
+
+    def centred(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self._centres else x
+
+    def sigma(self, x: Tensor) -> Tensor:
+        return (self.centred(x).square().mean(-1, keepdim=True) + EPS).sqrt()
+
+    def activated(self, state: State, name: str) -> State:
+        """act(z), as act(z)/z times z."""
+        z = state.value
+        y = {
+            "relu": lambda z: z * (z > 0),
+            "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
+            "silu": lambda z: z / (1 + (-z).exp()),
+            "gated": lambda z: z / (1 + (-z).exp()),
+            "tanh": lambda z: (z.exp() - (-z).exp()) / (z.exp() + (-z).exp()),
+        }[name](z)
+        slope = torch.where(z == 0, 0.0, y / z)
+        return self._affine(state, y, lambda parts: parts * slope, torch.zeros_like(y[0, 0]))
+
+    def feed_forward(self, state: State, p: FeedForwardParameters, mixer: bool) -> State:
+        state = self.mixed_by(state) if mixer else state
+        up = self.activated(self.linear(state, p.W_1, p.b_1), self.config.feed_forward)
+        if self.config.feed_forward == "gated":
+            other = self.linear(state, p.W_3, p.b_3)
+
+            def halves(_: Tensor) -> Tensor:
+                return 0.5 * up.parts * other.value + 0.5 * up.value * other.parts
+
+            up = self._affine(up, up.value * other.value, halves, torch.zeros_like(up.value[0, 0]))
+        return self.linear(up, p.W_2, p.b_2)
+
+    def total(self, *states: State, reach: Tensor | None, alti: Tensor | None, scale: float = 1.0) -> State:
+        """A sum of states; what it reaches is for the caller to say."""
+        first = states[0]
+        known = all(s.parts is not None for s in states)
+        index = first.index if all(_same(first.index, s.index) for s in states) else None
+        return State(
+            value=sum(s.value for s in states) * scale,
+            parts=sum(s.parts for s in states) * scale if known else None,
+            pure=all(s.pure for s in states),
+            source=first.source,
+            index=index,
+            reach=reach,
+            alti=alti,
+            calls=frozenset().union(*(s.calls for s in states)),
+            parents=frozenset().union(*(s.parents for s in states)),
+            mixers=tuple(dict.fromkeys(m for s in states for m in s.mixers)),
+        )
+
+    def beside(self, x: State, out: State) -> State:
+        """x plus work on its single positions: a row stays what it is."""
+        out, moved = self._in_place(x, out)
+        return self.total(x, out, reach=None if moved else x.reach, alti=None if moved else x.alti)
+
+    def _in_place(self, x: State, out: State) -> tuple[State, bool]:
+        """``out`` with its rows counted as those of x, which it is added to, and whether that takes a mixer."""
+        if _same(out.index, x.index):
+            return out, out.mixers != x.mixers
+        return replace(out, index=x.index, mixers=(*x.mixers, self.config.mixer)), True
+
+    # ------------------------------------------------------------------------------------------------ attention
+
+    def attention(
+        self, x: State, memory: State, p: AttentionParameters, visible: Tensor | None, cross: bool = False
+    ) -> tuple[State, Call]:
+        """What an attention part gives out, and the call."""
+        alpha = self._weights(x.value, memory.value, p, visible, cross)
+        h = len(p.W_O)
+        shared = h // len(p.W_V)
+        values = torch.stack([memory.value @ p.W_V[i // shared] + p.b_V[i // shared] for i in range(h)], 1)
+        mixed = torch.einsum("bhqk,bhke->bhqe", alpha, values)
+        gate = self._gate(x.value, mixed, p)
+        number = len(self.calls)
+        kind = "cross" if cross else "causal" if _looks_back(visible, x.index) else "self"
+        call = Call(
+            alpha, values, p.W_O, p.b_O, gate, kind, x.source, x.index, memory.source, memory.index,
+            memory.parents, memory.mixers,
+        )  # fmt: skip
+        self.calls.append(call)
+        if self.erased is not None and self.erased[0] == number:
+            values = values.clone()
+            values[:, :, self.erased[1]] = 0
+            mixed = torch.einsum("bhqk,bhke->bhqe", alpha, values)
+        gated = mixed if gate is None else mixed * gate
+        value = torch.einsum("bhqe,hed->bqd", gated, p.W_O) + p.b_O
+        if self.probed:
+            probe = torch.zeros_like(value, requires_grad=True)
+            self.probes.append(probe)
+            value = value.detach() + probe
+        state = State(
+            value=value,
+            parts=self._attention_parts(memory, call, p, shared),
+            pure=False,
+            source=x.source,
+            index=x.index,
+            reach=None,
+            alti=None,
+            calls=x.calls | memory.calls | {number},
+            parents=frozenset({number}),
+        )
+        return state, call
+
+    def _attention_parts(self, memory: State, call: Call, p: AttentionParameters, shared: int) -> Tensor | None:
+        if memory.parts is None:
+            return None
+        total: Any = 0
+        for i in range(len(p.W_O)):
+            if memory.pure:  # the values are the token's own, b_V included
+                values = self._own_parts(replace(memory, value=call.values[:, i]))
+            else:
+                values = memory.parts @ p.W_V[i // shared]
+                values = torch.cat([values[:-1], values[-1:] + p.b_V[i // shared]])
+            mixed = torch.einsum("bqk,pbke->pbqe", call.weights[:, i], values)
+            if call.gate is not None:
+                mixed = mixed * call.gate[:, i]
+            total = total + mixed @ p.W_O[i]
+        return torch.cat([total[:-1], total[-1:] + p.b_O])
+
+    def _weights(
+        self, x: Tensor, memory: Tensor, p: AttentionParameters, visible: Tensor | None, cross: bool
+    ) -> Tensor:  # fmt: skip
+        change = p.change
+        alpha = self._softmax(x, memory, p.W_Q, p.b_Q, p.W_K, p.b_K, p, visible, cross)
+        if change == "differential":
+            zero_q, zero_k = torch.zeros_like(p.b_Q), torch.zeros_like(p.b_K)
+            plain = second_position(self.config)
+            second = self._softmax(
+                x, memory, p.extra["W_Q2"], zero_q, p.extra["W_K2"], zero_k, p, visible, cross, plain
+            )  # fmt: skip
+            return alpha - 0.4 * second
+        return changed_weights(alpha, change, p.extra)
+
+    def _softmax(
+        self, x: Tensor, memory: Tensor, W_Q: Tensor, b_Q: Tensor, W_K: Tensor, b_K: Tensor, p: AttentionParameters,
+        visible: Tensor | None, cross: bool, position: str | None = None,
+    ) -> Tensor:  # fmt: skip
+        b, n, m, h = len(x), x.shape[1], memory.shape[1], len(W_Q)
+        position = "none" if cross else self.config.position if position is None else position
+        alpha = x.new_zeros(b, h, n, m)
+        for i in range(h):
+            group = i // (h // len(W_K))
+            q, k = x @ W_Q[i] + b_Q[i], memory @ W_K[group] + b_K[group]
+            if position == "rotary":
+                q, k = turned(q), turned(k)
+            scores = torch.einsum("bne,bme->bnm", q, k) / math.sqrt(q.shape[-1])
+            scores = scores + position_bias(position, i, h, n, m, p.extra["relative"])
+            scores = scores if visible is None else torch.where(visible, scores, -math.inf)
+            largest = scores.amax(-1, keepdim=True)
+            total = (scores - largest).exp().sum(-1, keepdim=True)
+            if p.change == "sink":
+                total = total + (p.extra["sink"][i] - largest).exp()
+            alpha[:, i] = (scores - largest).exp() / total
+        return alpha
+
+    def _gate(self, x: Tensor, mixed: Tensor, p: AttentionParameters) -> Tensor | None:
+        """What multiplies the mixed values, (b, h, q, e)."""
+        change, (b, h, n, e) = p.change, mixed.shape
+        if change == "gate on heads":
+            gate = 1 / (1 + (-(x @ p.extra["head gate"])).exp())
+            return torch.stack([gate[..., i, None].expand(b, n, e) for i in range(h)], 1)
+        if change == "gate on elements":
+            gate = 1 / (1 + (-(x @ p.extra["element gate"])).exp())
+            return torch.stack([gate[..., i * e : (i + 1) * e] for i in range(h)], 1)
+        if change == "norm before the projection":
+            square = sum(mixed[:, i].square().sum(-1) for i in range(h)) / (h * e)
+            gamma = p.extra["sub norm"].view(h, 1, e)
+            return gamma / (square + 1e-6).sqrt()[:, None, :, None]
+        return None
+
+    # ---------------------------------------------------------------------------------------------------- layers
+
+    def visible(self, n: int) -> Tensor | None:
+        """(b, n, n) bool, who may see whom."""
+        c, real = self.config, self.inputs.real
+        if c.mask == "none" and not c.padding:
+            return None
+        visible = torch.zeros(c.batch, n, n, dtype=torch.bool)
+        for i in range(n):
+            for j in range(n):
+                seen = {
+                    "none": True,
+                    "causal": j <= i,
+                    "window": abs(i - j) <= 1,
+                    "causal window": i - 2 <= j <= i,
+                    "prefix": j <= i or (i < 2 and j < 2),
+                }[c.mask]
+                for example in range(c.batch):
+                    is_real = not c.padding or bool(real[example, j])
+                    itself = i == j and not is_real
+                    visible[example, i, j] = (seen and is_real) or itself
+        return visible
+
+    def _layer(
+        self, x: State, p: LayerParameters, memory: State | None, visible: Tensor | None, mixer: bool = False
+    ) -> State:  # fmt: skip
+        if self.config.beside:
+            return self._parallel_layer(x, p, visible, mixer)
+        x = self._attended(x, p, "attention", visible)
+        if p.cross is not None:
+            assert memory is not None
+            x = self._attended(x, p, "cross", None, memory)
+        norm = self.config.norm
+        if norm == "none":
+            return self.beside(x, self.feed_forward(x, p.feed_forward, mixer))
+        if norm == "post":
+            return self.norm(self.beside(x, self.feed_forward(x, p.feed_forward, mixer)), p.norms["feed forward"])
+        out = self.feed_forward(self.norm(x, p.norms["feed forward"]), p.feed_forward, mixer)
+        out = self.norm(out, p.norms["feed forward out"]) if norm == "sandwich" else out
+        return self.beside(x, out)
+
+    def _attended(
+        self, x: State, p: LayerParameters, name: str, visible: Tensor | None, memory: State | None = None
+    ) -> State:  # fmt: skip
+        """x with attention's output added, norms where they belong."""
+        norm = self.config.norm
+        y = self.norm(x, p.norms[name]) if norm in ("pre", "sandwich") else x
+        of = y if memory is None else memory
+        part = p.attention if memory is None else p.cross
+        assert part is not None
+        out, call = self.attention(y, of, part, visible, cross=memory is not None)
+        raw = out
+        inner = p.norms[f"{name} out"] if norm == "sandwich" else None
+        outs = [out if inner is None else self.norm(out, inner)]
+        calls = [call]
+        if p.side is not None and memory is None:
+            side, second = self.attention(y, of, p.side, visible)
+            if norm == "sandwich":  # the norm stands behind the sum
+                both = self.total(out, side, reach=None, alti=None)
+                outs = [self.norm(both, p.norms[f"{name} out"])]
+            else:
+                outs.append(side)
+            calls.append(second)
+        reach = self._reached(x, of, calls)
+        total = self.total(x, *outs, reach=reach, alti=None)
+        outer = p.norms[name] if norm == "post" else None
+        result = total if outer is None else self.norm(total, outer)
+        alti = None
+        if len(calls) == 1:
+            alti = self._alti(x, of, call, raw.value, inner, total.value, outer, result.value, cross=memory is not None)
+        return replace(result, alti=alti)
+
+    def _parallel_layer(self, x: State, p: LayerParameters, visible: Tensor | None, mixer: bool) -> State:
+        """Attention and feed-forward beside each other on the same input."""
+        norm = self.config.norm
+        y = x if norm == "post" else self.norm(x, p.norms["attention"])
+        out, call = self.attention(y, y, p.attention, visible)
+        fed = self.feed_forward(y, p.feed_forward, mixer)
+        raw, inner = out.value, p.norms["attention out"] if norm == "sandwich" else None
+        if norm == "sandwich":
+            out, fed = self.norm(out, p.norms["attention out"]), self.norm(fed, p.norms["feed forward out"])
+        fed, moved = self._in_place(x, fed)
+        total = self.total(x, out, fed, reach=None if moved else self._reached(x, y, [call]), alti=None)
+        if norm == "post":
+            result = self.norm(total, p.norms["attention"])
+            alti = self._alti(x, y, call, raw, None, total.value, p.norms["attention"], result.value)
+        else:
+            result = total
+            attended = x.value + out.value
+            alti = self._alti(x, y, call, raw, inner, attended, None, attended)
+        return replace(result, alti=None if moved else alti)
+
+    def _reached(self, x: State, memory: State, calls: list[Call]) -> Tensor | None:
+        """(sum of A reach(keys) + reach(x)) / row sum."""
+        if x.reach is None or memory.reach is None:
+            return None
+        total, mass = x.reach, torch.ones_like(x.reach[..., :1])
+        for call in calls:
+            A = call.weights.mean(1)
+            total, mass = total + A @ memory.reach, mass + A.sum(-1, keepdim=True)
+        return total / mass
+
+    def _alti(
+        self, x: State, memory: State, call: Call, attended: Tensor, inner: NormParameters | None, total: Tensor,
+        outer: NormParameters | None, y: Tensor, cross: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        """c reach, with c_ij = max(0, ||y_i|| - ||y_i - t_ij||) / row sum in L1."""
+        if x.alti is None or memory.alti is None:
+            return None
+        vectors = call.vectors().sum(1)  # (b, q, k, d)
+        own = x.value
+        if inner is not None:
+            vectors = self.centred(vectors) / self.sigma(attended)[:, :, None] * inner.gamma
+        n = vectors.shape[1]
+        columns = [vectors[:, :, k] for k in range(vectors.shape[2])]
+        if cross:
+            columns.append(own)
+        else:
+            for i in range(n):
+                columns[i][:, i] = columns[i][:, i] + own[:, i]
+        t = torch.stack(columns, 2)
+        if outer is not None:
+            t = self.centred(t) / self.sigma(total)[:, :, None] * outer.gamma
+        length = y.abs().sum(-1)[..., None]
+        c = length - (y[:, :, None] - t).abs().sum(-1)
+        c = torch.where(c > 1e-12 * length, c, 0.0)  # less is rounding: a masked key brings nothing nearer
+        total_c = c.sum(-1, keepdim=True)
+        self.empty_rows |= bool((total_c == 0).any())
+        c = torch.where(total_c > 0, c / total_c, 0.0)
+        if cross:
+            return c[..., :-1] @ memory.alti + c[..., -1:] * x.alti
+        return c @ memory.alti
+
+    def _stream(self, x: State, memory: State | None) -> State:
+        c, p = self.config, self.parameters
+        start, other, kept = x, x, []
+        x = self.mixed_by(x) if c.mixer_place == "before" else x
+        for number, layer in enumerate(p.layers):
+            visible = self.visible(x.value.shape[1])
+            inside = c.mixer_place == "inside" and (number == 0 or c.shared)
+            if c.branch == "embedding again" and number:
+                x = self.total(x, start, reach=_mean(x.reach, start.reach), alti=None)
+            if c.branch == "interleaved":
+                other = self._layer(other, p.other[number], memory, visible)
+            if c.branch == "unused":
+                self._layer(x, p.other[number], memory, visible)
+            x = self._layer(x, layer, memory, visible, inside)
+            if number == 0 and c.mixer_place == "between":
+                x = self.mixed_by(x)
+            elif number == 0 and c.mixer_place == "beside":
+                x = self.beside(x, self.mixed_by(x))
+            kept.append(x)
+        if c.branch == "two towers":
+            for layer in p.other:
+                other = self._layer(other, layer, memory, self.visible(other.value.shape[1]))
+        if c.branch in ("two towers", "interleaved"):
+            return self.total(x, other, reach=_mean(x.reach, other.reach), alti=None)
+        if c.branch == "long skip":
+            return self.total(x, start, reach=_mean(x.reach, start.reach), alti=None)
+        if c.branch == "dense mean":
+            reach = _mean(*(k.reach for k in kept))
+            return self.total(*kept, reach=reach, alti=kept[0].alti if len(kept) == 1 else None, scale=1 / len(kept))
+        return kept[0] if c.readout == "hidden layer" else x
+
+    # ---------------------------------------------------------------------------------------------------- mixers
+
+    def mixed_by(self, state: State) -> State:
+        """What the config's mixer makes of a state."""
+        name, p = self.config.mixer, self.parameters.mixer
+        n, d = state.value.shape[1:]
+        mixed = replace(state, pure=False, reach=None, alti=None, mixers=(*state.mixers, name))
+        if name in LINEAR_MIXERS:
+            T, bias = linear_mixer(name, n, d, p)
+            if name in ("roll", "flip"):
+                order = [(i - 1) % n for i in range(n)] if name == "roll" else [n - 1 - i for i in range(n)]
+                moved = None if state.index is None else state.index[order]
+                reach, alti = (None if r is None else r[:, order] for r in (state.reach, state.alti))
+                mixed = replace(mixed, index=moved, reach=reach, alti=alti, mixers=state.mixers, pure=False)
+                parts = None if state.parts is None else state.parts[:, :, order]
+                return replace(mixed, value=state.value[:, order], parts=parts)
+            mixed = replace(mixed, index=None) if name == "halved" else mixed
+            return self._transformed(state, mixed, T, bias)
+        if name == "token mlp":
+            T, bias = tokens_mixed(p["tokens"], p["token bias"], n, d)
+            T2, bias2 = tokens_mixed(p["tokens 2"], p["token bias 2"], n, d)
+            hidden = self.activated(self._transformed(state, mixed, T, bias), "gelu")
+            return self._transformed(hidden, hidden, T2, bias2)
+        if name == "gru":
+            return replace(mixed, value=gru(state.value, p), parts=None)
+        if name == "squeeze":
+            gate = 1 / (1 + (-(state.value.mean(1, keepdim=True) @ p["squeeze"])).exp())
+            value, parts = state.value * gate, None if state.parts is None else state.parts * gate
+        else:
+            centred, parts = state.value - state.value.mean((1, 2), keepdim=True), state.parts
+            sigma = (centred.square().mean((1, 2), keepdim=True) + EPS).sqrt()
+            value = centred / sigma
+            if parts is not None:
+                parts = (parts - parts.mean((2, 3), keepdim=True)) / sigma
+        return replace(mixed, value=value, parts=parts)
+
+    def _transformed(self, state: State, mixed: State, T: Tensor, bias: Tensor) -> State:
+        """x_i = sum_j T_ij x_j + bias."""
+        value = torch.einsum("idje,bje->bid", T, state.value) + bias
+        if state.parts is None:
+            return replace(mixed, value=value, parts=None)
+        parts = torch.einsum("idje,pbje->pbid", T, state.parts)
+        parts = torch.cat([parts[:-1], parts[-1:] + bias])
+        return replace(mixed, value=value, parts=parts)
+
+    # --------------------------------------------------------------------------------------------------- read-out
+
+    def _read(self, x: State) -> Truth:
+        c, readout, (b, n, _) = self.config, self.config.readout, x.value.shape
+        real = self.inputs.real if n == self.inputs.real.shape[1] else torch.ones(b, n, dtype=torch.bool)
+        W, bias = self.parameters.classifier
+        rows: Tensor | None = self._rows(x, real)
+        target: Any = self.inputs.target_class
+        if readout in ("every position", "row in target"):
+            logits = self.linear(x, W, bias)
+            assert rows is not None
+            # With padding the row of the convention differs by example, and a target has one row for the batch.
+            number = self.inputs.row if c.padding or readout == "row in target" else int(rows[0].argmax())
+            target = (number, target)
+            parts = None if logits.parts is None else logits.parts[:, :, number, target[1]]
+            output = logits.value
+        else:
+            pooled = self._picked(x, rows, real)
+            if readout == "pooler":
+                pooled = self.activated(self.linear(pooled, *self.parameters.pooler), "tanh")
+            logits = self.linear(pooled, W, bias)
+            output = logits.value[:, 0]
+            parts = None if logits.parts is None else logits.parts[:, :, 0, target]
+        if readout == "max pooling" or (x.mixers and c.mixer_place == "end"):
+            rows = None
+        reach, alti = ((None if r is None or rows is None else torch.einsum("bn,bnt->bt", rows, r))
+                       for r in (x.reach, x.alti))  # fmt: skip
+        placed = None
+        if rows is not None and x.index is not None:
+            placed = torch.zeros(b, self.lengths[-1], dtype=torch.float64).index_add(1, x.index, rows)
+        return Truth(
+            output=output,
+            calls=self.calls,
+            used=x.calls,
+            rows=placed,
+            by_convention=readout == "every position",
+            reach=reach,
+            alti=alti,
+            shares=None if parts is None else parts[:-1].T,
+            real=self.inputs.real,
+            target=target,
+            mixers=x.mixers,
+            lengths=self.lengths,
+            empty_rows=self.empty_rows,
+            last=x,
+        )
+
+    def _rows(self, x: State, real: Tensor) -> Tensor | None:
+        """(b, n): how much of each row the output reads."""
+        readout, (b, n, _) = self.config.readout, x.value.shape
+        rows = torch.zeros(b, n, dtype=torch.float64)
+        if readout == "every position":
+            readout = "last" if self.config.causal else "first"
+        for example in range(b):
+            positions = [i for i in range(n) if real[example, i]]
+            if readout in ("first", "pooler", "hidden layer"):
+                rows[example, 0 if readout == "pooler" else positions[0]] = 1
+            elif readout == "last":
+                rows[example, positions[-1]] = 1
+            elif readout in ("fixed row", "row in target"):
+                rows[example, self.inputs.row] = 1
+            elif readout == "mean":
+                rows[example, positions] = 1 / len(positions)
+            elif readout == "attention pooling":
+                scores = x.value[example, positions] @ self.parameters.pooling
+                e = (scores - scores.max()).exp()
+                rows[example, positions] = (e / e.sum()).detach()
+        return rows
+
+    def _picked(self, x: State, rows: Tensor, real: Tensor) -> State:
+        if self.config.readout != "max pooling":
+            value = torch.einsum("bn,bnd->bd", rows, x.value)[:, None]
+            parts = None if x.parts is None else torch.einsum("bn,pbnd->pbd", rows, x.parts)[:, :, None]
+            return replace(x, value=value, parts=parts, pure=False)
+        chosen = x.value.masked_fill(~real[..., None], float("-inf")).argmax(1, keepdim=True)
+        value = x.value.gather(1, chosen)
+        parts = None if x.parts is None else x.parts.gather(2, chosen.expand(len(x.parts), *chosen.shape))
+        return replace(x, value=value, parts=parts, pure=False)
+
+
+def _looks_back(visible: Tensor | None, index: Tensor | None) -> bool:
+    """Whether no position sees a later one; rows count where they are no positions."""
+    if visible is None:
+        return False
+    index = torch.arange(visible.shape[-1]) if index is None else index
+    return not (visible & (index[None, :] > index[:, None])).any()
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and torch.equal(a, b)
+
+
+def _mean(*reaches: Tensor | None) -> Tensor | None:
+    return None if any(r is None for r in reaches) else sum(reaches) / len(reaches)
