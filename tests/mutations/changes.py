@@ -126,20 +126,20 @@ CHANGES: list[Change] = [
         ("> first[:, None]", ">= first[:, None]"),
         ("[-1].clone()  # some", "[-1]  # some"),
         ("torch.random.fork_rng(sorted(devices))", "torch.enable_grad()"),
-        tests="test_forward.py",
+        tests="forward",
     ),
     *changes_of(
         "forward/embedding.py",
         ("                handle.remove()", "                pass"),
         ("if get_ident() != thread:", "if False:"),
-        tests="test_forward.py",
+        tests="forward",
     ),
     *changes_of(
         "forward/hugging_face.py",
         ("/ share.sum(1, keepdim=True)", "/ share.shape[1]"),
         ("main = main.clone()", "main = main"),
         ("eps ** 0.75 * size", "eps ** 0.05 * size"),
-        tests="test_forward.py",
+        tests="forward",
     ),
     # -------------------------------------------------------------------------------------------------------- alignment
     *changes_of(
