@@ -4,7 +4,6 @@ import fcntl
 import io
 import os
 import stat
-import time
 
 import pytest
 import torch
@@ -135,19 +134,3 @@ def test_mistakes_are_answered_in_one_line_and_leave_no_file(capsys, tmp_path, m
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert not list(tmp_path.iterdir())
-
-
-def test_a_page_of_64_tokens_takes_less_than_a_second_beyond_loading():
-    from captum_norm.cli.loading import Loaded
-    from captum_norm.models import load_sentiment
-
-    model, tokenizer = load_sentiment()
-    loaded = Loaded(model, tokenizer, "the sentiment model", "classes")
-    view_page(loaded, TEXT)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        page = view_page(loaded, "a warm and funny film that never feels forced " * 7)
-        seconds.append(time.perf_counter() - start)
-    assert 60 <= len(written(page)) <= 70
-    assert min(seconds) < 1

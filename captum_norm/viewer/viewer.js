@@ -125,7 +125,7 @@
       .map((name) => ({ id: name, title: content.looks[name].title, dot: content.looks[name].colours })),
   ];
   const state = {
-    example: 0, call: 0, head: ALL, mode: hasWeight && hasNorm ? "both" : MODES[0].id, scale: "map", threshold: 0,
+    example: 0, call: 0, head: ALL, view: "map", mode: hasWeight && hasNorm ? "both" : MODES[0].id, scale: "map", threshold: 0,
     row: 0, column: 0, held: false,
   };
   const decoded = content.examples.map(() => []); // by example and call
@@ -353,45 +353,104 @@
       this.title.append(made("span", "", `${map.unit}${map.colours === "weight" && state.head === ALL && !map.title.includes("mean") ? ", mean of heads" : ""}`));
       this.map.setAttribute("aria-label", `${map.title}: ${map.rows} rows that attend, ${map.columns} columns attended to. Arrow keys move.`);
       this.limit = limits(map, asideOf(), this.mode, state.head);
-      this.measure(width);
-      this.paint();
+      this.queries = queriesOf();
+      this.keys = keysOf();
+      this.shape = state.view === "links" ? new Links(this) : new Cells(this);
+      this.shape.measure(width);
+      this.shape.paint();
       this.drawLegend();
       this.mark();
     }
 
-    measure(width) {
-      const { rows, columns } = this.drawn, context = this.base.getContext("2d");
-      this.queries = queriesOf();
-      this.keys = keysOf();
-      const rough = Math.min(34, (width - 60) / columns, Math.max(720 / rows, 1));
-      this.size = Math.max(9.5, Math.min(12.5, rough * 0.72));
-      context.font = `${this.size}px ${FONT}`;
-      const widest = (axis, n) => {
-        let most = 0;
-        for (let i = 0; i < n; i++) most = Math.max(most, context.measureText(nameOf(axis, i)).width);
-        return Math.min(104, Math.ceil(most)) + 10;
-      };
-      this.left = widest(this.queries, rows);
-      this.top = widest(this.keys, columns);
-      this.cell = Math.max(1, Math.min(34, (width - this.left - 2) / columns, Math.max(720 / rows, 1)));
-      if (this.cell > 3) this.cell = Math.floor(this.cell * 2) / 2;
-      this.width = Math.ceil(this.left + this.cell * columns) + 2;
-      this.height = Math.ceil(this.top + this.cell * rows) + 2;
-      const ratio = Math.min(window.devicePixelRatio || 1, 8000 / Math.max(this.width, this.height));
+    mark() {
+      // The row and column that are looked at, over the map, so that the map need not be drawn again.
+      if (!this.drawn) return;
+      const row = Math.min(state.row, this.drawn.rows - 1), column = Math.min(state.column, this.drawn.columns - 1);
+      const context = this.over.getContext("2d");
+      context.clearRect(0, 0, this.over.width, this.over.height);
+      this.shape.mark(context, row, column);
+    }
+
+    cellAt(event) {
+      if (!this.drawn) return null;
+      const box = this.base.getBoundingClientRect();
+      return this.shape.cellAt(event.clientX - box.left, event.clientY - box.top);
+    }
+
+    drawLegend() {
+      const ramp = rampOf(this.drawn), context = this.gradient.getContext("2d"), line = context.createImageData(256, 1);
+      new Uint32Array(line.data.buffer).set(ramp.pixels);
+      context.putImageData(line, 0, 0);
+      const most = this.limit.length ? Math.max(...this.limit) : 0, signed = this.drawn.signed, row = state.scale === "row";
+      const told = this.mode === "difference" ? (v) => percent(v, true) : short;
+      this.low.textContent = row ? (signed ? "−" : "0") : signed ? told(-most) : "0";
+      this.high.textContent = row ? "each row’s largest" : told(most);
+    }
+  }
+
+  class Shape {
+    // How a panel draws its map: what the two ways of drawing share.
+    constructor(panel) {
+      this.panel = panel;
+      const { drawn, queries, keys, limit, base, over } = panel;
+      Object.assign(this, { drawn, queries, keys, limit, base, over });
+    }
+
+    fit(width, height) {
+      this.width = width;
+      this.height = height;
+      const ratio = Math.min(window.devicePixelRatio || 1, 8000 / Math.max(width, height));
       for (const canvas of [this.base, this.over]) {
-        canvas.width = Math.round(this.width * ratio);
-        canvas.height = Math.round(this.height * ratio);
-        canvas.style.width = `${this.width}px`;
-        canvas.style.height = `${this.height}px`;
+        canvas.width = Math.round(width * ratio);
+        canvas.height = Math.round(height * ratio);
+        canvas.style.width = `${width}px`;
+        canvas.style.height = `${height}px`;
         canvas.getContext("2d").setTransform(ratio, 0, 0, ratio, 0, 0);
       }
+    }
+
+    widest(axis, n, most) {
+      const context = this.base.getContext("2d");
+      context.font = `${this.size}px ${FONT}`;
+      let widest = 0;
+      for (let i = 0; i < n; i++) widest = Math.max(widest, context.measureText(nameOf(axis, i)).width);
+      return Math.min(most, Math.ceil(widest)) + 10;
+    }
+
+    shownParts() {
+      // What the threshold is held against; null where there is none.
+      if (state.threshold <= 0) return null;
+      return this.drawn.signed ? this.drawn.values : shares(this.drawn, asideOf());
+    }
+
+    pair(row, column) {
+      // A row or a column of -1 is the partner of the other: a pointer on a label means the token itself.
+      const { rowOf, columnOf } = current.partners;
+      if (row < 0) return { column, row: rowOf[column] >= 0 ? rowOf[column] : state.row };
+      if (column < 0) return { row, column: columnOf[row] >= 0 ? columnOf[row] : state.column };
+      return { row, column };
+    }
+  }
+
+  class Cells extends Shape {
+    // A cell for each row and column.
+    measure(width) {
+      const { rows, columns } = this.drawn;
+      const rough = Math.min(34, (width - 60) / columns, Math.max(720 / rows, 1));
+      this.size = Math.max(9.5, Math.min(12.5, rough * 0.72));
+      this.left = this.widest(this.queries, rows, 104);
+      this.top = this.widest(this.keys, columns, 104);
+      this.cell = Math.max(1, Math.min(34, (width - this.left - 2) / columns, Math.max(720 / rows, 1)));
+      if (this.cell > 3) this.cell = Math.floor(this.cell * 2) / 2;
+      this.fit(Math.ceil(this.left + this.cell * columns) + 2, Math.ceil(this.top + this.cell * rows) + 2);
     }
 
     paint() {
       const { rows, columns } = this.drawn, context = this.base.getContext("2d"), { cell, left, top } = this;
       context.clearRect(0, 0, this.width, this.height);
       context.imageSmoothingEnabled = false;
-      context.drawImage(picture(this.cells(), rows, columns), left, top, cell * columns, cell * rows);
+      this.picture = picture(this.cells(), rows, columns);
+      context.drawImage(this.picture, left, top, cell * columns, cell * rows);
       if (cell >= 8) {
         context.fillStyle = surface.paper;
         const gap = cell >= 16 ? 1 : 0.5;
@@ -410,7 +469,7 @@
     cells() {
       const { values, rows, columns, signed } = this.drawn, aside = asideOf(), pixels = new Uint32Array(values.length);
       const ramp = rampOf(this.drawn).pixels, empty = pixelOf(surface.panel), blank = ramp[signed ? 128 : 0];
-      const part = state.threshold > 0 ? (signed ? values : shares(this.drawn, aside)) : null, least = state.threshold / 100;
+      const part = this.shownParts(), least = state.threshold / 100;
       for (let row = 0, i = 0; row < rows; row++) {
         const limit = this.limit[row];
         for (let c = 0; c < columns; c++, i++) {
@@ -470,12 +529,8 @@
       context.restore();
     }
 
-    mark() {
-      // The row and column that are looked at, over the map, so that the map need not be drawn again.
-      if (!this.drawn) return;
-      const context = this.over.getContext("2d"), { cell, left, top } = this, { rows, columns } = this.drawn;
-      const row = Math.min(state.row, rows - 1), column = Math.min(state.column, columns - 1);
-      context.clearRect(0, 0, this.width, this.height);
+    mark(context, row, column) {
+      const { cell, left, top } = this, { rows, columns } = this.drawn;
       context.strokeStyle = surface.held;
       context.lineWidth = cell < 4 ? 1 : 1.5;
       const thick = Math.max(cell, 3), from = (i) => (i + 0.5) * cell - thick / 2;
@@ -493,28 +548,123 @@
       context.fillStyle = surface.paper;
       this.write(context, "row", row);
       this.write(context, "column", column);
+      if (cell < 6 && rows * cell > 240 && columns * cell > 240) this.magnify(context, row, column);
     }
 
-    cellAt(event) {
-      if (!this.drawn) return null;
-      const box = this.base.getBoundingClientRect(), { rows, columns } = this.drawn;
-      const column = Math.floor((event.clientX - box.left - this.left) / this.cell);
-      const row = Math.floor((event.clientY - box.top - this.top) / this.cell);
-      if (row >= rows || column >= columns || (row < 0 && column < 0)) return null;
-      const { rowOf, columnOf } = current.partners; // on a label: the token itself
-      if (row < 0) return { column, row: rowOf[column] >= 0 ? rowOf[column] : state.row };
-      if (column < 0) return { row, column: columnOf[row] >= 0 ? columnOf[row] : state.column };
-      return { row, column };
+    magnify(context, row, column) {
+      // What lies around the chosen cell, where cells are too small to be seen: in the half of the map away from it.
+      const around = 6, side = 132, { rows, columns } = this.drawn, whole = 2 * around + 1;
+      const x = column * this.cell < (columns * this.cell) / 2 ? this.left + columns * this.cell - side - 8 : this.left + 8;
+      const y = Math.max(this.top + 8, Math.min(this.top + rows * this.cell - side - 8, this.top + row * this.cell - side / 2));
+      context.save();
+      context.fillStyle = surface.panel;
+      context.fillRect(x - 3, y - 3, side + 6, side + 6);
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.picture, column - around, row - around, whole, whole, x, y, side, side);
+      context.strokeStyle = surface.held;
+      context.lineWidth = 1.5;
+      context.strokeRect(x - 3, y - 3, side + 6, side + 6);
+      context.strokeRect(x + (around * side) / whole, y + (around * side) / whole, side / whole, side / whole);
+      context.restore();
     }
 
-    drawLegend() {
-      const ramp = rampOf(this.drawn), context = this.gradient.getContext("2d"), line = context.createImageData(256, 1);
-      new Uint32Array(line.data.buffer).set(ramp.pixels);
-      context.putImageData(line, 0, 0);
-      const most = this.limit.length ? Math.max(...this.limit) : 0, signed = this.drawn.signed, row = state.scale === "row";
-      const told = this.mode === "difference" ? (v) => percent(v, true) : short;
-      this.low.textContent = row ? (signed ? "−" : "0") : signed ? told(-most) : "0";
-      this.high.textContent = row ? "each row’s largest" : told(most);
+    cellAt(x, y) {
+      const column = Math.floor((x - this.left) / this.cell), row = Math.floor((y - this.top) / this.cell);
+      if (row >= this.drawn.rows || column >= this.drawn.columns || (row < 0 && column < 0)) return null;
+      return this.pair(Math.max(row, -1), Math.max(column, -1));
+    }
+  }
+
+  class Links extends Shape {
+    // Two columns of tokens, those that attend on the left, and a line for each pair, the stronger the more there is.
+    measure(width) {
+      const { rows, columns } = this.drawn, most = Math.max(rows, columns);
+      this.step = most > 120 ? 13 : most > 40 ? 16 : 20;
+      this.size = Math.min(12.5, this.step * 0.78);
+      this.left = this.widest(this.queries, rows, 120);
+      this.right = this.widest(this.keys, columns, 120);
+      this.middle = Math.max(70, Math.min(320, width - this.left - this.right - 2));
+      this.top = this.step;
+      this.fit(this.left + this.middle + this.right, most * this.step + this.top + 4);
+    }
+
+    y(i) {
+      return this.top + (i + 0.5) * this.step;
+    }
+
+    paint() {
+      const context = this.base.getContext("2d"), { values, rows, columns } = this.drawn, aside = asideOf();
+      const part = this.shownParts(), least = state.threshold / 100;
+      context.clearRect(0, 0, this.width, this.height);
+      context.font = `${Math.min(this.size, 11)}px ${FONT}`;
+      context.fillStyle = surface.muted;
+      context.textBaseline = "middle";
+      context.textAlign = "left";
+      context.fillText("attends", 2, this.top / 2);
+      context.textAlign = "right";
+      context.fillText("attended to", this.width - 2, this.top / 2);
+      const faintest = values.length > 20000 ? 0.08 : 0.02; // of the largest: what lies below is not seen among the rest
+      for (let row = 0, i = 0; row < rows; row++)
+        for (let column = 0; column < columns; column++, i++)
+          if (!aside.has(column) && !(part && Math.abs(part[i]) < least)) this.line(context, row, column, faintest, 0.8);
+      this.tokens(context, () => null);
+    }
+
+    line(context, row, column, faintest, strength) {
+      const value = this.drawn.values[row * this.drawn.columns + column], limit = this.limit[row];
+      const part = limit > 0 ? Math.min(1, Math.abs(value) / limit) : 0;
+      if (part < faintest) return;
+      const ramp = rampOf(this.drawn).css, x = this.left + this.middle;
+      context.strokeStyle = this.drawn.signed ? ramp[value < 0 ? 20 : 235] : ramp[surface.dark ? 165 : 180];
+      context.globalAlpha = Math.min(1, part * strength);
+      context.lineWidth = 0.6 + 2.4 * part;
+      context.beginPath();
+      context.moveTo(this.left, this.y(row));
+      context.bezierCurveTo(this.left + this.middle * 0.4, this.y(row), x - this.middle * 0.4, this.y(column), x, this.y(column));
+      context.stroke();
+      context.globalAlpha = 1;
+    }
+
+    tokens(context, shade) {
+      context.font = `${this.size}px ${FONT}`;
+      for (let row = 0; row < this.drawn.rows; row++) this.token(context, "row", row, shade("row", row));
+      for (let column = 0; column < this.drawn.columns; column++) this.token(context, "column", column, shade("column", column));
+    }
+
+    token(context, side, i, place) {
+      const attends = side === "row", x = attends ? 0 : this.left + this.middle, room = attends ? this.left : this.right;
+      const ramp = rampOf(this.drawn);
+      if (place === undefined) return;
+      if (place !== null) {
+        context.fillStyle = place < 0 ? surface.held : ramp.css[place];
+        context.fillRect(attends ? 0 : x + 2, this.y(i) - this.step / 2 + 0.5, room - 2, this.step - 1);
+      }
+      context.fillStyle = place === null ? surface.ink : place < 0 ? surface.paper : ramp.ink[place];
+      context.textAlign = attends ? "right" : "left";
+      context.textBaseline = "middle";
+      const name = nameOf(attends ? this.queries : this.keys, i);
+      context.fillText(clip(context, name, room - 9), attends ? this.left - 6 : x + 6, this.y(i) + 0.5);
+    }
+
+    mark(context, row, column) {
+      const { values, rows, columns, signed } = this.drawn, aside = asideOf();
+      context.fillStyle = surface.paper;
+      context.globalAlpha = 0.88;
+      context.fillRect(this.left, this.top, this.middle, this.height);
+      context.globalAlpha = 1;
+      for (let r = 0; r < rows; r++) if (r !== row && !aside.has(column)) this.line(context, r, column, 0.004, 0.45);
+      for (let c = 0; c < columns; c++) if (!aside.has(c)) this.line(context, row, c, 0.004, 1);
+      const taken = (r, c) => (aside.has(c) ? undefined : step(values[r * columns + c], this.limit[r], signed));
+      this.tokens(context, (side, i) => {
+        if (i === (side === "row" ? row : column)) return -1;
+        return side === "row" ? taken(i, column) : taken(row, i);
+      });
+    }
+
+    cellAt(x, y) {
+      const i = Math.floor((y - this.top) / this.step), attends = x < this.left + this.middle / 2;
+      if (i < 0 || i >= (attends ? this.drawn.rows : this.drawn.columns)) return null;
+      return attends ? this.pair(i, -1) : this.pair(-1, i);
     }
   }
 
@@ -581,7 +731,7 @@
   }
   function sizeLine(line, heads) {
     line.style.setProperty("--heads", heads + 1);
-    line.style.setProperty("--thumb", heads > 20 ? "15px" : heads > 10 ? "17px" : "22px");
+    line.style.setProperty("--thumb", heads > 20 ? "14px" : heads > 10 ? "12.5px" : "18px");
   }
 
   function atlasRow(call, heads) {
@@ -994,7 +1144,8 @@
 
   function drawPanels() {
     const room = at("panels").clientWidth, half = (room - 26) / 2;
-    const beside = panels.length > 1 && room >= 620 && (half - 80) / keysOf().written.length >= 1;
+    const cell = (half - 70) / keysOf().written.length;
+    const beside = panels.length > 1 && half >= 240 && (state.view === "links" || cell >= (room >= 620 ? 1 : 7));
     for (const panel of panels) panel.draw(beside ? half : room);
   }
 
@@ -1010,7 +1161,8 @@
     at("large-note").textContent = `${told.name || "unnamed"} · ${exact ? "read exactly" : "not read exactly"}: error ${short(told.error)} (allowed ${short(told.tolerance)})`;
     const asideNames = [...asideOf()].sort((a, b) => a - b).map((i) => nameOf(keysOf(), i));
     at("legend-note").textContent = [
-      "Rows attend, columns are attended to.",
+      state.view === "map" ? "Rows attend, columns are attended to." : "",
+      state.view === "links" ? "Lines into the chosen token are paler than those from it." : "",
       state.threshold ? `Cells below ${state.threshold} % of their row are left empty.` : "",
       asideNames.length ? `Set aside, in no scale and no share: ${asideNames.join(", ")}.` : "",
       generatedFrom(keysOf()) > 0 ? "The dashed line stands between the prompt and what was generated." : "",
@@ -1019,6 +1171,7 @@
     modes.forEach((button) => button.setAttribute("aria-checked", button === one));
     modes.forEach((button) => (button.tabIndex = button === (one || modes[0]) ? 0 : -1));
     at("more").value = one ? "" : state.mode;
+    for (const button of at("views").children) button.setAttribute("aria-pressed", button.dataset.view === state.view);
     at("scale").value = state.scale;
     at("threshold").value = state.threshold;
     at("threshold-value").textContent = `${state.threshold} %`;
@@ -1185,7 +1338,7 @@
     const actions = {
       "[": () => choose({ call: stepCall(-1) }), "]": () => choose({ call: stepCall(1) }),
       ",": () => choose({ head: stepHead(-1) }), ".": () => choose({ head: stepHead(1) }),
-      x: () => setAside(), "+": () => setThreshold(state.threshold + 1), "-": () => setThreshold(state.threshold - 1),
+      x: () => setAside(), l: () => choose({ view: state.view === "map" ? "links" : "map" }), "+": () => setThreshold(state.threshold + 1), "-": () => setThreshold(state.threshold - 1),
       e: () => choose({ example: (state.example + 1) % content.examples.length }), t: nextTheme, "?": () => at("help").showModal(),
     };
     const action = mode ? () => setMode(mode.id) : actions[event.key];
@@ -1203,6 +1356,7 @@
       at("more").append(option);
     }
     at("more").addEventListener("change", (event) => event.target.value && setMode(event.target.value));
+    for (const button of at("views").children) button.addEventListener("click", () => choose({ view: button.dataset.view }));
     for (const mode of MODES.filter((one) => one.key)) {
       const button = made("button");
       button.type = "button";
@@ -1288,6 +1442,6 @@
   }
 
   // Where a cell of a map lies, for tests and for scripts that drive the page.
-  window.captumNorm = { geometry: (place) => ({ left: panels[place].left, top: panels[place].top, cell: panels[place].cell }) };
+  window.captumNorm = { geometry: (place) => panels[place].shape };
   open();
 })();

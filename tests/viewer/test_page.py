@@ -5,7 +5,6 @@ import hashlib
 import html
 import json
 import re
-import time
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -125,7 +124,4 @@ def test_maps_too_large_for_a_notebook_say_how_to_write_them():
 
 def test_64_tokens_12_layers_and_12_heads_fit_into_a_few_hundred_kilobytes():
     maps = made_maps(attention(64, heads=12, calls=12), [[f"token{i}" for i in range(64)]])
-    start = time.perf_counter()
-    page = to_html(maps)
-    assert len(page.encode()) < 800_000
-    assert time.perf_counter() - start < 5
+    assert len(to_html(maps).encode()) < 800_000
