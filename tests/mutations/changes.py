@@ -70,6 +70,27 @@ CHANGES: list[Change] = [
         (".cpu().clone(memory_format=torch.contiguous_format)", ".cpu()"),
         ('"queries")', ")"),
     ),
+    # ----------------------------------------------------------------------------------------------------------- viewer
+    *changes_of(
+        "viewer/packing.py",
+        ("np.sqrt(np.abs(parts))", "np.abs(parts)"),
+        ("codes >> 8", "codes >> 7"),
+        ("levels // 2\n", "levels // 4\n"),
+    ),
+    *changes_of(
+        "viewer/content.py",
+        ("torch.cat([columns, beyond])", "torch.cat([beyond, columns])"),
+        ('tensor.index_select(axes.index("query"), rows)', "tensor"),
+        ("if wrong <= _ALIKE * largest else None", "if wrong >= 0 else None"),
+        ("head % call.heads for head in held", "head for head in held"),
+    ),
+    *changes_of(
+        "viewer/labels.py",
+        ("byte not in plain", "byte in plain"),
+        ('return tokens[i].startswith("##")', 'return tokens[0].startswith("##")'),
+    ),
+    *changes_of("viewer/page.py", ('for character in "<>&', 'for character in "'), ("html.escape(told", "str(told")),
+    *changes_of("viewer/pictures.py", ("picture - picture.min()", "picture")),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size')),
     # ---------------------------------------------------------------------------------------------------- visualization
     *changes_of(
@@ -377,6 +398,7 @@ CHANGES: list[Change] = [
         ("width_of(text) > width - 1", "width_of(text) > width"),
         tests="test_cli.py",
     ),
+    *changes_of("cli/view.py", ("os.path.realpath(asked.output)", "asked.output"), tests="test_cli_view.py"),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name"), tests="test_cli.py"),
     # ---------------------------------------------------------------------------------------------------------- methods
     *changes_of(
