@@ -93,7 +93,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedText:
     """Everything that is printed and saved."""
 
     text: str
@@ -215,7 +215,7 @@ class Comparison:
         return "\n".join(map(draw.wrap, lines))
 
 
-def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loaded) -> Comparison:
+def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loaded) -> ComparedText:
     from captum_norm.cli.loading import check_length
     from captum_norm.maps import checked_calls
 
@@ -234,7 +234,7 @@ def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loa
     target = None if prediction is None else prediction.target_index
     results = {name: run_method(name, loaded.model, encoding, target) for name in chosen}
     words, special = _words(asked.text, encoding, loaded)
-    return Comparison(asked.text, loaded, words, special, prediction, results, calls, left_out)
+    return ComparedText(asked.text, loaded, words, special, prediction, results, calls, left_out)
 
 
 def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
