@@ -134,8 +134,8 @@ class TestTheTokenizer:
         assert len(tokenizer("film")["input_ids"]) == 3
         assert len(tokenizer("film " * 300)["input_ids"]) == 302
 
-    def test_its_files_own_settings_are_switched_off(self, sentiment):
-        pieces = sentiment[1].backend_tokenizer
+    def test_its_files_own_settings_are_switched_off(self):
+        pieces = load_sentiment()[1].backend_tokenizer  # one that no call has set yet
         assert pieces.padding is None
         assert pieces.truncation is None
 

@@ -122,7 +122,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "models/translation.py",
         ("set(loaded.missing_keys)", "set()"),
-        tests="models/training/test_translation_writing.py",
+        tests="models/test_translation.py",
     ),
     *changes_of("models/training/bleu.py", ("min(0.0, 1 - lengths", "(1 - lengths")),
     *changes_of("models/training/translation_batches.py", ("(len(part) + 1) > size", "len(part) > size")),
@@ -197,11 +197,6 @@ CHANGES: list[Change] = [
         ),
     ),
     *changes_of(
-        "study/run/runner.py",
-        ('setdefault(scorer.special == "keep", {})', "setdefault(True, {})"),
-        tests="study/test_study.py",
-    ),
-    *changes_of(
         "study/run/store.py",
         ('execute("ROLLBACK")', 'execute("COMMIT")'),
         ("return None if value != value else value", "return value or None"),
@@ -210,8 +205,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "study/metrics/order.py",
         ("fraction * count - 1e-9", "fraction * count"),
-        ("descending=True, stable=True", "descending=True"),
-        tests="study/metrics/test_erasure.py study/metrics/test_metric.py",
+        ("descending=True, stable=True", "descending=True", "on a CPU torch sorts so anyway; on a GPU it does not"),
     ),
     *changes_of(
         "study/metrics/perturbed.py",

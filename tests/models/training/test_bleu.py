@@ -23,6 +23,11 @@ class TestBleu:
         theirs = "one two three four five six seven eight".split()
         assert bleu([theirs[:4]], [theirs]) == pytest.approx(100 * torch.e ** (1 - 2))
 
+    def test_a_long_translation_gains_nothing_by_its_length(self):
+        theirs = "one two three four five".split()
+        precisions = 5 / 6 * 4 / 5 * 3 / 4 * 2 / 3
+        assert bleu([[*theirs, "six"]], [theirs]) == pytest.approx(100 * precisions**0.25)
+
     def test_nothing_to_compare_is_refused(self):
         with pytest.raises(ValueError, match="1 translations for 0 references"):
             bleu([["a"]], [])

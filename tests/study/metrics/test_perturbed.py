@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.study.metrics import METRICS, AOPCComprehensiveness, LeaveOneOutCorrelation, LogOdds
+from captum_norm.study.metrics.perturbed import perturbed
 from tests.study.metrics.bag import BagOfTokens, forward, random_scored
 
 
@@ -31,6 +32,16 @@ def test_copies_run_in_full_batches_and_the_unperturbed_examples_once():
     LeaveOneOutCorrelation(max_rows=64)(through, scored)
     LeaveOneOutCorrelation(measure_of_rank="spearman")(through, replace(scored, scores=-scored.scores))
     assert model.rows == [2, 4, 4, 2, 40]
+
+
+@pytest.mark.parametrize("max_rows", [2, 100])
+def test_copies_are_told_apart_however_they_are_run_together(max_rows):
+    scored, through = random_scored(), forward()
+    examples = torch.tensor([1, 0, 2, 2, 1, 0, 2])
+    keep = torch.rand(len(examples), scored.removable.shape[1]) < torch.linspace(0, 1, len(examples))[:, None]
+    together = perturbed(through, scored, examples, keep, "delete", max_rows)
+    alone = [perturbed(through, scored, examples[[i]], keep[[i]], "delete", 1) for i in range(len(examples))]
+    torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_what_is_kept_for_the_next_metric_is_not_mistaken_for_another_target_or_text():

@@ -30,12 +30,13 @@ def finished(method=0, **fields):
 def test_every_bit_of_a_score_is_kept(tmp_path):
     numbers = torch.tensor([0.1, -0.0, 1e-310, torch.finfo(torch.float64).max, 1 / 3], dtype=torch.float64)
     with Store(tmp_path / "s.db") as store:
-        store.add(finished(scores={0: numbers}, values={(0, 0): 1 / 3, (1, 0): float("nan"), (2, 0): float("inf")}))
+        values = dict(enumerate([1 / 3, float("nan"), float("inf"), 0.0]))
+        store.add(finished(scores={0: numbers}, values={(metric, 0): value for metric, value in values.items()}))
     with Store(tmp_path / "s.db", readonly=True) as store:
         [(blob,)] = store.rows("SELECT scores FROM scores")
         values = [value for (value,) in store.rows("SELECT value FROM metrics ORDER BY metric")]
     assert scores_of(blob).tobytes() == numbers.numpy().tobytes()
-    assert values == [1 / 3, None, float("inf")]
+    assert values == [1 / 3, None, float("inf"), 0.0]
 
 
 def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
@@ -111,6 +112,15 @@ def test_another_model_or_other_data_are_not_mixed_in(tmp_path):
         study.forward.model.classifier.bias += 1e-6
     with pytest.raises(StoreMismatchError, match=r"model.blake2b was"):
         study.run(tiny.examples(), tmp_path / "s.db", progress=False)
+
+
+def test_a_store_of_another_format_is_refused(tmp_path):
+    Store(tmp_path / "s.db").close()
+    base = sqlite3.connect(tmp_path / "s.db")
+    base.execute("PRAGMA user_version = 99")
+    base.close()
+    with pytest.raises(ValueError, match="a store of format 99; this version reads format 1"):
+        Store(tmp_path / "s.db")
 
 
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
