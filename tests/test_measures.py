@@ -1,5 +1,7 @@
 """The table of measures is whole: every row computes what it says, and every name in it is a name elsewhere."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,17 @@ def test_measures_of_one_head_have_a_head_and_those_of_all_have_none():
         if measure.of_one_head:
             assert not measure.has_axis("head")
             assert MEASURES[measure.of_one_head].has_axis("head")
+
+
+@pytest.mark.parametrize(
+    ("feed_forward", "lacking"),
+    [("behind", ""), ("beside", ""), ("later", ""), ("several", "several feed-forward parts"), ("", "no feed-forward")],
+)
+def test_what_stands_behind_the_feed_forward_part_needs_one_wherever_it_is(record, feed_forward, lacking):
+    block = replace(record.block, feed_forward=feed_forward)
+    found = MEASURES["globenc_norms"].lacks(replace(record, block=block))
+    assert lacking in found
+    assert bool(found) == bool(lacking)
 
 
 def test_a_record_without_its_block_has_what_needs_no_block():

@@ -56,20 +56,21 @@ CHANGES: list[Change] = [
         "measures.py",
         ("record.weights.mean(dim=1, ", "record.weights.mean(dim=-1, "),
         ('in ("behind", "beside", "later")', 'in ("behind", "beside")'),
-        ("gate.shape[-1] == 1:", "gate.shape[-1] == 2:"),
     ),
+    *changes_of("measures.py", ("gate.shape[-1] == 1:", "gate.shape[-1] == 2:"), tests="maps"),
     *changes_of(
         "maps/choices.py",
         ('startswith(f"{choice}.")', 'startswith(f"{choice}")'),
         ("W_O=record.W_O[heads]", "W_O=record.W_O"),
         ("index=record.queries.index[rows]", "index=record.queries.index"),
     ),
-    *changes_of("maps/reading.py", ("self.choices.layers is None or bool(met)", "True")),
+    *changes_of("maps/reading.py", ("self.choices.layers is None or bool(met)", "True"), tests="maps"),
     *changes_of(
         "maps/saving.py",
         (".cpu().clone(memory_format=torch.contiguous_format)", ".cpu()"),
         ('"queries")', ")"),
     ),
+    *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size'), tests="maps visualization"),
     # ----------------------------------------------------------------------------------------------------------- viewer
     *changes_of(
         "viewer/packing.py",
@@ -91,7 +92,6 @@ CHANGES: list[Change] = [
     ),
     *changes_of("viewer/page.py", ('for character in "<>&', 'for character in "'), ("html.escape(told", "str(told")),
     *changes_of("viewer/pictures.py", ("picture - picture.min()", "picture")),
-    *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size')),
     # ---------------------------------------------------------------------------------------------------- visualization
     *changes_of(
         "visualization/style.py",
