@@ -21,7 +21,7 @@ from captum_norm.study.metrics.erasure import (
     LogOdds,
     Sufficiency,
 )
-from captum_norm.study.metrics.leave_one_out import LeaveOneOutCorrelation
+from captum_norm.study.metrics.leave_one_out import LeaveOneOutChangeCorrelation, LeaveOneOutCorrelation
 from captum_norm.study.metrics.metric import Attribute, Metric
 from captum_norm.study.metrics.plausibility import AUPRC, IOU, TokenF1, average_precision, random_average_precision
 from captum_norm.study.metrics.randomised import RandomisedWeights
@@ -54,6 +54,7 @@ __all__ = [
     "DeletionArea",
     "Infidelity",
     "InsertionArea",
+    "LeaveOneOutChangeCorrelation",
     "LeaveOneOutCorrelation",
     "LogOdds",
     "Metric",

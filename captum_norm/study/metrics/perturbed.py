@@ -2,6 +2,7 @@
 
     intact(forward, scored)                          -> log p(target | x)          (b,)
     perturbed(forward, scored, examples, keep, ...)  -> log p(target | x, keep)    (r,)
+    changes(forward, scored, examples, keep, ...)    -> how far the answers move   (r,), (r,)
 
 Axes: b batch, s sequence, r row (a copy of example ``examples[r]`` in which the tokens ``keep[r]`` stay), c class.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +28,7 @@ def intact(forward: HFForward, scored: Scored) -> Tensor:
     """log p(target | x) of the examples as they are, (b,) float64; computed once for each batch."""
 
     def run() -> Tensor:
-        everything = torch.ones_like(scored.removable)
-        return _log_probabilities(forward, scored, torch.arange(len(scored)), everything, lambda copies: copies)
+        return _of_target(scored, _intact_answers(forward, scored), torch.arange(len(scored)))
 
     log_p: Tensor = remembered(scored, (forward, "intact"), run)
     return log_p
@@ -52,16 +53,26 @@ def perturbed(
     Raises:
         ValueError: if this model's tokens cannot be removed in this way, or an output is no finite number.
     """
-    apply = removal_named(removal).apply
-    keep = keep | ~scored.removable[examples]
-    rows, place = torch.unique(torch.cat([examples[:, None], keep.long()], dim=1), dim=0, return_inverse=True)
-    # Copies of like length run together: where tokens are deleted, a chunk is as short as its longest copy.
-    by_length = (rows[:, 1:].bool() & scored.removable[rows[:, 0]]).sum(1).argsort(descending=True, stable=True)
-    log_p = [
-        _log_probabilities(forward, scored, chunk[:, 0], chunk[:, 1:].bool(), apply)
-        for chunk in torch.split(rows[by_length], max_rows)
-    ]
-    return torch.cat(log_p)[by_length.argsort()[place]]
+    return _of_copies(forward, scored, examples, keep, removal, max_rows, partial(_of_target, scored))
+
+
+def changes(
+    forward: HFForward, scored: Scored, examples: Tensor, keep: Tensor, removal: str, max_rows: int
+) -> tuple[Tensor, Tensor]:
+    """How far the answer moves when some tokens are gone; arguments and errors are those of `perturbed`.
+
+    Returns:
+        p(target | x) - p(target | x, keep), and the total variation distance 1/2 sum over classes of |Δp|: (r,) float64
+        each.
+    """
+    before = _intact_answers(forward, scored).exp()
+
+    def moved(log_p: Tensor, rows: Tensor) -> Tensor:
+        differences = before[rows] - log_p.exp()
+        return torch.stack([_of_target(scored, differences, rows), differences.abs().sum(1) / 2], dim=1)
+
+    drops, distances = _of_copies(forward, scored, examples, keep, removal, max_rows, moved).unbind(1)
+    return drops, distances
 
 
 def changed(
@@ -70,7 +81,7 @@ def changed(
     """log p(target) of copies that a function changes, chunk by chunk: (r,) float64."""
     everything = torch.ones_like(scored.removable)
     log_p = [
-        _log_probabilities(forward, scored, chunk, everything[chunk], change)
+        _of_target(scored, _log_probabilities(forward, scored, chunk, everything[chunk], change), chunk)
         for chunk in torch.split(examples, max_rows)
     ]
     return torch.cat(log_p)
@@ -84,9 +95,48 @@ def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
     return scored.memo[full]
 
 
+def _of_copies(
+    forward: HFForward,
+    scored: Scored,
+    examples: Tensor,
+    keep: Tensor,
+    removal: str,
+    max_rows: int,
+    read: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What ``read(log_p, examples)``, (r, class) and (r,) -> (r, ...), makes of every copy's answer: (r, ...)."""
+    apply = removal_named(removal).apply
+    keep = keep | ~scored.removable[examples]
+    rows, place = torch.unique(torch.cat([examples[:, None], keep.long()], dim=1), dim=0, return_inverse=True)
+    # Copies of like length run together: where tokens are deleted, a chunk is as short as its longest copy.
+    by_length = (rows[:, 1:].bool() & scored.removable[rows[:, 0]]).sum(1).argsort(descending=True, stable=True)
+    answers = [
+        read(_log_probabilities(forward, scored, chunk[:, 0], chunk[:, 1:].bool(), apply), chunk[:, 0])
+        for chunk in torch.split(rows[by_length], max_rows)
+    ]
+    return torch.cat(answers)[by_length.argsort()[place]]
+
+
+def _intact_answers(forward: HFForward, scored: Scored) -> Tensor:
+    """log p of every class, (b, c)."""
+
+    def run() -> Tensor:
+        everything = torch.ones_like(scored.removable)
+        return _log_probabilities(forward, scored, torch.arange(len(scored)), everything, lambda copies: copies)
+
+    log_p: Tensor = remembered(scored, (forward, "answers"), run)
+    return log_p
+
+
+def _of_target(scored: Scored, of_classes: Tensor, examples: Tensor) -> Tensor:
+    """Each row's number for its target: (r, c) -> (r,)."""
+    return of_classes.gather(1, scored.target[examples][:, None])[:, 0]
+
+
 def _log_probabilities(
     forward: HFForward, scored: Scored, examples: Tensor, keep: Tensor, apply: Callable[[Copies], Copies]
 ) -> Tensor:
+    """log p of every class of every copy, (r, c) float64 on the CPU."""
     main, extras, position = remembered(scored, (forward, "arguments"), lambda: _arguments(forward, scored))
     device = main.device
     examples = examples.to(device)
@@ -103,7 +153,7 @@ def _log_probabilities(
     )
     last = () if position is None else (position.index_select(0, examples),)
     logits = _run(forward, copies, last)
-    return _of_target(forward, logits, scored.target[examples.cpu()])
+    return _checked(forward, logits, scored.target[examples.cpu()])
 
 
 def _arguments(forward: HFForward, scored: Scored) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
@@ -132,8 +182,8 @@ def _run(forward: HFForward, copies: Copies, position: tuple[Tensor, ...]) -> Te
     return logits
 
 
-def _of_target(forward: HFForward, logits: Tensor, target: Tensor) -> Tensor:
-    """log p of each row's target, (r,) float64 on the CPU."""
+def _checked(forward: HFForward, logits: Tensor, target: Tensor) -> Tensor:
+    """log p of every class, (r, c) float64 on the CPU, once each row's target is known to be a class with a number."""
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"{title(forward.model)} returns {tuple(logits.shape)}: a metric of probabilities needs at least two "
@@ -148,5 +198,4 @@ def _of_target(forward: HFForward, logits: Tensor, target: Tensor) -> Tensor:
     config = getattr(unwrapped(forward.model), "config", None)
     several = getattr(config, "problem_type", None) == "multi_label_classification"
     logs = logits.double().cpu()
-    logs = torch.nn.functional.logsigmoid(logs) if several else logs.log_softmax(-1)
-    return logs.gather(1, target[:, None])[:, 0]
+    return torch.nn.functional.logsigmoid(logs) if several else logs.log_softmax(-1)
