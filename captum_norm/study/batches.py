@@ -1,8 +1,9 @@
 """Which texts go through the model together?  Those of like length, in batches that never change.
 
-A study sorts its texts by their number of tokens and cuts them into batches before anything runs.  So a batch holds the
-same texts whichever process computes it and wherever an earlier run stopped.  Results are bit-equal for that reason:
-floating-point sums depend on what is padded beside a text.
+A study sorts its texts by their number of tokens, those of one length by their content, and cuts them into batches
+before anything runs.  So a batch holds the same texts in whatever order the data has them, whichever process computes
+it and wherever an earlier run stopped.  Results are bit-equal for that reason: floating-point sums depend on what is
+padded beside a text.
 
 Axes: b batch, s token (padding included), c class.
 """
@@ -49,8 +50,8 @@ class Tokenized:
         return len(self.tokens)
 
     def seed(self, *more: Any) -> int:
-        """A number that depends on the text and on ``more`` alone, below 2^63."""
-        content = repr((self.example.key, self.example.text, *more)).encode()
+        """A number that depends on the text and on ``more`` alone, wherever the text stands in the data; below 2^63."""
+        content = repr((self.example.text, *more)).encode()
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
@@ -142,7 +143,7 @@ def cut(examples: Sequence[Tokenized], size: int) -> list[tuple[Tokenized, ...]]
     The longest batch needs the most memory, so a study that does not fit shows it at once.  The others are mixed so
     that the rate of the first minutes foretells the rest.
     """
-    in_order = sorted(examples, key=lambda text: (len(text), text.number))
+    in_order = sorted(examples, key=lambda text: (len(text), text.seed("batch"), text.number))
     batches = [tuple(in_order[i : i + size]) for i in range(0, len(in_order), size)]
     longest = batches.pop()
     return [longest, *sorted(batches, key=lambda batch: batch[0].seed("order"))]

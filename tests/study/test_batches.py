@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -26,6 +27,21 @@ def test_every_example_is_in_one_batch_of_like_length(count, size):
     assert max(map(len, examples)) == max(map(len, batches[0]))
     spans = sorted((min(map(len, batch)), max(map(len, batch))) for batch in batches)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_results_do_not_depend_on_the_order_of_the_data(tmp_path):
+    """Neither what is drawn at random nor what is padded beside a text, without any key in the data."""
+    methods = ["AttentionNorm", Variant("GradientShap", arguments={"n_samples": 3})]
+    metrics = ["comprehensiveness", "soft_sufficiency", "infidelity"]
+    data = tiny.examples()
+    forwards = tiny.run(tmp_path, methods, metrics, data, "forwards.db", batch_size=3)
+    backwards = tiny.run(tmp_path, methods, metrics, data[::-1], "backwards.db", batch_size=3)
+    for method in forwards.methods:
+        pairs = zip(forwards.scores(method), backwards.scores(method)[::-1], strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs if a is not None or b is not None)
+        for metric in metrics:
+            there, back = (results.values(metric)[method] for results in (forwards, backwards))
+            assert np.array_equal(there, back[::-1], equal_nan=True)
 
 
 def test_padding_goes_where_the_tokenizer_puts_it_and_belongs_to_nothing():
