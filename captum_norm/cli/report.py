@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,14 @@ from captum_norm.files import replacing
 
 if TYPE_CHECKING:
     from captum_norm.study import Results
+    from captum_norm.study.report.stability import Move, RankInterval
 
 SUMMARY = "tables and figures of a study, from its store"
 EXAMPLE = "captum-norm report films.db --latex films.tex --figures figures"
 DESCRIPTION = """\
-Prints what a study has found: every metric of every method with bootstrap intervals and permutation tests against one
-of them, what each method took, how far methods agree, and how stable their ranking is over variants. Neither the model
-nor the data is needed, and the study need not be finished."""
+Prints what a study has found: every metric of every method with bootstrap intervals, differences to one of them with
+tests, what each method took, how far methods agree, and how far their ranks hold over other examples and variants.
+Neither the model nor the data is needed, and the study need not be finished."""
 
 _MEASURES = ("spearman", "kendall_tau_b", "top_k_overlap", "rank_biased_overlap")
 
@@ -27,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("store", metavar="STORE", help="the study's store")
     parser.add_argument("--reference", metavar="METHOD", help="test others against it (default: AttentionNorm)")
+    parser.add_argument("--test", choices=("bootstrap", "permutation"), default="bootstrap", help="of the differences")
+    parser.add_argument("--correction", choices=("metric", "table"), default="metric", help="Holm's, over which tests")
+    parser.add_argument("--cases", choices=("complete", "available"), default="complete", help="over which examples")
+    parser.add_argument("--margin", type=float, metavar="X", help="mark what is level: differences within X")
     parser.add_argument("--agreement", choices=_MEASURES, default="spearman", help="measured how (default: spearman)")
     parser.add_argument("--level", choices=("token", "word"), default="token", help="agreement on what")
     parser.add_argument("--special", choices=("mask", "keep"), default="mask", help="special tokens in the agreement")
@@ -47,42 +54,64 @@ def run(asked: argparse.Namespace) -> int:
 
     results = Results(asked.store)
     reference = _known(results, asked.reference)
-    print(printed(results, reference, measure=asked.agreement, level=asked.level, special=asked.special))
-    _save(results, reference, asked)
+    table = {"test": asked.test, "correction": asked.correction, "cases": asked.cases, "margin": asked.margin}
+    print(printed(results, reference, table, measure=asked.agreement, level=asked.level, special=asked.special))
+    _save(results, reference, table, asked)
     for name, figure in (results.figures(reference) if folder is not None else {}).items():
         write_figure(Path(str(folder)) / f"{name}.png", figure)
     return 0
 
 
-def printed(results: Results, reference: str | None, **agreement: Any) -> str:
+def printed(results: Results, reference: str | None, table: Mapping[str, Any] | None = None, **agreement: Any) -> str:
     """All that is said of a study."""
-    table, alike = results.table(reference), results.agreement(**agreement)
-    parts = [table.as_text(draw.screen_width(), draw.emphasised), alike.as_text()]
+    cells, alike = results.table(reference, **(table or {})), results.agreement(**agreement)
+    width = draw.screen_width()
+    parts = [cells.as_text(width, draw.emphasised), cells.differences_as_text(width), alike.as_text()]
     return "\n\n".join([*parts, *_stability(results), *_failures(results)])
 
 
-def _save(results: Results, reference: str | None, asked: argparse.Namespace) -> None:
+def _save(results: Results, reference: str | None, table: Mapping[str, Any], asked: argparse.Namespace) -> None:
     if asked.csv:
         results.to_csv(asked.csv)
     if asked.parquet:
         results.to_parquet(asked.parquet)
     if asked.latex:
-        results.to_latex(asked.latex, reference)
+        with replacing(asked.latex) as unfinished:
+            unfinished.write_text(results.table(reference, **table).to_latex() + "\n", encoding="utf-8")
     if asked.markdown:
         with replacing(asked.markdown) as unfinished:
-            unfinished.write_text(results.table(reference).to_markdown() + "\n", encoding="utf-8")
+            unfinished.write_text(results.table(reference, **table).to_markdown() + "\n", encoding="utf-8")
 
 
 def _stability(results: Results) -> list[str]:
-    stability = results.stability()
-    if not stability:
-        return []
-    rows = []
-    for metric, found in stability.items():
-        most = max(found.first, key=found.first.__getitem__) if found.first else "·"
-        rows.append([metric, str(found.variants), _number(found.w), _number(found.mean_tau), most])
-    head = "how stable the ranking of the methods is over variants"
-    return [f"{head}\n{draw.table(['', 'variants', 'W', 'mean τ', 'most often first'], rows, left=(0, 4))}"]
+    """Ranks over other examples, and what variants change."""
+    ranks = {metric: results.ranks(metric) for metric in results.metrics}
+    methods = [method for method in results.methods if any(method in of for of in ranks.values())]
+    rows = [[method, *(_rank(of.get(method)) for of in ranks.values())] for method in methods]
+    title = "ranks, with 95% intervals over other examples"
+    parts = [f"{title}\n{draw.table(['', *ranks], rows, left=(0,))}"] if rows else []
+    moves = [
+        [metric, move.variant, f"{move.rank:g} → {move.moved_to:g}", f"{move.difference:+.3f}", _limits(move)]
+        for metric in results.metrics
+        for move in results.moves(metric)
+    ]
+    if moves:
+        head = ["", "variant", "rank", "mean", ""]
+        parts.append(f"how far variants move their methods\n{draw.table(head, moves, left=(0, 1))}")
+        changes = [(metric, results.order_changes(metric)) for metric in results.metrics]
+        shown = [(metric, of) for metric, of in changes if not math.isnan(of.largest)]
+        rows = [[metric, str(len(of.universes)), f"{of.largest:.0%}"] for metric, of in shown]
+        head = ["", "rankings", "most"]
+        parts.append(f"how often the pair that changes order most does\n{draw.table(head, rows, left=(0,))}")
+    return parts
+
+
+def _rank(of: RankInterval | None) -> str:
+    return "·" if of is None else f"{of.rank:g} [{of.low:g}, {of.high:g}]"
+
+
+def _limits(move: Move) -> str:
+    return f"[{move.low:.3f}, {move.high:.3f}]"
 
 
 def _failures(results: Results) -> list[str]:
@@ -104,6 +133,3 @@ def _known(results: Results, reference: str | None) -> str | None:
         )
     return by_lower[reference.lower()]
 
-
-def _number(value: float) -> str:
-    return "·" if value != value else f"{value:.2f}"

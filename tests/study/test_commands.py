@@ -49,7 +49,9 @@ def test_a_study_runs_from_its_file_and_is_reported(capsys, folder, tmp_path):
     assert (code, err) == (0, "")
     assert "* differs from random" in out
     assert "Tokens are removed by: delete, mask." in out
-    assert "how stable the ranking of the methods is over variants" in out
+    assert "ranks, with 95% intervals over other examples" in out
+    assert "how far variants move their methods" in out
+    assert "mean differences to random, with 95% intervals" in out
     results = Results(store)
     assert results.methods == ("AttentionNorm", "AttentionNorm(aggregate=rollout)", "oracle", "random")
     assert results.config["metrics"][1]["arguments"]["removal"] == "'mask'"

@@ -1,6 +1,8 @@
 """What a study promises of methods, texts and special tokens, whatever the methods are."""
 
 
+import math
+
 import accelerate
 import numpy as np
 import pytest
@@ -113,16 +115,23 @@ def test_special_tokens_are_masked_kept_or_reported(tmp_path):
     assert masked.special_shares() == {}
 
 
-def test_variants_of_one_method_tell_how_stable_the_ranking_is(tmp_path):
+def test_variants_of_one_method_tell_how_far_the_ranking_holds(tmp_path):
     rollout = Variant("AttentionNorm", options={"aggregate": "rollout"})
     kept = Variant("AttentionNorm", special="keep")
     alone = Variant("IntegratedGradients", name="path", arguments={"n_steps": 2})  # a choice, but no variant
     results = tiny.run(tmp_path, ["AttentionNorm", alone, rollout, kept])
     assert results.methods[2:4] == ("AttentionNorm(aggregate=rollout)", "AttentionNorm(special=keep)")
-    found = results.stability()["comprehensiveness"]
-    assert found.variants == 3
-    assert set(found.first) == {"AttentionNorm", "IntegratedGradients", "random"}
-    assert tiny.run(tmp_path, ["AttentionNorm", "Saliency"], name="none.db").stability() == {}
+    assert list(results.universes("comprehensiveness")) == [
+        "comprehensiveness",
+        "comprehensiveness, aggregate=rollout",
+        "comprehensiveness, special=keep",
+    ]
+    moves = {move.variant: move for move in results.moves("comprehensiveness")}
+    assert set(moves) == {"AttentionNorm(aggregate=rollout)", "AttentionNorm(special=keep)"}
+    assert results.order_changes("comprehensiveness").methods == ("AttentionNorm", "IntegratedGradients", "random")
+    plain = tiny.run(tmp_path, ["AttentionNorm", alone], name="plain.db")
+    assert not plain.moves("comprehensiveness")
+    assert math.isnan(plain.order_changes("comprehensiveness").largest)
 
 
 def test_metrics_that_run_a_method_again_pass_over_those_that_cannot_be(tmp_path):

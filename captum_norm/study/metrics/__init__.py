@@ -22,7 +22,7 @@ from captum_norm.study.metrics.erasure import (
     Sufficiency,
 )
 from captum_norm.study.metrics.leave_one_out import LeaveOneOutChangeCorrelation, LeaveOneOutCorrelation
-from captum_norm.study.metrics.metric import Attribute, Metric
+from captum_norm.study.metrics.metric import Attribute, Metric, variations
 from captum_norm.study.metrics.plausibility import AUPRC, IOU, TokenF1, average_precision, random_average_precision
 from captum_norm.study.metrics.randomised import RandomisedWeights
 from captum_norm.study.metrics.soft import SoftComprehensiveness, SoftSufficiency
@@ -66,4 +66,5 @@ __all__ = [
     "TokenF1",
     "average_precision",
     "random_average_precision",
+    "variations",
 ]

@@ -66,6 +66,7 @@ class LeaveOneOutCorrelation(_LeaveOneOut):
     name = "leave_one_out_correlation"
     formula = "rank correlation over tokens j of the scores and p(x) - p(x without j)"
     source = f"ours, after {JAIN_AND_WALLACE}, who have no sign"
+    caution = "has a sign: judge methods without one by leave_one_out_change_correlation"
     has_sign = True
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ class Metric:
         formula: what it computes.
         source: who proposed it, with a link.
         undefined: for which examples it is NaN; "" if for none.
+        caution: what a reader of its values must know; "" for nothing.
         higher_is_better: its direction.
         needs_evidence: whether it compares with ``Scored.evidence``.
         needs_attribute: whether it runs the method again and needs ``attribute=``.
@@ -41,6 +43,7 @@ class Metric:
     formula: ClassVar[str]
     source: ClassVar[str]
     undefined: ClassVar[str] = ""
+    caution: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     needs_evidence: ClassVar[bool] = False
     needs_attribute: ClassVar[bool] = False
@@ -87,3 +90,21 @@ class Metric:
     def arguments(self) -> dict[str, Any]:
         """The parameters that its value depends on, for the record: all fields but ``max_rows``."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_rows"}
+
+
+def variations(metric: Metric, **choices: Sequence[Any]) -> list[Metric]:
+    """A metric under every combination of choices of its parameters, itself first if it is among them.
+
+    Args:
+        metric: the metric.
+        **choices: for each parameter the values to try.
+
+    Example:
+        >>> from captum_norm.study.metrics import METRICS
+        >>> several = variations(METRICS["comprehensiveness"], removal=["delete", "mask"], fractions=[(0.1,), (0.2,)])
+        >>> len(several), several[0].arguments()
+        (4, {'fractions': (0.2,), 'removal': 'delete'})
+    """
+    combinations = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+    varied = [replace(metric, **combination) for combination in combinations]
+    return sorted(varied, key=lambda variation: variation != metric)

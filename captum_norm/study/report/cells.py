@@ -1,16 +1,29 @@
-"""What stands in one cell of a study's table: a method by a metric, with its interval and its test."""
+"""What stands in the cells of a study's table: a method by a metric, with its interval and its test.
+
+Axes: k repetition of a metric (most have one), n example, r resample, c column.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.report.statistics import bootstrap_interval, effect_size, holm, paired_permutation_test
+from captum_norm.study.report.resampling import (
+    Pivot,
+    bca_limits,
+    moments,
+    repetition_weights,
+    resampled_means,
+)
+from captum_norm.study.report.statistics import cohens_d, differences_of, holm, paired_permutation_test
 from captum_norm.study.variants import ORACLE
+
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -18,14 +31,17 @@ class Cell:
     """One method by one metric.
 
     Attributes:
-        mean: over the examples where it is defined.
-        low: lower end of the bootstrap interval.
+        mean: over its examples.
+        low: lower end of the marginal interval: of this mean by itself.
         high: upper end.
         n: number of those examples.
         difference: mean difference to the reference, over the examples that both have.
-        p: of the permutation test against the reference; NaN for the reference itself.
-        p_holm: the same, corrected for the number of methods tested.
-        effect: paired Cohen's d of that difference.
+        difference_low: lower end of the interval of that difference; NaN for the reference itself.
+        difference_high: upper end.
+        p: of the test against the reference; NaN for the reference itself.
+        p_holm: the same, corrected for the tests of this metric or of the whole table.
+        effect: paired Cohen's d of that difference; NaN where all differences are equal within rounding.
+        p_equivalent: of the test that the difference is within the margin; NaN where no margin was given.
     """
 
     mean: float
@@ -33,51 +49,188 @@ class Cell:
     high: float
     n: int
     difference: float = math.nan
+    difference_low: float = math.nan
+    difference_high: float = math.nan
     p: float = math.nan
     p_holm: float = math.nan
     effect: float = math.nan
+    p_equivalent: float = math.nan
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How the cells of a table are computed.
+
+    Attributes:
+        cases: ``"complete"``: every method of a metric over the examples for which all of them have a value;
+            ``"available"``: each over all that it has itself.
+        test: ``"bootstrap"``, the studentised one of the paired differences, or ``"permutation"``, of their signs.
+        correction: Holm's over the tests of one ``"metric"``, or over the whole ``"table"``.
+        margin: differences up to this are level, in the metric's unit, or by metric; None for no test of that.
+        confidence: of the intervals.
+        resamples: how often examples are drawn anew; all methods and metrics see the same draws.
+        permutations: how many patterns of signs are drawn.
+        seed: of the draws.
+    """
+
+    cases: Literal["complete", "available"] = "complete"
+    test: Literal["bootstrap", "permutation"] = "bootstrap"
+    correction: Literal["metric", "table"] = "metric"
+    margin: float | Mapping[str, float] | None = None
+    confidence: float = 0.95
+    resamples: int = 9999
+    permutations: int = 9999
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("cases", ("complete", "available")),
+            ("test", ("bootstrap", "permutation")),
+            ("correction", ("metric", "table")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"table: {name} should be one of {choices}, got {getattr(self, name)!r}.")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"table: confidence should be between 0 and 1, got {self.confidence}.")
+        for name in ("resamples", "permutations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"table: {name} should be at least 1, got {getattr(self, name)}.")
+
+    def margin_of(self, metric: str) -> float | None:
+        """What counts as level by this metric."""
+        return self.margin.get(metric) if isinstance(self.margin, Mapping) else self.margin
 
 
 def cells_of(
-    values: Mapping[str, NDArray[np.float64]],
-    reference: str,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    permutations: int = 9999,
-    seed: int = 0,
-) -> dict[str, Cell]:
-    """A metric's cells.
+    values: Mapping[str, Mapping[str, Numbers]], reference: str, statistics: Statistics | None = None
+) -> dict[str, dict[str, Cell]]:
+    """The cells of a table.
 
     Args:
-        values: method -> (example,), NaN where there is none.
+        values: metric -> method -> (n,) or (k, n), NaN where there is none.
         reference: the method that others are tested against.
-        confidence: of the intervals.
-        resamples: of the bootstrap; every method sees the same draws.
-        permutations: of the tests.
-        seed: of both.
+        statistics: how; None for the usual way.
+
+    Returns:
+        metric -> method -> cell.
 
     Example:
-        >>> cells = cells_of({"a": np.array([1.0, 2.0, 3.0]), "b": np.array([1.0, 2.0, 4.0])}, "a")
-        >>> cells["b"].n, round(cells["b"].difference, 3), cells["b"].p
-        (3, 0.333, 1.0)
+        >>> values = {"auprc": {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([1.0, 2.0, np.nan])}}
+        >>> cells = cells_of(values, "a")["auprc"]
+        >>> cells["a"].n, cells["b"].n, cells["a"].mean
+        (2, 2, 1.5)
     """
-    tests = {
-        method: paired_permutation_test(of_method, values[reference], seed, resamples=permutations)
-        for method, of_method in values.items()
-        if method not in (reference, ORACLE)  # the oracle is a bound, no method to be tested
-    }
-    corrected = dict(zip(tests, holm([test.p for test in tests.values()]).tolist(), strict=True))
-    cells = {}
-    for method, of_method in values.items():
-        interval = bootstrap_interval(of_method, confidence, resamples, seed)
-        against_reference = {}
-        if method in tests:
-            against_reference = {
-                "difference": tests[method].difference,
-                "p": tests[method].p,
-                "p_holm": corrected[method],
-                "effect": effect_size(of_method, values[reference]).value,
-            }
-        cells[method] = Cell(interval.mean, interval.low, interval.high, interval.n, **against_reference)
-    return cells
+    statistics = statistics or Statistics()
+    columns = [_Columns.of(metric, rows, reference, statistics.cases) for metric, rows in values.items()]
+    means, counts = resampled_means(
+        np.concatenate([of_metric.all for of_metric in columns], axis=1), statistics.resamples, statistics.seed
+    )
+    cells, start = {}, 0
+    for of_metric in columns:
+        taken = slice(start, start + of_metric.all.shape[1])
+        start = taken.stop
+        cells[of_metric.metric] = dict(of_metric.cells(means[:, taken], counts[:, taken], statistics))
+    return _corrected(cells, statistics.correction)
+
+
+def complete_cases(values: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """The values of the examples for which every method has one, NaN elsewhere.
+
+    A method without any value takes no part.  Nor does the oracle: it has values where there is evidence only, and is
+    a bound, not a method that others are compared with.
+    """
+    taking_part = [of for name, of in values.items() if name != ORACLE and not np.isnan(of).all()]
+    if not taking_part:
+        return dict(values)
+    complete = np.logical_and.reduce([~np.isnan(of) for of in taking_part])
+    return {name: np.where(complete, of, np.nan) for name, of in values.items()}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is resampled for the cells of one metric: for each method its values, (n, k), and moments of differences."""
+
+    metric: str
+    reference: str
+    values: dict[str, Numbers]
+    differences: dict[str, Numbers]
+
+    @classmethod
+    def of(cls, metric: str, values: Mapping[str, Numbers], reference: str, cases: str) -> _Columns:
+        repeated = {name: np.atleast_2d(of) for name, of in values.items()}
+        # one repetition that is missing makes the example missing
+        repeated = {name: np.where(np.isnan(of).any(axis=0), np.nan, of) for name, of in repeated.items()}
+        if cases == "complete":
+            repeated = complete_cases(repeated)
+        differences = {
+            name: differences_of(of, repeated[reference])
+            for name, of in repeated.items()
+            if name not in (reference, ORACLE)  # the oracle is a bound, no method to be tested
+        }
+        return cls(metric, reference, repeated, differences)
+
+    @property
+    def all(self) -> Numbers:
+        """(n, c)"""
+        of_differences = [moments(of) for of in self.differences.values()]
+        return np.concatenate([*(of.T for of in self.values.values()), *of_differences], axis=1)
+
+    def cells(self, means: Numbers, counts: Numbers, statistics: Statistics) -> Iterator[tuple[str, Cell]]:
+        """Each method's cell, from the resampled means of `all`."""
+        k = len(next(iter(self.values.values())))
+        weights = repetition_weights(k, len(means), statistics.seed)
+        first_moment = k * len(self.values)
+        for place, (name, values) in enumerate(self.values.items()):
+            defined = values[:, ~np.isnan(values[0])].mean(axis=0)
+            n = len(defined)
+            cell = Cell(float(defined.mean()) if n else math.nan, math.nan, math.nan, n)
+            if n > 1:
+                resampled = (means[:, place * k : (place + 1) * k] * weights).sum(axis=1)
+                low, high = bca_limits(resampled[~np.isnan(resampled)], defined, statistics.confidence)
+                cell = replace(cell, low=low, high=high)
+            if name in self.differences:
+                start = first_moment + list(self.differences).index(name) * (k + 1)
+                taken = slice(start, start + k + 1)
+                cell = self._tested(name, cell, means[:, taken], counts[:, taken], weights, statistics)
+            yield name, cell
+
+    def _tested(
+        self, name: str, cell: Cell, means: Numbers, counts: Numbers, weights: Numbers, statistics: Statistics
+    ) -> Cell:
+        """The cell with its comparison to the reference."""
+        differences = self.differences[name]
+        differences = differences[:, ~np.isnan(differences[0])]
+        of_examples = differences.mean(axis=0)
+        if len(of_examples) < 2:
+            mean = float(of_examples.mean()) if len(of_examples) else math.nan
+            return replace(cell, difference=mean, p=1.0 if len(of_examples) else math.nan)
+        drawn = ~np.isnan(means).any(axis=1)
+        pivot = Pivot.of(differences, means[drawn], counts[drawn], weights[drawn])
+        p = pivot.p()
+        if statistics.test == "permutation":
+            zeros = np.zeros_like(of_examples)
+            p = paired_permutation_test(of_examples, zeros, statistics.seed, resamples=statistics.permutations).p
+        low, high = pivot.limits(statistics.confidence)
+        margin = statistics.margin_of(self.metric)
+        return replace(
+            cell,
+            difference=pivot.difference,
+            difference_low=low,
+            difference_high=high,
+            p=p,
+            effect=cohens_d(of_examples),
+            p_equivalent=math.nan if margin is None else pivot.p_equivalent(margin),
+        )
+
+
+def _corrected(cells: dict[str, dict[str, Cell]], correction: str) -> dict[str, dict[str, Cell]]:
+    """The cells with Holm's correction over the tests of each metric, or over all."""
+    families = [[(metric, method) for method in row] for metric, row in cells.items()]
+    if correction == "table":
+        families = [[place for family in families for place in family]]
+    corrected = {metric: dict(row) for metric, row in cells.items()}
+    for family in families:
+        p_values = holm([cells[metric][method].p for metric, method in family])
+        for (metric, method), p in zip(family, p_values.tolist(), strict=True):
+            corrected[metric][method] = replace(cells[metric][method], p_holm=p)
+    return corrected

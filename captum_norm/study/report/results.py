@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from captum_norm.files import replacing
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.optional_packages import required
-from captum_norm.study.report.cells import cells_of
-from captum_norm.study.report.statistics import Stability, ranking_stability
+from captum_norm.study.report.cells import Statistics, cells_of, complete_cases
+from captum_norm.study.report.stability import Move, OrderChanges, RankInterval, order_changes, rank_intervals, ranks_of
+from captum_norm.study.report.statistics import bootstrap_interval, needed_examples
 from captum_norm.study.report.tables import AgreementTable, CostRow, StudyTable
 from captum_norm.study.run.store import Store, flags_of, scores_of
 from captum_norm.study.variants import ORACLE
@@ -153,35 +154,44 @@ class Results:
         self,
         reference: str | None = None,
         *,
+        cases: Literal["complete", "available"] = "complete",
+        test: Literal["bootstrap", "permutation"] = "bootstrap",
+        correction: Literal["metric", "table"] = "metric",
+        margin: float | Mapping[str, float] | None = None,
         confidence: float = 0.95,
-        resamples: int = 2000,
+        resamples: int = 9999,
         permutations: int = 9999,
         seed: int = 0,
     ) -> StudyTable:
-        """Every metric of every method: mean, paired bootstrap interval, and a permutation test against one of them.
+        """Every metric of every method: mean, interval, and the paired difference to one of them, tested.
 
         Args:
             reference: the method that others are tested against; None: AttentionNorm, or the first.
+            cases: ``"complete"`` takes a metric over the examples for which every method has a value, so that all means
+                are over the same; ``"available"`` takes each over what it has, and marks nothing where these differ.
+            test: ``"bootstrap"``, the studentised one, assumes no shape of the differences; ``"permutation"`` flips
+                their signs and assumes that they are symmetric.
+            correction: Holm's over the tests of each ``"metric"``, or over the whole ``"table"``.
+            margin: differences up to this count as level, in the metric's unit, for all metrics or by metric.
             confidence: of the intervals.
-            resamples: of the bootstrap.
-            permutations: of the tests.
-            seed: of both.
+            resamples: how often the examples are drawn anew.
+            permutations: how many patterns of signs are drawn.
+            seed: of the draws.
 
         Raises:
             KeyError: for a reference that the study does not have.
+            ValueError: for a choice that is not known.
         """
         reference = self.reference if reference is None else reference
         self._place("method", reference)
-        drawing: dict[str, Any] = {"confidence": confidence, "resamples": resamples}
-        drawing |= {"permutations": permutations, "seed": seed}
-        by_metric = {metric: cells_of(self.values(metric), reference, **drawing) for metric in self.metrics}
-        cells = {method: {metric: by_metric[metric][method] for metric in self.metrics} for method in self.methods}
+        statistics = Statistics(cases, test, correction, margin, confidence, resamples, permutations, seed)
+        by_metric = cells_of({metric: self.values(metric) for metric in self.metrics}, reference, statistics)
         return StudyTable(
             methods=self.methods,
             metrics={name: self.higher_is_better(name) for name in self.metrics},
-            cells=cells,
+            cells={method: {metric: by_metric[metric][method] for metric in self.metrics} for method in self.methods},
             reference=reference,
-            confidence=confidence,
+            statistics=statistics,
             costs=self.costs(),
             failures=self._failure_counts(),
             special_shares=self.special_shares(),
@@ -189,6 +199,24 @@ class Results:
             missing=len(self) * len(self.methods) - self.finished,
             notes=self._notes(),
         )
+
+    def needed_examples(
+        self, metric: str, difference: float, reference: str | None = None, *, power: float = 0.8, alpha: float = 0.05
+    ) -> dict[str, int]:
+        """How many examples would find a difference of this size to the reference, method by method.
+
+        Args:
+            metric: by which metric.
+            difference: in the metric's unit.
+            reference: the method compared with; None: AttentionNorm, or the first.
+            power: how often it is to be found.
+            alpha: level of the test.
+        """
+        values = self.values(metric)
+        base = values[self.reference if reference is None else reference]
+        others = {name: of for name, of in values.items() if of is not base and name != ORACLE}
+        enough = {name: of for name, of in others.items() if np.isfinite(of - base).sum() > 1}
+        return {name: needed_examples(of, base, difference, power, alpha) for name, of in enough.items()}
 
     def agreement(
         self,
@@ -217,32 +245,69 @@ class Results:
             means = np.where(defined, matrix, 0).sum(-1) / defined.sum(-1)
         return AgreementTable(tuple(compared), means, defined.sum(-1), measure, level, special)
 
-    def stability(self) -> dict[str, Stability]:
-        """For each metric, how alike the rankings of the methods are over the variants that the study lists.
+    def ranks(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> dict[str, RankInterval]:
+        """Where each method's rank lies when the examples are drawn anew; 1 is the best, the oracle takes no part."""
+        complete = complete_cases(self.values(metric))
+        competing = {name: of for name, of in complete.items() if name != ORACLE and not np.isnan(of).all()}
+        return rank_intervals(competing, self.higher_is_better(metric), confidence=confidence, seed=seed)
 
-        Each choice that a variant makes ("aggregate=rollout") gives a ranking, in which every method takes its variant
-        of that choice where it has one and its first variant where not.  Empty where no method has variants.
+    def moves(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> list[Move]:
+        """How far each variant moves its method, all others as listed first.  Empty where no method has variants."""
+        values, higher = complete_cases(self.values(metric)), self.higher_is_better(metric)
+        bases = [names[0] for names in self._families().values()]
+        means = {name: _mean(values[name]) for name in self.methods}
+        moves = []
+        for base, *variants in self._families().values():
+            for variant in variants:
+                interval = bootstrap_interval(values[variant], confidence, 9999, seed, against=values[base])
+                places = [bases, [variant if name == base else name for name in bases]]
+                before, after = (
+                    ranks_of(np.array([means[name] for name in names]), higher)[bases.index(base)] for names in places
+                )
+                numbers = interval.mean, interval.low, interval.high
+                moves.append(Move(variant, base, float(before), float(after), *numbers))
+        return moves
+
+    def universes(self, metric: str) -> dict[str, dict[str, float]]:
+        """The methods' means under every combination of choices that the study holds, for `order_changes`.
+
+        A universe is a variant of the metric (other tokens removed, otherwise, other fractions) and a choice that
+        variants of methods make; a method without that choice is taken as it is listed first.  Universes of several
+        stores, of other seeds, say, can be put together.
+
+        Args:
+            metric: a metric's name, without the arguments that tell its variants from each other.
+
+        Raises:
+            KeyError: for a metric that the study does not have.
         """
-        families: dict[str, dict[str, str]] = {}
+        kin = [name for name in self.metrics if name.partition("(")[0] == metric.partition("(")[0]]
+        self._place("metric", kin[0] if kin else metric)
+        families = self._families()
+        bases = {family: names[0] for family, names in families.items()}
+        choices: dict[str, dict[str, str]] = {"": {}}
         for method in self.config["methods"]:
-            families.setdefault(method["family"], {})[method.get("choice", "")] = method["name"]
-        several = [variants for variants in families.values() if len(variants) > 1]
-        choices = dict.fromkeys(choice for variants in several for choice in variants)
-        if not several:
-            return {}
-        ranked = {name: variants for name, variants in families.items() if name != ORACLE}
-        stability = {}
-        for metric in self.metrics:
-            means = {name: _mean(values) for name, values in self.values(metric).items()}
-            by_choice = {
-                choice or "as listed": {
-                    name: means[variants.get(choice, next(iter(variants.values())))]
-                    for name, variants in ranked.items()
-                }
-                for choice in choices
-            }
-            stability[metric] = ranking_stability(by_choice, self.higher_is_better(metric))
-        return stability
+            if method["name"] in families.get(method["family"], [])[1:]:
+                choices.setdefault(method.get("choice") or method["name"], {})[method["family"]] = method["name"]
+        universes = {}
+        for name in kin:
+            means = {method: _mean(of) for method, of in complete_cases(self.values(name)).items()}
+            for choice, chosen in choices.items():
+                universe = ", ".join(filter(None, [name, choice]))
+                universes[universe] = {family: means[method] for family, method in (bases | chosen).items()}
+        return universes
+
+    def order_changes(self, metric: str) -> OrderChanges:
+        """How often each pair of methods changes order over the `universes` of a metric."""
+        return order_changes(self.universes(metric), self.higher_is_better(metric))
+
+    def _families(self) -> dict[str, list[str]]:
+        """method -> its variants, as listed; the oracle takes no part."""
+        families: dict[str, list[str]] = {}
+        for method in self.config["methods"]:
+            if method["name"] != ORACLE:
+                families.setdefault(method["family"], []).append(method["name"])
+        return families
 
     def special_shares(self) -> dict[str, float]:
         """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
@@ -355,6 +420,7 @@ class Results:
             "target": self.config["target"],
             "special": self.config["special"],
             "removals": removals,
+            "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},
             "seed": self.config["seed"],
         }
 

@@ -1,15 +1,23 @@
 """How sure is a study of its numbers?  Intervals, tests and effect sizes of values paired by example.
 
-    interval      of the mean, by resampling the examples (BCa bootstrap)
-    test          of no difference between two methods, by flipping the signs of their paired differences
-    correction    Holm's, for the tests of several methods against one
+    interval      of a mean, or of a mean difference, by resampling the examples (BCa bootstrap)
+    test          of no difference, by the studentised bootstrap: is |mean| / standard error larger than in resamples
+                  that are centred?  Or by flipping the signs of the differences
+    equivalence   of two methods within a margin: two one-sided tests (TOST)
+    correction    Holm's, for several tests at once
     effect size   mean difference / its standard deviation (Cohen's d, paired), or P(a > b) - P(a < b) (Cliff's delta)
-    stability     of the ranking of methods over variants: Kendall's W
+    needed n      how many examples find a difference with a given power
 
-Sources: Efron (1987), https://doi.org/10.1080/01621459.1987.10478410 (BCa); Holm (1979),
-https://www.jstor.org/stable/4615733; Cohen (1988), "Statistical Power Analysis for the Behavioral Sciences", section
-2.3 (d_z); Cliff (1993), https://doi.org/10.1037/0033-2909.114.3.494; Kendall and Babington Smith (1939),
-https://doi.org/10.1214/aoms/1177732186 (W).  scipy computes intervals and tests.
+What the tests assume: that the examples are independent draws from the texts one wants to speak of.  Flipping signs
+assumes besides that differences are symmetric about 0 where there is none; where they are skewed or mostly 0, as those
+of metrics often are, it finds too much in few examples.  The studentised bootstrap assumes no shape and needs some 50
+examples (`FEW_EXAMPLES`) to hold its level.
+
+Sources: Efron (1987), https://doi.org/10.1080/01621459.1987.10478410 (BCa); Hall (1988),
+https://doi.org/10.1214/aos/1176350933 (the studentised bootstrap, here with symmetric limits); Schuirmann (1987),
+https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733; Cohen (1988), "Statistical
+Power Analysis for the Behavioral Sciences", section 2.3 (d_z); Cliff (1993),
+https://doi.org/10.1037/0033-2909.114.3.494.  scipy computes the permutation test and the power.
 
 Values are one number per example, (example,); NaN says that a method failed there or the metric is undefined.  Such
 examples are left out, of both methods where two are compared, and ``n`` says how many are left.
@@ -18,7 +26,6 @@ examples are left out, of both methods where two are compared, and ``n`` says ho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -26,8 +33,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from captum_norm.study.optional_packages import required
+from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means, rounding
 
 Values: TypeAlias = NDArray[np.float64]
+
+FEW_EXAMPLES = 50
+"""Below so many examples the tests may find more differences than they should where differences are skewed."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +61,23 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """Two methods on the same examples.
 
     Attributes:
         difference: mean of a - b.
-        p: probability of a mean difference as large in size, if a and b were alike; NaN without examples.
+        p: probability of a mean difference as far from 0, if there were none; NaN without examples, and by the
+            bootstrap where all differences are the same and not 0.
         n: number of examples that both have.
+        low: lower end of the interval of the mean difference that belongs to the test; NaN where there is none.
+        high: upper end.
     """
 
     difference: float
     p: float
     n: int
+    low: float = math.nan
+    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -77,23 +93,6 @@ class Effect:
     kind: Literal["paired Cohen's d", "Cliff's delta"]
     value: float
     n: int
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How alike the rankings of the methods are over variants.
-
-    Attributes:
-        w: Kendall's W, 0 (no agreement) to 1 (the same ranking in every variant); NaN where it is undefined.
-        mean_tau: mean of Kendall's tau-b over all pairs of variants; NaN where it is undefined.
-        first: in what share of the variants each method came first; ties share.
-        variants: number of variants.
-    """
-
-    w: float
-    mean_tau: float
-    first: dict[str, float]
-    variants: int
 
 
 def bootstrap_interval(
@@ -123,42 +122,148 @@ def bootstrap_interval(
         >>> bootstrap_interval([2.0, 2.0, float("nan"), 2.0])
         Interval(mean=2.0, low=2.0, high=2.0, n=3, confidence=0.95)
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"bootstrap_interval: confidence should be between 0 and 1, got {confidence}.")
+    _check_confidence("bootstrap_interval", confidence)
     _check_resamples("bootstrap_interval", resamples)
-    if against is None:
-        known = _values("bootstrap_interval", values)
-        known = known[~np.isnan(known)]
-    else:
-        a, b = _paired("bootstrap_interval", values, against)
-        known = a - b
-    n = len(known)
-    mean = float(known.mean()) if n else math.nan
+    caller = "bootstrap_interval"
+    resampled = _defined(caller, values) if against is None else _differences(caller, values, against)
+    n = len(resampled)
+    mean = float(resampled.mean()) if n else math.nan
     if n < 2:
         return Interval(mean, math.nan, math.nan, n, confidence)
-    if _all_equal(known):
-        return Interval(mean, mean, mean, n, confidence)
-    found = (
-        required("scipy.stats", "bootstrap_interval")
-        .bootstrap(
-            (known,),
-            np.mean,
-            confidence_level=confidence,
-            n_resamples=resamples,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-            batch=max(1, 2_000_000 // n),  # resamples at once: memory is bounded for any number of examples
+    means, _ = resampled_means(resampled[:, None], resamples, seed)
+    return Interval(mean, *bca_limits(means[:, 0], resampled, confidence), n, confidence)
+
+
+def paired_bootstrap_test(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int = 9999, confidence: float = 0.95
+) -> PairedTest:
+    """Could the mean difference of two methods be chance?  Two-sided, by the studentised bootstrap.
+
+    Args:
+        a: (example,), NaN where there is none.
+        b: the same examples by another method.
+        seed: of the draws.
+        resamples: how often the examples are drawn anew; the smallest p is then 1 / (resamples + 1).
+        confidence: of the interval, which holds 0 where p is above 1 - confidence.
+
+    Raises:
+        ValueError: if a value is infinite, shapes disagree, or an argument is out of range.
+
+    Example:
+        >>> test = paired_bootstrap_test([3.0, 4.0, 6.0, 5.0, 4.0], [1.0, 2.0, 3.0, 5.0, 3.0])
+        >>> round(test.difference, 2), test.p < 0.1, test.low < 0 < test.high
+        (1.6, True, True)
+    """
+    _check_resamples("paired_bootstrap_test", resamples)
+    _check_confidence("paired_bootstrap_test", confidence)
+    differences = _differences("paired_bootstrap_test", a, b)
+    mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
+    if n < 2:
+        return PairedTest(mean, 1.0 if n else math.nan, n)
+    pivot = Pivot.of(differences[None], *resampled_means(moments(differences[None]), resamples, seed))
+    return PairedTest(mean, pivot.p(), n, *pivot.limits(confidence))
+
+
+def equivalence_test(
+    a: ArrayLike, b: ArrayLike, margin: float, seed: int = 0, *, resamples: int = 9999
+) -> PairedTest:
+    """Are two methods level, the mean difference within a margin?  Two one-sided tests by the studentised bootstrap.
+
+    Args:
+        a: (example,), NaN where there is none.
+        b: the same examples by another method.
+        margin: differences up to this are of no account, in the metric's unit; to be chosen before one looks.
+        seed: of the draws.
+        resamples: how often the examples are drawn anew.
+
+    Returns:
+        ``p`` below 0.05 says that they are level; ``low`` and ``high`` are the 90% interval, which then lies within
+        the margin.
+
+    Raises:
+        ValueError: if the margin is not above 0, a value is infinite or shapes disagree.
+
+    Example:
+        >>> a = np.linspace(0, 1, 30)
+        >>> test = equivalence_test(a, a + np.tile([0.01, -0.01], 15), margin=0.05)
+        >>> test.p < 0.05, -0.05 < test.low < test.high < 0.05
+        (True, True)
+    """
+    if not margin > 0:
+        raise ValueError(f"equivalence_test: margin should be above 0, got {margin}.")
+    _check_resamples("equivalence_test", resamples)
+    differences = _differences("equivalence_test", a, b)
+    mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
+    if n < 2:
+        return PairedTest(mean, 1.0 if n else math.nan, n)
+    pivot = Pivot.of(differences[None], *resampled_means(moments(differences[None]), resamples, seed))
+    return PairedTest(mean, pivot.p_equivalent(margin), n, *pivot.limits(0.9))
+
+
+def needed_examples(a: ArrayLike, b: ArrayLike, difference: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """How many examples find a difference of this size, if differences vary as they do here?
+
+    Args:
+        a: (example,), NaN where there is none.
+        b: the same examples by another method.
+        difference: the mean difference to be found, in the metric's unit.
+        power: how often it is to be found.
+        alpha: level of the two-sided test; divide it by the number of tests for Bonferroni's correction.
+
+    Returns:
+        n for a paired t-test, at least 2.
+
+    Raises:
+        ValueError: if there are fewer than two examples, or an argument is out of range.
+
+    Example:
+        >>> needed_examples([0.0, 1.0, 0.0, 1.0, 2.0], [1.0, 0.0, 1.0, 0.0, 1.0], difference=0.5)
+        41
+    """
+    if difference == 0 or not 0 < power < 1 or not 0 < alpha < 1:
+        raise ValueError(
+            "needed_examples: difference should not be 0, power and alpha should be between 0 and 1, got "
+            f"{difference}, {power} and {alpha}."
         )
-        .confidence_interval
-    )
-    return Interval(mean, float(found.low), float(found.high), n, confidence)
+    differences = _differences("needed_examples", a, b)
+    if len(differences) < 2:
+        raise ValueError(f"needed_examples: two examples at least tell how differences vary, got {len(differences)}.")
+    effect = abs(difference) / max(float(differences.std(ddof=1)), 1e-300)
+    stats = required("scipy.stats", "needed_examples")
+
+    def found(n: int) -> float:
+        edge = stats.t.isf(alpha / 2, n - 1)
+        return float(stats.nct.sf(edge, n - 1, effect * math.sqrt(n)))
+
+    high = 2
+    while found(high) < power:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle > 1 and found(middle) >= power else (middle, high)
+    return high
 
 
-def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int = 9999) -> Comparison:
-    """Could the mean difference of two methods be chance?  Two-sided, exact for few examples.
+def smallest_p(test: Literal["bootstrap", "permutation"], n: int, resamples: int) -> float:
+    """The smallest p that a test of n examples can give: with too few, no difference can be found however large.
 
-    Under the null hypothesis an example's two values might as well be swapped, so the sign of each difference is a
-    coin's.  All sign patterns are tried where they are no more than ``resamples``, else that many are drawn.
+    Example:
+        >>> smallest_p("permutation", 4, 9999), smallest_p("bootstrap", 100, 9999)
+        (0.125, 0.0001)
+    """
+    if n < 2:
+        return 1.0
+    if test == "bootstrap":
+        return max(1 / (resamples + 1), float(n) ** (1 - n))
+    return 2.0 ** (1 - n) if 2.0**n <= resamples else 2 / (resamples + 1)
+
+
+def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamples: int = 9999) -> PairedTest:
+    """Could the mean difference of two methods be chance?  Two-sided, exact for few examples of symmetric differences.
+
+    If an example's two values might as well be swapped, the sign of each difference is a coin's.  The test tries all
+    patterns of signs where they are no more than ``resamples``, and draws that many otherwise.
 
     Args:
         a: (example,), NaN where there is none.
@@ -171,17 +276,17 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
 
     Example:
         >>> paired_permutation_test([3.0, 4.0, 5.0], [1.0, 2.0, 4.0])
-        Comparison(difference=1.6666666666666667, p=0.25, n=3)
+        PairedTest(difference=1.6666666666666667, p=0.25, n=3, low=nan, high=nan)
     """
     _check_resamples("paired_permutation_test", resamples)
-    first, second = _paired("paired_permutation_test", a, b)
-    differences, n = first - second, len(first)
+    differences = _differences("paired_permutation_test", a, b)
+    n = len(differences)
     if not n:
-        return Comparison(math.nan, math.nan, 0)
+        return PairedTest(math.nan, math.nan, 0)
     mean = float(differences.mean())
     if n == 1 or not differences.any():
-        return Comparison(mean, 1.0, n)  # every pattern of signs gives a mean as large in size
-    found = required("scipy.stats", "paired_permutation_test").permutation_test(
+        return PairedTest(mean, 1.0, n)  # every pattern of signs gives a mean as large in size
+    test = required("scipy.stats", "paired_permutation_test").permutation_test(
         (differences,),
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
@@ -190,7 +295,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
         batch=max(1, 2_000_000 // n),
         rng=np.random.default_rng(seed),
     )
-    return Comparison(mean, float(found.pvalue), n)
+    return PairedTest(mean, float(test.pvalue), n)
 
 
 def holm(p_values: ArrayLike) -> Values:
@@ -209,14 +314,14 @@ def holm(p_values: ArrayLike) -> Values:
         >>> holm([0.01, 0.04, 0.03])
         array([0.03, 0.06, 0.06])
     """
-    given = np.asarray(p_values, dtype=np.float64)
-    made = ~np.isnan(given)
-    if given.ndim != 1 or not ((given[made] >= 0) & (given[made] <= 1)).all():
+    single = np.asarray(p_values, dtype=np.float64)
+    made = ~np.isnan(single)
+    if single.ndim != 1 or not ((single[made] >= 0) & (single[made] <= 1)).all():
         raise ValueError("holm: p_values should be (test,), each from 0 to 1 or NaN.")
-    order = np.argsort(given[made], kind="stable")
+    order = np.argsort(single[made], kind="stable")
     factors = np.arange(made.sum(), 0, -1)
-    enlarged = np.minimum(1, np.maximum.accumulate(given[made][order] * factors))
-    corrected = np.full_like(given, np.nan)
+    enlarged = np.minimum(1, np.maximum.accumulate(single[made][order] * factors))
+    corrected = np.full_like(single, np.nan)
     corrected[np.flatnonzero(made)[order]] = enlarged
     return corrected
 
@@ -227,9 +332,9 @@ def effect_size(a: ArrayLike, b: ArrayLike, kind: Literal["cohen", "cliff"] = "c
     Args:
         a: (example,), NaN where there is none.
         b: the same examples by another method.
-        kind: ``"cohen"``, the paired Cohen's d_z = mean(a - b) / sd(a - b), NaN where all differences are equal and not
-            0; ``"cliff"``, Cliff's delta = P(a_i > b_j) - P(a_i < b_j) over all pairs of examples, -1 to 1, which
-            ignores the pairing and the scale.
+        kind: ``"cohen"``, the paired Cohen's d_z = mean(a - b) / sd(a - b), NaN where all differences are equal within
+            rounding and not 0; ``"cliff"``, Cliff's delta = P(a_i > b_j) - P(a_i < b_j) over all pairs of examples, -1
+            to 1, which ignores the pairing and the scale.
 
     Raises:
         ValueError: if a value is infinite, shapes disagree or ``kind`` is unknown.
@@ -243,85 +348,11 @@ def effect_size(a: ArrayLike, b: ArrayLike, kind: Literal["cohen", "cliff"] = "c
     first, second = _paired("effect_size", a, b)
     if kind == "cliff":
         return Effect("Cliff's delta", _cliffs_delta(first, second), len(first))
-    return Effect("paired Cohen's d", _cohens_d(first - second), len(first))
+    return Effect("paired Cohen's d", cohens_d(_differences("effect_size", a, b)), len(first))
 
 
-def ranking_stability(values: Mapping[str, Mapping[str, float]], higher_is_better: bool = True) -> Stability:
-    """Does the order of the methods depend on the variant (aggregate, residual, treatment of special tokens, seed)?
-
-    Args:
-        values: for each variant, the mean of every method; NaN leaves the method out of all variants.
-        higher_is_better: the metric's direction.
-
-    Raises:
-        ValueError: if variants hold different methods.
-
-    Example:
-        >>> ranking_stability({"one": {"a": 3, "b": 2, "c": 1}, "two": {"a": 3, "b": 1, "c": 2}})
-        Stability(w=0.75, mean_tau=0.33333333333333337, first={'a': 1.0, 'b': 0.0, 'c': 0.0}, variants=2)
-    """
-    names, table = _complete_table(values)
-    variants, methods = table.shape
-    if not methods or not variants:
-        return Stability(math.nan, math.nan, {}, variants)
-    stats = required("scipy.stats", "ranking_stability")
-    ranks = stats.rankdata(-table if higher_is_better else table, axis=1)
-    best = ranks == ranks.min(axis=1, keepdims=True)
-    first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
-    ordered = [row for row in ranks if row.min() < row.max()]
-    taus = [stats.kendalltau(one, other).statistic for i, one in enumerate(ordered) for other in ordered[:i]]
-    all_paired = len(ordered) == variants and variants > 1
-    return Stability(
-        kendalls_w(ranks),
-        float(np.mean(taus)) if all_paired else math.nan,
-        dict(zip(names, map(float, first), strict=True)),
-        variants,
-    )
-
-
-def kendalls_w(ranks: ArrayLike) -> float:
-    """Kendall's W, corrected for ties: how alike m rankings of n things are.
-
-        W = 12 S / (m^2 (n^3 - n) - m T)
-
-    with S the squared deviations of the rank sums from their mean and T the sum of t^3 - t over all ties of t things.
-
-    Args:
-        ranks: (ranking, thing), ties by their average rank.
-
-    Returns:
-        0 to 1; NaN for fewer than two rankings or things, or where every ranking is one tie.
-
-    Example:
-        >>> kendalls_w([[1, 2, 3], [1, 2, 3]])
-        1.0
-    """
-    table = np.asarray(ranks, dtype=np.float64)
-    m, n = table.shape
-    ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(r, return_counts=True)[1] for r in table))
-    room = m**2 * (n**3 - n) - m * ties
-    if m < 2 or n < 2 or room == 0:
-        return math.nan
-    sums = table.sum(axis=0)
-    return float(12 * ((sums - sums.mean()) ** 2).sum() / room)
-
-
-def _complete_table(values: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Values]:
-    """The methods that every variant has a number for, and the numbers: (variant, method)."""
-    methods: list[str] = list(next(iter(values.values()), {}))
-    for variant, row in values.items():
-        if row.keys() != set(methods):
-            raise ValueError(
-                f"ranking_stability: variant {variant!r} has the methods {', '.join(row)}, the first one "
-                f"{', '.join(methods)}; every variant should have the same."
-            )
-    table = np.array([[row[name] for name in methods] for row in values.values()], dtype=np.float64)
-    table = table.reshape(len(values), len(methods))
-    there = np.flatnonzero(~np.isnan(table).any(axis=0))
-    return [methods[i] for i in there], table[:, there]
-
-
-def _cohens_d(differences: Values) -> float:
+def cohens_d(differences: Values) -> float:
+    """Mean / standard deviation; NaN where the deviation is 0 within rounding and the mean is not."""
     if len(differences) < 2:
         return math.nan
     if not differences.any():
@@ -358,8 +389,31 @@ def _values(caller: str, values: ArrayLike) -> Values:
     return array
 
 
+def _defined(caller: str, values: ArrayLike) -> Values:
+    array = _values(caller, values)
+    return array[~np.isnan(array)]
+
+
+def _differences(caller: str, a: ArrayLike, b: ArrayLike) -> Values:
+    """a - b of the examples that both have; 0 where the two are equal within rounding."""
+    first, second = _paired(caller, a, b)
+    return differences_of(first, second)
+
+
+def differences_of(a: Values, b: Values) -> Values:
+    """a - b; 0 where the two are equal within rounding, which differences must not be taken for."""
+    differences = a - b
+    noise = 1e-12 * np.maximum(np.abs(a), np.abs(b))
+    return np.where(np.abs(differences) <= noise, 0.0, differences)
+
+
 def _all_equal(values: Values) -> bool:
-    return bool(values.min() == values.max())
+    return bool(np.ptp(values) <= rounding(values))
+
+
+def _check_confidence(caller: str, confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"{caller}: confidence should be between 0 and 1, got {confidence}.")
 
 
 def _check_resamples(caller: str, resamples: int) -> None:

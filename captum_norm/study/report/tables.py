@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.study.optional_packages import required
-from captum_norm.study.report.cells import Cell
+from captum_norm.study.report.cells import Cell, Statistics
+from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
 from captum_norm.study.report.typeset import Column, blocks, interval, number, side_by_side, signed, tex
 from captum_norm.study.variants import ORACLE, RANDOM
 
@@ -24,7 +25,14 @@ _SPECIAL_TOKENS = {
     "keep": "Special tokens are ranked and removed like any other.",
     "report": "Special tokens are neither ranked nor removed; their share of |score| is reported.",
 }
-_INCOMPLETE = "n differs where a metric is not defined, has no evidence, or failed; see to_pandas()."
+_CASES = {
+    "complete": "Each metric is over the examples for which every method has a value.",
+    "available": "Each mean is over all examples that its method has a value for; where n differs, nothing is marked.",
+}
+_TESTS = {
+    "bootstrap": "studentised bootstrap of the paired differences",
+    "permutation": "permutation of the signs of the paired differences, which assumes that they are symmetric",
+}
 _MEASURE_TITLES = {
     "spearman": "Spearman's ρ",
     "kendall_tau_b": "Kendall's τ-b",
@@ -51,7 +59,7 @@ class StudyTable:
         metrics: metric -> whether higher is better.
         cells: method -> metric -> cell.
         reference: the method that others are tested against.
-        confidence: of the intervals.
+        statistics: how intervals and tests were computed.
         costs: method -> what it took.
         failures: method -> on how many examples it failed.
         special_shares: method -> share of |score| at special tokens, where it is reported.
@@ -64,7 +72,7 @@ class StudyTable:
     metrics: dict[str, bool]
     cells: dict[str, dict[str, Cell]]
     reference: str
-    confidence: float
+    statistics: Statistics
     costs: dict[str, CostRow]
     failures: dict[str, int]
     special_shares: dict[str, float]
@@ -73,50 +81,72 @@ class StudyTable:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def best(self, metric: str) -> str | None:
-        """The method with the best mean; floor and ceiling do not compete."""
-        means = {method: row[metric].mean for method, row in self.cells.items() if method not in (RANDOM, ORACLE)}
-        defined = {method: mean for method, mean in means.items() if not math.isnan(mean)}
-        if not defined:
+        """The method with the best mean, floor and ceiling aside; None where means are over different examples."""
+        cells = {method: row[metric] for method, row in self.cells.items() if method not in (RANDOM, ORACLE)}
+        means = {method: cell.mean for method, cell in cells.items() if not math.isnan(cell.mean)}
+        if len({cells[method].n for method in means}) != 1:
             return None
-        return (max if self.metrics[metric] else min)(defined, key=defined.__getitem__)
+        return (max if self.metrics[metric] else min)(means, key=means.__getitem__)
 
     def differs(self, method: str, metric: str) -> bool:
-        """Whether a method differs from the reference by the corrected test."""
-        return self.cells[method][metric].p_holm < ALPHA
+        """Whether a method differs from the reference by the corrected test, both over the same examples."""
+        return self._same_examples(method, metric) and self.cells[method][metric].p_holm < ALPHA
+
+    def is_level(self, method: str, metric: str) -> bool:
+        """Whether a method's difference to the reference lies within the margin, by two one-sided tests."""
+        return self._same_examples(method, metric) and self.cells[method][metric].p_equivalent < ALPHA
 
     def headings(self) -> dict[str, str]:
-        """metric -> its name with an arrow to where it is better."""
-        return {metric: f"{metric} {'↑' if higher else '↓'}" for metric, higher in self.metrics.items()}
+        """metric -> its name, an arrow to where it is better, and n where all means are over the same examples."""
+        return {
+            metric: f"{metric} {'↑' if higher else '↓'}{'' if self._n(metric) is None else f' n={self._n(metric)}'}"
+            for metric, higher in self.metrics.items()
+        }
 
     def explanation(self) -> list[str]:
         """What one must know to read it, a sentence each."""
         removals = sorted(set(self.notes.get("removals", {}).values()))
         failed = ", ".join(f"{method} on {count} examples" for method, count in self.failures.items())
-        incomplete = any(cell.n != self.examples for row in self.cells.values() for cell in row.values())
+        how = self.statistics
+        family = "each metric" if how.correction == "metric" else "the whole table"
         lines = [
-            f"{self.examples} examples; means with {self.confidence:.0%} paired bootstrap intervals (BCa).",
-            f"* differs from {self.reference}: paired permutation test, Holm's correction over the methods, "
-            f"p < {ALPHA}.",
+            f"{self.examples} examples; brackets are {how.confidence:.0%} bootstrap intervals (BCa) of each mean by "
+            "itself; differences have intervals of their own.",
+            _CASES[how.cases],
+            f"* differs from {self.reference}: {_TESTS[how.test]}, Holm's correction over the tests of "
+            f"{family}, p < {ALPHA}.",
+            self._few(),
+            f"= is level with {self.reference}, within {how.margin}: two one-sided tests, p < {ALPHA}, not corrected."
+            if how.margin is not None
+            else "",
             f"Tokens are removed by: {', '.join(removals)}." if removals else "",
             _SPECIAL_TOKENS.get(self.notes.get("special", ""), ""),
+            *(f"{metric} {caution}." for metric, caution in self.notes.get("cautions", {}).items()),
             f"Failed: {failed}." if failed else "",
-            _INCOMPLETE if incomplete else "",
             f"Not finished: {self.missing} scores are still to be computed." if self.missing else "",
         ]
         return [line for line in lines if line]
 
     def as_text(self, width: int = 100, emphasised: Callable[[str], str] = str) -> str:
-        """For a terminal: blocks of metrics that fit side by side, then what each method took.
+        """For a terminal: blocks of metrics that fit side by side, differences, then what each method took.
 
         Args:
             width: characters to fill.
             emphasised: what marks the best mean of a metric.
         """
         room = width - max(map(len, self.methods))
-        columns = [self._column(metric, heading) for metric, heading in self.headings().items()]
-        parts = [*blocks(columns, room), *blocks(self._cost_columns(), room)]
+        means = [self._column(metric, heading) for metric, heading in self.headings().items()]
+        parts = [*blocks(means, room), *blocks(self._cost_columns(), room)]
         shown = [side_by_side(self.methods, part, emphasised) for part in parts]
         return "\n\n".join([*shown, "\n".join(textwrap.fill(line, width) for line in self.explanation())])
+
+    def differences_as_text(self, width: int = 100) -> str:
+        """For a terminal: the mean difference of each method to the reference, with its interval."""
+        others = [method for method in self.methods if method not in (self.reference, ORACLE)]
+        columns = [self._difference_column(metric, others) for metric in self.metrics]
+        room = width - max(map(len, others))
+        title = f"mean differences to {self.reference}, with {self.statistics.confidence:.0%} intervals"
+        return "\n\n".join([title, *(side_by_side(others, part) for part in blocks(columns, room))])
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
         """For a page: a row per method, cells as ``mean [low, high]``; all metrics or some."""
@@ -132,7 +162,8 @@ class StudyTable:
     def to_latex(self) -> str:
         """A ``tabular`` with booktabs rules, the best mean in bold; comments above it say how to read it."""
         arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-        headings = [tex(heading[:-1]) + arrows[heading[-1]] for heading in self.headings().values()]
+        headings = [tex(heading) for heading in self.headings().values()]
+        headings = ["".join(arrows.get(character, character) for character in heading) for heading in headings]
         lines = [f"% {line}" for line in self.explanation()]
         lines += [rf"\begin{{tabular}}{{l{'r' * len(headings)}}}", r"\toprule"]
         lines += [rf" & {' & '.join(headings)} \\", r"\midrule"]
@@ -142,7 +173,7 @@ class StudyTable:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
     def to_pandas(self) -> Any:
-        """A row per method and metric: mean, low, high, n, difference, p, p_holm, effect.
+        """A row per method and metric, with all that its cell holds: mean, low, high, n, difference, p, effect ...
 
         Raises:
             ImportError: if pandas is not installed.
@@ -155,17 +186,55 @@ class StudyTable:
         ]
         return pandas.DataFrame(rows)
 
+    def _same_examples(self, method: str, metric: str) -> bool:
+        return self.cells[method][metric].n == self.cells[self.reference][metric].n
+
+    def _n(self, metric: str) -> int | None:
+        """Over how many examples the methods' means are, the oracle's aside; None where they differ."""
+        counts = {row[metric].n for method, row in self.cells.items() if method != ORACLE and row[metric].n}
+        return counts.pop() if len(counts) == 1 else None
+
+    def _few(self) -> str:
+        """What few examples mean for the tests; "" where there are enough."""
+        fewest = min((row[metric].n for row in self.cells.values() for metric in row if row[metric].n), default=0)
+        tests = sum(not math.isnan(cell.p) for row in self.cells.values() for cell in row.values())
+        tests = tests if self.statistics.correction == "table" else math.ceil(tests / max(1, len(self.metrics)))
+        how = self.statistics
+        resamples = how.resamples if how.test == "bootstrap" else how.permutations
+        if tests and smallest_p(how.test, fewest, resamples) * tests >= ALPHA:
+            return f"With {fewest} examples and {tests} tests no difference, however large, can be marked."
+        if fewest < FEW_EXAMPLES:
+            return f"Below {FEW_EXAMPLES} examples the test finds too much where differences are skewed."
+        return ""
+
+    def _mark(self, method: str, metric: str, star: str = "*", level: str = "=") -> str:
+        return star if self.differs(method, metric) else level if self.is_level(method, metric) else ""
+
     def _column(self, metric: str, heading: str) -> Column:
         cells = [self.cells[method][metric] for method in self.methods]
-        stars = ["*" if self.differs(method, metric) else " " for method in self.methods]
-        means = [number(cell.mean) + star for cell, star in zip(cells, stars, strict=True)]
+        marks = [self._mark(method, metric) or " " for method in self.methods]
+        means = [number(cell.mean) + mark for cell, mark in zip(cells, marks, strict=True)]
         best = self.best(metric)
         return Column(
             heading,
             means,
-            [interval(cell.low, cell.high) for cell in cells],
+            [self._interval(cell, metric) for cell in cells],
             None if best is None else self.methods.index(best),
         )
+
+    def _difference_column(self, metric: str, others: Sequence[str]) -> Column:
+        cells = [self.cells[method][metric] for method in others]
+        marks = [self._mark(method, metric) or " " for method in others]
+        return Column(
+            metric,
+            [number(cell.difference) + mark for cell, mark in zip(cells, marks, strict=True)],
+            [interval(cell.difference_low, cell.difference_high) for cell in cells],
+        )
+
+    def _interval(self, cell: Cell, metric: str) -> str:
+        """The marginal interval, and n where the heading has none or another."""
+        n = f"n={cell.n}" if cell.n not in (0, self._n(metric)) else ""
+        return f"{interval(cell.low, cell.high)} {n}".strip()
 
     def _cost_columns(self) -> list[Column]:
         def column(heading: str, cell: Callable[[CostRow], str]) -> Column:
@@ -187,16 +256,16 @@ class StudyTable:
     def _markdown_cell(self, method: str, metric: str) -> str:
         cell = self.cells[method][metric]
         mean = f"**{number(cell.mean)}**" if method == self.best(metric) else number(cell.mean)
-        star = r"\*" if self.differs(method, metric) else ""
-        return f"{mean}{star} {interval(cell.low, cell.high)}".strip()
+        mark = self._mark(method, metric, star=r"\*")
+        return f"{mean}{mark} {self._interval(cell, metric)}".strip()
 
     def _latex_cell(self, method: str, metric: str) -> str:
         cell = self.cells[method][metric]
         if math.isnan(cell.mean):
             return "--"
         mean = rf"\textbf{{{number(cell.mean)}}}" if method == self.best(metric) else number(cell.mean)
-        star = "$^{*}$" if self.differs(method, metric) else ""
-        return rf"{mean}{star} {{\scriptsize {interval(cell.low, cell.high)}}}"
+        mark = self._mark(method, metric, star="$^{*}$", level="$^{=}$")
+        return rf"{mean}{mark} {{\scriptsize {self._interval(cell, metric)}}}"
 
 
 @dataclass(frozen=True)

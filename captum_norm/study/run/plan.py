@@ -62,6 +62,7 @@ def metric_record(name: str, metric: Metric) -> dict[str, Any]:
         "rows": metric.max_rows,
         "formula": metric.formula,
         "source": metric.source,
+        "caution": metric.caution,
         "higher_is_better": metric.higher_is_better,
     }
 

@@ -5,31 +5,104 @@ import math
 import numpy as np
 import pytest
 
-from captum_norm.study.report.cells import cells_of
-from captum_norm.study.report.statistics import bootstrap_interval, holm, paired_permutation_test
+from captum_norm.study.report.cells import Statistics, cells_of
+from captum_norm.study.report.statistics import bootstrap_interval, holm, paired_bootstrap_test, paired_permutation_test
 from captum_norm.study.report.tables import ALPHA
+
+RANDOM = np.random.default_rng(0)
+BASE = RANDOM.normal(size=60)
 
 
 def test_cells_are_means_intervals_and_corrected_tests(results):
-    table = results.table("Saliency", resamples=200, permutations=99)
     values = results.values("comprehensiveness")
     others = [name for name in results.methods if name not in ("Saliency", "oracle")]
-    p = [paired_permutation_test(values[name], values["Saliency"], resamples=99).p for name in others]
-    for name, one, corrected in zip(others, p, holm(p), strict=True):
-        cell, interval = table.cells[name]["comprehensiveness"], bootstrap_interval(values[name], resamples=200)
-        assert (cell.mean, cell.low, cell.high, cell.n) == (interval.mean, interval.low, interval.high, interval.n)
-        assert (cell.p, cell.p_holm) == (one, corrected)
-        assert cell.difference == pytest.approx(np.nanmean(values[name] - values["Saliency"]))
-        assert table.differs(name, "comprehensiveness") == (corrected < ALPHA)
-    assert math.isnan(table.cells["Saliency"]["comprehensiveness"].p)
-    assert math.isnan(table.cells["oracle"]["auprc"].p)
+    for choice, test in (("bootstrap", paired_bootstrap_test), ("permutation", paired_permutation_test)):
+        table = results.table("Saliency", test=choice, resamples=200, permutations=200)
+        tests = [test(values[name], values["Saliency"], resamples=200) for name in others]
+        for name, single, corrected in zip(others, tests, holm([test.p for test in tests]), strict=True):
+            cell, interval = table.cells[name]["comprehensiveness"], bootstrap_interval(values[name], resamples=200)
+            assert (cell.mean, cell.low, cell.high, cell.n) == pytest.approx(
+                (interval.mean, interval.low, interval.high, interval.n)
+            )
+            assert (cell.p, cell.p_holm) == pytest.approx((single.p, corrected))
+            assert cell.difference == pytest.approx(np.mean(values[name] - values["Saliency"]))
+            if choice == "bootstrap":
+                assert (cell.difference_low, cell.difference_high) == pytest.approx((single.low, single.high))
+            assert table.differs(name, "comprehensiveness") == (corrected < ALPHA)
+        assert math.isnan(table.cells["Saliency"]["comprehensiveness"].p)
+        assert math.isnan(table.cells["oracle"]["auprc"].p)
+
+
+def cells(values, reference="reference", **how):
+    return cells_of({"metric": values}, reference, Statistics(**{"resamples": 999, **how}))["metric"]
 
 
 def test_a_clear_difference_is_marked_and_none_is_not():
-    chance = np.random.default_rng(0)
-    base = chance.normal(size=60)
-    values = {"reference": base, "same": base.copy(), "better": base + 1 + 0.1 * chance.normal(size=60)}
-    cells = cells_of(values, "reference", permutations=999)
-    assert cells["better"].p_holm < 0.01
-    assert cells["better"].effect > 5
-    assert cells["same"].p_holm == 1.0
+    found = cells({"reference": BASE, "same": BASE.copy(), "better": BASE + 1 + 0.1 * RANDOM.normal(size=60)})
+    assert found["better"].p_holm < 0.01
+    assert found["better"].effect > 5
+    assert found["same"].p_holm == 1.0
+
+
+def test_methods_are_compared_over_the_examples_that_all_of_them_have():
+    """A method that fails where all others do badly must not look better for it."""
+    weak = BASE.copy()
+    weak[BASE < 0] = np.nan
+    values = {"reference": BASE, "weak": weak, "absent": np.full(60, np.nan)}
+    complete, available = cells(values), cells(values, cases="available")
+    assert complete["weak"].n == complete["reference"].n == (BASE >= 0).sum()
+    assert complete["weak"].mean == complete["reference"].mean
+    assert (available["weak"].n, available["reference"].n) == ((BASE >= 0).sum(), 60)
+    assert available["weak"].mean > available["reference"].mean
+    assert (complete["absent"].n, available["absent"].n) == (0, 0)
+    assert math.isnan(complete["absent"].p)
+
+
+def test_what_the_oracle_lacks_is_no_example_less():
+    evidence = np.where(np.arange(60) < 20, 1.0, np.nan)
+    found = cells({"reference": BASE, "oracle": evidence})
+    assert (found["reference"].n, found["oracle"].n) == (60, 20)
+
+
+def test_a_missing_value_does_not_change_the_draws_of_the_others():
+    other = BASE + RANDOM.normal(size=60)
+    holes = np.where(np.arange(60) == 3, np.nan, RANDOM.normal(size=60))
+    whole = cells({"reference": BASE, "other": other, "third": RANDOM.normal(size=60)}, cases="available")
+    lacking = cells({"reference": BASE, "other": other, "third": holes}, cases="available")
+    for name in ("reference", "other"):
+        before, after = (vars(of[name]) | {"p_holm": 0} for of in (whole, lacking))  # the third's p is another
+        assert before == pytest.approx(after, nan_ok=True)
+
+
+def test_the_interval_of_a_difference_is_narrow_where_methods_rise_and_fall_together():
+    found = cells({"reference": BASE, "close": BASE + 0.05 + 0.02 * RANDOM.normal(size=60)})["close"]
+    assert found.high - found.low > 10 * (found.difference_high - found.difference_low)
+    assert found.difference_low < 0.05 < found.difference_high
+
+
+def test_holm_corrects_over_a_metric_or_over_the_whole_table():
+    values = {name: {"reference": BASE, "a": BASE + 0.05 + 0.2 * RANDOM.normal(size=60)} for name in ("x", "y", "z")}
+    single = cells_of(values, "reference", Statistics(resamples=999))
+    whole = cells_of(values, "reference", Statistics(resamples=999, correction="table"))
+    p_values = [single[metric]["a"].p for metric in values]
+    assert [single[metric]["a"].p_holm for metric in values] == p_values
+    assert [whole[metric]["a"].p_holm for metric in values] == pytest.approx(holm(p_values))
+
+
+def test_repetitions_of_a_metric_are_drawn_too():
+    several = np.stack([BASE + 0.3, BASE - 0.3, BASE])
+    one = cells({"reference": BASE[None] * 0, "other": several.mean(axis=0)[None]})["other"]
+    three = cells({"reference": several * 0, "other": several})["other"]
+    assert three.mean == pytest.approx(one.mean)
+    assert three.high - three.low > one.high - one.low
+    assert three.difference_high - three.difference_low > one.difference_high - one.difference_low
+
+
+def test_level_methods_are_found_level_and_choices_are_checked():
+    near = BASE + 0.01 * RANDOM.normal(size=60)
+    found = cells({"reference": BASE, "near": near, "far": BASE + 1 + 0.1 * near}, margin=0.05)
+    assert found["near"].p_equivalent < ALPHA < found["far"].p_equivalent
+    assert math.isnan(cells({"reference": BASE, "near": near}, margin={"other": 1.0})["near"].p_equivalent)
+    for wrong in ({"cases": "all"}, {"test": "t"}, {"correction": "none"}, {"confidence": 95}, {"resamples": 0}):
+        with pytest.raises(ValueError, match=f"table: {next(iter(wrong))} should be"):
+            Statistics(**wrong)

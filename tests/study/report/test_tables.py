@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from captum_norm.study.report.typeset import number
+from tests.study import tiny
 
 
 def test_the_best_is_the_highest_or_the_lowest_as_the_metric_has_it(results):
@@ -42,3 +43,35 @@ def test_agreement_is_of_tokens_or_words_with_special_tokens_or_without(results)
         results.agreement(level="letter")
     with pytest.raises(ValueError, match="measure should be one of"):
         results.agreement("pearson")
+
+
+def test_nothing_is_marked_over_different_examples(tmp_path):
+    def picky(forward, inputs, target):
+        if (inputs["input_ids"] == tiny.PIECES.index("dull")).any():
+            raise RuntimeError("no dull films, please")
+        return inputs["input_ids"].double().sin()
+
+    results = tiny.run(tmp_path, {"picky": picky, "patient": lambda _, inputs, target: inputs["input_ids"].double()})
+    complete, available = (results.table("patient", cases=cases) for cases in ("complete", "available"))
+    left = len(tiny.TEXTS) - sum("dull" in text.lower() for text, _ in tiny.TEXTS)
+    assert f"comprehensiveness ↑ n={left}" in complete.as_text()
+    assert complete.best("comprehensiveness") is not None
+    assert available.best("comprehensiveness") is None
+    assert not any(available.differs(method, "comprehensiveness") for method in ("picky",))
+    assert f"n={left}" in available.as_text()
+    assert f"n={len(tiny.TEXTS)}" in available.to_markdown()
+
+
+def test_a_table_says_when_no_difference_can_be_marked(results):
+    few = results.table(resamples=30).explanation()
+    assert "With 8 examples and 3 tests no difference, however large, can be marked." in few
+    assert "Below 50 examples the test finds too much where differences are skewed." in results.table().explanation()
+
+
+def test_differences_have_intervals_of_their_own_in_every_form(results):
+    table = results.table(resamples=99, margin=0.5)
+    cell = table.cells["Saliency"]["auprc"]
+    assert f"[{number(cell.difference_low)}, {number(cell.difference_high)}]" in table.differences_as_text()
+    assert {"difference_low", "difference_high", "p_equivalent"} <= set(table.to_pandas().columns)
+    assert any("= is level with AttentionNorm, within 0.5" in line for line in table.explanation())
+    assert results.needed_examples("auprc", 0.1)["Saliency"] > 2

@@ -1,0 +1,174 @@
+"""Examples drawn anew, many times at once: the means of all methods over each draw.
+
+A draw of n examples with replacement is a row of counts, so the means of every column over every draw are one matrix
+product.  All columns see the same draws.  Where a column has no value for an example, the example is left out of its
+means and nothing else changes.
+
+Axes: n example, c column, r resample.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_norm.study.optional_packages import required
+
+Numbers = NDArray[np.float64]
+
+_COUNTS_AT_ONCE = 4_000_000  # memory is bounded for any number of examples
+
+
+def resampled_means(columns: Numbers, resamples: int, seed: int) -> tuple[Numbers, Numbers]:
+    """Means over examples drawn with replacement.
+
+    Args:
+        columns: (n, c), NaN where there is no value.
+        resamples: how many draws.
+        seed: of the draws; they are those of `scipy.stats.bootstrap` with the same seed.
+
+    Returns:
+        (r, c) the means, NaN where none of the drawn examples has a value; and (r, c) over how many examples.
+
+    Example:
+        >>> means, counts = resampled_means(np.array([[1.0, 5.0], [1.0, np.nan]]), resamples=3, seed=0)
+        >>> means[:, 0], counts[:, 0]
+        (array([1., 1., 1.]), array([2., 2., 2.]))
+    """
+    n = len(columns)
+    defined = ~np.isnan(columns)
+    filled = np.where(defined, columns, 0.0)
+    masks, place = np.unique(defined, axis=1, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    sums, sizes = np.empty((resamples, columns.shape[1])), np.empty((resamples, masks.shape[1]))
+    step = max(1, _COUNTS_AT_ONCE // max(1, n))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(0, n, (rows, n)) + np.arange(0, rows * n, n)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        sums[start : start + rows] = counts @ filled
+        sizes[start : start + rows] = counts @ masks.astype(np.float64)
+    counted = sizes[:, place.ravel()]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums / counted, counted
+
+
+def bca_limits(means: Numbers, values: Numbers, confidence: float) -> tuple[float, float]:
+    """The limits of the bias-corrected and accelerated bootstrap interval of a mean.
+
+    The acceleration's jackknife has a closed form for a mean: the sum of (x - mean)^3 / (6 (sum of (x - mean)^2)^1.5).
+
+    Args:
+        means: (r,) of the resamples.
+        values: (n,) what was resampled, without NaN.
+        confidence: of the interval.
+    """
+    special = required("scipy.special", "bootstrap_interval")
+    mean, centred = values.mean(), values - values.mean()
+    if np.ptp(values) <= rounding(values):
+        return float(mean), float(mean)
+    tied = np.abs(means - mean) <= rounding(values)
+    bias = special.ndtri(((means < mean) & ~tied).mean() + tied.mean() / 2)
+    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    edge = bias + special.ndtri((1 - confidence) / 2) * np.array([1, -1])
+    low, high = np.percentile(means, 100 * special.ndtr(bias + edge / (1 - acceleration * edge)))
+    return float(low), float(high)
+
+
+def rounding(*values: Numbers) -> float:
+    """How far numbers of this size may differ by rounding alone."""
+    largest = max((float(np.abs(numbers).max()) for numbers in values if len(numbers)), default=0.0)
+    return 1e-12 * largest
+
+
+def moments(differences: Numbers) -> Numbers:
+    """What `Pivot.of` needs the resampled means of: differences about their mean, and squares, (k, n) -> (n, k + 1)."""
+    if np.isnan(differences).all():
+        return np.full((differences.shape[1], len(differences) + 1), np.nan)
+    centred = differences - np.nanmean(differences)
+    return np.concatenate([centred, centred.mean(axis=0, keepdims=True) ** 2]).T
+
+
+def repetition_weights(repetitions: int, resamples: int, seed: int) -> Numbers:
+    """How often each of k repetitions of a metric is drawn, as shares: (r, k)."""
+    if repetitions == 1:
+        return np.ones((resamples, 1))
+    generator = np.random.default_rng([seed, repetitions])
+    return generator.multinomial(repetitions, [1 / repetitions] * repetitions, size=resamples) / repetitions
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """A mean difference, its standard error, and how far resampled means lie from it in units of their own error.
+
+    Attributes:
+        difference: the mean.
+        error: its standard error; 0 where all differences are equal.
+        distances: (r,) |resampled mean - mean| / the resample's standard error, sorted; infinite where a resample's
+            differences are all equal.
+        smallest: the smallest p that so many examples allow.
+    """
+
+    difference: float
+    error: float
+    distances: Numbers
+    smallest: float
+
+    @classmethod
+    def of(cls, differences: Numbers, means: Numbers, counts: Numbers, weights: Numbers | None = None) -> Pivot:
+        """From differences without NaN.
+
+        Args:
+            differences: (k, n), k repetitions of the metric (most have one).
+            means: (r, k + 1), the resampled means of their `moments`.
+            counts: (r,) or (r, k + 1), of the examples in each resample.
+            weights: (r, k), the shares of the repetitions in each resample; None where there is one.
+        """
+        k, n = differences.shape
+        weights = np.ones((len(means), 1)) if weights is None else weights
+        deviation = (means[:, :k] * weights).sum(axis=1)
+        variance = means[:, k] - means[:, :k].mean(axis=1) ** 2
+        spread = variance > 1e-12 * means[:, k]
+        variance = np.where(spread, variance, np.inf) / np.maximum(counts.reshape(len(means), -1)[:, 0] - 1, 1)
+        between = ((means[:, :k] - deviation[:, None]) ** 2 * weights).sum(axis=1) / max(k - 1, 1)
+        distances = np.where(spread, np.abs(deviation) / np.sqrt(variance + between), np.inf)
+        # A resample that holds one example n times has no spread and says nothing: n of n^n do.
+        smallest = max(1 / (len(means) + 1), float(n) ** (1 - n))
+        return cls(float(differences.mean()), _standard_error(differences), np.sort(distances), smallest)
+
+    def p(self, hypothesis: float = 0.0) -> float:
+        """Of a mean as far from the hypothesis in either direction; NaN where differences without spread lie off it."""
+        distance = abs(self.difference - hypothesis)
+        if self.error == 0:
+            return 1.0 if distance == 0 else math.nan
+        further = len(self.distances) - np.searchsorted(self.distances, distance / self.error * (1 - 1e-12))
+        return float((further + 1) / (len(self.distances) + 1))
+
+    def limits(self, confidence: float) -> tuple[float, float]:
+        """The interval of the hypotheses that are not refused."""
+        if self.error == 0:
+            return self.difference, self.difference
+        place = math.ceil(confidence * (len(self.distances) + 1)) - 1
+        reach = self.error * float(self.distances[place]) if place < len(self.distances) else math.inf
+        return self.difference - reach, self.difference + reach
+
+    def p_equivalent(self, margin: float) -> float:
+        """Of a mean as well inside -margin to margin, if it were at its nearer edge: the larger of two one-sided p."""
+        if self.error == 0 and self.difference == 0:
+            return self.smallest
+        edge = math.copysign(margin, self.difference)
+        inside = abs(self.difference) < margin
+        return self.p(edge) / 2 if inside else 1 - self.p(edge) / 2
+
+
+def _standard_error(differences: Numbers) -> float:
+    """Of the mean of (k, n), over examples and over repetitions; 0 where all are equal within rounding."""
+    k, n = differences.shape
+    of_examples, of_repetitions = differences.mean(axis=0), differences.mean(axis=1)
+    if np.ptp(of_examples) <= rounding(differences):
+        return 0.0
+    between = of_repetitions.var(ddof=1) / k if k > 1 else 0.0
+    return math.sqrt(of_examples.var(ddof=1) / n + between)

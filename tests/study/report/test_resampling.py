@@ -1,0 +1,52 @@
+"""Resampled means are the means of the resamples, whatever is missing and however they are cut."""
+
+import numpy as np
+import pytest
+
+from captum_norm.study.report import resampling
+from captum_norm.study.report.resampling import Pivot, moments, repetition_weights, resampled_means
+
+RANDOM = np.random.default_rng(0)
+COLUMNS = RANDOM.normal(size=(15, 3))
+
+
+def by_hand(columns, resamples: int, seed: int):
+    drawn = np.random.default_rng(seed).integers(0, len(columns), (resamples, len(columns)))
+    return np.nanmean(columns[drawn], axis=1), (~np.isnan(columns[drawn])).sum(axis=1)
+
+
+def test_means_are_those_of_the_drawn_examples_that_have_a_value():
+    holes = COLUMNS.copy()
+    holes[2, 0] = holes[5, 1] = np.nan
+    for columns in (COLUMNS, holes):
+        means, counts = resampled_means(columns, 50, seed=1)
+        expected, expected_counts = by_hand(columns, 50, seed=1)
+        assert means == pytest.approx(expected)
+        assert np.array_equal(counts, expected_counts)
+
+
+def test_what_one_column_lacks_changes_nothing_for_the_others():
+    holes = COLUMNS.copy()
+    holes[2, 0] = np.nan
+    (whole, _), (lacking, _) = resampled_means(COLUMNS, 50, seed=1), resampled_means(holes, 50, seed=1)
+    assert whole[:, 1:] == pytest.approx(lacking[:, 1:])
+    assert not np.allclose(whole[:, 0], lacking[:, 0])
+
+
+def test_memory_does_not_change_the_draws(monkeypatch):
+    whole, _ = resampled_means(COLUMNS, 50, seed=1)
+    monkeypatch.setattr(resampling, "_COUNTS_AT_ONCE", 40)
+    assert resampled_means(COLUMNS, 50, seed=1)[0] == pytest.approx(whole)
+
+
+def test_repetitions_that_differ_widen_the_interval():
+    """Two shuffles that say the opposite: the examples alone would be sure of either."""
+    examples = 0.05 * RANDOM.normal(size=40)
+    one, several = np.stack([examples + 0.2]), np.stack([examples + 0.2, examples - 0.1, examples + 0.3, examples])
+    widths = []
+    for differences in (one, several):
+        weights = repetition_weights(len(differences), 999, seed=0)
+        pivot = Pivot.of(differences, *resampled_means(moments(differences), 999, seed=0), weights)
+        low, high = pivot.limits(0.95)
+        widths.append(high - low)
+    assert widths[1] > 4 * widths[0]

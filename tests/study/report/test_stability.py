@@ -1,0 +1,75 @@
+"""Ranks hold over other examples, or say how far they do not; variants move what they move."""
+
+import math
+
+import numpy as np
+import pytest
+
+from captum_norm.study import Variant
+from captum_norm.study.metrics import METRICS, variations
+from captum_norm.study.report.stability import order_changes, rank_intervals
+from tests.study import tiny
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_a_rank_interval_is_as_wide_as_the_examples_leave_it_open():
+    base = RANDOM.normal(size=60)
+    values = {"best": base + 1, "a": base, "b": base + 0.3 * RANDOM.normal(size=60), "worst": base - 1}
+    ranks = rank_intervals(values, resamples=999)
+    assert (ranks["best"].low, ranks["best"].high) == (1, 1)
+    assert (ranks["worst"].low, ranks["worst"].high) == (4, 4)
+    assert (ranks["a"].low, ranks["a"].high) == (ranks["b"].low, ranks["b"].high) == (2, 3)
+    assert ranks["best"].first == 1.0
+    assert rank_intervals(values, higher_is_better=False, resamples=99)["worst"].rank == 1
+    assert rank_intervals({"a": np.array([np.nan]), "b": np.array([1.0])}) == {}
+
+
+def test_equal_methods_share_their_ranks_whatever_is_rounded():
+    values = {"a": np.array([0.3, 0.7, 0.6]), "b": np.array([0.1 + 0.2, 0.7, 0.6])}
+    ranks = rank_intervals(values, resamples=99)
+    assert {(of.low, of.high, of.first) for of in ranks.values()} == {(1.5, 1.5, 0.5)}
+
+
+def test_order_changes_count_pairs():
+    means = {"x": {"a": 3, "b": 2, "c": 1}, "y": {"a": 3, "b": 1, "c": 2}, "z": {"a": 1, "b": 3, "c": 3}}
+    changes = order_changes(means)
+    assert changes.shares[0, 1] == pytest.approx(1 / 2)
+    assert changes.shares[1, 2] == pytest.approx((1 + 0.5) / 2)
+    assert np.array_equal(changes.shares, changes.shares.T, equal_nan=True)
+    assert changes.largest == pytest.approx(0.75)
+    assert changes.ranks.tolist() == [[1, 2, 3], [1, 3, 2], [3, 1.5, 1.5]]
+    lower = order_changes(means, {"x": True, "y": True, "z": False})
+    assert lower.shares[0, 1] == 0
+    missing = order_changes({"x": {"a": math.nan, "b": 1, "c": 2}, "y": {"a": 1, "b": 1, "c": 2}})
+    assert missing.methods == ("b", "c")
+    assert math.isnan(order_changes({}).largest)
+    with pytest.raises(ValueError, match="'two' has other methods than 'one'"):
+        order_changes({"one": {"a": 1}, "two": {"b": 1}})
+
+
+def test_a_variant_that_is_a_random_order_is_seen_among_many_methods():
+    """Kendall's W of two rankings in which one of 11 methods moves is never below 0.905: it saw nothing."""
+    names = [f"method {number}" for number in range(11)]
+    listed = dict(zip(names, range(11), strict=True))
+    changes = order_changes({"listed": listed, "random": {**listed, "method 10": 0.5}})
+    assert changes.ranks[:, 10].tolist() == [1, 10]
+    assert changes.shares[10].tolist()[:10] == [0.0, *[1.0] * 9]
+
+
+def test_variants_say_how_far_they_move_and_which_pairs_turn(tmp_path):
+    methods = ["AttentionNorm", "Saliency", "InputXGradient", "FeatureAblation"]
+    methods.append(Variant("FeatureAblation", special="keep"))
+    metrics = variations(METRICS["comprehensiveness"], removal=["delete", "pad"])
+    results = tiny.run(tmp_path, methods, metrics)
+    [move] = results.moves("comprehensiveness")
+    assert (move.base, move.variant) == ("FeatureAblation", "FeatureAblation(special=keep)")
+    values = results.values("comprehensiveness")
+    assert move.difference == pytest.approx(np.mean(values[move.variant] - values[move.base]))
+    assert move.low <= move.difference <= move.high
+    universes = results.universes("comprehensiveness")
+    assert len(universes) == 4
+    names = {"AttentionNorm", "Saliency", "InputXGradient", "FeatureAblation", "random"}
+    assert all(set(means) == names for means in universes.values())
+    assert results.order_changes("comprehensiveness").shares.shape == (5, 5)
+    assert set(results.ranks("comprehensiveness")) == set(results.methods) - {"oracle"}
