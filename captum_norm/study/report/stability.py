@@ -154,7 +154,7 @@ def order_changes(
 
     Example:
         >>> changes = order_changes({"delete": {"a": 3, "b": 2}, "mask": {"a": 1, "b": 2}})
-        >>> changes.shares[0, 1]
+        >>> float(changes.shares[0, 1])
         1.0
     """
     universes = tuple(means)

@@ -218,7 +218,7 @@ def needed_examples(a: ArrayLike, b: ArrayLike, difference: float, power: float 
 
     Example:
         >>> needed_examples([0.0, 1.0, 0.0, 1.0, 2.0], [1.0, 0.0, 1.0, 0.0, 1.0], difference=0.5)
-        41
+        40
     """
     if difference == 0 or not 0 < power < 1 or not 0 < alpha < 1:
         raise ValueError(
