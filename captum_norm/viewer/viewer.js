@@ -74,7 +74,8 @@
 
   const LEVELS = { 8: 255, 16: 65535 };
   async function decode(stored) {
-    const bytes = Uint8Array.from(atob(stored.data), (letter) => letter.charCodeAt(0));
+    const letters = atob(stored.data), bytes = new Uint8Array(letters.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const all = new Uint8Array(await new Response(stream).arrayBuffer());
     const arrays = {};
@@ -126,7 +127,7 @@
   ];
   const state = {
     example: 0, call: 0, head: ALL, view: "map", mode: hasWeight && hasNorm ? "both" : MODES[0].id, scale: "map", threshold: 0,
-    row: 0, column: 0, held: false,
+    row: 0, column: 0, held: false, pointed: false,
   };
   const decoded = content.examples.map(() => []); // by example and call
   const asides = new Map(); // by number of an axis: the columns set aside
@@ -548,7 +549,7 @@
       context.fillStyle = surface.paper;
       this.write(context, "row", row);
       this.write(context, "column", column);
-      if (cell < 6 && rows * cell > 240 && columns * cell > 240) this.magnify(context, row, column);
+      if (cell < 3 && Math.min(rows, columns) * cell > 400 && state.pointed) this.magnify(context, row, column);
     }
 
     magnify(context, row, column) {
@@ -557,7 +558,7 @@
       const x = column * this.cell < (columns * this.cell) / 2 ? this.left + columns * this.cell - side - 8 : this.left + 8;
       const y = Math.max(this.top + 8, Math.min(this.top + rows * this.cell - side - 8, this.top + row * this.cell - side / 2));
       context.save();
-      context.fillStyle = surface.panel;
+      context.fillStyle = surface.paper;
       context.fillRect(x - 3, y - 3, side + 6, side + 6);
       context.imageSmoothingEnabled = false;
       context.drawImage(this.picture, column - around, row - around, whole, whole, x, y, side, side);
@@ -772,7 +773,7 @@
       if (!arraysOf(thumb.call)) await load(thumb.call);
       if (turn !== drawing) return;
       drawThumb(thumb);
-      if (performance.now() - since > 12) {
+      if (performance.now() - since > 50) {
         await new Promise(requestAnimationFrame);
         if (turn !== drawing) return;
         since = performance.now();
@@ -791,7 +792,8 @@
     const { pixels, rows, columns } = pooled(map, asideOf(call), mode, head);
     canvas.width = columns;
     canvas.height = rows;
-    const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
+    // Kept in memory and not on the graphics card: a thousand canvases there take seconds to draw.
+    const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(columns, rows);
     new Uint32Array(image.data.buffer).set(pixels);
     context.putImageData(image, 0, 0);
   }
@@ -939,7 +941,8 @@
       [this.title.firstChild.data, this.title.children[0].textContent, this.title.lastChild.data] = title;
       const aside = this.axis === "column" ? asideOf() : null, chosen = this.axis === "column" ? state.column : state.row;
       this.chips.forEach((chip, i) => {
-        const place = aside && aside.has(i) ? -1 : step(values[i], limit, signed);
+        // A quarter of the steps: fewer tokens change their colour when the pointer moves.
+        const place = aside && aside.has(i) ? -1 : Math.min(255, 4 * Math.round(step(values[i], limit, signed) / 4));
         if (this.steps[i] !== place || this.ramp !== ramp) {
           this.steps[i] = place;
           chip.style.backgroundColor = place < 0 ? "transparent" : ramp.css[place];
@@ -1251,19 +1254,19 @@
       const target = waiting;
       waiting = null;
       if (state.held) return;
-      Object.assign(state, target);
+      Object.assign(state, target, { pointed: true });
       showToken();
     });
   }
   function hold(cell, always = false) {
     if (!cell) return;
     const same = state.held && cell.row === state.row && cell.column === state.column;
-    Object.assign(state, cell, { held: always || !same });
+    Object.assign(state, cell, { held: always || !same, pointed: true });
     showToken();
     say(state.held ? `held: ${spoken()}` : "let go");
   }
   function move(cell) {
-    Object.assign(state, cell, { held: true });
+    Object.assign(state, cell, { held: true, pointed: true });
     showToken();
     say(spoken());
   }

@@ -195,12 +195,12 @@ def test_links_are_drawn_between_the_tokens_of_both_sides(page):
 
 
 def test_small_cells_are_magnified(open_page):
-    page = open_page(made_maps(attention(200, heads=1, calls=1)))
+    page = open_page(made_maps(attention(260, heads=1, calls=1)))
     page.press("w")
     page.point(100, 20)
     pixel = page.run("""
         const {left, cell} = window.captumNorm.geometry(0), canvas = document.querySelector(".map canvas.over");
-        const ratio = canvas.width / canvas.clientWidth, x = (left + 200 * cell - 8 - 2) * ratio;
+        const ratio = canvas.width / canvas.clientWidth, x = (left + 260 * cell - 8 - 2) * ratio;
         const y = (window.captumNorm.geometry(0).top + 100 * cell) * ratio;
         return canvas.getContext("2d").getImageData(x, y, 1, 1).data[3];
     """)
