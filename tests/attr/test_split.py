@@ -264,6 +264,17 @@ def test_it_is_the_same_whatever_surrounds_the_call(surrounding):
     assert split.is_contiguous()
 
 
+def test_a_graph_is_made_in_the_layer_alone():
+    model = tiny("Bert")
+    first, second = model.bert.encoder.layer[:2]
+    inside, behind = [], []
+    first.attention.self.register_forward_pre_hook(lambda *_: inside.append(torch.is_grad_enabled()))
+    second.register_forward_pre_hook(lambda *_: behind.append(torch.is_grad_enabled()))
+    splitting(model, first.attention).attribute(TOKENS)
+    assert any(inside)
+    assert not any(behind)
+
+
 def test_the_model_is_untouched_even_when_it_raises():
     model = tiny("Bert")
     layer = model.bert.encoder.layer[0].attention

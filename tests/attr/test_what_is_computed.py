@@ -91,7 +91,7 @@ def test_a_row_of_the_mean_over_layers(family, position):
 def test_one_layer_and_all_positions(family):
     model, inputs = tiny(family), inputs_of(family)
     slow = slow_calls(tiny(family), **inputs)
-    for aggregate in (0, 1, -1):
+    for aggregate in (0, 1, -1, -2):
         found = AttentionNorm(model, aggregate=aggregate).attribute(inputs["input_ids"], position="all")
         close(found, slow[aggregate].summed_norms(), rtol=1e-4, atol=1e-5)
 

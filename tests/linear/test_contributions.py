@@ -1,0 +1,28 @@
+"""Shares of tokens that enter a mixing more than once, and of hidden states that no output depends on."""
+
+import torch
+
+from captum_norm.linear import Conventions, token_contributions
+
+
+def test_a_token_is_reached_if_any_of_the_tensors_made_of_it_is(x):
+    first, last = torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([0.0, 1.0, 1.0]).double()
+
+    def explain():
+        mixed = torch.einsum("q,bqd->bd", first, x) + torch.einsum("q,bqd->bd", last, 3 * x)
+        return mixed[:, 0]
+
+    found = token_contributions(explain, [x], Conventions())
+    torch.testing.assert_close(found.tokens[0], (first + 3 * last) * x[..., 0])
+    assert found.reached[0].all()
+
+
+def test_a_hidden_state_that_nothing_depends_on_may_be_anything(x):
+    x[:, 1] = torch.nan
+
+    def explain():
+        return torch.take_along_dim(x, torch.tensor([[[2], [0]]]), dim=1).sum((1, 2))
+
+    found = token_contributions(explain, [x], Conventions())
+    torch.testing.assert_close(found.tokens[0], torch.stack([x[:, 0].sum(1), torch.zeros(2), x[:, 2].sum(1)], 1).double())
+    assert found.reached[0].tolist() == [[True, False, True]] * 2
