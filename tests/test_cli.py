@@ -259,6 +259,13 @@ def test_tokens_says_what_the_counter_says(capsys, folders, tmp_path, text_file)
         assert f"{expected.special_share(measure):.1%}" in out
 
 
+def test_unknown_and_masked_words_are_words(capsys, folders, tmp_path):
+    (tmp_path / "text").write_text("a film 電影 and a [MASK] plot .\n", encoding="utf-8")
+    arguments = ("--text", tmp_path / "text", "--json", tmp_path / "shares.json")
+    assert answer(capsys, "tokens", "--model", folders / "encoder", *arguments)[0] == 0
+    assert json.loads((tmp_path / "shares.json").read_text())["classes"] == ["[CLS]", "[SEP]", "punctuation", "other"]
+
+
 def test_tokens_takes_no_more_than_asked(capsys, folders, tmp_path, text_file):
     file = tmp_path / "shares.json"
     arguments = ("--text", text_file, "--max-sequences", 2, "--max-tokens", 5, "--json", file)
@@ -442,8 +449,12 @@ def test_libraries_speak_again_after_the_command(capsys, folders):
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    answer(capsys, "certify", "--model", folders / "encoder")
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
+    logging.set_verbosity_info()
+    try:
+        answer(capsys, "certify", "--model", folders / "encoder")
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, bars)
+    finally:
+        logging.set_verbosity(level)
 
 
 @pytest.mark.parametrize("command", ["", "compare", "tokens", "certify"])

@@ -47,7 +47,7 @@ def share(count: int, fraction: float) -> int:
         >>> share(30, 0.1), share(7, 0.1), share(7, 0.5)
         (3, 1, 4)
     """
-    # 0.1 * 30 is 3.0000000000000004, and no fourth token.
+    # 0.07 * 100 is 7.000000000000001, and no eighth token.
     return max(1, math.ceil(fraction * count - 1e-9))
 
 

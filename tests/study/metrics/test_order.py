@@ -25,7 +25,8 @@ def test_tokens_that_are_not_removable_come_last_whatever_their_score():
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "expected"), [(30, 0.1, 3), (7, 0.1, 1), (7, 0.5, 4), (3, 0.01, 1), (5, 1.0, 5)]
+    ("count", "fraction", "expected"),
+    [(30, 0.1, 3), (7, 0.1, 1), (7, 0.5, 4), (3, 0.01, 1), (5, 1.0, 5), (100, 0.07, 7)],
 )
 def test_a_fraction_is_rounded_up_but_not_for_the_last_digit_of_a_float(count, fraction, expected):
     assert share(count, fraction) == expected
