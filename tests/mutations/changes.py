@@ -228,11 +228,14 @@ CHANGES: list[Change] = [
     ),
     *changes_of("study/agreement.py", ("** (depths - 1)", "** depths")),
     # ------------------------------------------------------------------------------------------------------------- attr
-    *changes_of("attr/_reduction.py", ("if not torch.equal(rows.cpu()", "if False and not torch.equal(rows.cpu()")),
+    *changes_of(
+        "attr/_reduction.py",
+        ("if not torch.equal(rows.cpu()", "if False and not torch.equal(rows.cpu()"),
+        ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
+    ),
     *changes_of(
         "attr/_reduction.py",
         ("keys, True) and record.call.kind", "keys, True) or record.call.kind"),
-        ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
         tests="attr/test_what_is_computed.py",
     ),
     *changes_of(
