@@ -14,6 +14,7 @@ file                    what it answers
 ``config``              Which model?  A description, drawn from one integer: ``drawn(seed)``.
 ``parameters``          Its numbers in mathematical form, before any module lays them out, and its inputs.
 ``attention, model``    The model in plain torch, written in one of the ways in which people write models.
+``opaque``              Parts of it that cannot be looked into.
 ``oracle, formulas``    The same function a second time, slowly, from the formulas alone: never sees the model.
 ``truth``               What the oracle then knows: calls, what feeds what, what mixes, which row is read.
 ``definitions``         What each method must answer, from that.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tests.random_models.config import WHOLE_MODULES, Config
+from tests.random_models.opaque import mixed_values
 from tests.random_models.parameters import RANK, AttentionParameters
 
 
@@ -98,7 +99,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.cross, self.scale = config, cross, config.head_dim**-0.5
         self.position = "none" if cross else config.position
-        self.mix = getattr(self, "_" + config.attention.replace(" ", "_").replace("-", "_"))
+        form, _, self.place = config.attention.partition(" in ")
+        self.mix = getattr(self, "_" + form.replace(" ", "_"))
         self._make_inputs(p)
         self._make_output(p)
         self._make_extras(p)
@@ -331,6 +333,12 @@ class Attention(nn.Module):
     def _multiply_and_sum(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         w = self.weights(q, self._repeated(k), visible)
         return (w[..., None] * self._repeated(v)[:, :, None]).sum(3)
+
+    def _softmax_and_product(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        scores, bias = q @ self._repeated(k).mT * self.scale, self.bias_of(q, k)
+        scores = scores if bias is None else scores + bias
+        scores = scores if visible is None else MASKINGS[self.config.mask_form](scores, visible)
+        return mixed_values(self.place, scores, self._repeated(v))
 
     def _chunks_of_queries(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         k, v, bias, chunks = self._repeated(k), self._repeated(v), self.bias_of(q, k), []

@@ -31,7 +31,8 @@ CHANGES = (
 ORDINARY_CHANGES = ("none", "none", "none", "none", "dropout")
 LINEAR_MIXERS = (
     "convolution", "depthwise convolution", "causal convolution", "fourier", "roll", "flip", "average", "halved",
-    "cumsum", "token linear", "token shift", "recurrence", "centred",
+    "cumsum", "cumsum in numpy", "cumsum in torchscript", "cumsum in a function", "token linear", "token shift",
+    "recurrence", "centred",
 )  # fmt: skip
 MIXERS = (*LINEAR_MIXERS, "gru", "token mlp", "squeeze", "norm over positions")
 MIXER_PLACES = ("before", "between", "beside", "inside", "end")
@@ -56,7 +57,8 @@ class Config:
         seed: what parameters and inputs are drawn from.
         kind, variant: what is special about it, in the table's words.
         ordinary: whether it must be answered.
-        stack: ``"encoder"`` (attention may look ahead), ``"decoder"`` or ``"encoder-decoder"``.
+        stack: ``"encoder"`` (attention may look ahead), ``"decoder"``, ``"encoder-decoder"`` or ``"latents"`` (learned
+            vectors, each the query of a position that is no input, read the input by cross-attention).
         batch, length, memory: sizes of the input; ``memory`` is the length of the source of an encoder-decoder.
         width, heads, key_heads, head_dim, inner, layers: sizes of the model.
         inputs: ``"ids"`` or ``"vectors"``.
@@ -128,6 +130,11 @@ class Config:
             attention=self.attention if self.attention in (*ATTENTIONS, *WHOLE_MODULES) else "written",
             output=self.output if self.output in (*OUTPUTS, "inside") else "linear",
         )
+
+    @property
+    def crossing(self) -> bool:
+        """Whether its layers have cross-attention, too."""
+        return self.stack in ("encoder-decoder", "latents")
 
     @property
     def causal(self) -> bool:
@@ -209,7 +216,11 @@ def _decoder(random: Random, config: Config) -> Config:
 
 
 def _encoder_decoder(random: Random, config: Config) -> Config:
-    config = replace(config, stack="encoder-decoder", mask="causal", readout="every position", beside=False)
+    config = replace(config, beside=False)
+    if random.random() < 0.25:  # learned vectors that read the input, in place of a decoder's prefix
+        position = config.position if config.position in ("learned", "sinusoidal") else "none"
+        return replace(config, stack="latents", mask="none", position=position, readout="first", variant="latents")
+    config = replace(config, stack="encoder-decoder", mask="causal", readout="every position")
     if random.random() >= 0.2:
         return config
     return _whole_module(random, replace(config, context=random.choice(("context", "memory"))), "MultiheadAttention")
@@ -247,6 +258,9 @@ def _projections(random: Random, config: Config) -> Config:
             ("attention", "baddbmm"),
             ("attention", "vmap"),
             ("attention", "multiply and sum"),
+            ("attention", "softmax and product in numpy"),
+            ("attention", "softmax and product in torchscript"),
+            ("attention", "softmax and product in a function"),
         )
     )
     attention, mask_form = random.choice(("written", "bmm", "einsum")), random.choice(MASK_FORMS)
@@ -352,7 +366,7 @@ def consistent(config: Config) -> Config:
     """The nearest model that can exist."""
     changes: dict[str, Any] = {}
     if config.projection == "interleaved" and (
-        config.key_heads != config.heads or config.stack == "encoder-decoder"
+        config.key_heads != config.heads or config.crossing
     ):  # one block for each head
         changes["projection"] = "split"
     if config.projection == "heads as modules":

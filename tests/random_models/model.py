@@ -18,6 +18,7 @@ from tests.random_models.attention import (
     visible_keys,
 )
 from tests.random_models.config import Config
+from tests.random_models.opaque import sums_so_far
 from tests.random_models.parameters import (
     FeedForwardParameters,
     Inputs,
@@ -89,7 +90,8 @@ class Mixer(nn.Module):
             self.gru.bias_ih_l0.data, self.gru.bias_hh_l0.data = p["gru bias"].clone().unbind()
 
     def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, "_" + self.kind.replace(" ", "_"))(x)
+        name, _, place = self.kind.partition(" in ")
+        return sums_so_far(place, x) if place else getattr(self, "_" + name.replace(" ", "_"))(x)
 
     def _convolution(self, x: Tensor) -> Tensor:
         return F.conv1d(x.mT, self.kernel, padding=1).mT
@@ -259,6 +261,8 @@ class RandomTransformer(nn.Module):
             self.pooler = linear(*p.pooler)
         if config.readout == "attention pooling":
             self.pooling = nn.Parameter(p.pooling.clone())
+        if config.stack == "latents":
+            self.latents = nn.Parameter(p.latents.clone())
         self.classifier = linear(*p.classifier)
 
     def _stack(self, layers: list[LayerParameters], mixer: nn.Module | None) -> nn.ModuleList:
@@ -279,7 +283,10 @@ class RandomTransformer(nn.Module):
             memory = self.embedding(tensors[0])
             for layer in self.encoder:
                 memory = layer(memory, None, None)
-        x = self._stream(self.embedding(tensors[-1]), memory, real)
+        x = self.embedding(tensors[-1])
+        if self.config.stack == "latents":
+            memory, x = x, self.latents.expand(len(x), -1, -1)
+        x = self._stream(x, memory, real)
         if self.config.mixer_place == "end":
             x = self.mixer(x)
         return self._read(x if self.final is None else self.final(x), real, row)

@@ -74,7 +74,10 @@ class Oracle:
             memory = self._embedded(0)
             for layer in self.parameters.encoder:
                 memory = self._layer(memory, layer, None, visible=None)
-        state = self._stream(self._embedded(len(self.lengths) - 1), memory)
+        state = self._embedded(len(self.lengths) - 1)
+        if self.config.stack == "latents":
+            memory, state = state, self._latents()
+        state = self._stream(state, memory)
         if self.config.mixer_place == "end":
             state = self.mixed_by(state)
         if self.config.norm in ("pre", "sandwich"):
@@ -101,6 +104,14 @@ class Oracle:
             one[:, position, offset + position] = 1
         state = State(x, None, True, source, torch.arange(n), one, one)
         return replace(state, parts=self._own_parts(state))
+
+    def _latents(self) -> State:
+        """Learned vectors: no token's, and so among the biases."""
+        x = self.parameters.latents.expand(self.config.batch, -1, -1)
+        parts = x.new_zeros(sum(self.lengths) + 1, *x.shape)
+        parts[-1] = x
+        none = x.new_zeros(*x.shape[:2], sum(self.lengths))
+        return State(x, parts, False, len(self.lengths), torch.arange(x.shape[1]), none, none)
 
     def _own_parts(self, state: State) -> Tensor:
         """Each row belongs to its own token."""
@@ -546,7 +557,8 @@ class Oracle:
                        for r in (x.reach, x.alti))  # fmt: skip
         placed = None
         if rows is not None and x.index is not None:
-            placed = torch.zeros(b, self.lengths[-1], dtype=torch.float64).index_add(1, x.index, rows)
+            length = n if c.stack == "latents" else self.lengths[-1]
+            placed = torch.zeros(b, length, dtype=torch.float64).index_add(1, x.index, rows)
         return Truth(
             output=output,
             calls=self.calls,

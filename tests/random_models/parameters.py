@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.random_models.config import Config
 
-VOCABULARY, CLASSES, RANK = 30, 4, 3
+VOCABULARY, CLASSES, RANK, LATENTS = 30, 4, 3, 3
 
 
 @dataclass
@@ -76,6 +76,7 @@ class Parameters:
 
     embedding: Tensor
     positions: Tensor
+    latents: Tensor
     layers: list[LayerParameters]
     encoder: list[LayerParameters]
     other: list[LayerParameters]
@@ -113,13 +114,14 @@ class Draw:
 def draw_parameters(config: Config) -> Parameters:
     """The parameters of a model, from its seed."""
     draw, d = Draw(config), config.width
-    numbers, crossing = range(1 if config.shared else config.layers), config.stack == "encoder-decoder"
-    layers = [_layer(draw, number, cross=crossing) for number in numbers]
-    encoder = [_layer(draw, number) for number in numbers] if crossing else []
+    numbers = range(1 if config.shared else config.layers)
+    layers = [_layer(draw, number, cross=config.crossing) for number in numbers]
+    encoder = [_layer(draw, number) for number in numbers] if config.stack == "encoder-decoder" else []
     other = [_layer(draw, number) for number in numbers]
     return Parameters(
         embedding=draw.normal(VOCABULARY, d),
         positions=draw.normal(16, d, scale=0.7),
+        latents=draw.normal(LATENTS, d),
         layers=_repeated(layers, config),
         encoder=_repeated(encoder, config),
         other=_repeated(other, config),

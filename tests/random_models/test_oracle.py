@@ -44,6 +44,8 @@ def test_erasing_a_keys_values_below_torch_does_what_the_oracle_says(seed):
     case = exact(drawn(seed))
     if case.config.padding and case.config.attention in WHOLE_MODULES:
         return  # here padding sees other keys than in the oracle, and has other values
+    if case.config.attention.endswith("in numpy"):
+        return  # no operation of torch
     truth = case.truth
     number = seed % len(truth.calls)
     key = int(truth.real[0].nonzero()[-1]) if truth.calls[number].values.shape[2] == truth.real.shape[1] else 0
@@ -122,14 +124,13 @@ def test_gradients_say_the_same_of_the_rows_that_are_read(readout, padding):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_accounts_of_the_oracle_add_up(seed):
-    truth = exact(drawn(seed)).truth
-    last = truth.last
+    case = exact(drawn(seed))
+    truth, last = case.truth, case.truth.last
+    rows = truth.real if last.value.shape[:2] == truth.real.shape else torch.ones(last.value.shape[:2]).bool()
     if last.parts is not None:
-        torch.testing.assert_close(last.parts.sum(0)[truth.real] if last.value.shape[:2] == truth.real.shape
-                                   else last.parts.sum(0), last.value[truth.real]
-                                   if last.value.shape[:2] == truth.real.shape else last.value)  # fmt: skip
-    if last.reach is not None:
-        torch.testing.assert_close(last.reach.sum(-1), torch.ones_like(last.reach[..., 0]))
+        torch.testing.assert_close(last.parts.sum(0)[rows], last.value[rows])
+    if last.reach is not None and case.config.stack != "latents":  # what these keep of themselves is no input's
+        torch.testing.assert_close(last.reach.sum(-1)[rows], torch.ones(int(rows.sum()), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

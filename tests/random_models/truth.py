@@ -86,8 +86,8 @@ class Truth:
         output: as the model's.
         calls: every attention call, in the order in which the model runs them.
         used: those of which the output is made.
-        rows: (b, position): how much the output reads each position of the last sequence; None where it reads something
-            else.
+        rows: (b, position): how much the output reads each position of the last sequence, or each latent vector; None
+            where it reads something else.
         by_convention: the output has a row for every position, and none was asked for.
         reach, alti: (b, t), the row that is read; None where not defined.
         shares: (b, t), what each token adds to the output ``target``; None where no linear form is known.
