@@ -27,7 +27,7 @@ from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
 
-_STUDY = "methods metrics removal target special position batch_size max_length seed".split()
+_STUDY = "methods metrics removal target special position batch_size max_length seed random_draws".split()
 _REPORT = ("reference",)
 
 

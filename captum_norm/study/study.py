@@ -77,6 +77,7 @@ class Study:
         batch_size: how many examples go through the model together.
         max_length: cut longer texts to so many tokens; None refuses texts that are too long for the model.
         seed: of the random floor, and of methods that draw random numbers.
+        random_draws: how many draws the random floor is the mean over, where its expectation is not known.
 
     Raises:
         ValueError: for a model in training mode, and for choices that are not known.
@@ -105,14 +106,16 @@ class Study:
         batch_size: int = 16,
         max_length: int | None = None,
         seed: int = 0,
+        random_draws: int = 10,
     ) -> None:
         check_special(special)
         if model.training:
             raise ValueError("Study: the model is in training mode, so its outputs are random. Call model.eval().")
         if target not in ("predicted", "label"):
             raise ValueError(f"Study: target should be 'predicted' or 'label', got {target!r}.")
-        if batch_size < 1:
-            raise ValueError(f"Study: batch_size should be at least 1, got {batch_size}.")
+        for name, count in (("batch_size", batch_size), ("random_draws", random_draws)):
+            if count < 1:
+                raise ValueError(f"Study: {name} should be at least 1, got {count}.")
         self.forward = HFForward(model, position=position)
         self.tokenizer = tokenizer
         self.methods = DEFAULT_METHODS if methods is None else methods
@@ -123,6 +126,7 @@ class Study:
         self.batch_size = batch_size
         self.max_length = max_length
         self.seed = seed
+        self.random_draws = random_draws
         self._metrics(evidence=True)  # an unknown metric is refused before the data is read
 
     def run(
@@ -202,7 +206,14 @@ class Study:
         if self.target == "label":
             self._check_labels(examples, labels)
         evidence = any(text.evidence is not None for text in examples)
-        scorers = scorers_of(self.methods, self.forward, special=self.special, seed=self.seed, evidence=evidence)
+        scorers = scorers_of(
+            self.methods,
+            self.forward,
+            special=self.special,
+            seed=self.seed,
+            evidence=evidence,
+            random_draws=self.random_draws,
+        )
         metrics = self._metrics(evidence)
         runner = Runner(
             self.forward,

@@ -58,6 +58,13 @@ class _LeaveOneOut(Metric):
         rows = zip(scores, effects, scored.removable, strict=True)
         return torch.tensor([correlation(s[r].numpy(), e[r].numpy()) for s, e, r in rows], dtype=torch.float64)
 
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor:
+        """0, since every order is as probable as its reverse; NaN where there are no changes to order."""
+        effects = leave_one_out(forward, scored, self.removal, self.max_rows)[0 if self.has_sign else 1]
+        low = effects.masked_fill(~scored.removable, torch.inf).amin(1)
+        high = effects.masked_fill(~scored.removable, -torch.inf).amax(1)
+        return torch.where(high > low, 0.0, torch.nan)
+
 
 @dataclass(frozen=True)
 class LeaveOneOutCorrelation(_LeaveOneOut):

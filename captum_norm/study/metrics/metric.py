@@ -87,6 +87,13 @@ class Metric:
         """The metric itself; see :meth:`__call__`."""
         raise NotImplementedError
 
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor | None:
+        """What a random order of the tokens is worth on average, (batch,) float64, where that is known exactly.
+
+        None where only draws can tell.  The scores of ``scored`` do not count.
+        """
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """The parameters that its value depends on, for the record: all fields but ``max_rows``."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_rows"}

@@ -13,6 +13,7 @@ https://doi.org/10.1145/1143844.1143874): ``area="trapezoid"``.  IOU is of token
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,6 +114,13 @@ class AUPRC(_Plausibility):
         rows = zip(scored.scores, _evidence(scored), scored.removable, strict=True)
         return torch.tensor([average_precision(s[r], e[r], self.area) for s, e, r in rows], dtype=torch.float64)
 
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor | None:
+        if self.area != "step":
+            return None
+        counts = zip(sizes(scored).tolist(), _evidence(scored).sum(1).tolist(), strict=True)
+        expected = [random_average_precision(n, marked) if marked else torch.nan for n, marked in counts]
+        return torch.tensor(expected, dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class _Overlap(_Plausibility):
@@ -139,6 +147,27 @@ class _Overlap(_Plausibility):
         both = (top(scored, chosen) & evidence).sum(1).double()
         return both, chosen.double(), torch.where(marked > 0, marked.double(), torch.nan)
 
+    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
+        return self.overlap(*self._counts(scored))
+
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor:
+        """The mean over how many of the first tokens may be evidence, a hypergeometric number of them."""
+        _, chosen, marked = self._counts(scored)
+        rows = zip(sizes(scored).tolist(), chosen.tolist(), marked.tolist(), strict=True)
+        return torch.tensor([self._expected(n, int(k), m) for n, k, m in rows], dtype=torch.float64)
+
+    def _expected(self, tokens: int, chosen: int, marked: float) -> float:
+        if math.isnan(marked):
+            return marked
+        evidence, both = int(marked), range(chosen + 1)
+        ways = [math.comb(evidence, hits) * math.comb(tokens - evidence, chosen - hits) for hits in both]
+        overlaps = self.overlap(torch.tensor(both).double(), torch.tensor(chosen), torch.tensor(marked)).tolist()
+        return sum(way * overlap for way, overlap in zip(ways, overlaps, strict=True)) / math.comb(tokens, chosen)
+
+    def overlap(self, both: Tensor, chosen: Tensor, marked: Tensor) -> Tensor:
+        """The metric, from how many tokens are first and evidence, first, evidence."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class TokenF1(_Overlap):
@@ -147,8 +176,7 @@ class TokenF1(_Overlap):
     name = "token_f1"
     formula = "2 |top and evidence| / (|top| + |evidence|)"
 
-    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        both, chosen, marked = self._counts(scored)
+    def overlap(self, both: Tensor, chosen: Tensor, marked: Tensor) -> Tensor:
         return 2 * both / (chosen + marked)
 
 
@@ -159,8 +187,7 @@ class IOU(_Overlap):
     name = "iou"
     formula = "|top and evidence| / |top or evidence|"
 
-    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        both, chosen, marked = self._counts(scored)
+    def overlap(self, both: Tensor, chosen: Tensor, marked: Tensor) -> Tensor:
         return both / (chosen + marked - both)
 
 

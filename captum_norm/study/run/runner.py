@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -137,6 +137,8 @@ class Runner:
         nothing = torch.full((len(batch),), torch.nan, dtype=torch.float64)
         if metric.needs_evidence and batch.evidence is None:
             return nothing
+        if scorer.draws:
+            return self._at_random(metric, scorer, batch, scored)
         if not metric.needs_attribute:
             return metric(self.forward, scored)
         if scorer.attribute(batch) is None:
@@ -146,6 +148,17 @@ class Runner:
             values = [self._values(metric, scorer, one, self._scored(scorer, one, scores)) for one, scores in singles]
             return torch.cat(values)
         return metric(self.forward, scored, attribute=scorer.attribute(batch))
+
+    def _at_random(self, metric: Metric, scorer: Scorer, batch: TextBatch, scored: Scored) -> Tensor:
+        """(b,): the expectation where the metric knows it, else the mean over all draws; NaN where there is neither."""
+        with torch.no_grad():
+            expected = metric.at_random(self.forward, scored)
+        if expected is not None:
+            return expected
+        if metric.needs_attribute:
+            return torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        drawn = [replace(scored, scores=scorer.draw(batch, number)) for number in range(scorer.draws)]
+        return torch.stack([metric(self.forward, scores) for scores in drawn]).mean(0)
 
     def _single(self, batch: TextBatch, scores: Tensor, row: int) -> tuple[TextBatch, Tensor]:
         """One text by itself, and its scores, (1, s), both without padding."""

@@ -15,7 +15,13 @@ from captum_norm.study.variants import ORACLE, RANDOM, StoredScores, Variant
 
 
 def scorers_of(
-    methods: Sequence[Any] | Mapping[str, Any], forward: HFForward, *, special: str, seed: int, evidence: bool
+    methods: Sequence[Any] | Mapping[str, Any],
+    forward: HFForward,
+    *,
+    special: str,
+    seed: int,
+    evidence: bool,
+    random_draws: int,
 ) -> list[Scorer]:
     """The scorers of a study: what it lists, then the oracle where there is evidence, then the random floor.
 
@@ -26,6 +32,7 @@ def scorers_of(
         special: what becomes of special tokens where a variant does not say.
         seed: of random numbers.
         evidence: whether any example has evidence.
+        random_draws: how many draws the random floor is the mean over.
 
     Raises:
         TypeError: for an entry of another kind.
@@ -37,7 +44,7 @@ def scorers_of(
     if not scorers:
         raise ValueError(f"a study needs at least one method. There are: {', '.join(METHODS)}.")
     scorers += [OracleCeiling(special)] if evidence else []
-    scorers.append(RandomFloor(seed, special))
+    scorers.append(RandomFloor(seed, special, random_draws))
     names = [scorer.name for scorer in scorers]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:

@@ -15,21 +15,29 @@ from captum_norm.study.variants import ORACLE, RANDOM
 
 @dataclass
 class RandomFloor(Scorer):
-    """Numbers between 0 and 1, drawn for each text by itself: what a method is worth that knows nothing."""
+    """Numbers between 0 and 1, drawn for each text by itself: what a method is worth that knows nothing.
+
+    One draw may be lucky.  A metric takes the floor at its expectation where that is known (`Metric.at_random`), and at
+    the mean of ``draws`` elsewhere.
+    """
 
     seed: int
     special: str
+    draws: int = 10
     name: str = RANDOM
 
     def score(self, batch: TextBatch) -> Tensor:
+        return self.draw(batch, 0)
+
+    def draw(self, batch: TextBatch, number: int) -> Tensor:
         scores = torch.zeros(batch.real.shape, dtype=torch.float64)
         for row, text in enumerate(batch.examples):
-            generator = torch.Generator().manual_seed(text.seed(self.seed, RANDOM))
+            generator = torch.Generator().manual_seed(text.seed(self.seed, RANDOM, *([number] if number else [])))
             scores[row, batch.real[row]] = torch.rand(len(text), generator=generator, dtype=torch.float64)
         return scores
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "seed": self.seed, "special": self.special}
+        return {"name": self.name, "seed": self.seed, "draws": self.draws, "special": self.special}
 
 
 @dataclass

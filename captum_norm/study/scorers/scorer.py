@@ -26,12 +26,14 @@ class Scorer(ABC):
         special: what becomes of special tokens: ``"mask"``, ``"keep"`` or ``"report"``.
         family: the method that it is a variant of; its own name for all others.
         alone: whether it takes one example at a time, without padding.
+        draws: how many draws a metric takes its mean over; 0 where scores are not drawn.
         attribute: the method on another forward, for metrics that run it again; None where there is none.
     """
 
     name: str
     special: str
     alone: bool = False
+    draws: int = 0
 
     @abstractmethod
     def score(self, batch: TextBatch) -> Tensor:
@@ -40,6 +42,10 @@ class Scorer(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What decides its scores, as JSON."""
+
+    def draw(self, batch: TextBatch, number: int) -> Tensor:
+        """The scores of one of the ``draws``; the first are those of `score`."""
+        return self.score(batch)
 
     @property
     def family(self) -> str:

@@ -96,3 +96,24 @@ def test_tokens_of_equal_score_pass_together():
     evidence = torch.tensor([[True, False, False, False]])
     scored = Scored({"input_ids": torch.ones(1, 4).long()}, torch.ones(1, 4), torch.tensor([0]), one, evidence)
     assert float(AUPRC()(forward(), scored)) == 0.25
+
+
+@pytest.mark.parametrize("metric", [AUPRC(), TokenF1(), IOU(), TokenF1(fraction=0.3), IOU(fraction=0.3)], ids=str)
+def test_what_is_expected_of_a_random_order_is_the_mean_over_all_orders(metric):
+    scored = random_scored([5, 4])
+    evidence = torch.zeros_like(scored.removable)
+    evidence[0, 2:4] = evidence[1, 1] = True
+    scored = replace(scored, evidence=evidence)
+    expected = metric.at_random(forward(), scored)
+    for row, tokens in enumerate((5, 4)):
+        one = single(scored, row)
+        orders = []
+        for order in permutations(range(tokens)):
+            scores = one.scores.clone()
+            scores[0, one.removable[0]] = torch.tensor(order).double()
+            orders.append(float(metric(forward(), replace(one, scores=scores))))
+        assert float(expected[row]) == pytest.approx(np.mean(orders))
+
+
+def test_what_is_expected_of_a_trapezoid_is_not_known():
+    assert AUPRC(area="trapezoid").at_random(forward(), random_scored()) is None
