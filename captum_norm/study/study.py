@@ -218,7 +218,7 @@ class Study:
         runner = Runner(
             self.forward,
             scorers,
-            list(metrics.values()),
+            [repetition for metric in metrics.values() for repetition in metric.repetitions()],
             Padding.of(self.tokenizer),
             getattr(self.tokenizer, "mask_token_id", None),
         )

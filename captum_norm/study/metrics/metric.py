@@ -87,6 +87,10 @@ class Metric:
         """The metric itself; see :meth:`__call__`."""
         raise NotImplementedError
 
+    def repetitions(self) -> tuple[Metric, ...]:
+        """The metric with each of the random choices that it is the mean over; a study keeps and resamples them all."""
+        return (self,)
+
     def at_random(self, forward: HFForward, scored: Scored) -> Tensor | None:
         """What a random order of the tokens is worth on average, (batch,) float64, where that is known exactly.
 

@@ -80,6 +80,8 @@ class Results:
             self.keys = tuple(key for (key,) in store.rows("SELECT name FROM examples ORDER BY example"))
         self.methods = tuple(method["name"] for method in config["methods"])
         self.metrics = tuple(metric["name"] for metric in config["metrics"])
+        # the store has a number for each repetition of a metric
+        self._repeated = [metric["name"] for metric in config["metrics"] for _ in range(metric.get("repetitions", 1))]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -112,7 +114,20 @@ class Results:
         Raises:
             KeyError: for a metric that the study does not have.
         """
-        return {name: values[self._place("metric", metric)] for name, values in self._values.items()}
+        return {name: of.mean(axis=0) for name, of in self.repetitions(metric).items()}
+
+    def repetitions(self, metric: str) -> dict[str, Numbers]:
+        """A metric of every example by every method, for each of the random choices that it is repeated with.
+
+        Returns:
+            method -> (repetition, n) float64; most metrics have one repetition.
+
+        Raises:
+            KeyError: for a metric that the study does not have.
+        """
+        self._place("metric", metric)
+        columns = [number for number, name in enumerate(self._repeated) if name == metric]
+        return {name: values[columns] for name, values in self._values.items()}
 
     def scores(self, method: str) -> list[Numbers | None]:
         """A method's scores of every example, (t,) each, special tokens included; None where there are none.
@@ -134,10 +149,11 @@ class Results:
         """What could not be had, and why."""
         of_methods = self._rows("SELECT method, NULL, example, error FROM scores WHERE error IS NOT NULL")
         of_metrics = self._rows("SELECT method, metric, example, error FROM metrics WHERE error IS NOT NULL")
-        return [
-            Failure(self.methods[method], None if metric is None else self.metrics[metric], self.keys[example], error)
+        failures = [
+            Failure(self.methods[method], None if metric is None else self._repeated[metric], self.keys[example], error)
             for method, metric, example, error in [*of_methods, *of_metrics]
         ]
+        return list(dict.fromkeys(failures))
 
     def costs(self) -> dict[str, CostRow]:
         """What each method took: seconds per example, for its scores and for measuring them, and the most memory."""
@@ -185,7 +201,7 @@ class Results:
         reference = self.reference if reference is None else reference
         self._place("method", reference)
         statistics = Statistics(cases, test, correction, margin, confidence, resamples, permutations, seed)
-        by_metric = cells_of({metric: self.values(metric) for metric in self.metrics}, reference, statistics)
+        by_metric = cells_of({metric: self.repetitions(metric) for metric in self.metrics}, reference, statistics)
         return StudyTable(
             methods=self.methods,
             metrics={name: self.higher_is_better(name) for name in self.metrics},
@@ -328,7 +344,7 @@ class Results:
         """
         pandas = required("pandas", "Results.to_pandas")
         shape = len(self.methods), len(self.metrics), len(self)
-        every = np.stack(list(self._values.values()))
+        every = np.stack([list(self.values(metric).values()) for metric in self.metrics], axis=1)
         method, metric, example = (index.ravel() for index in np.indices(shape))
         return pandas.DataFrame(
             {
@@ -375,8 +391,8 @@ class Results:
 
     @cached_property
     def _values(self) -> dict[str, Numbers]:
-        """method -> (metric, n)."""
-        values = np.full((len(self.methods), len(self.metrics), len(self)), np.nan)
+        """method -> (repetition of a metric, n)."""
+        values = np.full((len(self.methods), len(self._repeated), len(self)), np.nan)
         rows = self._rows("SELECT method, metric, example, value FROM metrics WHERE value IS NOT NULL")
         if rows:
             method, metric, example, value = zip(*rows, strict=True)

@@ -60,6 +60,7 @@ def metric_record(name: str, metric: Metric) -> dict[str, Any]:
         "name": name,
         "arguments": {argument: repr(value) for argument, value in metric.arguments().items()},
         "rows": metric.max_rows,
+        "repetitions": len(metric.repetitions()),
         "formula": metric.formula,
         "source": metric.source,
         "caution": metric.caution,
