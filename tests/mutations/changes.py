@@ -50,7 +50,12 @@ CHANGES: list[Change] = [
         ("unfinished.unlink(missing_ok=True)", "pass"),
         ("    os.umask(umask)", "    pass"),
     ),
-    *changes_of("ranks.py", ("searchsorted(in_order, scores, right=True)", "searchsorted(in_order, scores)")),
+    *changes_of(
+        "ranks.py",
+        ("searchsorted(in_order, scores, right=True)", "searchsorted(in_order, scores)"),
+        ("(smaller + not_larger + 1)", "(smaller + not_larger)"),
+        ("(spread[0] * spread[1]).sqrt()", "(spread[0] * spread[0]).sqrt()"),
+    ),
     # --------------------------------------------------------------------------------------------------- measures, maps
     *changes_of(
         "measures.py",
@@ -134,6 +139,12 @@ CHANGES: list[Change] = [
         ("inside.lstrip()", "inside"),
         ("include_self=False", "include_self=True"),
         ("for token in reversed(pieces):", "for token in pieces:"),
+    ),
+    *changes_of(
+        "token_shares.py",
+        ("sums[name].total / self.sequences", "sums[name].mean()"),
+        ("keys[example] & plain", "keys[example]"),
+        ("max(self._worst, record.certificate.error)", "record.certificate.error"),
     ),
     *changes_of(
         "token_classes.py",
@@ -404,5 +415,6 @@ CHANGES: list[Change] = [
         "methods.py",
         ("np.random.set_state(state)", "pass"),
         ("each[row : row + 1]", "each[:1]"),
+        ("_seeded(seed if self.method.seeded else None", "_seeded(None"),
     ),
 ]  # fmt: skip
