@@ -143,53 +143,58 @@
     return asides.get(axis);
   };
   const mainMode = () => (state.mode === "both" ? "norm" : state.mode);
-  const headsTold = (call, single, together) => {
-    const told = content.calls[call];
-    if (state.head !== ALL) return `head ${told.heads[state.head]}`;
-    return told.heads.length === 1 ? "1 head" : `${together} ${told.heads.length} heads${single}`;
+  const headsChosen = () => {
+    const { heads } = content.calls[state.call];
+    if (state.head !== ALL) return `head ${heads[state.head]}`;
+    return heads.length === 1 ? "1 head" : `all ${heads.length} heads together`;
   };
 
-  // ---- maps: {values, rows, columns, colours, title, unit, signed}, or {missing: why}
+  // ---- maps: {values, rows, columns, signed, colours, title, unit, of}, or {missing: why}
 
   function mapOf(call, head, mode) {
-    const arrays = arraysOf(call), rows = queriesOf(call).written.length;
-    const made = (values, colours, title, unit, signed = values.some((v) => v < 0)) =>
-      ({ values, rows, columns: values.length / Math.max(rows, 1), colours, title, unit, signed });
-    if (mode === "weight") return weightMap(arrays, head, made, call);
-    if (mode === "norm") return normMap(arrays, head, made, call);
-    if (mode === "difference") {
-      const weight = mapOf(call, head, "weight"), norm = mapOf(call, head, "norm");
-      if (weight.missing || norm.missing) return weight.missing ? weight : norm;
-      const less = shares(weight, asideOf(call)), values = shares(norm, asideOf(call));
-      for (let i = 0; i < values.length; i++) values[i] -= less[i];
-      return made(values, "signed", "Norm less weight", "share of the row", true);
-    }
+    const arrays = arraysOf(call);
+    if (mode === "difference") return differenceOf(call, head);
+    if (mode === "weight") return weightMap(call, arrays, head);
+    if (mode === "norm") return normMap(call, arrays, head);
     if (head !== ALL) return { missing: "It is one map for all heads together: choose “all” at a glance." };
-    if (!arrays[mode]) return { missing: content.calls[call].absent[mode] || "This call does not have it." };
-    const look = content.looks[mode];
-    return made(numbers(arrays[mode], 0), look.colours, look.title, look.unit);
+    return arrays[mode] ? mapped(call, mode, numbers(arrays[mode], 0)) : missing(call, mode, "This call does not have it.");
   }
 
-  function weightMap(arrays, head, made, call) {
-    if (head === ALL && !arrays.weights && arrays.mean_weights)
-      return made(numbers(arrays.mean_weights, 0), "weight", "Attention weight, mean of heads", "α");
-    if (!arrays.weights) return { missing: content.calls[call].absent.weights || "The weights of single heads are not on this page: it was made without the quantity weights." };
-    if (head !== ALL) return made(numbers(arrays.weights, head), "weight", "Attention weight", "α");
-    return made(meanOf(arrays.weights.shape[0], (h) => numbers(arrays.weights, h)), "weight", "Attention weight", "α");
+  function mapped(call, quantity, values, of = "") {
+    const rows = queriesOf(call).written.length, signed = values.some((value) => value < 0);
+    return { values, rows, columns: values.length / Math.max(rows, 1), signed, of, ...content.looks[quantity] };
+  }
+  const missing = (call, quantity, otherwise) => ({ missing: content.calls[call].absent[quantity] || otherwise });
+  const notStored = (what, quantity) =>
+    `The ${what} of single heads are not on this page: it was made without the quantity ${quantity}. Choose “all” at a glance.`;
+
+  function weightMap(call, arrays, head) {
+    if (head === ALL && !arrays.weights && arrays.mean_weights) return mapped(call, "mean_weights", numbers(arrays.mean_weights, 0));
+    if (!arrays.weights) return missing(call, "weights", notStored("weights", "weights"));
+    const ofHead = (one) => numbers(arrays.weights, one), count = arrays.weights.shape[0];
+    return head === ALL ? mapped(call, "weights", meanOf(count, ofHead), "mean of heads") : mapped(call, "weights", ofHead(head));
   }
 
-  function normMap(arrays, head, made, call) {
-    if (head === ALL && arrays.summed_norms) return made(numbers(arrays.summed_norms, 0), "norm", "Norm of the sum over heads", "‖Σαf(x)‖");
-    const ofHead = (h) => {
-      if (arrays.head_norms) return numbers(arrays.head_norms, h);
-      const values = numbers(arrays.weights, h), lengths = numbers(arrays.lengths, h), keys = lengths.length;
-      for (let i = 0; i < values.length; i++) values[i] = Math.abs(values[i]) * lengths[i % keys];
-      return values;
-    };
-    if (!arrays.head_norms && !arrays.lengths)
-      return { missing: content.calls[call].absent.head_norms || "The norms of single heads are not on this page: it was made without the quantity head_norms. Choose “all” at a glance." };
-    if (head !== ALL) return made(ofHead(head), "norm", "Norm per head", "‖αf(x)‖");
-    return made(meanOf((arrays.head_norms || arrays.lengths).shape[0], ofHead), "norm", "Norm per head, mean of heads", "‖αf(x)‖");
+  function normMap(call, arrays, head) {
+    if (head === ALL && arrays.summed_norms) return mapped(call, "summed_norms", numbers(arrays.summed_norms, 0));
+    const kept = arrays.head_norms || arrays.lengths;
+    if (!kept) return missing(call, "head_norms", notStored("norms", "head_norms"));
+    const ofHead = (one) => (arrays.head_norms ? numbers(arrays.head_norms, one) : timesLengths(arrays, one));
+    return head === ALL ? mapped(call, "head_norms", meanOf(kept.shape[0], ofHead), "mean of heads") : mapped(call, "head_norms", ofHead(head));
+  }
+
+  function timesLengths(arrays, head) {
+    const values = numbers(arrays.weights, head), lengths = numbers(arrays.lengths, head), keys = lengths.length;
+    for (let i = 0; i < values.length; i++) values[i] = Math.abs(values[i]) * lengths[i % keys];
+    return values;
+  }
+
+  function differenceOf(call, head) {
+    const weight = mapOf(call, head, "weight"), norm = mapOf(call, head, "norm");
+    if (weight.missing || norm.missing) return weight.missing ? weight : norm;
+    const less = shares(weight, asideOf(call)), values = shares(norm, asideOf(call));
+    for (let i = 0; i < values.length; i++) values[i] -= less[i];
+    return { ...norm, values, signed: true, colours: "signed", title: "Norm less weight", unit: "share of the row", of: "" };
   }
 
   function meanOf(count, one) {
@@ -351,7 +356,7 @@
         this.title.append(made("span", "", map.missing));
         return;
       }
-      this.title.append(made("span", "", `${map.unit}${map.colours === "weight" && state.head === ALL && !map.title.includes("mean") ? ", mean of heads" : ""}`));
+      this.title.append(made("span", "", map.of ? `${map.unit}, ${map.of}` : map.unit));
       this.map.setAttribute("aria-label", `${map.title}: ${map.rows} rows that attend, ${map.columns} columns attended to. Arrow keys move.`);
       this.limit = limits(map, asideOf(), this.mode, state.head);
       this.queries = queriesOf();
@@ -714,12 +719,14 @@
     });
     for (const calls of groups.values()) {
       const { kind, group } = content.calls[calls[0]], heads = Math.max(...calls.map((i) => content.calls[i].heads.length));
-      const title = made("div", "group", `${{ self: "Self-attention", causal: "Causal self-attention", cross: "Cross-attention" }[kind] || kind} `);
+      const block = made("div", "block"), title = made("div", "group", `${{ self: "Self-attention", causal: "Causal self-attention", cross: "Cross-attention" }[kind] || kind} `);
       title.append(made("code", "", group));
-      atlas.append(title);
+      block.setAttribute("role", "grid");
+      block.setAttribute("aria-label", `${title.textContent}: calls by heads`);
       const longest = calls.reduce((a, b) => (content.calls[a].heads.length >= content.calls[b].heads.length ? a : b));
-      atlas.append(atlasLine(["head", "all", ...content.calls[longest].heads], heads));
-      calls.forEach((i) => atlas.append(atlasRow(i, heads)));
+      block.append(atlasLine(["head", "all", ...content.calls[longest].heads], heads));
+      calls.forEach((i) => block.append(atlasRow(i, heads)));
+      atlas.append(title, block);
     }
   }
 
@@ -1097,7 +1104,7 @@
     if (state.example !== before.example) buildAtlas();
     selectThumb(told === "focus");
     if (["example", "mode", "scale"].some((name) => state[name] !== before[name]) || told === "draw") drawThumbs();
-    if (told === true || told === "focus") say(`${callTitle(state.call)}, ${headsTold(state.call, "", "all")}, ${modeTitle(state.mode)}`);
+    if (told === true || told === "focus") say(`${callTitle(state.call)}, ${headsChosen()}, ${modeTitle(state.mode)}`);
   }
 
   function start() {
@@ -1160,7 +1167,7 @@
 
   function writeHeading() {
     const told = content.calls[state.call], exact = told.error <= told.tolerance;
-    at("large-title").textContent = `${callTitle(state.call)}, ${headsTold(state.call, " together", "all")}`;
+    at("large-title").textContent = `${callTitle(state.call)}, ${headsChosen()}`;
     at("large-note").textContent = `${told.name || "unnamed"} · ${exact ? "read exactly" : "not read exactly"}: error ${short(told.error)} (allowed ${short(told.tolerance)})`;
     const asideNames = [...asideOf()].sort((a, b) => a - b).map((i) => nameOf(keysOf(), i));
     at("legend-note").textContent = [
@@ -1209,6 +1216,7 @@
     if (map.missing) return;
     const n = { row: map.rows, column: map.columns };
     const shown = { weight, norm, share: [weight, norm].includes(main) || mode === "difference" ? null : main };
+    explainBars(shown, mode);
     const partsOf = (axis, i) => Object.fromEntries(Object.entries(shown)
       .filter(([, found]) => found && !found.map.missing && (axis === "row" || i < found.map.columns))
       .map(([kind, found]) => [kind, part(found.parts, found.map.columns, axis, i, n.row)]));
@@ -1221,6 +1229,17 @@
     for (let i = 0; i < byRow.length; i++) if (!asideOf().has(i)) most = Math.max(most, Math.abs(byRow[i]));
     strips[0].show([looks, rowName, from], byRow, most, ramp, map.signed);
     strips[1].show([who, columnName, end], byColumn, current.received[column], ramp, map.signed);
+  }
+
+  function explainBars(shown, mode) {
+    const kinds = Object.keys(shown).filter((kind) => shown[kind] && !shown[kind].map.missing), key = `${kinds} ${mode}`;
+    if (current.bars === key) return;
+    current.bars = key;
+    at("bars-key").replaceChildren(...kinds.map((kind) => {
+      const named = made("span");
+      named.append(made("span", `dot ${kind}`), document.createTextNode(kind === "share" ? modeTitle(mode) : kind));
+      return named;
+    }), made("span", "", "in shares of the row"));
   }
 
   const bdi = (text) => made("bdi", "", text);
