@@ -463,6 +463,12 @@ def test_a_layer_may_differ_from_itself_by_rounding_and_no_further(dtype, roundi
         maps_of(lambda: drifting(x), layers=list(drifting.blocks))
 
 
+def test_a_layer_that_is_run_again_on_another_length_is_refused():
+    model, lengths = built(Block(), Block()), iter((4, 5))
+    with pytest.raises(InexactCaptureError, match="4 keys when it was read, but 5 when its layer was run again"):
+        maps_of(lambda: model(X[:, : next(lengths)]), layers=list(model.blocks))
+
+
 def test_keys_of_earlier_passes_are_refused():
     model = tiny("GPT2")
     with torch.no_grad():

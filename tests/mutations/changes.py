@@ -236,6 +236,7 @@ CHANGES: list[Change] = [
         "study/report/resampling.py",
         ("(6 * (centred**2).sum() ** 1.5)", "(centred**2).sum() ** 1.5"),
         ("ndtri((1 - confidence) / 2)", "ndtri(1 - confidence)"),
+        tests="study/report/test_statistics.py",
     ),
     *changes_of("study/agreement.py", ("** (depths - 1)", "** depths")),
     # ------------------------------------------------------------------------------------------------------------- attr
@@ -373,7 +374,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "linear/contributions.py",
         ("reached | self.reached", "reached & self.reached"),
-        ("torch.where(gradient == 0, 0, leaf", "torch.where(gradient == 0, leaf.value, leaf"),
+        ("torch.where(gradient == 0, 0, leaf", "torch.where(gradient > torch.inf, 0, leaf"),
     ),
     *changes_of(
         "linear/contributions.py",
