@@ -10,13 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from tests.random_models.config import Config
-
-
-def second_position(config: Config) -> str:
-    """The position code of the second softmax of differential attention: what is added to scores, no rotation."""
-    return "none" if config.position == "rotary" else config.position
-
 
 def position_bias(position: str, head: int, heads: int, n: int, m: int, table: Tensor) -> Tensor:
     """What a position code adds to one head's scores, (n, m)."""

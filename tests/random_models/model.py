@@ -180,13 +180,8 @@ class Layer(nn.Module):
         return self.wrapped("feed_forward", x, self.feed_forward)
 
     def _beside(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        if self.config.norm == "post":
-            return self.norms["attention"](x + self.attention(x, x, visible) + self.feed_forward(x))
         y = self.norms["attention"](x)
-        attended, fed = self.attention(y, y, visible), self.feed_forward(y)
-        if self.config.norm == "sandwich":
-            attended, fed = self.norms["attention_out"](attended), self.norms["feed_forward_out"](fed)
-        return x + attended + fed
+        return x + self.attention(y, y, visible) + self.feed_forward(y)
 
     def wrapped(self, name: str, x: Tensor, part) -> Tensor:
         """x with a part's output added, norms where they belong."""

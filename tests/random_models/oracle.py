@@ -30,7 +30,6 @@ from tests.random_models.formulas import (
     gru,
     linear_mixer,
     position_bias,
-    second_position,
     tokens_mixed,
     turned,
 )
@@ -271,27 +270,22 @@ class Oracle:
     def _weights(
         self, x: Tensor, memory: Tensor, p: AttentionParameters, visible: Tensor | None, cross: bool
     ) -> Tensor:  # fmt: skip
-        change = p.change
-        alpha = self._softmax(x, memory, p.W_Q, p.b_Q, p.W_K, p.b_K, p, visible, cross)
-        if change == "differential":
-            zero_q, zero_k = torch.zeros_like(p.b_Q), torch.zeros_like(p.b_K)
-            plain = second_position(self.config)
-            second = self._softmax(
-                x, memory, p.extra["W_Q2"], zero_q, p.extra["W_K2"], zero_k, p, visible, cross, plain
-            )  # fmt: skip
-            return alpha - 0.4 * second
-        return changed_weights(alpha, change, p.extra)
+        position = "none" if cross else self.config.position
+        alpha = self._softmax(x, memory, p, visible, position)
+        if p.change == "differential":
+            other = replace(p, W_Q=p.extra["W_Q2"], W_K=p.extra["W_K2"], b_Q=0 * p.b_Q, b_K=0 * p.b_K)
+            unturned = "none" if position == "rotary" else position
+            return alpha - 0.4 * self._softmax(x, memory, other, visible, unturned)
+        return changed_weights(alpha, p.change, p.extra)
 
     def _softmax(
-        self, x: Tensor, memory: Tensor, W_Q: Tensor, b_Q: Tensor, W_K: Tensor, b_K: Tensor, p: AttentionParameters,
-        visible: Tensor | None, cross: bool, position: str | None = None,
+        self, x: Tensor, memory: Tensor, p: AttentionParameters, visible: Tensor | None, position: str
     ) -> Tensor:  # fmt: skip
-        b, n, m, h = len(x), x.shape[1], memory.shape[1], len(W_Q)
-        position = "none" if cross else self.config.position if position is None else position
+        b, n, m, h = len(x), x.shape[1], memory.shape[1], len(p.W_Q)
         alpha = x.new_zeros(b, h, n, m)
         for i in range(h):
-            group = i // (h // len(W_K))
-            q, k = x @ W_Q[i] + b_Q[i], memory @ W_K[group] + b_K[group]
+            group = i // (h // len(p.W_K))
+            q, k = x @ p.W_Q[i] + p.b_Q[i], memory @ p.W_K[group] + p.b_K[group]
             if position == "rotary":
                 q, k = turned(q), turned(k)
             scores = torch.einsum("bne,bme->bnm", q, k) / math.sqrt(q.shape[-1])
@@ -364,52 +358,35 @@ class Oracle:
         self, x: State, p: LayerParameters, name: str, visible: Tensor | None, memory: State | None = None
     ) -> State:  # fmt: skip
         """x with attention's output added, norms where they belong."""
-        norm = self.config.norm
+        norm, crosses = self.config.norm, memory is not None
         y = self.norm(x, p.norms[name]) if norm in ("pre", "sandwich") else x
-        of = y if memory is None else memory
-        part = p.attention if memory is None else p.cross
-        assert part is not None
-        out, call = self.attention(y, of, part, visible, cross=memory is not None)
-        raw = out
+        keys = y if memory is None else memory
+        out, call = self.attention(y, keys, _present(p.cross if crosses else p.attention), visible, crosses)
+        outs, calls = [out], [call]
+        if p.side is not None and not crosses:
+            side, second = self.attention(y, keys, p.side, visible)
+            outs, calls = [out, side], [call, second]
         inner = p.norms[f"{name} out"] if norm == "sandwich" else None
-        outs = [out if inner is None else self.norm(out, inner)]
-        calls = [call]
-        if p.side is not None and memory is None:
-            side, second = self.attention(y, of, p.side, visible)
-            if norm == "sandwich":  # the norm stands behind the sum
-                both = self.total(out, side, reach=None, alti=None)
-                outs = [self.norm(both, p.norms[f"{name} out"])]
-            else:
-                outs.append(side)
-            calls.append(second)
-        reach = self._reached(x, of, calls)
-        total = self.total(x, *outs, reach=reach, alti=None)
+        if inner is not None:  # it stands behind the sum
+            outs = [self.norm(self.total(*outs, reach=None, alti=None), inner)]
+        total = self.total(x, *outs, reach=self._reached(x, keys, calls), alti=None)
         outer = p.norms[name] if norm == "post" else None
         result = total if outer is None else self.norm(total, outer)
-        alti = None
-        if len(calls) == 1:
-            alti = self._alti(x, of, call, raw.value, inner, total.value, outer, result.value, cross=memory is not None)
+        if len(calls) > 1:
+            return result
+        alti = self._alti(x, keys, call, out.value, inner, total.value, outer, result.value, crosses)
         return replace(result, alti=alti)
 
     def _parallel_layer(self, x: State, p: LayerParameters, visible: Tensor | None, mixer: bool) -> State:
-        """Attention and feed-forward beside each other on the same input."""
-        norm = self.config.norm
-        y = x if norm == "post" else self.norm(x, p.norms["attention"])
+        """Attention and feed-forward beside each other on the same normalised input."""
+        y = self.norm(x, p.norms["attention"])
         out, call = self.attention(y, y, p.attention, visible)
-        fed = self.feed_forward(y, p.feed_forward, mixer)
-        raw, inner = out.value, p.norms["attention out"] if norm == "sandwich" else None
-        if norm == "sandwich":
-            out, fed = self.norm(out, p.norms["attention out"]), self.norm(fed, p.norms["feed forward out"])
-        fed, moved = self._in_place(x, fed)
-        total = self.total(x, out, fed, reach=None if moved else self._reached(x, y, [call]), alti=None)
-        if norm == "post":
-            result = self.norm(total, p.norms["attention"])
-            alti = self._alti(x, y, call, raw, None, total.value, p.norms["attention"], result.value)
-        else:
-            result = total
-            attended = x.value + out.value
-            alti = self._alti(x, y, call, raw, inner, attended, None, attended)
-        return replace(result, alti=None if moved else alti)
+        fed, moved = self._in_place(x, self.feed_forward(y, p.feed_forward, mixer))
+        if moved:
+            return self.total(x, out, fed, reach=None, alti=None)
+        attended = x.value + out.value
+        alti = self._alti(x, y, call, out.value, None, attended, None, attended)
+        return self.total(x, out, fed, reach=self._reached(x, y, [call]), alti=alti)
 
     def _reached(self, x: State, memory: State, calls: list[Call]) -> Tensor | None:
         """(sum of A reach(keys) + reach(x)) / row sum."""
@@ -607,6 +584,11 @@ class Oracle:
         value = x.value.gather(1, chosen)
         parts = None if x.parts is None else x.parts.gather(2, chosen.expand(len(x.parts), *chosen.shape))
         return replace(x, value=value, parts=parts, pure=False)
+
+
+def _present(p: AttentionParameters | None) -> AttentionParameters:
+    assert p is not None
+    return p
 
 
 def _looks_back(visible: Tensor | None, index: Tensor | None) -> bool:
