@@ -214,14 +214,9 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
             return f"its {name} are off by {error:.2g}"
     if maps.calls[i].kind != call.kind:
         return f"it is called {maps.calls[i].kind!r}, and is {call.kind!r}"
-    keys = maps.keys[i]
-    if keys is not None and (call.key_index is None or keys.index.tolist() != call.key_index.tolist()):
-        return f"its keys are said to be {keys.index.tolist()}, and are {_listed(call.key_index)}"
-    return ""
-
-
-def _listed(index: Tensor | None) -> Any:
-    return "no positions" if index is None else index.tolist()
+    said = None if maps.keys[i] is None else maps.keys[i].index.tolist()
+    known = None if call.key_index is None else call.key_index.clamp(min=-1).tolist()
+    return f"its keys are said to be {said}, and are {known or 'no positions'}" if said not in (None, known) else ""
 
 
 def broken(case: Case, check: str, break_it: Callable[[Any], Any]) -> Finding:

@@ -71,6 +71,7 @@ class Config:
         change: what happens to the weights between softmax and product, or to the mixed values.
         mixer, mixer_place: what else mixes positions, and where.
         branch, readout: how the stream runs, and what the output reads.
+        prefix: how many learned vectors stand before the tokens (a class token, virtual tokens).
         shared: one layer's parameters serve all layers.
         special: which layers have what is unusual about attention: ``"all"``, the ``"first"`` or the ``"last"``.
         context: the name of the argument by which attention is given what it looks at, itself or another sequence.
@@ -110,6 +111,7 @@ class Config:
     mixer_place: str = ""
     branch: str = ""
     readout: str = "every position"
+    prefix: int = 0
     shared: bool = False
     context: str = "context"
     special: str = "all"
@@ -299,12 +301,21 @@ def _branches(random: Random, config: Config) -> Config:
 
 
 def _readouts(random: Random, config: Config) -> Config:
+    if random.random() < 0.2:
+        return _with_prefix(random, config)
     readout = random.choice(READOUTS)
     layers = max(config.layers, 2) if readout == "hidden layer" else config.layers
     config = replace(config, readout=readout, variant=readout, layers=layers, ordinary=readout in ORDINARY_READOUTS)
     if random.random() < 0.3:  # the row then differs from example to example
         config = replace(config, batch=3, padding=random.choice(("left", "right")), padding_form="attention_mask")
     return config
+
+
+def _with_prefix(random: Random, config: Config) -> Config:
+    """A class token in an encoder, virtual tokens in a decoder."""
+    if config.stack == "encoder":
+        return replace(config, prefix=1, readout="first", variant="class token")
+    return replace(config, prefix=random.choice((1, 2, 3)), readout="last", variant="virtual tokens")
 
 
 def _dtypes(random: Random, config: Config) -> Config:
@@ -386,10 +397,14 @@ def consistent(config: Config) -> Config:
         changes |= {"mask": "none", "stack": "encoder", "padding": "", "padding_form": "", "readout": "first"}
     if config.norm != "pre" or config.branch:  # only then is it clear what the residual of attention is
         changes["beside"] = False
+    if config.prefix and config.padding:  # one of them is enough
+        changes["prefix"] = 0
     if config.mixer and config.padding:  # padding would be mixed in
         changes |= {"padding": "", "padding_form": ""}
     if config.mixer == "halved" and config.readout == "row in target":
         changes["readout"] = "every position"
+    if config.prefix and config.readout == "every position":  # of tokens or of vectors?
+        changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.mixer in ("roll", "flip") and config.readout == "every position":  # first and last are then two things
         changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.shared:

@@ -61,8 +61,8 @@ def _row(truth: Truth, call: Call, scores: Tensor) -> Tensor | None:
     for example in range(batch):
         for q, position in enumerate(call.query_index.tolist()):
             for k, key in enumerate(call.key_index.tolist()):
-                if truth.rows[example, position]:
-                    row[example, key] += truth.rows[example, position] * scores[example, q, k]
+                if key >= 0:
+                    row[example, key] += truth.rows[example, truth.prefix + position] * scores[example, q, k]
     return row
 
 

@@ -258,6 +258,8 @@ class RandomTransformer(nn.Module):
             self.pooling = nn.Parameter(p.pooling.clone())
         if config.stack == "latents":
             self.latents = nn.Parameter(p.latents.clone())
+        if config.prefix:
+            self.prefix = nn.Parameter(p.prefix.clone())
         self.classifier = linear(*p.classifier)
 
     def _stack(self, layers: list[LayerParameters], mixer: nn.Module | None) -> nn.ModuleList:
@@ -281,6 +283,8 @@ class RandomTransformer(nn.Module):
         x = self.embedding(tensors[-1])
         if self.config.stack == "latents":
             memory, x = x, self.latents.expand(len(x), -1, -1)
+        if self.config.prefix:
+            x = torch.cat([self.prefix.expand(len(x), -1, -1), x], 1)
         x = self._stream(x, memory, real)
         if self.config.mixer_place == "end":
             x = self.mixer(x)

@@ -97,11 +97,13 @@ class Oracle:
                     angle = position / 100.0 ** (i / d)
                     x[:, position, i] += math.sin(angle)
                     x[:, position, i + 1] += math.cos(angle)
-        one = torch.zeros(len(x), n, sum(self.lengths), dtype=torch.float64)
+        prefix = self.config.prefix
+        x = torch.cat([p.prefix.expand(len(x), -1, -1), x], 1)
+        one = torch.zeros(len(x), prefix + n, sum(self.lengths), dtype=torch.float64)
         offset = sum(self.lengths[:source])
         for position in range(n):
-            one[:, position, offset + position] = 1
-        state = State(x, None, True, source, torch.arange(n), one, one)
+            one[:, prefix + position, offset + position] = 1
+        state = State(x, None, True, source, torch.arange(-prefix, n), one, one)
         return replace(state, parts=self._own_parts(state))
 
     def _latents(self) -> State:
@@ -113,12 +115,12 @@ class Oracle:
         return State(x, parts, False, len(self.lengths), torch.arange(x.shape[1]), none, none)
 
     def _own_parts(self, state: State) -> Tensor:
-        """Each row belongs to its own token."""
-        b, n, d = state.value.shape
-        parts = state.value.new_zeros(sum(self.lengths) + 1, b, n, d)
+        """Each row belongs to its own token; one that is no token's is among the biases."""
+        assert state.index is not None
+        parts = state.value.new_zeros(sum(self.lengths) + 1, *state.value.shape)
         offset = sum(self.lengths[: state.source])
-        for position in range(n):
-            parts[offset + position, :, position] = state.value[:, position]
+        for row, position in enumerate(state.index.tolist()):
+            parts[offset + position if position >= 0 else -1, :, row] = state.value[:, row]
         return parts
 
     def linear(self, state: State, W: Tensor, b: Tensor) -> State:
@@ -534,8 +536,8 @@ class Oracle:
                        for r in (x.reach, x.alti))  # fmt: skip
         placed = None
         if rows is not None and x.index is not None:
-            length = n if c.stack == "latents" else self.lengths[-1]
-            placed = torch.zeros(b, length, dtype=torch.float64).index_add(1, x.index, rows)
+            length = n if c.stack == "latents" else self.lengths[-1] + c.prefix
+            placed = torch.zeros(b, length, dtype=torch.float64).index_add(1, x.index + c.prefix, rows)
         return Truth(
             output=output,
             calls=self.calls,
@@ -549,6 +551,7 @@ class Oracle:
             target=target,
             mixers=x.mixers,
             lengths=self.lengths,
+            prefix=c.prefix,
             empty_rows=self.empty_rows,
             last=x,
         )

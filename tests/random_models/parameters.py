@@ -77,6 +77,7 @@ class Parameters:
     embedding: Tensor
     positions: Tensor
     latents: Tensor
+    prefix: Tensor
     layers: list[LayerParameters]
     encoder: list[LayerParameters]
     other: list[LayerParameters]
@@ -122,6 +123,7 @@ def draw_parameters(config: Config) -> Parameters:
         embedding=draw.normal(VOCABULARY, d),
         positions=draw.normal(16, d, scale=0.7),
         latents=draw.normal(LATENTS, d),
+        prefix=draw.normal(config.prefix, d),
         layers=_repeated(layers, config),
         encoder=_repeated(encoder, config),
         other=_repeated(other, config),
@@ -195,7 +197,7 @@ def _extra(draw: Draw) -> dict[str, Tensor]:
     """What positions and changes of the weights need."""
     c = draw.config
     d, h, g, e = c.width, c.heads, c.key_heads, c.head_dim
-    longest = max(c.length, c.memory)
+    longest = max(c.length, c.memory) + c.prefix
     return {
         "relative": draw.normal(h, 2 * longest + 1),
         "talking": draw.normal(h, h, scale=h**-0.5) + torch.eye(h, dtype=torch.float64) * 0.5,
@@ -230,7 +232,7 @@ def _feed_forward(draw: Draw) -> FeedForwardParameters:
 
 
 def _mixer(draw: Draw, config: Config) -> dict[str, Tensor]:
-    d, n = config.width, config.length
+    d, n = config.width, config.length + config.prefix
     return {
         "kernel": draw.normal(d, d, 3, scale=(3 * d) ** -0.5),  # (out, in, offset)
         "depthwise": draw.normal(d, 3),

@@ -56,10 +56,10 @@ class Table:
         """The models at which this machine itself failed."""
         return [outcome for outcome in self.outcomes if outcome.fault]
 
-    def ordinary(self) -> tuple[int, int]:
-        """How many answers about ordinary models are right, and how many there are."""
-        found = [f for o in self.outcomes if o.ordinary for f in o.findings]
-        return sum(f.status == "right" for f in found), len(found)
+    def ordinary(self) -> tuple[int, int, int]:
+        """How many answers about ordinary models are right, how many are refused, and how many there are."""
+        found = [f.status for o in self.outcomes if o.ordinary for f in o.findings]
+        return found.count("right"), found.count("refused"), len(found)
 
     def first(self, status: str, kind: str, count: int = 4) -> list[int]:
         """The first seeds with such an answer."""
@@ -83,9 +83,10 @@ class Table:
             if of_kind:
                 lines.append(self._line(kind, of_kind, self.first("silent", kind) + self.first("crash", kind)))
         lines.append(self._line("all", self.outcomes, []))
-        right, answers = self.ordinary()
+        right, refused, answers = self.ordinary()
         if answers:
-            lines.append(f"ordinary models: {right} of {answers} answers are right ({right / answers:.1%})")
+            share = f"{right} of {answers} answers right ({right / answers:.1%}), {refused} refused"
+            lines.append(f"ordinary models: {share}")
         lines += [f"seed {o.seed}: {o.fault[:300]}" for o in self.faults]
         return "\n".join(lines)
 
@@ -105,7 +106,7 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for another program."""
-        right, answers = self.ordinary()
+        right, refused, answers = self.ordinary()
         return {
             "models": len(self.outcomes),
             "answers": {status: self.count(status) for status in STATUSES},
@@ -113,7 +114,7 @@ class Table:
                 kind: {status: self.count(status, kind) for status in STATUSES}
                 for kind in dict.fromkeys(KINDS) if self._of(kind)
             },
-            "ordinary": {"right": right, "answers": answers},
+            "ordinary": {"right": right, "refused": refused, "answers": answers},
             "faults": [{"seed": o.seed, "fault": o.fault} for o in self.faults],
             "not_right": [
                 {"seed": o.seed, "kind": o.kind, "variant": o.variant, **asdict(f)}

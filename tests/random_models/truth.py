@@ -21,7 +21,8 @@ class State:
         parts: (p, b, n, d), their sum is ``value``; None where no linear form is known.
         pure: nothing has mixed positions yet.
         source: which input its positions count.
-        index: (n,), which position of it each row is; None where a row is no position.
+        index: (n,), which position of it each row is, a negative number for a learned vector before the tokens; None
+            where a row is no position.
         reach, alti: (b, n, t), None where not defined.
         calls: the attention calls it is made of.
         parents: those of them that reach it without passing through another call.
@@ -86,8 +87,8 @@ class Truth:
         output: as the model's.
         calls: every attention call, in the order in which the model runs them.
         used: those of which the output is made.
-        rows: (b, position): how much the output reads each position of the last sequence, or each latent vector; None
-            where it reads something else.
+        rows: (b, position): how much the output reads each position of the last sequence, learned vectors before the
+            tokens first, or each latent vector; None where it reads something else.
         by_convention: the output has a row for every position, and none was asked for.
         reach, alti: (b, t), the row that is read; None where not defined.
         shares: (b, t), what each token adds to the output ``target``; None where no linear form is known.
@@ -95,6 +96,7 @@ class Truth:
         target: what is explained, as in Captum.
         mixers: everything that mixed positions beside attention on the way to the output.
         lengths: positions of each input.
+        prefix: how many learned vectors stand before the tokens.
         empty_rows: ALTI meets a row that no input brings nearer.
         last: the state that is read.
     """
@@ -111,5 +113,6 @@ class Truth:
     target: Any
     mixers: tuple[str, ...]
     lengths: tuple[int, ...]
+    prefix: int
     empty_rows: bool
     last: State = field(repr=False, default=None)  # type: ignore[assignment]
