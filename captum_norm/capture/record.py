@@ -8,13 +8,15 @@ Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture.graph import MixedValues
+from captum_norm.capture.modules import Modules
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm
 
@@ -44,7 +46,8 @@ class AttentionCall:
         call: how many calls this module had made before, in this recording.
         heads: number of heads.
         projection: name of the parameter used as W_O, for example ``"encoder.layer.0.attention.output.dense.weight"``.
-        modules: the modules that were running, outermost first; the last one is the module of ``name``.
+        modules: the modules that were running, outermost first; the last one is the module of ``name``.  The call does
+            not keep them: they are there as long as the model is, and neither in copies nor in what is pickled.
     """
 
     name: str
@@ -52,11 +55,14 @@ class AttentionCall:
     call: int
     heads: int
     projection: str
-    modules: tuple[Module, ...] = ()
+    modules: Sequence[Module] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", Modules(self.modules))
 
     @property
     def module(self) -> Module | None:
-        """The innermost module that mixed the values."""
+        """The innermost module that mixed the values; None where the model is gone."""
         return self.modules[-1] if self.modules else None
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from captum_norm.capture import AttentionCall, AttentionRecord, InexactCaptureError, Positions, run_recorded
 from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
 from captum_norm.maps.calls import attention_layers, call_of
-from captum_norm.maps.choices import Choices, chosen_indices, chosen_layers
 from captum_norm.maps.results import AttentionMaps, Tokens
+from captum_norm.maps.selection import Selection, chosen_indices, chosen_layers
 from captum_norm.measures import MEASURES, compute_measures, need_blocks
 
 
@@ -61,10 +61,10 @@ def attention_maps(
     """
     names = _known_quantities(quantities)
     heads, rows = chosen_indices("head_indices", head_indices), chosen_indices("positions", positions)
-    choices = Choices(chosen_layers(layers), heads, rows)
-    if choices.count_from_the_end:
-        choices = choices.from_the_front(len(attention_layers(model, inputs)))
-    reducer = _Reducer(names, choices, tuple(position_sources(named_inputs(model, inputs))))
+    selection = Selection(chosen_layers(layers), heads, rows)
+    if selection.count_from_the_end:
+        selection = selection.from_the_front(len(attention_layers(model, inputs)))
+    reducer = _Reducer(names, selection, tuple(position_sources(named_inputs(model, inputs))))
     run_recorded(model, inputs, reducer.take, reducer.refuse, blocks=need_blocks(names))
     return reducer.maps(_tokens(inputs, named_inputs(model, inputs)), _versions(model))
 
@@ -72,8 +72,8 @@ def attention_maps(
 class _Reducer:
     """From records to results, one call at a time; the record is not kept."""
 
-    def __init__(self, names: Sequence[str], choices: Choices, sources: Sequence[str]) -> None:
-        self.names, self.choices, self.sources = names, choices, sources
+    def __init__(self, names: Sequence[str], selection: Selection, sources: Sequence[str]) -> None:
+        self.names, self.selection, self.sources = names, selection, sources
         self.seen: list[AttentionCall] = []
         self.met: set[int | str] = set()
         self.kept: list[AttentionRecord] = []
@@ -83,7 +83,7 @@ class _Reducer:
         """Measure the next call and keep its record without the large tensors."""
         if not self._chosen(record.call):
             return
-        all_heads, heads = self.choices.cut(record)
+        all_heads, heads = self.selection.cut(record)
         per_head = [name for name in self.names if MEASURES[name].has_axis("head")]
         summed = [name for name in self.names if name not in per_head]
         results = compute_measures(heads, per_head) | compute_measures(all_heads, summed)
@@ -114,16 +114,16 @@ class _Reducer:
             query_masks=tuple(r.query_mask for r in self.kept),
             input_tokens=tokens,
             versions=versions,
-            head_indices=self.choices.heads,
-            positions=self.choices.rows,
+            head_indices=self.selection.heads,
+            positions=self.selection.rows,
             results=self.results,
         )
 
     def _chosen(self, call: AttentionCall) -> bool:
-        met = self.choices.matching(len(self.seen), call)
+        met = self.selection.matching(len(self.seen), call)
         self.seen.append(call)
         self.met |= met
-        return self.choices.layers is None or bool(met)
+        return self.selection.layers is None or bool(met)
 
     def _named(self, where: Positions | None) -> Positions | None:
         """The same positions, their source by name."""
@@ -132,7 +132,7 @@ class _Reducer:
         return replace(where, source=self.sources[where.source])
 
     def _check_all_met(self) -> None:
-        missing = [choice for choice in self.choices.layers or () if choice not in self.met]
+        missing = [choice for choice in self.selection.layers or () if choice not in self.met]
         if missing:
             seen = ", ".join(f"{i} {call.name!r}" for i, call in enumerate(self.seen))
             raise ValueError(

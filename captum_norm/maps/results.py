@@ -12,12 +12,14 @@ from torch import Tensor
 
 from captum_norm.capture import AttentionCall, Certificate, Positions
 from captum_norm.maps.saving import read_fields, write_fields
+from captum_norm.maps.text import described
+from captum_norm.maps.tidy import tidy_table
 from captum_norm.measures import MEASURES
 
 Tokens = tuple[tuple[str | int, ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionMaps:
     """Measures of a model's attention calls, each a list over calls: ``maps.summed_norms[i]`` is (batch, query, key).
 
@@ -25,7 +27,8 @@ class AttentionMaps:
     with the reason; one that was not asked for is no attribute.
 
     Attributes:
-        calls: which attention calls, in the order they ran.
+        calls: which attention calls, in the order they ran.  ``maps.calls[i].module`` is the module as long as the
+            model lives; maps keep no model alive, and a pickle of them holds none.
         certificate: the check each has passed; ``float(maps.certificate[i])`` is the error.
         keys: where each key lies in the model's input, or None where that is not known.  ``source`` is the name of the
             input.
@@ -50,7 +53,7 @@ class AttentionMaps:
     versions: dict[str, str] = field(default_factory=dict)
     head_indices: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
-    results: dict[str, list[Tensor | str]] = field(default_factory=dict, repr=False)
+    results: dict[str, list[Tensor | str]] = field(default_factory=dict)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -64,6 +67,20 @@ class AttentionMaps:
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def __repr__(self) -> str:
+        """What is held, in a few lines: the model, the calls, the shape of each measure, the first tokens.
+
+        Example:
+            >>> from captum_norm import attention_maps
+            >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+            >>> attention_maps(encoder, torch.randn(1, 3, 8))
+            AttentionMaps of TransformerEncoderLayer: 1 attention call
+              call: 0 'self_attn' (self)
+              weights: (batch 1, head 2, query 3, key 3)
+              summed_norms: (batch 1, query 3, key 3)
+        """
+        return described(self)
 
     def __getattr__(self, name: str) -> list[Tensor]:
         results = self.__dict__.get("results", {})
@@ -140,6 +157,30 @@ class AttentionMaps:
             ValueError: if the file is damaged, cut off, or holds something else.
         """
         return cls(**read_fields(path))
+
+    def to_pandas(self, quantities: Sequence[str] | str | None = None) -> Any:
+        """A tidy table: one row per number.
+
+        Args:
+            quantities: which of the measures held; None: all.
+
+        Returns:
+            A ``pandas.DataFrame`` with the columns ``quantity``, ``call`` (an index into ``maps.calls``), its ``name``
+            and ``kind``, ``example``, ``head``, ``query``, ``key``, ``query_token``, ``key_token`` and ``value``.  What
+            a measure has no axis for is NA.  Padding is left out, and so are calls that cannot have the measure.
+
+        Raises:
+            ImportError: if pandas is not installed; ``pip install "captum-norm[study]"`` brings it.
+            AttributeError: for a measure that is not held.
+
+        Example:
+            >>> from captum_norm import attention_maps
+            >>> encoder = torch.nn.TransformerEncoderLayer(8, nhead=2, batch_first=True).eval()
+            >>> table = attention_maps(encoder, torch.randn(1, 3, 8)).to_pandas("weights")
+            >>> len(table), [float(total) for total in table.groupby(["head", "query"])["value"].sum().round(3)]
+            (18, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+        """
+        return tidy_table(self, quantities)
 
     def to_html(self, path: str | os.PathLike[str] | None = None, **how: Any) -> str:
         """These maps as one HTML file to look at and touch; see :func:`captum_norm.viewer.to_html`.

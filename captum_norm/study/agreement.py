@@ -25,7 +25,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from captum_norm import ranks
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 from captum_norm.words import Words, word_scores
 
 Scores: TypeAlias = NDArray[np.float64]

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 
 _FORMATS = {".jsonl": "JSONL", ".csv": "CSV", ".tsv": "TSV"}
 

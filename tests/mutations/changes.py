@@ -64,17 +64,23 @@ CHANGES: list[Change] = [
     ),
     *changes_of("measures.py", ("gate.shape[-1] == 1:", "gate.shape[-1] == 2:"), tests="maps"),
     *changes_of(
-        "maps/choices.py",
+        "maps/selection.py",
         ('startswith(f"{choice}.")', 'startswith(f"{choice}")'),
         ("W_O=record.W_O[heads]", "W_O=record.W_O"),
         ("index=record.queries.index[rows]", "index=record.queries.index"),
     ),
-    *changes_of("maps/reading.py", ("self.choices.layers is None or bool(met)", "True"), tests="maps"),
+    *changes_of("maps/reading.py", ("self.selection.layers is None or bool(met)", "True"), tests="maps"),
     *changes_of(
         "maps/saving.py",
         (".cpu().clone(memory_format=torch.contiguous_format)", ".cpu()"),
         ('"queries")', ")"),
     ),
+    *changes_of(
+        "maps/tidy.py",
+        ("mask[example]", "mask[0]"),
+        ("place if chosen is None else chosen[place]", "place"),
+    ),
+    *changes_of("capture/modules.py", ("    break", "    continue"), tests="capture/test_modules.py"),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size'), tests="maps visualization"),
     # ----------------------------------------------------------------------------------------------------------- viewer
     *changes_of(

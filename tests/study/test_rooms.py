@@ -6,7 +6,6 @@ from tests.test_architecture import IMPORTS
 
 # From the bottom up.  A room may import from the rooms before it, and its own.
 ROOMS = (
-    "optional_packages",
     "agreement",
     "data",
     "evidence",

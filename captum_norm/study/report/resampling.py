@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 
 Numbers = NDArray[np.float64]
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.files import replacing
+from captum_norm.optional_packages import required
 from captum_norm.study.agreement import agreement_matrix, comparable
-from captum_norm.study.optional_packages import required
 from captum_norm.study.report.cells import Statistics, cells_of, complete_cases
 from captum_norm.study.report.stability import Move, OrderChanges, RankInterval, order_changes, rank_intervals, ranks_of
 from captum_norm.study.report.statistics import bootstrap_interval, needed_examples

@@ -32,7 +32,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means, rounding
 
 Values: TypeAlias = NDArray[np.float64]

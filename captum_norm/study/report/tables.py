@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 from captum_norm.study.report.cells import Cell, Statistics
 from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
 from captum_norm.study.report.typeset import Column, blocks, interval, number, side_by_side, signed, tex

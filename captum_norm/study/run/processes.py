@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from captum_norm.study.optional_packages import required
+from captum_norm.optional_packages import required
 
 
 @dataclass(frozen=True)

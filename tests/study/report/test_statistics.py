@@ -234,7 +234,7 @@ def test_bad_values_are_refused():
 
 
 def test_a_missing_package_is_named_with_the_way_out():
-    from captum_norm.study.optional_packages import required
+    from captum_norm.optional_packages import required
 
     with pytest.raises(ImportError, match=r'a study needs no_such_package.*pip install "captum-norm\[study\]"'):
         required("no_such_package.part", "a study")

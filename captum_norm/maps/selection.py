@@ -11,7 +11,7 @@ from captum_norm.capture import AttentionCall, AttentionRecord, in_float32
 
 
 @dataclass(frozen=True)
-class Choices:
+class Selection:
     """Which calls, heads and rows of the query axis to keep; None: all."""
 
     layers: tuple[int | str, ...] | None
@@ -23,7 +23,7 @@ class Choices:
         """Whether a call is chosen by a negative index."""
         return any(isinstance(choice, int) and choice < 0 for choice in self.layers or ())
 
-    def from_the_front(self, total: int) -> Choices:
+    def from_the_front(self, total: int) -> Selection:
         """The same with every call counted from the first of ``total``."""
         choices = self.layers or ()
         for choice in choices:
