@@ -9,7 +9,8 @@ import sys
 from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric, removal, scored_texts
 from captum_norm.study.report import cells, statistics, tables
-from captum_norm.study.report.results import Failure, Results
+from captum_norm.study.report.measured import Failure
+from captum_norm.study.report.results import Results
 from captum_norm.study.run.store import StoreMismatchError
 from captum_norm.study.study import DEFAULT_METHODS, Study
 from captum_norm.study.variants import StoredScores, Variant

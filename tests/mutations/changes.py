@@ -242,8 +242,19 @@ CHANGES: list[Change] = [
         "study/report/resampling.py",
         ("(6 * (centred**2).sum() ** 1.5)", "(centred**2).sum() ** 1.5"),
         ("ndtri((1 - confidence) / 2)", "ndtri(1 - confidence)"),
-        tests="study/report/test_statistics.py",
+        ("/ max(k - 1, 1)", "* 0"),
     ),
+    *changes_of(
+        "study/report/cells.py",
+        ("if name != ORACLE and not", "if not"),
+        ("not in (reference, ORACLE)", "not in (reference,)"),
+    ),
+    *changes_of("study/report/tables.py", (".n for method in means}) != 1", ".n for method in means}) < 1")),
+    *changes_of("study/report/stability.py", ("order[1:] * order[0]", "order * order[0]")),
+    *changes_of("study/metrics/leave_one_out.py", ("scored.scores.abs(), distances", "scored.scores, distances")),
+    *changes_of("study/metrics/randomised.py", ("[abs(spearman(a", "[(spearman(a")),
+    *changes_of("study/scorers/floor_and_ceiling.py", ("*([number] if number else [])", "0")),
+    *changes_of("study/batches.py", ('text.seed("batch")', "0")),
     *changes_of("study/agreement.py", ("** (depths - 1)", "** depths")),
     # ------------------------------------------------------------------------------------------------------------- attr
     *changes_of(

@@ -5,13 +5,9 @@ Axes: n example, t token.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,150 +17,32 @@ from captum_norm.files import replacing
 from captum_norm.optional_packages import required
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.report.cells import Statistics, cells_of, complete_cases
+from captum_norm.study.report.measured import Measured, Numbers
 from captum_norm.study.report.stability import Move, OrderChanges, RankInterval, order_changes, rank_intervals, ranks_of
 from captum_norm.study.report.statistics import bootstrap_interval, needed_examples
-from captum_norm.study.report.tables import AgreementTable, CostRow, StudyTable
-from captum_norm.study.run.store import Store, flags_of, scores_of
+from captum_norm.study.report.tables import AgreementTable, StudyTable
 from captum_norm.study.variants import ORACLE
 from captum_norm.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Numbers = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Failure:
-    """What could not be had.
-
-    Attributes:
-        method: which method.
-        metric: which metric; None where the method itself failed.
-        key: the example's.
-        error: why.
-    """
-
-    method: str
-    metric: str | None
-    key: str
-    error: str
-
-
-class Results:
-    """A study's results.
+class Results(Measured):
+    """A study's results: what it measured, and the tables, ranks, figures and exports made of it.
 
     Args:
         path: its store.
-
-    Attributes:
-        path: its store.
-        config: what decided the results: model, data, methods, metrics, versions.
-        methods: the methods' names.
-        metrics: the metrics' names.
-        keys: the examples' keys, in order.
 
     Raises:
         FileNotFoundError: if there is no such store.
         ValueError: if it is no store, or nothing was begun in it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        with Store(self.path, readonly=True) as store:
-            config = store.about("config")
-            if config is None:
-                raise ValueError(f"{path} is a store in which no study was begun.")
-            self.config: dict[str, Any] = config
-            self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run")}
-            self.keys = tuple(key for (key,) in store.rows("SELECT name FROM examples ORDER BY example"))
-        self.methods = tuple(method["name"] for method in config["methods"])
-        self.metrics = tuple(metric["name"] for metric in config["metrics"])
-        # the store has a number for each repetition of a metric
-        self._repeated = [metric["name"] for metric in config["metrics"] for _ in range(metric.get("repetitions", 1))]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __repr__(self) -> str:
-        done = f"{self.finished} of {len(self) * len(self.methods)} scores"
-        return f"Results({str(self.path)!r}: {len(self.methods)} methods, {len(self)} examples, {done})"
-
-    @property
-    def finished(self) -> int:
-        """How many (example, method)s the store holds; all of them: examples x methods."""
-        [(count,)] = self._rows("SELECT count(*) FROM scores")
-        return int(count)
-
     @property
     def reference(self) -> str:
         """The method that others are tested against where none is named: AttentionNorm, or the first."""
         return "AttentionNorm" if "AttentionNorm" in self.methods else self.methods[0]
-
-    def higher_is_better(self, metric: str) -> bool:
-        """A metric's direction."""
-        return bool(self.config["metrics"][self._place("metric", metric)]["higher_is_better"])
-
-    def values(self, metric: str) -> dict[str, Numbers]:
-        """A metric of every example by every method.
-
-        Returns:
-            method -> (n,) float64; NaN where it is not defined, failed, or is still to be computed.
-
-        Raises:
-            KeyError: for a metric that the study does not have.
-        """
-        return {name: of.mean(axis=0) for name, of in self.repetitions(metric).items()}
-
-    def repetitions(self, metric: str) -> dict[str, Numbers]:
-        """A metric of every example by every method, for each of the random choices that it is repeated with.
-
-        Returns:
-            method -> (repetition, n) float64; most metrics have one repetition.
-
-        Raises:
-            KeyError: for a metric that the study does not have.
-        """
-        self._place("metric", metric)
-        columns = [number for number, name in enumerate(self._repeated) if name == metric]
-        return {name: values[columns] for name, values in self._values.items()}
-
-    def scores(self, method: str) -> list[Numbers | None]:
-        """A method's scores of every example, (t,) each, special tokens included; None where there are none.
-
-        Raises:
-            KeyError: for a method that the study does not have.
-        """
-        scores: list[Numbers | None] = [None] * len(self)
-        query = "SELECT example, scores FROM scores WHERE method = ? AND scores IS NOT NULL"
-        for example, blob in self._rows(query, self._place("method", method)):
-            scores[example] = scores_of(blob)
-        return scores
-
-    def tokens(self) -> list[tuple[str, ...]]:
-        """The tokens of every example."""
-        return [tuple(json.loads(text)) for (text,) in self._rows("SELECT tokens FROM examples ORDER BY example")]
-
-    def failures(self) -> list[Failure]:
-        """What could not be had, and why."""
-        of_methods = self._rows("SELECT method, NULL, example, error FROM scores WHERE error IS NOT NULL")
-        of_metrics = self._rows("SELECT method, metric, example, error FROM metrics WHERE error IS NOT NULL")
-        failures = [
-            Failure(self.methods[method], None if metric is None else self._repeated[metric], self.keys[example], error)
-            for method, metric, example, error in [*of_methods, *of_metrics]
-        ]
-        return list(dict.fromkeys(failures))
-
-    def costs(self) -> dict[str, CostRow]:
-        """What each method took: seconds per example, for its scores and for measuring them, and the most memory."""
-        query = (
-            "SELECT method, sum(examples), sum(method_seconds), sum(metric_seconds), max(peak_bytes) "
-            "FROM costs GROUP BY method"
-        )
-        return {
-            self.methods[method]: CostRow(seconds / examples, metric_seconds / examples, peak)
-            for method, examples, seconds, metric_seconds, peak in self._rows(query)
-        }
 
     def table(
         self,
@@ -325,17 +203,6 @@ class Results:
                 families.setdefault(method["family"], []).append(method["name"])
         return families
 
-    def special_shares(self) -> dict[str, float]:
-        """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
-        special = [flags_of(blob) for (blob,) in self._rows("SELECT special FROM examples ORDER BY example")]
-        special_shares = {}
-        for method in self.config["methods"]:
-            if method["special"] == "report" and method["name"] != ORACLE:
-                pairs = zip(self.scores(method["name"]), special, strict=True)
-                shares = [np.abs(s[m]).sum() / np.abs(s).sum() for s, m in pairs if s is not None and np.abs(s).sum()]
-                special_shares[method["name"]] = float(np.mean(shares)) if shares else math.nan
-        return special_shares
-
     def to_pandas(self) -> Any:
         """A row per example, method and metric: ``key, method, metric, value``.
 
@@ -389,23 +256,6 @@ class Results:
             "agreement": agreement_grid(alike.means, list(alike.methods), alike.title),
         }
 
-    @cached_property
-    def _values(self) -> dict[str, Numbers]:
-        """method -> (repetition of a metric, n)."""
-        values = np.full((len(self.methods), len(self._repeated), len(self)), np.nan)
-        rows = self._rows("SELECT method, metric, example, value FROM metrics WHERE value IS NOT NULL")
-        if rows:
-            method, metric, example, value = zip(*rows, strict=True)
-            values[list(method), list(metric), list(example)] = value
-        return dict(zip(self.methods, values, strict=True))
-
-    @cached_property
-    def _marks(self) -> list[tuple[Words, NDArray[np.bool_]]]:
-        """The words of every example, and its special tokens."""
-        rows = self._rows("SELECT words, special FROM examples ORDER BY example")
-        read = [(json.loads(words), flags_of(special)) for words, special in rows]
-        return [(Words(tuple(strings), tuple(index)), special) for (strings, index), special in read]
-
     def _comparable(self, method: str, level: str, special: Literal["mask", "keep"]) -> list[Numbers | None]:
         """A method's scores of every example as they are compared; None where there are none."""
         compared: list[Numbers | None] = []
@@ -424,10 +274,6 @@ class Results:
             compared.append(example.scores)
         return compared
 
-    def _failure_counts(self) -> dict[str, int]:
-        query = "SELECT method, count(*) FROM scores WHERE error IS NOT NULL GROUP BY method"
-        return {self.methods[method]: count for method, count in self._rows(query)}
-
     def _notes(self) -> dict[str, Any]:
         arguments = {metric["name"]: metric["arguments"] for metric in self.config["metrics"]}
         removals = {name: of["removal"].strip("'") for name, of in arguments.items() if "removal" in of}
@@ -439,17 +285,6 @@ class Results:
             "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},
             "seed": self.config["seed"],
         }
-
-    def _place(self, what: str, name: str) -> int:
-        names = self.methods if what == "method" else self.metrics
-        if name not in names:
-            raise KeyError(f"this study has no {what} {name!r}. There are: {', '.join(names)}.")
-        return names.index(name)
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with Store(self.path, readonly=True) as store:
-            return store.rows(query, *values)
-
 
 def _mean(values: Numbers) -> float:
     defined = values[~np.isnan(values)]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from captum_norm.study.report import resampling
-from captum_norm.study.report.resampling import Pivot, moments, repetition_weights, resampled_means
+from captum_norm.study.report.resampling import Pivot, bca_limits, moments, repetition_weights, resampled_means
 
 RANDOM = np.random.default_rng(0)
 COLUMNS = RANDOM.normal(size=(15, 3))
@@ -50,3 +51,32 @@ def test_repetitions_that_differ_widen_the_interval():
         low, high = pivot.limits(0.95)
         widths.append(high - low)
     assert widths[1] > 4 * widths[0]
+
+
+def test_limits_are_those_of_scipys_bca_bootstrap():
+    values = RANDOM.exponential(size=30)
+    means, _ = resampled_means(values[:, None], 400, seed=2)
+    expected = stats.bootstrap((values,), np.mean, n_resamples=400, method="BCa", rng=np.random.default_rng(2))
+    assert bca_limits(means[:, 0], values, 0.95) == pytest.approx(tuple(expected.confidence_interval))
+    assert bca_limits(means[:, 0], np.full(30, 0.1), 0.95) == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.parametrize("repetitions", [1, 3])
+def test_the_pivot_is_its_definition(repetitions):
+    differences = RANDOM.normal(size=(repetitions, 25)) + RANDOM.normal(size=(repetitions, 1))
+    weights = repetition_weights(repetitions, 200, seed=4)
+    pivot = Pivot.of(differences, *resampled_means(moments(differences), 200, seed=4), weights)
+    drawn = np.random.default_rng(4).integers(0, 25, (200, 25))
+    distances = []
+    for examples, shares in zip(drawn, weights, strict=True):
+        of_repetitions = differences[:, examples].mean(axis=1) - differences.mean()
+        deviation = (of_repetitions * shares).sum()
+        squared = differences[:, examples].mean(axis=0).var(ddof=1) / 25
+        if repetitions > 1:
+            squared += ((of_repetitions - deviation) ** 2 * shares).sum() / (repetitions - 1)
+        distances.append(abs(deviation) / np.sqrt(squared))
+    assert pivot.distances == pytest.approx(np.sort(distances))
+    squared = differences.mean(axis=0).var(ddof=1) / 25
+    if repetitions > 1:
+        squared += differences.mean(axis=1).var(ddof=1) / repetitions
+    assert pivot.error == pytest.approx(np.sqrt(squared))
