@@ -107,8 +107,15 @@ def test_rows_of_shares_add_up_to_one(shares):
     torch.testing.assert_close(shares.sums["weights"], shares.shares["weights"])
 
 
-def test_the_certificate_is_the_worst_of_all(shares):
+def test_the_certificate_is_the_worst_of_all(bert, shares):
     assert 0 < shares.worst_error < shares.tolerance
+    ids = [torch.tensor([sentence]) for sentence in SENTENCES]
+    errors = [float(error) for one in ids for error in attention_maps(bert, {"input_ids": one}).certificate]
+    assert shares.worst_error == max(errors)
+    backwards = ShareCounter(bert)
+    for one in reversed(ids):
+        backwards.add({"input_ids": one}, classes_of(one))
+    assert backwards.result().worst_error == max(errors)
 
 
 def test_nothing_added_is_an_error(bert):
