@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules import module as torch_module
 from torch.random import fork_rng
 
 
@@ -29,8 +31,9 @@ class LayerCall:
     output: Any
 
     def again(self) -> Any:
-        """Call the layer with the same input."""
-        return self.layer(*_copied(self.args), **_copied(self.kwargs))
+        """Call the layer with the same input; hooks that only look at it, or at what is in it, are not called."""
+        with hooks_known([self.layer], silent=True):
+            return self.layer(*_copied(self.args), **_copied(self.kwargs))
 
 
 def without_cache(value: Any) -> Any:
@@ -51,6 +54,71 @@ def _copied(value: Any) -> Any:
     if isinstance(value, tuple):
         return type(value)(*map(_copied, value)) if hasattr(value, "_fields") else tuple(map(_copied, value))
     return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+class _KnownHook:
+    """A hook in its place, known to change what it is shown or not to; silent threads call it only if it does."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.func = hook
+        self.changes = False
+        self.users = 0
+        self.silent: list[int] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if get_ident() in self.silent and not self.changes:
+            return None
+        result = self.func(*args, **kwargs)
+        self.changes = self.changes or not (result is None or result is args[-1])
+        return result
+
+
+_exchanging = Lock()
+
+
+@contextmanager
+def hooks_known(layers: Iterable[Module], silent: bool = False) -> Iterator[None]:
+    """While this lasts, it is noted which hooks on layers and their submodules change something, torch's own left out.
+
+    Args:
+        layers: the modules.
+        silent: this thread does not call the hooks that only look.  A run that is none of the model's would be one more
+            state in their lists.
+    """
+    known: list[tuple[MutableMapping[int, Any], int, _KnownHook]] = []
+    thread = [get_ident()] if silent else []
+    with _exchanging:
+        for hooks, key, hook in hooks_of(layers):
+            entry = hooks[key] = hook if isinstance(hook, _KnownHook) else _KnownHook(hook)
+            entry.users += 1
+            entry.silent += thread
+            known.append((hooks, key, entry))
+    try:
+        yield
+    finally:
+        with _exchanging:
+            for hooks, key, entry in known:
+                entry.users -= 1
+                for silenced in thread:
+                    entry.silent.remove(silenced)
+                if not entry.users and hooks.get(key) is entry:
+                    hooks[key] = entry.func
+
+
+def hooks_of(layers: Iterable[Module]) -> list[tuple[MutableMapping[int, Any], int, Callable[..., Any]]]:
+    """The forward hooks that calls of layers meet, torch's and ours left out: where each is kept, under which key."""
+    modules = dict.fromkeys(module for layer in layers for module in layer.modules())
+    kept = [torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks]
+    kept += [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+    return [(hooks, key, hook) for hooks in kept for key, hook in list(hooks.items()) if not _is_known(hook)]
+
+
+def _is_known(hook: Any) -> bool:
+    """Whether we put it there, or torch, as for sharded or reparametrised weights: it makes the layer what it is."""
+    while isinstance(hook, functools.partial | _KnownHook):
+        hook = hook.func
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(home).partition(".")[0] in ("torch", "captum_norm")
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -81,7 +149,7 @@ def watch_layers(layers: Collection[Module], run: Callable[[], Any], on_call: Ca
         finally:
             busy = False
 
-    with watched(layers, enter, leave):
+    with hooks_known(layers), watched(layers, enter, leave):
         run()
 
 

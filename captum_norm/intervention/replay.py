@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture import Dataflow, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
-from captum_norm.intervention.calls import LayerCall, tensors_of
+from captum_norm.intervention.calls import LayerCall, hooks_of, tensors_of
 from captum_norm.operations.modes import OperationRule, WatchingMode
 from captum_norm.operations.places import Place
 from captum_norm.operations.precision import at_least_float32, tolerance
@@ -245,8 +245,23 @@ class Replay:
             if error > self._tolerance:
                 raise InexactCaptureError(
                     f"{self._name}, {how} differs from what it gave out by {error:.1e}: it draws random numbers (call "
-                    "model.eval()), or keeps a state such as keys of earlier passes"
+                    f"model.eval()), or keeps a state such as keys of earlier passes{self._hooks_named()}"
                 )
+
+    def _hooks_named(self) -> str:
+        """The hooks that replays leave out, for an error."""
+        found = {id(hooks) for hooks, _, _ in hooks_of([self._call.layer])}
+        names = [
+            f"{name or self._name!r}"
+            for name, module in self._call.layer.named_modules()
+            if {id(module._forward_hooks), id(module._forward_pre_hooks)} & found
+        ]
+        if not names:
+            return ""
+        return (
+            f", or a hook on {', '.join(names)} writes into what it is shown: hooks that return nothing are not called "
+            "again, so let it return the new value"
+        )
 
     def _changed(self, product: Product, change: Change) -> list[Tensor]:
         with _ReplayingMode(_Changing(product.number, change)):

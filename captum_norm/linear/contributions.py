@@ -134,7 +134,7 @@ class _Sum:
                 f"the frozen model does not add up: tokens {float(tokens.sum()):.4g} and biases {counted:.4g} are off "
                 f"from the output {float(self.output.sum()):.4g} by {error:.1e} of their size (tolerance "
                 f"{self.tolerance:.0e}). Some operation was not seen: a custom autograd function, a fused kernel, or "
-                "gradient checkpointing."
+                "a checkpoint with use_reentrant=True (model.gradient_checkpointing_disable() switches it off)."
             )
         return TokenContributions(
             self.output,

@@ -60,7 +60,7 @@ class FrozenCheck:
             relative to the largest of these.
         leak: the constant of a copy of the model whose biases are all zero, against its output: what it is more than
             zero comes from something that was held fixed as a whole though it should have been followed.  None where
-            the model is a function and not a module.
+            the model is a function and not a module, or keeps its weights elsewhere (offloaded or sharded).
     """
 
     replay: float
@@ -236,7 +236,7 @@ class FrozenModel:
         )
 
     def _leak(self) -> float | None:
-        if not isinstance(self._model, nn.Module):
+        if not isinstance(self._model, nn.Module) or not all(map(_is_there, self._model.parameters())):
             return None
         model = copy.deepcopy(self._model)
         with torch.no_grad():
@@ -313,6 +313,11 @@ class FrozenModel:
 
 def _alone_or_all(tensors: tuple[Tensor, ...]) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _is_there(parameter: Tensor) -> bool:
+    """Whether its numbers are in it, and no placeholder for numbers that are elsewhere or only in part here."""
+    return type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
 
 
 def _is_vectors(value: Any) -> bool:

@@ -76,9 +76,12 @@ class FrozenRun:
         """While this lasts, this thread's operations run in frozen form."""
         import torch.compiler
 
+        # Gradients are on, so that a custom autograd function shows in the sum.  But a distributed wrapper would get its
+        # parameters ready for a backward pass that never comes.
+        gradients = torch.no_grad() if _is_distributed() else torch.enable_grad()
         try:
             # A compiled graph shows none of its operations.
-            with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"), self._mode:
+            with torch.inference_mode(False), gradients, torch.compiler.set_stance("force_eager"), self._mode:
                 yield
         finally:
             self.known.clear()
@@ -88,7 +91,7 @@ class FrozenRun:
 
     def result(self, tensor: Tensor) -> Tensor:
         """What a tensor of the running model is in linear form."""
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), _graph():
             return self.linear_form(tensor)
 
     def linear_form(self, tensor: Tensor) -> Any:
@@ -155,7 +158,7 @@ class FrozenRun:
         self.count += 1
         if not any(self.is_live(tensor) for tensor in op.tensors):
             before = self._kept(op)
-            out = _on_constants(op)
+            out = _on_constants(op, known=rule is not _refuse)
             op.out = out
             if any(self.count == count for count, _ in self.starts):
                 return self._begun(op)
@@ -249,6 +252,7 @@ class BackwardRun(FrozenRun):
     ) -> None:
         super().__init__(conventions, sources, starts)
         self._ones: dict[torch.device, Tensor] = {}
+        self._in_graph: Facts[bool] = Facts()
         self.one = torch.ones((), dtype=torch.float64, requires_grad=True)
         self.leaves: dict[int, Tensor] = {}
 
@@ -261,12 +265,14 @@ class BackwardRun(FrozenRun):
         one = self._one_on(frozen.operands[0].device)
 
         def make() -> Any:
-            with torch.enable_grad():
+            with _graph():
                 return frozen.apply(one, *map(self.linear_form, frozen.operands))
 
         if frozen.lazy:
             return self.note_values(op, frozen, make)
         out = make()
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            self._in_graph[tensor] = True
         self._measure(out)
         if frozen.root is not None:
             self.known[out] = Known(None, False, frozen.root, frozen.bent)
@@ -277,31 +283,74 @@ class BackwardRun(FrozenRun):
         known = self.known[tensor]
         if known is not None and known.make is not None:
             return known.make()
+        self.is_live(tensor)
         if self.sources is not None and self.sources.place(tensor) is not None:
             leaf = self.sources.leaf(tensor)
             return leaf.view_as(leaf)  # not a leaf itself, so that it counts as live
         return tensor
 
+    def is_live(self, tensor: Any) -> bool:
+        if super().is_live(tensor):
+            return True
+        if isinstance(tensor, Tensor) and tensor in self._in_graph:
+            raise NotFrozenError(
+                f"a hidden state of shape {tuple(tensor.shape)} was cut off from what it was computed from, as by a "
+                "checkpoint with use_reentrant=True or a custom autograd function. Switch gradient checkpointing off "
+                "(model.gradient_checkpointing_disable()), or take use_reentrant=False."
+            )
+        return False
+
     def overwrite(self, into: Tensor, out: Tensor) -> None:
-        with torch.enable_grad():
+        with _graph():
             into.copy_(out)
 
     def _one_on(self, device: torch.device) -> Tensor:
         if device not in self._ones:
-            self._ones[device] = self.one.to(device) if device != self.one.device else self.one.view_as(self.one)
+            with torch.enable_grad():
+                self._ones[device] = self.one.to(device) if device != self.one.device else self.one.view_as(self.one)
         return self._ones[device]
 
 
-def _on_constants(op: Operation) -> Any:
-    """Run an operation on nothing live; parameters would make autograd keep what nobody asks for."""
-    if not any(tensor.requires_grad for tensor in op.tensors):
-        return op.func(*op.args, **op.kwargs)
+def _is_distributed() -> bool:
+    """Whether modules may be those of a distributed wrapper."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
-    def held(tensor: Tensor) -> Tensor:
-        return tensor.detach() if tensor.requires_grad else tensor
 
-    kwargs = {name: swapped(value, held) for name, value in op.kwargs.items()}
-    return op.func(*(swapped(value, held) for value in op.args), **kwargs)
+@contextmanager
+def _graph() -> Iterator[None]:
+    """Autograd's graph is ours: what the model saves for its own backward pass, as in a checkpoint, is not asked."""
+    with torch.enable_grad():
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            yield
+            return
+        with torch.autograd.graph.saved_tensors_hooks(_kept, _kept):
+            yield
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _on_constants(op: Operation, known: bool) -> Any:
+    """Run an operation on nothing live.
+
+    Autograd must not keep what nobody asks for, so parameters go in detached.  But a parameter that comes out again is
+    the model's own, and what writes to one, or has no rule (``known``), runs as the model asked: wrappers that load and
+    unload weights do so in the middle of a forward.
+    """
+    parameters = {id(tensor): tensor for tensor in op.tensors if tensor.requires_grad}
+    if parameters and (op.writes or not known):
+        with torch.no_grad():
+            return op.func(*op.args, **op.kwargs)
+    held = {key: tensor.detach() for key, tensor in parameters.items()}
+
+    def swap(tensor: Tensor) -> Tensor:
+        return held.get(id(tensor), tensor)
+
+    kwargs = {name: swapped(value, swap) for name, value in op.kwargs.items()}
+    with torch.enable_grad():  # a view that is made without gradients cannot be written to with them
+        out = op.func(*(swapped(value, swap) for value in op.args), **kwargs)
+    return next((parameters[key] for key, tensor in held.items() if tensor is out), out)
 
 
 @RULES.any_other

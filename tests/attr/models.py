@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,6 +60,17 @@ def _built(family: str, attention: str) -> nn.Module:
 def tiny(family: str, attention: str = "eager") -> Any:
     """A model of its own, equal for equal arguments."""
     return copy.deepcopy(_built(family, attention))
+
+
+def tell_calls(module: nn.Module, tell: Callable[[], Any]) -> None:
+    """From now on ``tell`` is called whenever a module's forward is, replays included, which call no hooks."""
+    forward = module.forward
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        tell()
+        return forward(*args, **kwargs)
+
+    module.forward = told
 
 
 def ids(*shape: int, seed: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from captum_norm.functional import rollout, value_zeroing_shares
 from captum_norm.intervention import Outline, value_zeroing_maps
 from tests.architectures import ARCHITECTURES
 
-from .models import ids, tiny
+from .models import ids, tell_calls, tiny
 
 close = torch.testing.assert_close
 
@@ -80,12 +81,12 @@ def test_a_layer_is_called_less_often_than_it_has_keys(name):
     model, batch = architecture.build(), architecture.batch()
     calls: dict[nn.Module, int] = {}
 
-    def count(module: nn.Module, *_: Any) -> None:
+    def count(module: nn.Module) -> None:
         calls[module] = calls.get(module, 0) + 1
 
     for module in model.modules():
         if any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__):
-            module.register_forward_hook(count)
+            tell_calls(module, partial(count, module))
     ValueZeroing(lambda *given: model(**dict(zip(batch, given, strict=True)))).attribute(tuple(batch.values()))
     assert len(calls) >= 2
     assert max(calls.values()) <= 6
@@ -94,7 +95,7 @@ def test_a_layer_is_called_less_often_than_it_has_keys(name):
 def test_keys_at_once_bounds_the_replays_and_changes_nothing():
     model, calls = tiny("Bert").double(), []
     whole = ValueZeroing(model).attribute(ids(2, 6))
-    model.bert.encoder.layer[1].register_forward_hook(lambda *_: calls.append(1))
+    tell_calls(model.bert.encoder.layer[1], lambda: calls.append(1))
     close(ValueZeroing(model, keys_at_once=2).attribute(ids(2, 6)), whole, rtol=0, atol=1e-12)
     assert len(calls) == 3 + 6 / 2  # read, seen, repeated; then two keys each
     for wrong in (0, -1):

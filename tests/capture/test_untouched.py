@@ -2,15 +2,19 @@
 
 import copy
 import threading
+import warnings
 import weakref
 
+import accelerate
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel
 
+import captum_norm
 from captum_norm.capture import InexactCaptureError, recording
+from captum_norm.linear import FrozenModel, NotFrozenError
 from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention
 
 IDS = torch.tensor([[2, 14, 9, 33, 3], [2, 7, 3, 0, 0]])
@@ -136,6 +140,100 @@ def test_gradient_checkpointing_recomputes_without_a_word(reentrant):
     output.sum().backward()
     assert len(records) == 1
     assert x.grad is not None
+
+
+def placed(model):
+    """What its parameters and buffers are and where, by name."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: (type(t), t.device, t.dtype, t.shape, t.requires_grad, t.grad) for name, t in tensors}
+
+
+METHODS = {
+    "AttentionNorm": captum_norm.AttentionNorm,
+    "ALTI": captum_norm.ALTI,
+    "ValueZeroing": captum_norm.ValueZeroing,
+    "AttentionRelevance": captum_norm.AttentionRelevance,
+    "DecompX": captum_norm.DecompX,
+    "DecompX, parts": lambda model: captum_norm.DecompX(model, bias="absdot"),
+}
+
+
+def classifier():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, num_labels=3)).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def to_disk(model, folder):
+    accelerate.disk_offload(model, str(folder), execution_device=torch.device("cpu"))
+
+
+def to_cpu(model, folder):
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+def layer_on_disk(model, folder):
+    places = {"bert.embeddings": "cpu", "bert.encoder.layer.0": "disk", "bert.encoder.layer.1": "cpu"}
+    places |= {"bert.pooler": "disk", "classifier": "cpu", "dropout": "cpu"}
+    accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=str(folder), force_hooks=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("place", [to_disk, to_cpu, layer_on_disk])
+def test_weights_that_are_loaded_for_each_call_and_put_away_again_stay_so(place, name, tmp_path):
+    plain, model, method = classifier(), classifier(), METHODS[name]
+    place(model, tmp_path)
+    before = placed(model)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    found = method(model).attribute(IDS, target=1)
+    assert placed(model) == before
+    assert torch.allclose(found, method(plain).attribute(IDS, target=1), rtol=0, atol=1e-12)
+    assert torch.equal(model(IDS).logits, plain(IDS).logits)
+
+
+def test_a_frozen_model_whose_weights_are_put_away_has_no_copy_without_biases(tmp_path):
+    model = classifier()
+    to_disk(model, tmp_path)
+    check = FrozenModel(model, IDS).check()
+    assert check.leak is None
+    assert check.worst < 1e-12
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradient_checkpointing_changes_no_score(name):
+    plain, model, method = classifier(), classifier(), METHODS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the name that people know
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    found = method(model).attribute(IDS, target=1)
+    assert torch.allclose(found, method(plain).attribute(IDS, target=1), rtol=0, atol=1e-12)
+    model(IDS).logits.sum().backward()
+    plain(IDS).logits.sum().backward()
+    pairs = zip(model.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs if b.grad is not None)
+
+
+def test_a_checkpoint_that_cuts_the_graph_is_refused_with_the_way_out():
+    model = classifier()
+
+    def forward(tokens):
+        x = model.bert.embeddings(tokens)
+        for layer in model.bert.encoder.layer:
+            x = x + checkpoint(layer, x, use_reentrant=True)
+        return model.classifier(x[:, 0])
+
+    nothing = pytest.warns(UserWarning, match="None of the inputs have requires_grad")  # torch's, of the plain model too
+    with nothing, pytest.raises(NotFrozenError, match=r"cut off.*use_reentrant=True.*gradient_checkpointing_disable"):
+        captum_norm.DecompX(forward).attribute(IDS, target=1)
 
 
 def test_compiled_models_run_eagerly_for_the_time_being():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AlbertConfig, AlbertModel, XLNetConfig, XLNetModel
 
 from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.intervention import Outline, value_zeroing_maps
-from tests.attr.models import ids, tiny
+from tests.attr.models import ids, tell_calls, tiny
 
 close = torch.testing.assert_close
 
@@ -182,11 +183,11 @@ def test_a_layer_is_known_by_handing_its_output_to_another_of_its_kind():
     model = built(Block(), Block())
     calls: dict[nn.Module, int] = dict.fromkeys(model.modules(), 0)
 
-    def count(module: nn.Module, *_: Any) -> None:
+    def count(module: nn.Module) -> None:
         calls[module] += 1
 
     for module in model.modules():
-        module.register_forward_hook(count)
+        tell_calls(module, partial(count, module))
     found, _ = maps_of(lambda: model(X))
     assert calls[model.blocks[0]] > calls[model] == 3  # recorded, layers found, watched
     given, _ = maps_of(lambda: model(X), layers=list(model.blocks))
