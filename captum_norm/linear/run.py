@@ -76,8 +76,8 @@ class FrozenRun:
         """While this lasts, this thread's operations run in frozen form."""
         import torch.compiler
 
-        # Gradients are on, so that a custom autograd function shows in the sum.  But a distributed wrapper would get its
-        # parameters ready for a backward pass that never comes.
+        # Gradients are on, so that a custom autograd function shows in the sum.  But a distributed wrapper would get
+        # its parameters ready for a backward pass that never comes.
         gradients = torch.no_grad() if _is_distributed() else torch.enable_grad()
         try:
             # A compiled graph shows none of its operations.

@@ -231,7 +231,7 @@ def test_a_checkpoint_that_cuts_the_graph_is_refused_with_the_way_out():
             x = x + checkpoint(layer, x, use_reentrant=True)
         return model.classifier(x[:, 0])
 
-    nothing = pytest.warns(UserWarning, match="None of the inputs have requires_grad")  # torch's, of the plain model too
+    nothing = pytest.warns(UserWarning, match="None of the inputs have requires_grad")  # of the plain model too
     with nothing, pytest.raises(NotFrozenError, match=r"cut off.*use_reentrant=True.*gradient_checkpointing_disable"):
         captum_norm.DecompX(forward).attribute(IDS, target=1)
 
