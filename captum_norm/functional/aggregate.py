@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_norm.functional.axes import check_axes, check_finite
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.maxflow import max_flows
-from captum_norm.functional.stacks import check_chain, check_encoder_decoder, check_maps, result_dtype, rows_at
+from captum_norm.functional.stacks import check_chain, check_encoder_decoder, check_maps, identity, rows_at
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def rollout(
     """
     named = check_maps("rollout", maps)
     check_chain("rollout", maps, residual)
-    dtype = result_dtype(maps)
+    dtype = result_dtype(*maps)
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(maps[0].device.type, enabled=False):
         if position is None:
@@ -90,8 +90,7 @@ def flow(
     """How much can pass from each input of the first layer to the outputs of the last: the maximum flow of each pair.
 
     Args:
-        maps: one map (batch, query, key) per layer, from the first layer to the last, non-negative; the queries of one
-            are the keys of the next.
+        maps: as in ``rollout``, and non-negative.
         residual: mix each map with the identity, as in ``rollout``; the paper does.
         position: the outputs asked for, as in ``rollout``; floating-point weights give the weighted sum of the rows.
         normalize: divide each row by its sum, as the authors' code does.  Rows of zeros stay.
@@ -101,8 +100,7 @@ def flow(
         1e-12 of the flow in float64.  A row costs a flow per key: with 12 layers of 128 positions, some ten seconds.
 
     Raises:
-        TypeError: if a map is not of floating point.
-        ValueError: as ``rollout`` does, or if a map holds a negative number.
+        TypeError, ValueError: as ``rollout`` does; ValueError, too, if a map holds a negative number.
 
     Example:
         Output 0 takes .5 of both positions, but no more than .2 of position 1 comes from input 1:
@@ -120,16 +118,11 @@ def flow(
             raise ValueError(f"flow: {name} holds {(a < 0).sum().item()} negative numbers, the least {a.min().item()}.")
         check_finite("flow", a, **{name: named[name]})
     capacities = [with_identity(a.double()) if residual else a.double() for a in maps]
-    if position is None:
-        batch, query, _ = maps[-1].shape
-        asked = torch.eye(query, dtype=torch.float64, device=maps[-1].device).expand(batch, -1, -1)
-    else:
-        asked = rows_at("flow", position, maps[-1], torch.float64)
     flows = []
-    for b, weights in enumerate(asked):  # weights (rows of the result, query)
+    for b, weights in enumerate(rows_at("flow", position, maps[-1], torch.float64)):  # (rows of the result, query)
         rows = weights.any(0).nonzero()[:, 0]
         flows.append(weights[:, rows] @ _flows([a[b] for a in capacities], rows, normalize))
-    result = torch.stack(flows).to(result_dtype(maps))
+    result = torch.stack(flows).to(result_dtype(*maps))
     return result if position is None else result.squeeze(1)
 
 
@@ -176,17 +169,14 @@ def rollout_encoder_decoder(
     """
     caller = "rollout_encoder_decoder"
     named = check_encoder_decoder(caller, encoder, decoder, cross, residual)
-    dtype = result_dtype([*encoder, *decoder, *cross])
+    dtype = result_dtype(*encoder, *decoder, *cross)
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(decoder[0].device.type, enabled=False):
-        if position is None:
-            batch, target, _ = decoder[-1].shape
-            rows = torch.eye(target, dtype=dtype, device=decoder[0].device).expand(batch, -1, -1)
-        else:
-            rows = rows_at(caller, position, decoder[-1], dtype)
+        rows = rows_at(caller, position, decoder[-1], dtype)
         source = rows.new_zeros(*rows.shape[:2], cross[0].shape[2] - (not residual))
         for self_map, cross_map in zip(reversed(decoder), reversed(cross), strict=True):
-            shares, kept = cross_shares(cross_map.to(dtype)) if residual else _columns(cross_map.to(dtype))
+            cross_map = cross_map.to(dtype)
+            shares, kept = cross_shares(cross_map) if residual else (cross_map[..., :-1], cross_map[..., -1:])
             source = passed_on(rows, shares, own=source)
             rows = _through(rows * kept.mT, self_map.to(dtype), residual)
         for layer in reversed(encoder):
@@ -216,7 +206,7 @@ def mean(maps: Sequence[Tensor]) -> Tensor:
     """
     named = check_maps("mean", maps)
     check_axes("mean", **named)
-    total = torch.zeros_like(maps[0], dtype=result_dtype(maps))
+    total = torch.zeros_like(maps[0], dtype=result_dtype(*maps))
     for a in maps:
         total += a
     return check_finite("mean", total / len(maps), **named)
@@ -229,7 +219,7 @@ _FLOW_STATE = 1 << 18
 def _flows(capacities: Sequence[Tensor], rows: Tensor, normalize: bool) -> Tensor:
     """Flows of one example from all inputs to some outputs, (row, key); capacities (query, key), first layer first."""
     bottom, *middle = capacities
-    supply = middle.pop()[rows] if middle else torch.eye(len(bottom), dtype=bottom.dtype, device=bottom.device)[rows]
+    supply = middle.pop()[rows] if middle else identity(bottom[None], bottom.dtype)[0][rows]
     keys = bottom.shape[1]
     problems = torch.cartesian_prod(torch.arange(len(supply)), torch.arange(keys)).to(bottom.device)
     at_once = max(1, _FLOW_STATE // max(1, sum(a.numel() for a in middle) + len(bottom)))
@@ -252,7 +242,7 @@ def with_identity(weights: Tensor) -> Tensor:
         tensor([[[0.7500, 0.2500],
                  [0.5000, 0.5000]]])
     """
-    return (weights + torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)) / _row_sums(weights)
+    return (weights + identity(weights, weights.dtype)) / _row_sums(weights)
 
 
 def cross_shares(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,11 +283,6 @@ def _through(rows: Tensor, layer: Tensor, residual: bool) -> Tensor:
         return passed_on(rows, layer)
     rows = rows / _row_sums(layer).mT
     return passed_on(rows, layer, own=rows)
-
-
-def _columns(cross: Tensor) -> tuple[Tensor, Tensor]:
-    """The shares of the keys and, from the last column, of the residual: (batch, query, key), (batch, query, 1)."""
-    return cross[..., :-1], cross[..., -1:]
 
 
 def _row_sums(layer: Tensor) -> Tensor:

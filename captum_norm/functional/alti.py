@@ -55,9 +55,7 @@ def alti(
     """The contributions of ALTI, in shares of each row.
 
     Args:
-        weights: attention weights alpha, (batch, head, query, key).
-        values: x W_V + b_V, (batch, head, key, head_dim).
-        W_O: each head's slice of the output projection, (head, head_dim, model).
+        weights, values, W_O: as in ``head_norms``.
         residual: what the model adds to attention's output, (batch, query, model).
         norm: the norm behind the residual (post-LN), at the state it normalised; ``None`` in pre-LN blocks.
         output: y, what the block gave out with all biases, (batch, query, model).  ``None``: what ``norm`` made of its
@@ -91,7 +89,12 @@ def alti(
     if as_published and norm is not None:
         norm = replace(norm, eps=0.0)
     block = Block("alti", weights, values, W_O, residual, norm, output=output, **options)
-    y = _output(block)
+    if output is not None:
+        y = output.double()
+    elif norm is None or norm.state is None:
+        raise ValueError("alti: without a norm behind the residual, pass output=, what the block gave out.")
+    else:
+        y = norm.output()
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(weights.device.type, enabled=False):
         length = vector_norm(y, ord=p, dim=-1, keepdim=True)
@@ -100,14 +103,6 @@ def alti(
         nearer = length - block.with_own(_distances(block, y, p), own)
     check_finite("alti", nearer, **block.inputs)
     return _shares(nearer.clamp_min_(0)).to(block.dtype)
-
-
-def _output(block: Block) -> Tensor:
-    if block.output is not None:
-        return block.output.double()
-    if block.norm is None or block.norm.state is None:
-        raise ValueError("alti: without a norm behind the residual, pass output=, what the block gave out.")
-    return block.norm.output()
 
 
 def _distances(block: Block, y: Tensor, p: int) -> Tensor:

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from captum_norm.functional.axes import check_axes
+from captum_norm.functional.axes import check_axes, result_dtype
 from captum_norm.functional.normalization import FrozenNorm, Norms
-from captum_norm.functional.norms import attention_inputs, result_dtype, slices
+from captum_norm.functional.norms import attention_inputs, slices
 
 ResidualKey = Literal["diagonal", "column"] | Tensor
 """Which key is the query itself, so that the residual joins its contribution.
@@ -213,19 +213,16 @@ class Block:
 
     def _mixed_from_itself(self, queries: Queries, dtype: torch.dtype) -> Tensor:
         """Each query's own value, times its weight, (batch, query, head * head_dim)."""
-        weights, values = self._own(queries)
-        return self._joined(weights.to(dtype) * values, queries)
-
-    def _own(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Each query's own weights, (batch, head, query, 1), and values, (batch, head, query, head_dim)."""
         if self.own_keys is None:
-            zeros = torch.zeros_like(self.weights[:, :, queries, :1])
-            return zeros, self.values.new_zeros(*zeros.shape[:3], self.values.shape[3])
-        if not isinstance(self.residual_key, Tensor):
-            return self.weights.diagonal(dim1=2, dim2=3)[:, :, queries, None], self.values[:, :, queries]
-        keys = per_head(self.own_keys[:, queries], self.weights.shape[1])
-        values = self.values.gather(2, keys.expand(-1, -1, -1, self.values.shape[3]))
-        return self.weights[:, :, queries].gather(3, keys), values
+            weights = torch.zeros_like(self.weights[:, :, queries, :1])
+            values = self.values.new_zeros(*weights.shape[:3], self.values.shape[3])
+        elif not isinstance(self.residual_key, Tensor):
+            weights, values = self.weights.diagonal(dim1=2, dim2=3)[:, :, queries, None], self.values[:, :, queries]
+        else:
+            keys = per_head(self.own_keys[:, queries], self.weights.shape[1])
+            weights = self.weights[:, :, queries].gather(3, keys)
+            values = self.values.gather(2, keys.expand(-1, -1, -1, self.values.shape[3]))
+        return self._joined(weights.to(dtype) * values, queries)
 
     def _mixed_from_others(self, queries: Queries, dtype: torch.dtype) -> Tensor:
         """The values mixed with all weights but the own, (batch, query, head * head_dim)."""
@@ -270,7 +267,15 @@ def own_keys_of(caller: str, residual_key: ResidualKey, sizes: dict[str, int], d
     """The key that is the query itself, (batch, query), or None if there is none; sizes are those of the axes."""
     batch, query, key = sizes["batch"], sizes["query"], sizes["key"]
     if isinstance(residual_key, Tensor):
-        return _checked_keys(caller, residual_key.to(device), batch, query, key)
+        keys = residual_key.to(device)
+        if keys.is_floating_point() or keys.dtype == torch.bool or keys.shape not in ((query,), (batch, query)):
+            raise ValueError(
+                f"{caller}: residual_key should be integers of shape (query,) = ({query},) or (batch, query) = "
+                f"({batch}, {query}); got {keys.dtype} of shape {tuple(keys.shape)}."
+            )
+        if ((keys < 0) | (keys >= key)).any():
+            raise ValueError(f"{caller}: residual_key should be from 0 to {key - 1}, the keys; pass 'column' if not.")
+        return keys.long().expand(batch, -1)
     if residual_key == "column":
         return None
     if residual_key != "diagonal":
@@ -281,14 +286,3 @@ def own_keys_of(caller: str, residual_key: ResidualKey, sizes: dict[str, int], d
             f"keys; pass 'column' in cross-attention, or a tensor (query,) with each query's own key."
         )
     return torch.arange(query, device=device).expand(batch, -1)
-
-
-def _checked_keys(caller: str, keys: Tensor, batch: int, query: int, key: int) -> Tensor:
-    if keys.is_floating_point() or keys.dtype == torch.bool or keys.shape not in ((query,), (batch, query)):
-        raise ValueError(
-            f"{caller}: residual_key should be integers of shape (query,) = ({query},) or (batch, query) = "
-            f"({batch}, {query}); got {keys.dtype} of shape {tuple(keys.shape)}."
-        )
-    if ((keys < 0) | (keys >= key)).any():
-        raise ValueError(f"{caller}: residual_key should be from 0 to {key - 1}, the keys; pass 'column' if not.")
-    return keys.long().expand(batch, -1)

@@ -25,10 +25,10 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from captum_norm.functional.axes import check_axes, check_finite
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.block import Block, BlockOptions, ResidualKey, own_keys_of, per_head
 from captum_norm.functional.normalization import FrozenNorm, divided
-from captum_norm.functional.norms import fill_summed_norms, result_dtype
+from captum_norm.functional.norms import fill_summed_norms
 
 
 @torch.no_grad()
@@ -48,9 +48,7 @@ def block_quantities(
         quantities: any of ``res_norms``, ``res_ln_norms``, ``globenc_norms``, (batch, query, key) each, and of
             ``mixing_attn``, ``mixing_res``, ``mixing_res_ln``, ``mixing_weights``, ``mixing_res_weights``,
             (batch, query) each.
-        weights: attention weights alpha, (batch, head, query, key).
-        values: x W_V + b_V, (batch, head, key, head_dim).
-        W_O: each head's slice of the output projection, (head, head_dim, model).
+        weights, values, W_O: as in ``head_norms``.
         residual: what the model adds to attention's output, (batch, query, model).
         norm: the norm behind the residual, at the state it normalised (attention + b_O + residual).
         second_norm: the norm behind the feed-forward part, at the state it normalised.
@@ -95,7 +93,7 @@ def res_norms(
         tensor([[[4., 1.],
                  [5., 2.]]])
     """
-    return _quantity(Block("res_norms", weights, values, W_O, residual, **options), "res_norms")
+    return _quantity(Block("res_norms", weights, values, W_O, residual, **options))
 
 
 @torch.no_grad()
@@ -116,7 +114,7 @@ def res_ln_norms(
         tensor([[[2.0000, 0.5000],
                  [2.5000, 1.0000]]])
     """
-    return _quantity(Block("res_ln_norms", weights, values, W_O, residual, norm, **options), "res_ln_norms")
+    return _quantity(Block("res_ln_norms", weights, values, W_O, residual, norm, **options))
 
 
 @torch.no_grad()
@@ -142,8 +140,7 @@ def globenc_norms(
         tensor([[[1.0000, 0.2500],
                  [1.2500, 0.5000]]])
     """
-    block = Block("globenc_norms", weights, values, W_O, residual, norm, second_norm, **options)
-    return _quantity(block, "globenc_norms")
+    return _quantity(Block("globenc_norms", weights, values, W_O, residual, norm, second_norm, **options))
 
 
 @torch.no_grad()
@@ -157,7 +154,7 @@ def mixing_attn(weights: Tensor, values: Tensor, W_O: Tensor, **options: Unpack[
         >>> mixing_attn(weights, values, torch.eye(2)[None])
         tensor([[0.1667, 0.8333]])
     """
-    return _quantity(Block("mixing_attn", weights, values, W_O, **options), "mixing_attn")
+    return _quantity(Block("mixing_attn", weights, values, W_O, **options))
 
 
 @torch.no_grad()
@@ -173,7 +170,7 @@ def mixing_res(
         >>> mixing_res(weights, values, torch.eye(2)[None], residual=torch.tensor([[[-3.0, 0.0], [0.0, 4.0]]]))
         tensor([[0.2000, 0.5000]])
     """
-    return _quantity(Block("mixing_res", weights, values, W_O, residual, **options), "mixing_res")
+    return _quantity(Block("mixing_res", weights, values, W_O, residual, **options))
 
 
 @torch.no_grad()
@@ -192,7 +189,7 @@ def mixing_res_ln(
         >>> mixing_res_ln(weights, values, torch.eye(2)[None], torch.tensor([[[-3.0, 0.0], [0.0, 4.0]]]), norm)
         tensor([[0.2000, 0.4444]])
     """
-    return _quantity(Block("mixing_res_ln", weights, values, W_O, residual, norm, **options), "mixing_res_ln")
+    return _quantity(Block("mixing_res_ln", weights, values, W_O, residual, norm, **options))
 
 
 @torch.no_grad()
@@ -228,8 +225,9 @@ def mixing_res_weights(weights: Tensor, residual_key: ResidualKey = "diagonal") 
     return mixing_weights(weights, residual_key) / 2
 
 
-def _quantity(block: Block, name: str) -> Tensor:
-    """A quantity of the table, checked to be finite."""
+def _quantity(block: Block, name: str = "") -> Tensor:
+    """A quantity of the table, by default the one that the block's caller is named after; checked to be finite."""
+    name = name or block.caller
     if name not in _QUANTITIES:
         raise ValueError(f"{block.caller}: no quantity {name!r}; there are {', '.join(_QUANTITIES)}.")
     needs, make = _QUANTITIES[name]

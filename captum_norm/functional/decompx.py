@@ -143,35 +143,35 @@ def decompx_layer(
         tensor([[ 1.5000, -1.5000],
                 [ 0.2500,  0.7500]])
     """
-    _check_layer(layer)
+    check_axes("decompx_layer", **{name: (getattr(layer, name), axes) for name, axes in _AXES.items()})
     parts, bias = _attended(parts, layer, parts is None if values_of_tokens is None else values_of_tokens, rule)
     parts = share_bias(parts, bias, rule)
     if layer_norm:
         parts = _normed(parts, layer.norm_1, rule)
     if feed_forward:
-        parts = parts + _fed_forward(parts, layer, rule, activation)
+        state = layer.norm_1.output().to(parts.dtype) if layer.norm_1.state is not None else parts.sum(2)
+        inner = share_bias(parts @ layer.W_1, layer.b_1, rule)
+        inner = activated(inner, state @ layer.W_1 + layer.b_1, layer.act, rule, activation)
+        parts = parts + share_bias(inner @ layer.W_2, layer.b_2, rule)
     return _normed(parts, layer.norm_2, rule) if layer_norm else parts
 
 
-def _check_layer(layer: EncoderLayer) -> None:
-    check_axes(
-        "decompx_layer",
-        hidden=(layer.hidden, "batch query model"),
-        weights=(layer.weights, "batch head query key"),
-        W_V=(layer.W_V, "model head head_dim"),
-        b_V=(layer.b_V, "head head_dim"),
-        W_O=(layer.W_O, "head head_dim model"),
-        b_O=(layer.b_O, "model"),
-        W_1=(layer.W_1, "model feed"),
-        b_1=(layer.b_1, "feed"),
-        W_2=(layer.W_2, "feed model"),
-        b_2=(layer.b_2, "model"),
-    )
+_AXES = {
+    "hidden": "batch query model",
+    "weights": "batch head query key",
+    "W_V": "model head head_dim",
+    "b_V": "head head_dim",
+    "W_O": "head head_dim model",
+    "b_O": "model",
+    "W_1": "model feed",
+    "b_1": "feed",
+    "W_2": "feed model",
+    "b_2": "model",
+}
 
 
 def _attended(parts: Tensor | None, layer: EncoderLayer, with_b_V: bool, rule: BiasRule) -> tuple[Tensor, Tensor]:
     """Parts after attention and residual, and the bias that is still to be shared."""
-    of_values = torch.einsum("he,hed->d", layer.b_V, layer.W_O)
     if parts is None:
         parts = torch.diag_embed(layer.hidden.mT).permute(0, 2, 3, 1)  # a token's hidden state is its own
         if rule == "token":
@@ -179,12 +179,11 @@ def _attended(parts: Tensor | None, layer: EncoderLayer, with_b_V: bool, rule: B
     # Heads are mixed in value space, and projected once.
     values = torch.einsum("bksd,dhe->bhkse", parts, layer.W_V)
     if with_b_V:
-        length = layer.hidden.shape[1]
-        tokens = torch.arange(length, device=values.device)
+        tokens = torch.arange(layer.hidden.shape[1], device=values.device)
         values[:, :, tokens, tokens] += layer.b_V[:, None]
     mixed = torch.einsum("bhqk,bhkse->bqshe", layer.weights, values)
     out = torch.einsum("bqshe,hed->bqsd", mixed, layer.W_O) + parts
-    return out, layer.b_O if with_b_V else layer.b_O + of_values
+    return out, layer.b_O if with_b_V else layer.b_O + torch.einsum("he,hed->d", layer.b_V, layer.W_O)
 
 
 def _normed(parts: Tensor, norm: FrozenNorm, rule: BiasRule) -> Tensor:
@@ -195,13 +194,6 @@ def _normed(parts: Tensor, norm: FrozenNorm, rule: BiasRule) -> Tensor:
     if norm.deviation is not None:
         parts = parts / norm.deviation[..., None, None].to(parts.dtype)
     return parts if norm.bias is None else share_bias(parts, norm.bias, rule)
-
-
-def _fed_forward(parts: Tensor, layer: EncoderLayer, rule: BiasRule, activation: ActivationLine) -> Tensor:
-    state = layer.norm_1.output().to(parts.dtype) if layer.norm_1.state is not None else parts.sum(2)
-    z = state @ layer.W_1 + layer.b_1
-    inner = activated(share_bias(parts @ layer.W_1, layer.b_1, rule), z, layer.act, rule, activation)
-    return share_bias(inner @ layer.W_2, layer.b_2, rule)
 
 
 def activated(

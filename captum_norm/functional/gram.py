@@ -15,7 +15,7 @@ Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those w
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,9 +44,8 @@ def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor
     """
     middle = middle_parts(W_O, keys, after)
     if middle is None:
-        projection = fold(W_O, after)
-        return lambda values: _products_of_vectors(values, projection)
-    return lambda values: _products_by_middle(values, middle)
+        return partial(_products_of_vectors, projection=fold(W_O, after))
+    return partial(_products_by_middle, middle=middle)
 
 
 def _products_by_middle(values: Tensor, middle: Pairs) -> Pairs:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.linalg import qr, vector_norm
 
-from captum_norm.functional.axes import check_axes, check_finite
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.gram import Pairs, head_products, middle_parts, triangular_factor
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.row import fill_summed_norms_of_row
@@ -53,8 +53,7 @@ def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
         (batch, head, key), non-negative.
 
     Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+        TypeError, ValueError: as ``head_norms`` does.
 
     Example:
         >>> values = torch.tensor([[[[3.0, 4.0], [0.0, 0.1]]]])            # 1 batch, 1 head, 2 keys
@@ -62,8 +61,7 @@ def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
         tensor([[[10.0000,  0.2000]]])
     """
     inputs = {"values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
-    sizes = check_axes("transformed_norms", **inputs)
-    result = _empty(sizes, "batch head key", values, W_O)
+    result = _empty(check_axes("transformed_norms", **inputs), "batch head key", values, W_O)
     if result.numel():
         _fill_transformed_norms(result, values, W_O)
     return check_finite("transformed_norms", result, **inputs)
@@ -100,8 +98,8 @@ def head_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
         >>> head_norms(weights, values, torch.eye(2)[None], gate=torch.tensor([[[[0.0, 1.0]]]]))
         tensor([[[[2.0000, 0.0500]]]])
     """
-    sizes, inputs = _check_inputs("head_norms", weights, values, W_O, gate)
-    result = _empty(sizes, _WEIGHTS, weights, values, W_O, gate)
+    inputs = attention_inputs(weights, values, W_O, gate)
+    result = _empty(check_axes("head_norms", **inputs), _WEIGHTS, weights, values, W_O, gate)
     if result.numel() == 0:
         return result
     if is_elementwise(gate):
@@ -123,19 +121,10 @@ def summed_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | No
 
     Heads that push in opposite directions cancel here, so this is at most ``head_norms(...).sum(dim=1)``.
 
-    Args:
-        weights: attention weights alpha, (batch, head, query, key).
-        values: x W_V + b_V, (batch, head, key, head_dim).
-        W_O: each head's slice of the output projection, (head, head_dim, model).
-        gate: what the mixed values are multiplied with before W_O: (batch, head, query, 1) or, at the cost of a
-            projection per query and key, (batch, head, query, head_dim).
+    Arguments and errors are those of ``head_norms``.
 
     Returns:
         (batch, query, key), non-negative.
-
-    Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
 
     Example:
         Two heads read the same value, 5 long.  They agree on the first key; on the second, one undoes the other:
@@ -145,8 +134,8 @@ def summed_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | No
         >>> summed_norms(weights, values, torch.eye(2).expand(2, 2, 2))
         tensor([[[5., 0.]]])
     """
-    sizes, inputs = _check_inputs("summed_norms", weights, values, W_O, gate)
-    result = _empty(sizes, "batch query key", weights, values, W_O, gate)
+    inputs = attention_inputs(weights, values, W_O, gate)
+    result = _empty(check_axes("summed_norms", **inputs), "batch query key", weights, values, W_O, gate)
     fill_summed_norms(result, weights, values, W_O, gate)
     return check_finite("summed_norms", result, **inputs)
 
@@ -221,12 +210,9 @@ def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _repeat_in_float64(norms: Tensor, where: Tensor, products: Pairs, a: Tensor) -> None:
-    """Writes sqrt(a^T M a) into norms (batch, query, key) at some places.
+    """Writes sqrt(a^T M a) into norms, (batch, query, key), where the mask of the same shape says so.
 
-    Args:
-        norms, where: (batch, query, key).
-        products: M, each (head - h, batch, key), the entries off its diagonal doubled.
-        a: (head, batch, query, key).
+    M is products, each (head - h, batch, key), the entries off its diagonal doubled; a is (head, batch, query, key).
     """
     example, query, key = where.nonzero(as_tuple=True)
     chosen = a[:, example, query, key].double()
@@ -246,7 +232,8 @@ def _fill_summed_norms_by_factors(
         f = torch.einsum("bhke,hed->bkdh", values[b, :, k].double(), projection)
         factor = qr(f, mode="r").R
         for q in _query_blocks(weights[b, :, :, k]):
-            a = _gated(weights[b, :, q, k], None if gate is None else gate[b, :, q])
+            a = weights[b, :, q, k].to(torch.float64, memory_format=torch.contiguous_format)
+            a = a if gate is None else a * gate[b, :, q]
             result[b, q, k] = vector_norm(torch.einsum("bhqk,bkrh->bqkr", a, factor), dim=-1)
 
 
@@ -275,22 +262,9 @@ def _narrow(projection: Tensor) -> Tensor:
     return qr(projection.mT, mode="r").R.mT if rows < model else projection
 
 
-def _gated(weights: Tensor, gate: Tensor | None) -> Tensor:
-    """Weights in float64, times a gate of one number per head and query."""
-    weights = weights.to(torch.float64, memory_format=torch.contiguous_format)
-    return weights if gate is None else weights * gate
-
-
 def is_elementwise(gate: Tensor | None) -> TypeGuard[Tensor]:
     """Whether f itself depends on the query."""
     return gate is not None and gate.shape[-1] != 1
-
-
-def _check_inputs(
-    caller: str, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
-) -> tuple[dict[str, int], dict[str, tuple[Tensor, str]]]:
-    inputs = attention_inputs(weights, values, W_O, gate)
-    return check_axes(caller, **inputs), inputs
 
 
 def attention_inputs(
@@ -302,12 +276,6 @@ def attention_inputs(
         last = "one" if isinstance(gate, Tensor) and gate.ndim and gate.shape[-1] == 1 else "head_dim"
         inputs["gate"] = (gate, f"batch head query {last}")
     return inputs
-
-
-def result_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 if any of the tensors is, else float32."""
-    double = any(tensor.dtype == torch.float64 for tensor in tensors if tensor is not None)
-    return torch.float64 if double else torch.float32
 
 
 def _empty(sizes: dict[str, int], axes: str, first: Tensor, *tensors: Tensor | None) -> Tensor:

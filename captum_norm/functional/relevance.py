@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from captum_norm.functional.aggregate import passed_on
-from captum_norm.functional.axes import check_axes, check_finite
-from captum_norm.functional.stacks import check_encoder_decoder, check_square, identity, result_dtype, rows_at
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
+from captum_norm.functional.stacks import check_encoder_decoder, check_square, identity, rows_at
 
 _MAP = "batch head query key"
 
@@ -37,8 +37,7 @@ def gradient_weights(weights: Tensor, gradients: Tensor) -> Tensor:
         (batch, query, key), non-negative, in the unit of the output.  float64 if a tensor is float64, else float32.
 
     Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+        TypeError, ValueError: as ``head_norms`` does.
 
     Example:
         >>> weights = torch.tensor([[[[0.5, 0.5]], [[0.25, 0.75]]]])
@@ -48,7 +47,7 @@ def gradient_weights(weights: Tensor, gradients: Tensor) -> Tensor:
     """
     named = {"weights": (weights, _MAP), "gradients": (gradients, _MAP)}
     check_axes("gradient_weights", **named)
-    dtype = result_dtype([weights, gradients])
+    dtype = result_dtype(weights, gradients)
     # Attribution may run inside an autocast region, which products of half precision would not leave.
     with torch.autocast(weights.device.type, enabled=False):
         result = (weights.to(dtype) * gradients.to(dtype)).clamp_min_(0).mean(1)
@@ -62,17 +61,14 @@ def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | N
     Args:
         maps: one map (batch, position, position) per self-attention layer, from the first to the last, as
             `gradient_weights` gives them.
-        position: the outputs asked for.  ``None``: all.  An integer, or one per example (negative from the end).  A
-            floating-point tensor (batch, position): the sum of the rows with these weights.
+        position: the outputs asked for, as in ``rollout``.
 
     Returns:
         (batch, query, key) or, with ``position``, (batch, key).  Nothing is normalised: each output begins with 1 for
         itself.  float64 if any map is, else float32.
 
     Raises:
-        TypeError: if a map is not of floating point.
-        ValueError: if there is no map, if one is not square or two disagree in shape, if ``position`` is out of range,
-            or if a map holds NaN or infinity.
+        TypeError, ValueError: as ``rollout`` does, and where a map is not square.
 
     Example:
         >>> first, second = torch.tensor([[[0.0, 0.5], [0.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [0.2, 0.0]]])
@@ -83,9 +79,9 @@ def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | N
         tensor([[0.2000, 1.1000]])
     """
     named = check_square("relevance", maps)
-    dtype = result_dtype(maps)
+    dtype = result_dtype(*maps)
     with torch.autocast(maps[0].device.type, enabled=False):
-        rows = identity(maps[0], dtype) if position is None else rows_at("relevance", position, maps[-1], dtype)
+        rows = rows_at("relevance", position, maps[-1], dtype)
         for layer in reversed(maps):
             rows = passed_on(rows, layer.to(dtype), own=rows)
     check_finite("relevance", rows, **named)
@@ -102,19 +98,15 @@ def relevance_encoder_decoder(
     """The relevance of the source and of the target's prefix to the decoder's outputs.
 
     Args:
-        encoder: the maps of the encoder's layers, (batch, source, source), from the first to the last; may be empty.
-        decoder: the maps of the decoder's self-attention, (batch, target, target), from the first layer to the last.
-        cross: the maps of its cross-attention, (batch, target, source), as many.
-        position: the decoder's outputs asked for, as in `relevance`.
+        encoder, decoder, position: as in ``rollout_encoder_decoder``.
+        cross: the maps of the decoder's cross-attention, (batch, target, source), one per layer.
 
     Returns:
         Of the source, (batch, target, source), and of the prefix, (batch, target, target); with ``position``
         (batch, source) and (batch, target).
 
     Raises:
-        TypeError: if a map is not of floating point.
-        ValueError: if the decoder has no map or not as many as ``cross``, if shapes disagree, if ``position`` is out
-            of range, or if a map holds NaN or infinity.
+        TypeError, ValueError: as ``rollout_encoder_decoder`` does.
 
     Example:
         One layer each, of which only the cross-attention speaks for the output:
@@ -125,7 +117,7 @@ def relevance_encoder_decoder(
     """
     caller = "relevance_encoder_decoder"
     named = check_encoder_decoder(caller, encoder, decoder, cross, residual=True)
-    dtype = result_dtype([*encoder, *decoder, *cross])
+    dtype = result_dtype(*encoder, *decoder, *cross)
     with torch.autocast(decoder[0].device.type, enabled=False):
         source = identity(cross[0].mT, dtype) if not encoder else relevance(encoder).to(dtype)
         prefix, from_source = identity(decoder[0], dtype), cross[0].new_zeros(cross[0].shape, dtype=dtype)

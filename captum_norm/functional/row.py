@@ -17,12 +17,8 @@ _CANCELS = 0.03
 def fill_summed_norms_of_row(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None) -> None:
     """Writes into result (batch, 1, key), float32, the summed norms of one query.
 
-    Args:
-        result: (batch, 1, key).
-        weights: (batch, head, 1, key).
-        values: (batch, head, key, head_dim).
-        W_O: (head, head_dim, model).
-        gate: (batch, head, 1, 1), or None.
+    weights is (batch, head, 1, key), values (batch, head, key, head_dim), W_O (head, head_dim, model) and gate None or
+    (batch, head, 1, 1).
     """
     alpha = weights.float() if gate is None else weights.float() * gate
     projection = W_O.flatten(0, 1)
@@ -31,15 +27,9 @@ def fill_summed_norms_of_row(result: Tensor, weights: Tensor, values: Tensor, W_
     bound = vector_norm(projection.float()) * vector_norm(mixed, ord=float("inf"), dim=-1)
     cancelling = norms < _CANCELS * bound
     if cancelling.any():
-        norms[cancelling] = _in_float64(weights, values, projection, gate, cancelling)
+        example, key = cancelling.nonzero(as_tuple=True)
+        alpha = weights[example, :, 0, key].double()
+        alpha = alpha if gate is None else alpha * gate[example, :, 0, 0]
+        mixed = (alpha[..., None] * values[example, :, key].double()).flatten(1)
+        norms[cancelling] = vector_norm(mixed @ projection.double(), dim=-1).float()
     result.copy_(norms[:, None])
-
-
-def _in_float64(weights: Tensor, values: Tensor, projection: Tensor, gate: Tensor | None, keys: Tensor) -> Tensor:
-    """The norms at some (batch, key), as a mask says: (chosen,), float32."""
-    example, key = keys.nonzero(as_tuple=True)
-    alpha = weights[example, :, 0, key].double()
-    if gate is not None:
-        alpha = alpha * gate[example, :, 0, 0]
-    mixed = (alpha[..., None] * values[example, :, key].double()).flatten(1)
-    return vector_norm(mixed @ projection.double(), dim=-1).float()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from captum_norm.functional.axes import check_axes, check_finite
-from captum_norm.functional.norms import attention_inputs, result_dtype
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
+from captum_norm.functional.norms import attention_inputs
 
 
 @torch.no_grad()
@@ -26,18 +26,10 @@ def value_gradients(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor |
 
     Costs a projection and its transpose for each query.
 
-    Args:
-        weights: attention weights alpha, (batch, head, query, key).
-        values: x W_V + b_V, (batch, head, key, head_dim).
-        W_O: each head's slice of the output projection, (head, head_dim, model).
-        gate: what the mixed values are multiplied with before W_O: (batch, head, query, head_dim or 1).
+    Arguments and errors are those of ``head_norms``.
 
     Returns:
         (batch, head, key, head_dim).
-
-    Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
 
     Example:
         >>> values = torch.tensor([[[[3.0, 4.0]]]])                        # 1 batch, 1 head, 1 key
@@ -56,8 +48,7 @@ def value_gradients(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor |
         lengths = vector_norm(vectors, dim=-1, keepdim=True)
         unit = torch.where(lengths > 0, vectors / lengths, 0)
         result += scale * torch.einsum("bkd,hed->bhke", unit, projection)
-    result = result.to(result_dtype(weights, values, W_O, gate))
-    return check_finite("value_gradients", result, **inputs)
+    return check_finite("value_gradients", result.to(result_dtype(weights, values, W_O, gate)), **inputs)
 
 
 @torch.no_grad()
@@ -71,16 +62,14 @@ def input_split(
         inputs: the layer's input x, (batch, key, feature).
         W_V: each head's slice of the value projection, (head, feature, head_dim).
         b_V: its bias, (head, head_dim).
-        W_O: each head's slice of the output projection, (head, head_dim, model).
-        gate: what the mixed values are multiplied with before W_O: (batch, head, query, head_dim or 1).
+        W_O, gate: as in ``head_norms``.
 
     Returns:
         The split (batch, key, feature), signed, and the bias share (batch,): together they add up to
         ``summed_norms(...).sum((1, 2))``.
 
     Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+        TypeError, ValueError: as ``head_norms`` does.
 
     Example:
         The value is (0, 4) + (3, 0), 5 long: 16/5 of that come from the input, 9/5 from the bias.

@@ -16,8 +16,10 @@ from captum_norm.functional.axes import check_axes
 _MAP = "batch query key"
 
 
-def rows_at(caller: str, position: int | Sequence[int] | Tensor, last: Tensor, dtype: torch.dtype) -> Tensor:
-    """The outputs asked for as weights on the last map's rows, (batch, 1, query)."""
+def rows_at(caller: str, position: int | Sequence[int] | Tensor | None, last: Tensor, dtype: torch.dtype) -> Tensor:
+    """The outputs asked for as weights on the last map's rows, (batch, 1, query); for all, (batch, query, query)."""
+    if position is None:
+        return identity(last, dtype)
     batch, query, _ = last.shape
     asked = torch.as_tensor(position, device=last.device)
     if asked.is_floating_point():
@@ -96,8 +98,3 @@ def check_chain(caller: str, maps: Sequence[Tensor], residual: bool) -> None:
                 f"{caller}: residual=True needs square maps, but maps[{n}] is (batch, query, key) = {tuple(a.shape)}; "
                 f"cross-attention has no residual connection from its keys."
             )
-
-
-def result_dtype(maps: Sequence[Tensor]) -> torch.dtype:
-    """float64 if any map is, else float32."""
-    return torch.float64 if any(a.dtype == torch.float64 for a in maps) else torch.float32

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from captum_norm.functional.axes import check_axes, check_finite
-from captum_norm.functional.stacks import check_maps, result_dtype
+from captum_norm.functional.axes import check_axes, check_finite, result_dtype
+from captum_norm.functional.stacks import check_maps
 
 
 @torch.no_grad()
@@ -38,8 +38,7 @@ def value_zeroing(changed: Tensor, output: Tensor) -> Tensor:
         a tensor is float64, else float32.
 
     Raises:
-        TypeError: if a tensor is not of floating point.
-        ValueError: if shapes or devices disagree, or a tensor holds NaN or infinity.
+        TypeError, ValueError: as ``head_norms`` does.
 
     Example:
         >>> output = torch.tensor([[[3.0, 0.0]]])
@@ -49,7 +48,7 @@ def value_zeroing(changed: Tensor, output: Tensor) -> Tensor:
     """
     named = {"changed": (changed, "key batch query model"), "output": (output, "batch query model")}
     check_axes("value_zeroing", **named)
-    dtype = result_dtype([changed, output])
+    dtype = result_dtype(changed, output)
     changed, output = changed.to(dtype), output.to(dtype)
     lengths, length = vector_norm(changed, dim=-1, keepdim=True), vector_norm(output, dim=-1, keepdim=True)
     apart = changed / lengths.masked_fill(lengths == 0, 1) - output / length.masked_fill(length == 0, 1)
