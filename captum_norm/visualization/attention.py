@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from captum_norm.visualization.grids import map_grid
 from captum_norm.visualization.mixing import below_each_other
@@ -62,13 +63,17 @@ def plot(
     names = chosen.quantities(quantities, heads)
     if is_ratio(names[0]):
         return _ratios(chosen, names, call, title, scale)
+    look: Any = {"log": log, "scale": scale, "columns": columns}
     if call is None and len(maps.calls) > 1:
-        return _all_calls(chosen, names, heads, title, log, scale, columns)
+        lines = _all_calls(chosen, names, heads)
+        return map_grid(lines, _call_titles(maps.calls), **chosen.common_tokens(names[0]), title=title, **look)
     call = chosen.checked_call(call or 0)
     if title is None:
         title = f"Attention call {call}: {maps.calls[call].name or 'unnamed'} ({maps.calls[call].kind})"
     if heads == "each":
-        return _each_head(chosen, call, names, title, log, scale, columns)
+        lines = {name: list(chosen.map(name, call, "each")) for name in names}
+        titles = [f"Head {head}" for head in chosen.head_numbers(call, len(lines[names[0]]))]
+        return map_grid(lines, titles, **chosen.tokens(call, names[0]), title=title, **look)
     return _one_call(chosen, call, names, heads, title, log)
 
 
@@ -84,36 +89,16 @@ def _ratios(example: OneExample, names: Sequence[str], call: int | None, title: 
     return below_each_other(panels, *tokens, title or "Mixing ratio: how much comes from other tokens", scale)
 
 
-def _all_calls(
-    example: OneExample,
-    names: Sequence[str],
-    heads: int | str | None,
-    title: str | None,
-    log: bool,
-    scale: Scale,
-    columns: int | None,
-) -> Page:
+def _all_calls(example: OneExample, names: Sequence[str], heads: int | str | None) -> dict[str, list[Tensor]]:
+    """The maps (query, key) of every call, by name."""
     if heads == "each":
         raise ValueError("plot: heads='each' draws the heads of one attention call; say which with call=.")
-    calls = example.maps.calls
-    lines = {name: [example.map(name, i, heads) for i in range(len(calls))] for name in names}
+    lines = {name: [example.map(name, i, heads) for i in range(len(example.maps.calls))] for name in names}
     shapes = sorted({tuple(scores.shape) for line in lines.values() for scores in line})
     if len(shapes) > 1:
         listed = ", ".join(map(str, shapes))
         raise ValueError(f"plot: the attention calls differ in (query, key): {listed}; say which one with call=.")
-    rows, keys = example.common_tokens(names[0])
-    tokens: Any = {"query_tokens": rows, "key_tokens": keys}
-    return map_grid(lines, _call_titles(calls), **tokens, title=title, log=log, scale=scale, columns=columns)
-
-
-def _each_head(
-    example: OneExample, call: int, names: Sequence[str], title: str, log: bool, scale: Scale, columns: int | None
-) -> Page:
-    lines = {name: list(example.map(name, call, "each")) for name in names}
-    titles = [f"Head {head}" for head in example.head_numbers(call, len(lines[names[0]]))]
-    rows, keys = example.tokens(call, names[0])
-    tokens: Any = {"query_tokens": rows, "key_tokens": keys}
-    return map_grid(lines, titles, **tokens, title=title, log=log, scale=scale, columns=columns)
+    return lines
 
 
 def _one_call(
@@ -125,7 +110,7 @@ def _one_call(
         panels.append(replace(panel, title=panel.title + example.which_heads(name, call, heads)))
     # Beside cross-attention some maps have one more column, the residual; the others stop before it.
     widest = max(range(len(panels)), key=lambda i: panels[i].values.shape[1])
-    rows, columns = axis_tokens("plot", [panels[widest]], None, *example.tokens(call, names[widest]))
+    rows, columns = axis_tokens("plot", [panels[widest]], None, **example.tokens(call, names[widest]))
     return side_by_side(panels, rows, columns, title, log, "" if by_head(names[0]) else ATTENDING)
 
 

@@ -11,18 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from captum_norm.visualization.colour_bars import bar_width, colour_bar, colour_scale, short
-from captum_norm.visualization.letters import SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.letters import SMALL, printable, widest
 from captum_norm.visualization.numbers import check_count
 from captum_norm.visualization.page import Page, page
-from captum_norm.visualization.panels import (
-    LETTERS,
-    Panel,
-    axis_tokens,
-    choose_labels,
-    draw_map,
-    name_tokens,
-    panel_of,
-)
+from captum_norm.visualization.panels import LETTERS, Panel, axis_tokens, choose_labels, draw_map, name_tokens, panel_of
 from captum_norm.visualization.style import MUTED
 
 _EDGE = 0.3
@@ -49,8 +41,7 @@ def map_grid(
         titles: the title of each panel.
         tokens, query_tokens, key_tokens: as in ``token_map``; named only where there is room.
         title: what the figure shows.
-        unit: as in ``token_map``.
-        log: as in ``token_map``.
+        unit, log: as in ``token_map``.
         scale: ``"shared"``: one colour scale for all panels of a name, so that they can be compared; ``"each"``: each
             panel runs to its own largest score, which is written above it.
         columns: panels beside each other; by default at most six.
@@ -71,9 +62,8 @@ def map_grid(
     flat = [panel for line in lines.values() for panel in line]
     counts = {len(line) for line in lines.values()}
     if len(counts) > 1:
-        raise ValueError(
-            f"map_grid: scores should have as many panels under each name, got {', '.join(map(str, counts))}."
-        )
+        found = ", ".join(map(str, counts))
+        raise ValueError(f"map_grid: scores should have as many panels under each name, got {found}.")
     rows, keys = axis_tokens("map_grid", flat, tokens, query_tokens, key_tokens)
     if titles is not None:
         check_count("map_grid", "titles", titles, "panel", counts.pop())
@@ -111,10 +101,8 @@ class _Raster:
         titles = 0.0 if self.titled else self.above
         return titles + self.lines * self.line + self.below + 0.1
 
-    def page(self, panels: int, title: str | None) -> tuple[float, float]:
+    def page(self, panels: int) -> tuple[float, float]:
         width = self.x(self.across - 1) + self.width + self.right
-        if title:
-            width = max(width, 2 * _EDGE + text_width(title, TITLE))
         return width, self.top + ceil(panels / self.across) * self.block + _EDGE - 0.2
 
 
@@ -143,9 +131,7 @@ def _grid(
         height=max(cell * len(rows), 0.5),
         right=_EDGE if scale == "each" else bar_width([line[0] for line in lines]) - 0.1,
     )
-    with page(*raster.page(len(lines[0]), title)) as figure:
-        if title:
-            figure.write(_EDGE, _EDGE, title, TITLE)
+    with page(*raster.page(len(lines[0])), title, _EDGE) as figure:
         for number, line in enumerate(lines):
             shared = colour_scale(np.stack([panel.values for panel in line]), log)
             for place, panel in enumerate(line):
@@ -155,17 +141,12 @@ def _grid(
                 norm = shared if scale == "shared" else colour_scale(panel.values, log)
                 image = draw_map(box, panel.values, norm, panel.colours)
                 name_tokens(box, labels, False, named and first, named and number == len(lines) - 1)
-                box.set_title(_grid_title(panel, name, number, scale), fontsize=SMALL, pad=4, parse_math=False)
+                above = [name] if name and (number == 0 or scale == "each") else []
+                above += [f"max {short(float(np.abs(panel.values).max()))}"] if scale == "each" else []
+                box.set_title(printable(", ".join(above)), fontsize=SMALL, pad=4, parse_math=False)
                 if first:
                     box.set_ylabel(printable(panel.title), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)
                 if scale == "shared" and (place % across == across - 1 or place == len(line) - 1):
                     bar = figure.box(x + raster.width + 0.12, y + 0.19, 0.08, raster.height - 0.19, label="colour bar")
                     colour_bar(figure, bar, image, panel)
     return figure
-
-
-def _grid_title(panel: Panel, name: str, line: int, scale: str) -> str:
-    parts = [name] if name and (line == 0 or scale == "each") else []
-    if scale == "each":
-        parts.append(f"max {short(float(np.abs(panel.values).max()))}")
-    return printable(", ".join(parts))

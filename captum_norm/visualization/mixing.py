@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from captum_norm.visualization.colour_bars import colour_bar
-from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.letters import PANEL, SMALL, printable, text_width, widest
 from captum_norm.visualization.page import Page, page
 from captum_norm.visualization.panels import Panel, cell_size, choose_labels, draw_map, name_tokens
 from captum_norm.visualization.style import MUTED
@@ -22,11 +22,7 @@ _EDGE, _ABOVE, _BETWEEN, _MEAN = 0.35, 0.3, 0.12, 0.5
 
 
 def below_each_other(
-    panels: Sequence[Panel],
-    rows: Sequence[str],
-    tokens: Sequence[str],
-    title: str,
-    scale: Literal["shared", "each"],
+    panels: Sequence[Panel], rows: Sequence[str], tokens: Sequence[str], title: str, scale: Literal["shared", "each"]
 ) -> Page:
     """Panels over the same tokens in the same columns, the mean of each row behind it.
 
@@ -44,12 +40,10 @@ def below_each_other(
     width, height = cell * len(tokens), tall * len(rows)
     left = _EDGE + 0.1 + widest(rows, SMALL)
     below = 0.25 + widest([tokens[i] for i in labels.named_columns], labels.size)
-    across = max(left + width + _MEAN + 0.75 + _EDGE, 2 * _EDGE + text_width(title, TITLE))
-    across = max(across, left + max(text_width(panel.title, PANEL) for panel in panels) + _EDGE)
+    across = left + max(width + _MEAN + 0.75, *(text_width(panel.title, PANEL) for panel in panels)) + _EDGE
     top, step = _EDGE + 0.45, _ABOVE + height + _BETWEEN
     largest = max(float(panel.values.max()) for panel in panels)
-    with page(across, top + len(panels) * step + below) as figure:
-        figure.write(_EDGE, _EDGE, title, TITLE)
+    with page(across, top + len(panels) * step + below, title, _EDGE) as figure:
         for number, panel in enumerate(panels):
             y = top + number * step + _ABOVE
             box = figure.box(left, y, width, height, label=panel.title)

@@ -48,10 +48,10 @@ class OneExample:
                 f"plot: maps does not hold {what}; ask for it: attention_maps(model, inputs, quantities=(...)). "
                 f"It holds {', '.join(held) or 'no map'}."
             )
-        with_rows_of_heads = [name for name in names if by_head(name)]
-        if with_rows_of_heads and (len(names) > 1 or heads is not None):
+        rows_of_heads = [name for name in names if by_head(name)]
+        if rows_of_heads and (len(names) > 1 or heads is not None):
             raise ValueError(
-                f"plot: {with_rows_of_heads[0]} has a row per head, not per query; draw it alone and leave heads out."
+                f"plot: {rows_of_heads[0]} has a row per head, not per query; draw it alone and leave heads out."
             )
         ratios = [name for name in names if is_ratio(name)]
         if ratios and (len(ratios) < len(names) or heads is not None):
@@ -117,19 +117,16 @@ class OneExample:
             return f", head {heads}"
         return "" if shape[1] == 1 else f", mean of {shape[1]} heads"
 
-    def tokens(self, call: int, name: str) -> tuple[list[str] | None, list[str] | None]:
-        """The labels of the rows, which are queries or heads, and of the keys."""
+    def tokens(self, call: int, name: str) -> dict[str, Any]:
+        """``query_tokens``, the labels of the rows, which are queries or heads, and ``key_tokens``."""
         shape = self._scores(name, call).shape
-        if not by_head(name):
-            return self.labels("query", call), self.labels("key", call, shape[-1])
-        return [f"head {number}" for number in self.head_numbers(call, shape[1])], self.labels("key", call, shape[-1])
+        heads = [f"head {number}" for number in self.head_numbers(call, shape[1])] if by_head(name) else None
+        return {"query_tokens": heads or self.labels("query", call), "key_tokens": self.labels("key", call, shape[-1])}
 
-    def common_tokens(self, name: str) -> tuple[list[str] | None, list[str] | None]:
+    def common_tokens(self, name: str) -> dict[str, Any]:
         """The labels of all calls, where they have the same ones."""
-        labels = [self.tokens(call, name) for call in range(len(self.maps.calls))]
-        rows, columns = zip(*labels, strict=True)
-        same_rows, same_columns = all(one == rows[0] for one in rows), all(one == columns[0] for one in columns)
-        return rows[0] if same_rows else None, columns[0] if same_columns else None
+        first, *others = [self.tokens(call, name) for call in range(len(self.maps.calls))]
+        return {axis: own if all(one[axis] == own for one in others) else None for axis, own in first.items()}
 
     def labels(self, axis: str, call: int, size: int | None = None) -> list[str] | None:
         """The tokens of an axis, of ``size`` before padding is cut away; None where they are not known."""

@@ -11,7 +11,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from captum_norm.visualization.letters import BODY, PANEL, SMALL, font_families, printable
+from captum_norm.visualization.letters import BODY, PANEL, SMALL, TITLE, font_families, printable, text_width
 from captum_norm.visualization.style import FAINT, INK, MUTED
 
 DPI = 160
@@ -39,14 +39,22 @@ class Page(Figure):
 
 
 @contextmanager
-def page(width: float, height: float) -> Iterator[Page]:
-    """A page in the house look, whatever the user's rcParams say; they are as before afterwards."""
+def page(width: float, height: float, title: str | None = None, edge: float = 0.3) -> Iterator[Page]:
+    """A page in the house look, whatever the user's rcParams say; they are as before afterwards.
+
+    It is wide enough for its title, which stands ``edge`` inches from its upper left corner.
+    """
+    width = max(width, 2 * edge + text_width(title, TITLE)) if title else width
     with matplotlib.style.context(["default", _house_style()]):
-        yield Page(figsize=(width, height), dpi=DPI)
+        figure = Page(figsize=(width, height), dpi=DPI)
+        if title:
+            figure.write(edge, edge, title, TITLE)
+        yield figure
 
 
 def _house_style() -> dict[str, Any]:
     """What differs from matplotlib's own defaults."""
+    ticks = {"color": INK, "labelsize": SMALL, "major.size": 0}
     return {
         "font.family": list(font_families()),
         "font.size": BODY,
@@ -56,16 +64,8 @@ def _house_style() -> dict[str, Any]:
         "axes.labelsize": SMALL,
         "axes.titlesize": PANEL,
         "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.spines.bottom": False,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.labelsize": SMALL,
-        "ytick.labelsize": SMALL,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
         "xtick.major.pad": 3,
         "ytick.major.pad": 4,
+        **{f"axes.spines.{side}": False for side in ("top", "right", "left", "bottom")},
+        **{f"{axis}tick.{part}": look for axis in "xy" for part, look in ticks.items()},
     }

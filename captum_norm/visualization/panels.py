@@ -47,9 +47,8 @@ class Labels:
 
     def up_to(self, columns: int) -> Labels:
         """The same for fewer columns."""
-        return replace(
-            self, columns=self.columns[:columns], named_columns=[i for i in self.named_columns if i < columns]
-        )
+        named = [i for i in self.named_columns if i < columns]
+        return replace(self, columns=self.columns[:columns], named_columns=named)
 
 
 def panel_of(caller: str, name: str, scores: Tensor | Sequence[Any], unit: str, log: bool, place: str = "") -> Panel:
@@ -77,9 +76,8 @@ def axis_tokens(
         raise ValueError(f"{caller}: tokens names both axes; give it, or query_tokens and key_tokens.")
     shapes = {panel.values.shape for panel in panels}
     if len(shapes) > 1:
-        raise ValueError(
-            f"{caller}: all maps of a figure should have one shape (query, key), got {', '.join(map(str, shapes))}."
-        )
+        found = ", ".join(map(str, shapes))
+        raise ValueError(f"{caller}: all maps of a figure should have one shape (query, key), got {found}.")
     labels = []
     for axis, given, size in zip(("query", "key"), (query_tokens, key_tokens), shapes.pop(), strict=True):
         names = tokens if given is None else given
@@ -116,13 +114,8 @@ def choose_labels(panels: Sequence[Panel], rows: Sequence[str], columns: Sequenc
 def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> ScalarMappable:
     """A map (row, column) as cells in ``box``, with thin lines between them where they are few."""
     # A logarithm has no place for zero: it is drawn as the lowest colour.
-    image = box.imshow(
-        values,
-        norm=norm,
-        cmap=colours.with_extremes(bad=colours(0.0), under=colours(0.0)),
-        aspect="auto",
-        interpolation="nearest",
-    )
+    shown = colours.with_extremes(bad=colours(0.0), under=colours(0.0))
+    image = box.imshow(values, norm=norm, cmap=shown, aspect="auto", interpolation="nearest")
     if max(values.shape) <= 48:  # thin lines of paper between cells; on larger maps they would pale the colours
         box.set_xticks(np.arange(0.5, values.shape[1] - 1), minor=True)
         box.set_yticks(np.arange(0.5, values.shape[0] - 1), minor=True)
@@ -132,23 +125,11 @@ def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> S
 
 
 def name_tokens(
-    box: Axes,
-    labels: Labels,
-    upright: bool,
-    with_rows: bool = True,
-    with_columns: bool = True,
+    box: Axes, labels: Labels, upright: bool, with_rows: bool = True, with_columns: bool = True
 ) -> None:
     """Write the tokens beside the rows and below the columns, as many as there is room for."""
     style: dict[str, Any] = {"fontsize": labels.size, "parse_math": False}
-    named_columns, named_rows = labels.named_columns, labels.named_rows
-    box.set_xticks(
-        named_columns if with_columns else [],
-        labels=[printable(labels.columns[i]) for i in named_columns] if with_columns else [],
-        rotation=0 if upright else 90,
-        **style,
-    )
-    box.set_yticks(
-        named_rows if with_rows else [],
-        labels=[printable(labels.rows[i]) for i in named_rows] if with_rows else [],
-        **style,
-    )
+    columns, rows = labels.named_columns if with_columns else [], labels.named_rows if with_rows else []
+    turned = 0 if upright else 90
+    box.set_xticks(columns, labels=[printable(labels.columns[i]) for i in columns], rotation=turned, **style)
+    box.set_yticks(rows, labels=[printable(labels.rows[i]) for i in rows], **style)

@@ -6,7 +6,7 @@ below a heat map, so that colour is score and nothing else.  Sizes in the code a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable
 from captum_norm.visualization.numbers import Numbers, drawable
 from captum_norm.visualization.page import Page, page
-from captum_norm.visualization.style import INK, MUTED, SIGNED_COLOURS, look_of
+from captum_norm.visualization.style import INK, MUTED, SIGNED_COLOURS, Look, look_of
 
 _EDGE, _PICTURE, _TITLE, _GAP, _BAR = 0.3, 2.1, 0.32, 0.68, 0.09
 _PALE = 0.25  # how much of the picture is left below a heat map
@@ -70,9 +70,11 @@ def picture_maps(
         for number, name in enumerate(["picture", *maps]):
             left = _EDGE + (number % across) * (_PICTURE + _GAP)
             place = (left, top + (number // across) * (_TITLE + height + _EDGE) + _TITLE, _PICTURE, height)
-            box = _panel(figure, place, look_of(name).title if number else name)
+            box = figure.box(*place, xticks=[], yticks=[])
+            panel_title = printable(look_of(name).title if number else name)
+            box.set_title(panel_title, fontsize=PANEL, loc="left", pad=5, parse_math=False)
             if number:
-                _heat(figure, box, place, shown, maps[name], name, unit)
+                _heat(figure, box, place, shown, maps[name], look_of(name, unit))
             else:
                 box.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             if line is not None:
@@ -103,38 +105,22 @@ def _over(shown: Numbers, name: str, scores: Tensor) -> Numbers:
     height, width = shown.shape[:2]
     if height % values.shape[0] or width % values.shape[1]:
         raise ValueError(
-            f"picture_maps: {' '.join(['scores', *([repr(name)] if name else [])])} are {values.shape[0]} x "
+            f"picture_maps: {f'scores {name!r}' if name else 'scores'} are {values.shape[0]} x "
             f"{values.shape[1]}, which does not divide the picture of {height} x {width}."
         )
     return values.repeat(height // values.shape[0], 0).repeat(width // values.shape[1], 1)
 
 
-def _panel(figure: Page, place: tuple[float, float, float, float], name: str) -> Axes:
-    box = figure.box(*place, xticks=[], yticks=[])
-    box.set_title(printable(name), fontsize=PANEL, loc="left", pad=5, parse_math=False)
-    return box
-
-
-def _heat(
-    figure: Page,
-    box: Axes,
-    place: tuple[float, float, float, float],
-    shown: Numbers,
-    values: Numbers,
-    name: str,
-    unit: str,
-) -> None:
-    look = look_of(name, unit)
+def _heat(figure: Page, box: Axes, place: Sequence[float], shown: Numbers, values: Numbers, look: Look) -> None:
     signed = bool((values < 0).any())
     largest = float(np.abs(values).max()) or 1.0
-    norm = Normalize(-largest if signed else 0.0, largest)
+    lowest = -largest if signed else 0.0
     colours = SIGNED_COLOURS if signed else look.colours
     grey = shown if shown.ndim == 2 else shown.mean(-1)
-    heat = colours(norm(values))[..., :3]
+    heat = colours(Normalize(lowest, largest)(values))[..., :3]
     # Multiplied, so that the picture shows through as lighter and darker, and where nothing is scored as grey.
     box.imshow(heat * (1 - _PALE + _PALE * grey[..., None]), interpolation="nearest")
     left, top, width, height = place
-    lowest = -largest if signed else 0.0
     bar: Any = figure.box(left + width + 0.07, top, _BAR, height, label="colour bar")
     bar.imshow(np.linspace(largest, lowest, 128)[:, None], cmap=colours, aspect="auto", extent=(0, 1, lowest, largest))
     bar.set(xticks=[], yticks=[lowest, largest])

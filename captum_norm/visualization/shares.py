@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from captum_norm.visualization.letters import BODY, PANEL, SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.letters import BODY, PANEL, SMALL, printable, text_width, widest
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
 from captum_norm.visualization.page import Page, page
 from captum_norm.visualization.style import CLASS_COLOURS, MUTED, PAPER, SPECIAL_CLASS_COLOURS, ink_on, look_of
@@ -49,24 +49,18 @@ def class_shares(
         >>> [round(bar.get_width(), 2) for bar in figure.axes[0].patches]     # two layers and their mean
         [0.7, 0.3, 0.5, 0.5, 0.6, 0.4]
     """
-    tables = {
-        name: drawable("class_shares", f"shares[{name!r}]", table, "layer class") for name, table in shares.items()
-    }
+    tables = {name: drawable("class_shares", f"shares[{name!r}]", one, "layer class") for name, one in shares.items()}
     rows = [*_layers(tables, classes, layers), _MEAN]
-    colours = _colours(classes)
+    strong = cycle(SPECIAL_CLASS_COLOURS)
+    colours = [CLASS_COLOURS.get(name) or next(strong) for name in classes]
     step = 0.32 if len(rows) <= 16 else 0.24
     height = step * (len(rows) + 0.4)
     width = _WIDTH if len(tables) > 1 else 1.8 * _WIDTH
     left = _EDGE + 0.25 + widest(rows, SMALL)
     top = _EDGE + (0.48 if title else 0.0) + 0.4 + 0.3
-    needed = max(
-        left + len(tables) * (width + _GAP) - _GAP + _EDGE,
-        2 * _EDGE + (text_width(title, TITLE) if title else 0.0),
-        left + _legend_width(classes) + _EDGE,
-    )
-    with page(needed, top + height + 0.65) as figure:
-        if title:
-            figure.write(_EDGE, _EDGE, title, TITLE)
+    legend = sum(0.45 + text_width(name, BODY) for name in classes)
+    across = left + max(len(tables) * (width + _GAP) - _GAP, legend) + _EDGE
+    with page(across, top + height + 0.65, title, _EDGE) as figure:
         _legend(figure, left, top - 0.68, classes, colours)
         for place, (name, table) in enumerate(tables.items()):
             look = look_of(name)
@@ -89,28 +83,16 @@ def _layers(tables: Mapping[str, Numbers], classes: Sequence[str], layers: Seque
         if (table < 0).any():
             raise ValueError(f"class_shares: shares[{name!r}] holds negative numbers, which are no shares.")
     count = counts.pop()
-    if layers is None:
-        return [str(layer) for layer in range(count)]
-    check_count("class_shares", "layers", layers, "layer", count)
-    return [str(layer) for layer in layers]
-
-
-def _colours(classes: Sequence[str]) -> list[str]:
-    strong = cycle(SPECIAL_CLASS_COLOURS)
-    return [CLASS_COLOURS.get(name) or next(strong) for name in classes]
-
-
-def _legend_width(classes: Sequence[str]) -> float:
-    return sum(0.45 + text_width(name, BODY) for name in classes)
+    if layers is not None:
+        check_count("class_shares", "layers", layers, "layer", count)
+    return [str(layer) for layer in (range(count) if layers is None else layers)]
 
 
 def _legend(figure: Page, left: float, top: float, classes: Sequence[str], colours: Sequence[str]) -> None:
     page_width, page_height = figure.get_size_inches()
     for name, colour in zip(classes, colours, strict=True):
-        place = (left / page_width, 1 - (top + 0.15) / page_height)
-        figure.add_artist(
-            Rectangle(place, 0.14 / page_width, 0.14 / page_height, color=colour, lw=0, transform=figure.transFigure)
-        )
+        place, size = (left / page_width, 1 - (top + 0.15) / page_height), (0.14 / page_width, 0.14 / page_height)
+        figure.add_artist(Rectangle(place, *size, color=colour, lw=0, transform=figure.transFigure))
         figure.write(left + 0.2, top + 0.08, name, BODY, va="center")
         left += 0.45 + text_width(name, BODY)
 

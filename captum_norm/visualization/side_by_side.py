@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from captum_norm.visualization.colour_bars import bar_width, colour_bar, colour_scale
-from captum_norm.visualization.letters import PANEL, SMALL, TITLE, printable, text_width, widest
+from captum_norm.visualization.letters import PANEL, SMALL, printable, text_width, widest
 from captum_norm.visualization.page import Page, page
 from captum_norm.visualization.panels import (
-    Labels,
     Panel,
     axis_tokens,
     cell_size,
@@ -44,8 +43,7 @@ def token_map(
         scores: (query, key), or several under their names, which become the panels in this order.  The papers' names
             (``"weights"``, ``"head_norms"``, ``"summed_norms"``) bring their titles, units and colours along.
         tokens: the tokens of both axes (self-attention).
-        query_tokens: the tokens of the rows, where they are others.
-        key_tokens: the tokens of the columns, where they are others.
+        query_tokens, key_tokens: the tokens of the rows and of the columns, where these differ.
         query_axis: what the rows are, where they are no tokens; ``""`` where their names say it.
         title: what the figure shows.
         unit: what a map that brings no unit along is measured in; stands at its colour bar.
@@ -87,12 +85,12 @@ def side_by_side(
     # A title that reaches the colour bar stands above the bar's unit, not beside it.
     lift = 0.22 if any(text_width(panel.title, PANEL) > width for panel in panels) else 0.0
     top = _EDGE + (0.45 if title else 0) + (0.32 + lift if any(panel.title for panel in panels) else 0.15)
-    upright = _upright(columns, labels, cell)
-    below = 0.45 + (0.15 if upright else widest([columns[i] for i in labels.named_columns], labels.size))
-    across = max(left + slot * len(panels) + _EDGE - 0.15, 2 * _EDGE + (text_width(title, TITLE) if title else 0))
-    with page(across, top + max(height + below, 1.2) + 0.12) as figure:
-        if title:
-            figure.write(_EDGE, _EDGE, title, TITLE)
+    widths = [text_width(columns[i], labels.size) for i in labels.named_columns]
+    upright = all((a + b) / 2 + 0.08 <= cell for a, b in pairwise(widths))  # they fit side by side without being turned
+    below = 0.45 + (0.15 if upright else max(widths))
+    across = left + slot * len(panels) + _EDGE - 0.15
+    axis_style: Any = {"fontsize": SMALL, "color": MUTED, "labelpad": 6}
+    with page(across, top + max(height + below, 1.2) + 0.12, title, _EDGE) as figure:
         for place, panel in enumerate(panels):
             own = labels.up_to(panel.values.shape[1])
             panel_width = cell * len(own.columns)
@@ -100,21 +98,11 @@ def side_by_side(
             image = draw_map(box, panel.values, colour_scale(panel.values, log), panel.colours)
             box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
             name_tokens(box, own, upright, with_rows=place == 0)
-            _name_axes(box, own, query_axis if place == 0 and height > 1.1 else "")
+            count = len(own.columns)
+            note = f" ({count}; those that receive most are named)" if len(own.named_columns) < count else ""
+            box.set_xlabel(f"Attended token{note}", **axis_style)
+            if query_axis and place == 0 and height > 1.1:
+                box.set_ylabel(printable(query_axis), parse_math=False, **axis_style)
             bar = figure.box(left + place * slot + panel_width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
             colour_bar(figure, bar, image, panel)
     return figure
-
-
-def _upright(columns: Sequence[str], labels: Labels, cell: float) -> bool:
-    """Whether the column labels fit side by side without turning them."""
-    widths = [text_width(columns[i], labels.size) for i in labels.named_columns]
-    return all((a + b) / 2 + 0.08 <= cell for a, b in pairwise(widths)) if len(widths) > 1 else True
-
-
-def _name_axes(box: Axes, labels: Labels, query_axis: str) -> None:
-    few = len(labels.named_columns) < len(labels.columns)
-    note = f" ({len(labels.columns)}; those that receive most are named)" if few else ""
-    box.set_xlabel(f"Attended token{note}", fontsize=SMALL, color=MUTED, labelpad=6)
-    if query_axis:
-        box.set_ylabel(printable(query_axis), fontsize=SMALL, color=MUTED, labelpad=6, parse_math=False)

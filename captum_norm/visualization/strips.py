@@ -15,7 +15,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from captum_norm.visualization.letters import BODY, SMALL, TITLE, printable, shorten, text_width, widest
+from captum_norm.visualization.letters import BODY, SMALL, printable, shorten, text_width, widest
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
 from captum_norm.visualization.page import Page, page
 from captum_norm.visualization.style import MUTED, SIGNED_COLOURS, UNSIGNED_COLOURS, ink_on
@@ -24,6 +24,7 @@ _EDGE, _CELL, _LEADING, _STAVE, _BETWEEN = 0.35, 0.29, 0.34, 0.3, 0.035
 _RAMP = 1.1
 _LONGEST = 24  # characters of a word
 _SCALE = "scaled to each row's maximum"
+_CENTRED: dict[str, Any] = {"va": "center_baseline", "parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class _Strip:
     @property
     def largest(self) -> float:
         return float(np.abs(self.scores).max())
+
+    @property
+    def maximum(self) -> str:
+        return f"max {self.largest:.2g}" if self.largest else "all 0"
 
     def colour(self, word: int) -> tuple[float, float, float, float]:
         part = self.scores[word] / self.largest if self.largest else 0.0
@@ -75,18 +80,17 @@ def method_strips(
     """
     strips = _strips(scores, words, signed)
     shown = [printable(shorten(str(word), _LONGEST)) for word in words]
-    names = widest(list(scores), BODY) + 0.2 + widest([_maximum(strip) for strip in strips], SMALL)
+    names = widest(list(scores), BODY) + 0.2 + widest([strip.maximum for strip in strips], SMALL)
     left = _EDGE + max(names, text_width(_SCALE, SMALL)) + 0.2
     widths = [max(text_width(word, BODY), 0.08) + 0.16 for word in shown]
     lines = _lines(widths, max(width - left - _EDGE, max(widths)))
     longest = max(sum(widths[i] + _BETWEEN for i in line) for line in lines)
-    across = left + max(longest, _key_width(strips)) + _EDGE
-    across = max(across, 2 * _EDGE + text_width(title, TITLE)) if title else across
+    ramps = {("−max", "max") if strip.signed else ("0", "max") for strip in strips}
+    key_width = sum(_RAMP + 0.44 + text_width(low + high, SMALL) for low, high in ramps) - 0.3
+    across = left + max(longest, key_width) + _EDGE
     top = _EDGE + (0.5 if title else 0.0)
     stave = len(strips) * _LEADING + _STAVE
-    with page(across, top + len(lines) * stave + 0.55) as figure:
-        if title:
-            figure.write(_EDGE, _EDGE, title, TITLE)
+    with page(across, top + len(lines) * stave + 0.55, title, _EDGE) as figure:
         sheet = figure.box(0, 0, *figure.get_size_inches(), label="strips")
         sheet.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0))
         sheet.set_axis_off()
@@ -134,64 +138,35 @@ def _lines(widths: Sequence[float], room: float) -> list[list[int]]:
     return lines
 
 
-def _maximum(strip: _Strip) -> str:
-    return f"max {strip.largest:.2g}" if strip.largest else "all 0"
-
-
 def _name(sheet: Axes, y: float, left: float, strip: _Strip, with_maximum: bool) -> None:
     middle = y + _CELL / 2
-    name = printable(strip.method)
-    sheet.text(_EDGE, middle, name, ha="left", va="center_baseline", fontsize=BODY, parse_math=False)
+    sheet.text(_EDGE, middle, printable(strip.method), ha="left", fontsize=BODY, **_CENTRED)
     if with_maximum:
-        sheet.text(left - 0.15, middle, _maximum(strip), ha="right", va="center_baseline", fontsize=SMALL, color=MUTED)
+        sheet.text(left - 0.15, middle, strip.maximum, ha="right", fontsize=SMALL, color=MUTED, **_CENTRED)
 
 
 def _cells(
-    sheet: Axes,
-    left: float,
-    y: float,
-    strip: _Strip,
-    line: Sequence[int],
-    words: Sequence[str],
-    widths: Sequence[float],
+    sheet: Axes, x: float, y: float, strip: _Strip, line: Sequence[int], words: Sequence[str], widths: Sequence[float]
 ) -> None:
-    x = left
+    box, style = "round,pad=0,rounding_size=0.04", _CENTRED | {"ha": "center", "fontsize": BODY}
     for word in line:
-        colour = strip.colour(word)
-        shape = FancyBboxPatch(
-            (x, y), widths[word], _CELL, "round,pad=0,rounding_size=0.04", facecolor=colour, linewidth=0
-        )
-        sheet.add_patch(shape)
-        sheet.text(
-            x + widths[word] / 2,
-            y + _CELL / 2,
-            words[word],
-            ha="center",
-            va="center_baseline",
-            fontsize=BODY,
-            color=ink_on(colour),
-            parse_math=False,
-        )
-        x += widths[word] + _BETWEEN
+        colour, width = strip.colour(word), widths[word]
+        sheet.add_patch(FancyBboxPatch((x, y), width, _CELL, box, facecolor=colour, linewidth=0))
+        sheet.text(x + width / 2, y + _CELL / 2, words[word], color=ink_on(colour), **style)
+        x += width + _BETWEEN
 
 
 def _key(figure: Page, sheet: Axes, left: float, top: float, strips: Sequence[_Strip]) -> None:
     """What the colours mean, and that every row has a scale of its own."""
-    x = left
     if any(not strip.signed for strip in strips):
-        x = _ramp(figure, sheet, x, top, UNSIGNED_COLOURS, "0", "max")
+        left = _ramp(figure, sheet, left, top, UNSIGNED_COLOURS, "0", "max")
     if any(strip.signed for strip in strips):
-        x = _ramp(figure, sheet, x, top, SIGNED_COLOURS, "−max", "max")
+        _ramp(figure, sheet, left, top, SIGNED_COLOURS, "−max", "max")
     sheet.text(_EDGE, top + 0.08, _SCALE, va="center_baseline", fontsize=SMALL, color=MUTED)
 
 
-def _key_width(strips: Sequence[_Strip]) -> float:
-    ramps = {("−max", "max") if strip.signed else ("0", "max") for strip in strips}
-    return sum(_RAMP + 0.44 + text_width(low + high, SMALL) for low, high in ramps) - 0.3
-
-
 def _ramp(figure: Page, sheet: Axes, x: float, top: float, colours: Colormap, low: str, high: str) -> float:
-    style: Any = {"va": "center_baseline", "fontsize": SMALL, "color": MUTED}
+    style = _CENTRED | {"fontsize": SMALL, "color": MUTED}
     sheet.text(x, top + 0.08, low, **style)
     x += text_width(low, SMALL) + 0.07
     bar = figure.box(x, top + 0.01, _RAMP, 0.13, label="key")
