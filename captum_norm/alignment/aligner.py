@@ -12,14 +12,8 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from captum_norm.alignment.batches import SETTINGS, PairBatch, PairEncoder, SentencePair, Setting
-from captum_norm.alignment.evaluation import (
-    AlignmentEvaluation,
-    Choice,
-    EvaluationRow,
-    PlaceTotals,
-    special_and_punctuation,
-)
+from captum_norm.alignment.batches import SETTINGS, PairBatch, PairEncoder, Setting
+from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow, PlaceTotals
 from captum_norm.alignment.links import GoldLinks, Link, check_links
 from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
@@ -98,7 +92,8 @@ class CrossAttentionAligner:
     ) -> None:
         self.model, self.tokenizer, self.method = model, tokenizer, method
         self._method = link_method(method)
-        self.layer, self.head, self.setting = _checked_choice(layer, head, setting, self._method)
+        _check_choice(layer, head, setting, self._method)
+        self.layer, self.head, self.setting = layer, head, setting
         if batch_size < 1:
             raise ValueError(f"CrossAttentionAligner: batch_size should be at least 1, got {batch_size}.")
         self.batch_size = batch_size
@@ -149,8 +144,11 @@ class CrossAttentionAligner:
         aligned: list[AlignedPair | None] = [None] * len(pairs)
         for batch in self._encoder.batches(pairs, self.batch_size):
             of_words = self._chosen_scores(batch, self.choice)
-            for row, (number, links) in enumerate(zip(batch.numbers, batch.links(of_words), strict=True)):
-                aligned[number] = _aligned(batch.pairs[row], links, of_words[row])
+            rows = zip(batch.numbers, batch.pairs, batch.links(of_words), of_words.cpu(), strict=True)
+            for number, pair, links, row in rows:
+                candidates = (*pair.source, *pair.source_pieces.special_names())
+                table = row[: len(pair.target), : len(candidates)]
+                aligned[number] = AlignedPair(tuple(pair.source), tuple(pair.target), tuple(links), table, candidates)
         results = [pair if scores else list(pair.links) for pair in aligned if pair is not None]
         return results[0] if single else results
 
@@ -190,13 +188,11 @@ class CrossAttentionAligner:
             InexactCaptureError: if a cross-attention call cannot be read exactly.
         """
         rows = self._rows(pairs, gold, resamples)
-        chosen = None
-        if self.choice is not None:
-            chosen = next((row for row in rows if row.choice == self._counted(self.choice, rows)), None)
+        choice = None if self.choice is None else self._counted(self.choice, rows)
+        chosen = next((row for row in rows if row.choice == choice), None)
         diagonals = [diagonal(len(source), len(target)) for source, target in pairs]
-        return AlignmentEvaluation(
-            self.method, len(pairs), tuple(rows), chosen, alignment_score(diagonals, gold, resamples=resamples)
-        )
+        score = alignment_score(diagonals, gold, resamples=resamples)
+        return AlignmentEvaluation(self.method, len(pairs), tuple(rows), chosen, score)
 
     def links_everywhere(self, pairs: Sequence[tuple[Sentence, Sentence]]) -> dict[Choice, list[list[Link]]]:
         """The links of all pairs at every place; ``evaluate`` scores these."""
@@ -217,19 +213,14 @@ class CrossAttentionAligner:
         encoded = self._encoder.encode([source for source, _ in pairs], [target for _, target in pairs])
         places: dict[Choice, PlaceTotals] = {}
         for batch in self._encoder.batches(encoded, self.batch_size):
-            marks = special_and_punctuation(batch)
             for choice, of_words in self._all_scores(batch):
-                places.setdefault(choice, PlaceTotals(len(pairs))).add(batch, of_words, marks)
+                places.setdefault(choice, PlaceTotals(len(pairs))).add(batch, of_words)
         return places
 
     def _allows(self, choice: Choice) -> bool:
-        if self.setting not in ("best", choice.setting):
+        if self.setting not in ("best", choice.setting) or self.head not in ("best", choice.head):
             return False
-        if self.head != "best" and choice.head != self.head:
-            return False
-        if self.layer == "best":
-            return choice.layer != "mean"
-        return choice.layer == self.layer
+        return choice.layer != "mean" if self.layer == "best" else choice.layer == self.layer
 
     def _counted(self, choice: Choice, rows: Sequence[EvaluationRow]) -> Choice:
         """The same choice with layer and head counted from the first."""
@@ -244,13 +235,12 @@ class CrossAttentionAligner:
         only = choice.layer if choice.layer != "mean" and choice.layer >= 0 else None
         maps = self._maps(batch, choice.head is not None, only)
         if choice.layer == "mean":
-            return _mean_of_layers(
-                [batch.to_words(layer.summed, choice.setting) for layer in maps if layer.summed is not None]
-            )
+            layers = [layer.summed for layer in maps if layer.summed is not None]
+            return _mean_of_layers([batch.to_words(scores, choice.setting) for scores in layers])
         layer_map = _entry(maps, choice.layer, "layer", "cross-attention layers")
         scores = layer_map.summed
         if choice.head is not None:
-            scores = _entry(list(layer_map.by_head.unbind(1)), choice.head, "head", "heads in that layer")
+            scores = _entry(layer_map.by_head.unbind(1), choice.head, "head", "heads in that layer")
         return batch.to_words(scores, choice.setting)
 
     def _all_scores(self, batch: PairBatch) -> Iterator[tuple[Choice, Tensor]]:
@@ -285,19 +275,13 @@ def _mean_of_layers(layers: Sequence[Tensor]) -> Tensor:
     return torch.stack(shares).mean(0)
 
 
-def _aligned(pair: SentencePair, links: list[Link], of_words: Tensor) -> AlignedPair:
-    candidates = (*pair.source, *pair.source_pieces.special_names())
-    scores = of_words[: len(pair.target), : len(candidates)].cpu()
-    return AlignedPair(tuple(pair.source), tuple(pair.target), tuple(links), scores, candidates)
-
-
 def _entry(found: Sequence[Any], index: int, name: str, what: str) -> Any:
     if not -len(found) <= index < len(found):
         raise ValueError(f"CrossAttentionAligner: {name}={index}, but there are {len(found)} {what}.")
     return found[index]
 
 
-def _checked_choice(layer: Any, head: Any, setting: Any, method: LinkMethod) -> tuple[Any, Any, Any]:
+def _check_choice(layer: Any, head: Any, setting: Any, method: LinkMethod) -> None:
     if not (layer in ("best", "mean") or (isinstance(layer, int) and not isinstance(layer, bool))):
         raise ValueError(f'CrossAttentionAligner: layer should be an integer, "best" or "mean", got {layer!r}.')
     if not (head in (None, "best") or (isinstance(head, int) and not isinstance(head, bool))):
@@ -308,4 +292,3 @@ def _checked_choice(layer: Any, head: Any, setting: Any, method: LinkMethod) -> 
         raise ValueError(f"CrossAttentionAligner: {method.title} has no form for a single head. Leave head out.")
     if isinstance(head, int) and layer == "mean":
         raise ValueError('CrossAttentionAligner: head belongs to one layer; with layer="mean" leave it out.')
-    return layer, head, setting

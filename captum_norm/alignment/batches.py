@@ -15,8 +15,10 @@ gets no link.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -58,6 +60,16 @@ class PairBatch:
     sources: Tensor
     targets: dict[Setting, Tensor]
 
+    @cached_property
+    def marks(self) -> Tensor:
+        """(batch, candidate, 2): 1 at special tokens in the first column, at punctuation marks in the second."""
+        marks = torch.zeros(len(self.pairs), self.sources.shape[-1], 2)
+        for row, pair in enumerate(self.pairs):
+            marks[row, len(pair.source) :, 0] = 1
+            for place, word in enumerate(pair.source):
+                marks[row, place, 1] = all(unicodedata.category(character)[0] in "PS" for character in word)
+        return marks.to(self.sources.device)
+
     def to_words(self, scores: Tensor, setting: Setting) -> Tensor:
         """(batch, [head,] word, candidate) from scores of pieces, (batch, [head,] query, key).
 
@@ -87,10 +99,7 @@ class PairBatch:
 class PairEncoder:
     """Encodes pairs of sentences and makes batches of them for a model.
 
-    Args:
-        model: an encoder-decoder of transformers, or any module that takes source ids and decoder ids, batch first.
-        tokenizer: its tokenizer, or a `WordPieces`.
-        prefix: the words that begin every source sentence of a tokenizer and are no words of it.
+    Arguments are those of `CrossAttentionAligner`.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, prefix: str = "") -> None:
@@ -125,23 +134,20 @@ class PairEncoder:
     def batches(self, pairs: Sequence[SentencePair], size: int) -> Iterator[PairBatch]:
         """The pairs in batches of similar length."""
         order = sorted(range(len(pairs)), key=lambda i: _lengths(pairs[i]))
-        start = 0
-        while start < len(order):
-            chosen = order[start : start + size]
+        while order:
+            chosen = order[:size]
             if self.config is None:  # such a model has no known argument for padding, so its batches need none
                 chosen = [i for i in chosen if _lengths(pairs[i]) == _lengths(pairs[chosen[0]])]
             yield self._batch(chosen, [pairs[i] for i in chosen])
-            start += len(chosen)
+            del order[: len(chosen)]
 
     def _batch(self, numbers: Sequence[int], pairs: Sequence[SentencePair]) -> PairBatch:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        source, mask = _padded([pair.source_pieces.ids for pair in pairs], self._pad())
-        labels, label_mask = _padded([pair.target_pieces.ids for pair in pairs], self._pad())
-        inputs: ModelInputs
-        read = self._shifted(labels, label_mask)
-        if self.config is None:
-            inputs = (source.to(device), read.to(device))
-        else:
+        pad = int(getattr(self.config, "pad_token_id", None) or 0)
+        source, mask = _padded([pair.source_pieces.ids for pair in pairs], pad)
+        read = self._shifted(*_padded([pair.target_pieces.ids for pair in pairs], pad))
+        inputs: ModelInputs = (source.to(device), read.to(device))
+        if self.config is not None:
             inputs = {
                 "input_ids": source.to(device),
                 "attention_mask": mask.long().to(device),
@@ -150,10 +156,6 @@ class PairEncoder:
             }
         targets = {setting: _target_rows(pairs, read.shape[1], setting).to(device) for setting in SETTINGS}
         return PairBatch(numbers, pairs, inputs, _source_columns(pairs, source.shape[1]).to(device), targets)
-
-    def _pad(self) -> int:
-        pad = getattr(self.config, "pad_token_id", None)
-        return int(pad) if pad is not None else 0
 
     def _shifted(self, labels: Tensor, real: Tensor) -> Tensor:
         """The decoder's input: the start token, then all labels but the last."""
@@ -201,11 +203,12 @@ def _target_rows(pairs: Sequence[SentencePair], queries: int, setting: Setting) 
     for number, pair in enumerate(pairs):
         for place, word in enumerate(pair.target_pieces.words):
             row = place + (setting == "awi")
-            if word is not None and row >= queries:
+            if word is None:
+                continue
+            if row >= queries:
                 raise ValueError(
                     "CrossAttentionAligner: the decoder never reads the last piece of the target, so "
                     'setting="awi" has no row for it. End the target with the token that ends a sentence.'
                 )
-            if word is not None:
-                rows[number, word, row] = 1
+            rows[number, word, row] = 1
     return rows / rows.sum(-1, keepdim=True).clamp(min=1)

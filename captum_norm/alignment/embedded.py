@@ -6,11 +6,7 @@ from captum_norm.alignment.aligner import CrossAttentionAligner
 from captum_norm.alignment.evaluation import Choice
 
 EMBEDDED_CHOICES: dict[str, Choice] = {
-    "norm": Choice("awi", 0),
-    "weights": Choice("awi", 0),
-    "block_norm": Choice("awi", 0),
-    "alti": Choice("awi", 0),
-    "value_zeroing": Choice("awi", 0),
+    **dict.fromkeys(("norm", "weights", "block_norm", "alti", "value_zeroing"), Choice("awi", 0)),
     "rollout": Choice("awo", 3),
 }
 """The places of the embedded model's best links, chosen on the first 100 sentences of the gold alignments of Vilar et

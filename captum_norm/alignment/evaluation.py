@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -94,7 +92,8 @@ class AlignmentEvaluation:
 
     def layer_mean(self, setting: Setting) -> float:
         """The mean of the layers' error rates, as the paper reports it, not the error rate of the layers' mean."""
-        rates = [row.score.error_rate for row in self._layers(setting)]
+        layers = [row for row in self.rows if row.choice.layer != "mean" and row.choice.head is None]
+        rates = [row.score.error_rate for row in layers if row.choice.setting == setting]
         return sum(rates) / len(rates)
 
     def layers(self) -> int:
@@ -103,8 +102,7 @@ class AlignmentEvaluation:
 
     def heads(self, layer: int) -> int:
         """The number of heads of a layer that have a row."""
-        heads = [row.choice.head for row in self.rows if row.choice.layer == layer and row.choice.head is not None]
-        return len(set(heads))
+        return len({row.choice.head for row in self.rows if row.choice.layer == layer} - {None})
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
@@ -113,19 +111,9 @@ class AlignmentEvaluation:
             "pairs": self.pairs,
             "diagonal": asdict(self.diagonal),
             "chosen": None if self.chosen is None else asdict(self.chosen),
-            "layer_mean": {setting: self.layer_mean(setting) for setting in self._settings()},
+            "layer_mean": {row.choice.setting: self.layer_mean(row.choice.setting) for row in self.rows},
             "rows": [asdict(row) for row in self.rows],
         }
-
-    def _settings(self) -> Sequence[Setting]:
-        return tuple(dict.fromkeys(row.choice.setting for row in self.rows))
-
-    def _layers(self, setting: Setting) -> list[EvaluationRow]:
-        return [
-            row
-            for row in self.rows
-            if row.choice.setting == setting and row.choice.layer != "mean" and row.choice.head is None
-        ]
 
 
 class PlaceTotals:
@@ -145,27 +133,11 @@ class PlaceTotals:
         self.shares = torch.zeros(2, dtype=torch.float64)
         self.words = 0
 
-    def add(self, batch: PairBatch, of_words: Tensor, marks: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            batch: the pairs.
-            of_words: their scores at this place, (batch, word, candidate).
-            marks: ``special_and_punctuation(batch)``.
-        """
+    def add(self, batch: PairBatch, of_words: Tensor) -> None:
+        """Adds a batch with its scores at this place, (batch, word, candidate)."""
         for number, links in zip(batch.numbers, batch.links(of_words), strict=True):
             self.links[number] = links
         total = of_words.sum(-1, keepdim=True)
-        shares = (of_words / total.clamp(min=torch.finfo(total.dtype).tiny)) @ marks.to(of_words.dtype)
+        shares = (of_words / total.clamp(min=torch.finfo(total.dtype).tiny)) @ batch.marks.to(of_words.dtype)
         self.shares += shares.sum((0, 1)).double().cpu()
         self.words += int((total > 0).sum())
-
-
-def special_and_punctuation(batch: PairBatch) -> Tensor:
-    """(batch, candidate, 2): 1 at special tokens in the first column, at punctuation marks in the second."""
-    marks = torch.zeros(len(batch.pairs), batch.sources.shape[-1], 2)
-    for row, pair in enumerate(batch.pairs):
-        marks[row, len(pair.source) :, 0] = 1
-        for place, word in enumerate(pair.source):
-            marks[row, place, 1] = all(unicodedata.category(character)[0] in "PS" for character in word)
-    return marks.to(batch.sources.device)

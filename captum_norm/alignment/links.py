@@ -219,8 +219,7 @@ def written(
     counted: Literal[0, 1] = first if first is not None else (0 if format == "pharaoh" else 1)
     for number, one in enumerate(links, 1):
         if format == "naacl":
-            lines = as_naacl(GoldLinks(one), number, first=counted)
-            yield from lines.split("\n") if lines else ()
+            yield from as_naacl(GoldLinks(one), number, first=counted).splitlines()
         else:
             yield as_pharaoh(one, first=counted) if format == "pharaoh" else as_talp(GoldLinks(one), first=counted)
 

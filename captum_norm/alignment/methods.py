@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -120,11 +120,8 @@ def _value_zeroing(model: nn.Module, inputs: ModelInputs, heads: bool, layer: in
         run_recorded(model, inputs, lambda record: outlines.append(Outline.of(record)))
         crossing = [outline for outline in outlines if outline.record.call.kind == "cross"]
         wanted = [outline for number, outline in enumerate(crossing) if layer in (None, number)]
-
-        def run() -> Any:
-            return call_model(model, inputs)
-
-        scores = {id(o): s.scores for o, s in zip(wanted, value_zeroing_maps(run, outlines, wanted), strict=True)}
+        found = value_zeroing_maps(lambda: call_model(model, inputs), outlines, wanted)
+        scores = {id(outline): one.scores for outline, one in zip(wanted, found, strict=True)}
     return [CrossMap(scores.get(id(outline))) for outline in crossing]
 
 

@@ -92,7 +92,8 @@ class TokenizerPieces:
     def _word_by_word(self, words: Sequence[str], side: str, ids: Sequence[int]) -> Pieces:
         of_words = [self._tokenizer(**{side: word}, add_special_tokens=False)["input_ids"] for word in words]
         plain = [(i, w) for w, pieces in enumerate(of_words) for i in pieces]
-        start = _find([i for i, _ in plain], list(ids))
+        starts = range(len(ids) - len(plain) + 1)
+        start = next((i for i in starts if [*ids[i : i + len(plain)]] == [i for i, _ in plain]), None)
         if start is None:
             raise ValueError(
                 f"CrossAttentionAligner: {type(self._tokenizer).__name__} cuts {' '.join(words)!r} into other pieces "
@@ -123,10 +124,6 @@ def _places(words: Sequence[str], strings: Sequence[str]) -> list[int]:
         places.append(next_word)
         next_word += 1
     return places
-
-
-def _find(part: list[int], whole: list[int]) -> int | None:
-    return next((i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part), None)
 
 
 def checked_words(side: str, words: Sequence[str], number: int | None = None) -> list[str]:

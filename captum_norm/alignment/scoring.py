@@ -80,8 +80,7 @@ def alignment_score(
     """
     counts = _counts("alignment_score", links, gold)
     found, hit, sure, hit_sure = counts.sum(0).tolist()
-    rate = 1 - (hit + hit_sure) / (found + sure)
-    low, high = rate, rate
+    low = high = rate = 1 - (hit + hit_sure) / (found + sure)
     if resamples:
         draws = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
         sums = counts[draws].sum(1)

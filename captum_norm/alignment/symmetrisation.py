@@ -50,10 +50,9 @@ def symmetrise(
         return sorted(there | back)
     links = there & back
     _grow(links, there | back)
-    for direction in (there, back):
-        for link in sorted(direction):
-            if _gives_first(link, links):
-                links.add(link)
+    for link in (*sorted(there), *sorted(back)):
+        if _gives_first(link, links):
+            links.add(link)
     return sorted(links)
 
 

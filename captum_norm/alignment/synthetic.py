@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_norm.alignment.links import GoldLinks
 from captum_norm.alignment.pieces import Pieces
@@ -49,19 +50,11 @@ class Vocabulary:
         return 3 + max(len(self._source), len(self._target))
 
     def source(self, words: Sequence[str]) -> Pieces:
-        """What the encoder reads.
-
-        Raises:
-            ValueError: for a word that the grammar does not have.
-        """
+        """What the encoder reads; ValueError for a word that the grammar does not have."""
         return _pieces(words, self._source)
 
     def target(self, words: Sequence[str]) -> Pieces:
-        """What the decoder is to write.
-
-        Raises:
-            ValueError: for a word that the grammar does not have.
-        """
+        """What the decoder is to write; ValueError for a word that the grammar does not have."""
         return _pieces(words, self._target)
 
 
@@ -97,7 +90,10 @@ class SyntheticTranslator(nn.Module):
         self.source, self.target = nn.Embedding(vocabulary, model), nn.Embedding(vocabulary, model)
         self.transformer = nn.Transformer(model, heads, *layers, 2 * model, dropout=0.0, batch_first=True)
         self.output = nn.Linear(model, vocabulary)
-        self.register_buffer("places", _sinusoids(128, model), persistent=False)
+        rates = torch.exp(torch.arange(0, model, 2) * (-math.log(10000.0) / model))
+        places = torch.arange(128)[:, None] * rates
+        sinusoids = torch.stack([places.sin(), places.cos()], -1).flatten(1)
+        self.register_buffer("places", sinusoids, persistent=False)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Logits (batch, target, vocabulary) from ids (batch, source) and (batch, target); padding only at the end."""
@@ -207,10 +203,4 @@ def _pieces(words: Sequence[str], ids: dict[str, int]) -> Pieces:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[PAD] * (longest - len(row))] for row in rows])
-
-
-def _sinusoids(length: int, model: int) -> Tensor:
-    places = torch.arange(length)[:, None] * torch.exp(torch.arange(0, model, 2) * (-math.log(10000.0) / model))
-    return torch.stack([places.sin(), places.cos()], -1).flatten(1)
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
