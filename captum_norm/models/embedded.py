@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from captum_norm.models.low_rank import merge
 from captum_norm.models.shipped import existing, read_card, read_tensors
@@ -63,7 +57,7 @@ def load_sentiment(
         'positive'
     """
     path = SENTIMENT_WEIGHTS if weights is None else Path(weights)
-    card, changes = read_card(path), _read_changes(path)
+    card, changes = read_card(path), read_tensors(path, existing(path, "captum-norm").read_bytes(), "captum-norm")
     encoder, digest = read_encoder("load_sentiment")
     if digest != card["encoder"]["blake2b"]:
         raise ValueError(
@@ -96,7 +90,7 @@ def load_encoder(*, attn_implementation: str | None = None) -> tuple[BertModel, 
         torch.Size([1, 5, 384])
     """
     encoder, _ = read_encoder("load_encoder")
-    model = _untrained(AutoModel, _config("load_encoder"), attn_implementation)
+    model = _untrained(transformers.AutoModel, _config("load_encoder"), attn_implementation)
     model.load_state_dict(encoder)
     return model.train(False), _tokenizer("load_encoder")
 
@@ -121,7 +115,7 @@ def build_sentiment(
     config = _config("load_sentiment")
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {label: index for index, label in enumerate(LABELS)}
-    model = _untrained(AutoModelForSequenceClassification, config, attn_implementation)
+    model = _untrained(transformers.AutoModelForSequenceClassification, config, attn_implementation)
     model.base_model.load_state_dict(encoder)
     torch.nn.init.zeros_(model.classifier.weight)
     torch.nn.init.zeros_(model.classifier.bias)
@@ -160,11 +154,7 @@ def _tokenizer(caller: str) -> PreTrainedTokenizerFast:
         tokenizer_object=pieces,
         model_max_length=512,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        unk_token="[UNK]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        mask_token="[MASK]",
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
     )
 
 
@@ -175,7 +165,3 @@ def read_encoder(caller: str) -> tuple[dict[str, Tensor], str]:
     tensors = read_tensors(path, content, _PACKAGE)
     tensors.pop("embeddings.position_ids", None)  # a buffer that BERT now makes for itself
     return tensors, hashlib.blake2b(content).hexdigest()
-
-
-def _read_changes(path: Path) -> dict[str, Tensor]:
-    return read_tensors(path, existing(path, "captum-norm").read_bytes(), "captum-norm")

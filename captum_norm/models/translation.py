@@ -108,9 +108,9 @@ def read_pieces(path: Path) -> Tokenizer:
     """
     try:
         return Tokenizer.from_str(existing(path, "captum-norm").read_text(encoding="utf-8"))
-    except Exception as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of no narrower type: tokenizers raises it
         raise ValueError(f"{path} is corrupt ({error}). Reinstall captum-norm or train again.") from error
 
 

@@ -99,7 +99,7 @@ def split_snippets(snippets: Sequence[Snippet], kept_out: Sequence[str], held_ou
     texts = [snippet.text for snippet in snippets]
     barred = near(texts, kept_out)
     firsts = {letters(texts[i]): i for i in reversed(range(len(texts))) if i not in barred}
-    order = sorted(firsts.values(), key=lambda i: _digest(texts[i]))
+    order = sorted(firsts.values(), key=lambda i: hashlib.blake2b(letters(texts[i]).encode()).digest())
     if len(order) <= held_out:
         raise ValueError(f"split_snippets: held_out is {held_out}, but only {len(order)} of {len(texts)} remain.")
     test, rest = order[:held_out], order[held_out:]
@@ -150,10 +150,6 @@ def letters(text: str) -> str:
     for escaped, meant in _ESCAPES.items():
         text = text.replace(escaped, meant)
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text).lower())
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(letters(text).encode()).digest()
 
 
 def _sentence(tree: str, place: str) -> tuple[str, int]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
-import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,9 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from captum_norm.models.embedded import LABELS, build_sentiment, load_encoder, load_sentiment, read_encoder
 from captum_norm.models.low_rank import DOWN, UP
+from captum_norm.models.training import polarity, versions
 from captum_norm.models.training.low_rank_update import LowRankUpdate
-from captum_norm.models.training.polarity import (
-    Snippet,
-    SnippetSplit,
-    binary,
-    read_polarity,
-    read_trees,
-    split_snippets,
-)
+from captum_norm.models.training.polarity import Snippet, SnippetSplit
 
 MASK = 103  # the id of [MASK]
 Encoded = tuple[list[int], int]  # token ids of a snippet, with [CLS] and [SEP], and its label
@@ -89,16 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not Path(options.output).resolve().parent.is_dir():
         parser.error(f"--output {options.output}: there is no such folder.")
     try:
-        kept_out = {part: read_trees(Path(options.sst) / f"{part}.txt") for part in ("dev", "test")}
+        kept_out = {part: polarity.read_trees(Path(options.sst) / f"{part}.txt") for part in ("dev", "test")}
         sentences = [text for trees in kept_out.values() for text, _ in trees]
-        split = split_snippets(read_polarity(options.polarity), sentences, settings.held_out)
+        split = polarity.split_snippets(polarity.read_polarity(options.polarity), sentences, settings.held_out)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     started = time.perf_counter()
     model = learn(split.training, settings)
     card = describe(split, settings, seconds=time.perf_counter() - started)
-    tests = {"held_out": split.held_out, **{f"sst_{part}": binary(trees) for part, trees in kept_out.items()}}
-    write(Path(options.output), changes(model), card, tests)
+    tests = {f"sst_{part}": polarity.binary(trees) for part, trees in kept_out.items()}
+    write(Path(options.output), changes(model), card, {"held_out": split.held_out, **tests})
 
 
 def learn(snippets: Sequence[Snippet], settings: SentimentSettings) -> BertForSequenceClassification:
@@ -115,7 +109,7 @@ def train(model: BertForSequenceClassification, data: Sequence[Encoded], setting
     """Trains the update and head of a prepared model in place: AdamW, with a rate that rises and falls linearly."""
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, settings.learning_rate, weight_decay=settings.weight_decay)
-    steps = settings.epochs * len(list(_batches(data, settings.batch, random.Random(0))))
+    steps = settings.epochs * math.ceil(len(data) / settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps, settings.warmup))
     order, chance = random.Random(settings.seed), torch.Generator().manual_seed(settings.seed)
     model.train(True)
@@ -217,10 +211,7 @@ def describe(split: SnippetSplit, settings: SentimentSettings, seconds: float) -
             "removed": len(split.removed),
         },
         "training": {**asdict(settings), "seconds": round(seconds)},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("captum-norm", "torch", "transformers", "tokenizers")},
-        },
+        "versions": versions(),
     }
 
 
@@ -251,16 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--polarity", required=True, metavar="ZIP", help="sentence_polarity.zip of Pang & Lee (2005)")
     parser.add_argument("--sst", required=True, metavar="FOLDER", help="the treebank's trees: dev.txt and test.txt")
     parser.add_argument("--output", required=True, metavar="FILE", help="where the weights go; FILE's name.json beside")
-    parser.add_argument(
-        "--seed", type=int, default=SentimentSettings.seed, help="of the updates and of the order (%(default)s)"
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=SentimentSettings.epochs, help="passes over the data (%(default)s)"
-    )
-    parser.add_argument("--rank", type=int, default=SentimentSettings.rank, help="of each update (%(default)s)")
-    parser.add_argument(
-        "--held-out", type=int, default=SentimentSettings.held_out, help="snippets to test on (%(default)s)"
-    )
+    plain = SentimentSettings()
+    parser.add_argument("--seed", type=int, default=plain.seed, help="of the updates and of the order (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=plain.epochs, help="passes over the data (%(default)s)")
+    parser.add_argument("--rank", type=int, default=plain.rank, help="of each update (%(default)s)")
+    parser.add_argument("--held-out", type=int, default=plain.held_out, help="snippets to test on (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     return parser
 

@@ -15,17 +15,15 @@ Nothing teaches the model how to align: it learns to predict the next piece, and
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from captum_norm.files import replacing
-from captum_norm.models.training import parallel_text
+from captum_norm.models.training import parallel_text, versions
 from captum_norm.models.training.parallel_text import Pair
 from captum_norm.models.training.translation_batches import encode
 from captum_norm.models.training.translation_pieces import learn_pieces
@@ -114,7 +112,6 @@ def _card(run: TranslationRun, split: Sequence[tuple[list[Pair], list[Pair]]]) -
         {"name": name, **facts, "training": len(learnt), "held_out": len(held)}
         for (name, facts), (learnt, held) in zip(COLLECTIONS.items(), split, strict=True)
     ]
-    packages = ("captum-norm", "torch", "transformers", "tokenizers")
     return {
         "task": "translation, sentence by sentence; lower-cased words, punctuation apart",
         "languages": ["de", "en"],
@@ -123,7 +120,7 @@ def _card(run: TranslationRun, split: Sequence[tuple[list[Pair], list[Pair]]]) -
         "kept_out": "every pair with a sentence, on either side, of the alignments tested on",
         "guided_alignment": False,
         "training": asdict(run.settings) | {"progress": asdict(run.progress), "cores": run.threads},
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "versions": versions(),
     }
 
 

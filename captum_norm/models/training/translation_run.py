@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW, Muon, Optimizer
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import MarianMTModel
@@ -160,7 +161,8 @@ class TranslationRun:
                 for optimizer in self.optimizers:
                     for name, p in self.named.items():
                         if any(p is q for group in optimizer.param_groups for q in group["params"]):
-                            keys = _state_names(optimizer)
+                            muon = isinstance(optimizer, Muon)
+                            keys = ("momentum_buffer",) if muon else ("step", "exp_avg", "exp_avg_sq")
                             optimizer.state[p] = {key: file.get_tensor(f"{key}.{name}") for key in keys}
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -276,8 +278,7 @@ def summed_loss(model: MarianMTModel, part: Sequence[Row]) -> Tensor:
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, EOS, *[PAD] * (longest - len(row))] for row in rows])
+    return pad_sequence([torch.tensor([*row, EOS]) for row in rows], batch_first=True, padding_value=PAD)
 
 
 def _optimizers(named: dict[str, nn.Parameter], settings: TranslationSettings) -> list[Optimizer]:
@@ -289,7 +290,3 @@ def _optimizers(named: dict[str, nn.Parameter], settings: TranslationSettings) -
         AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
     ]
-
-
-def _state_names(optimizer: Optimizer) -> tuple[str, ...]:
-    return ("momentum_buffer",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
