@@ -138,11 +138,8 @@ def _in_block(
     name: str, axes: str, lacks: Callable[[AttentionRecord], str], title: str, unit: str, role: Role, **others: Any
 ) -> Measure:
     """The row of a measure that the block's others are computed together with."""
-
-    def compute(record: AttentionRecord) -> Tensor:
-        return _block_measures(record, [name])[name]
-
-    return Measure(name, axes, compute, title, unit, role, lacks=lacks, of_block=True, together=True, **others)
+    kinds: dict[str, Any] = {"lacks": lacks, "of_block": True, "together": True}
+    return Measure(name, axes, lambda r: _block_measures(r, [name])[name], title, unit, role, **kinds, **others)
 
 
 _TABLE = (
@@ -259,11 +256,10 @@ def _block_measures(record: AttentionRecord, names: Sequence[str]) -> dict[str, 
     if block is None:
         raise ValueError(f"{record.call.name}: {record.no_block}")
     norms = [norm for norm in (block.norm, block.second_norm) if norm is not None]
-    behind_residual = int(block.norm is not None)
     # A measure behind norms that the block lacks is the one behind those it has.
     as_read = {
-        "res_ln_norms": ("res_norms", "res_ln_norms")[behind_residual],
-        "mixing_res_ln": ("mixing_res", "mixing_res_ln")[behind_residual],
+        "res_ln_norms": "res_norms" if block.norm is None else "res_ln_norms",
+        "mixing_res_ln": "mixing_res" if block.norm is None else "mixing_res_ln",
         "globenc_norms": ("res_norms", "res_ln_norms", "globenc_norms")[len(norms)],
     }
     wanted = {name: as_read.get(name, name) for name in names}

@@ -38,12 +38,15 @@ def token_classes(
         One name per token.
     """
     strings = _token_strings(tokens, tokenizer)
-    special = _special_tokens(tokenizer)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
 
     def name(token: str) -> str:
         if token in special:
             return token
-        surface = _surface(token, tokenizer)
+        # The characters of a token are those without the vocabulary's marks.
+        continues = token.startswith("##") and len(token) > 2
+        surface = token[2:] if continues else str(tokenizer.convert_tokens_to_string([token])).strip()
         if punctuation is not None:
             return "punctuation" if surface in punctuation else "other"
         return "punctuation" if surface and all(map(is_punctuation, surface)) else "other"
@@ -93,10 +96,8 @@ def class_shares(
         raise ValueError("class_shares: give key_mask and query_mask or neither; for self-attention they are the same.")
     batch, query, key = scores.shape[0], scores.shape[-2], scores.shape[-1]
     names, one_hot = _one_hot("class_shares", classes, batch, key, scores)
-    keys, queries = (
-        _mask("class_shares", "key_mask", key_mask, batch, key, scores),
-        _mask("class_shares", "query_mask", query_mask, batch, query, scores),
-    )
+    keys = _mask("class_shares", "key_mask", key_mask, batch, key, scores)
+    queries = _mask("class_shares", "query_mask", query_mask, batch, query, scores)
     if not queries.any(-1).all():
         raise ValueError("class_shares: query_mask leaves an example without a real query.")
     pairs = queries[:, :, None] & keys[:, None, :]
@@ -174,25 +175,11 @@ def _token_strings(tokens: Tensor | Sequence[int] | Sequence[str], tokenizer: An
             )
         tokens = tokens.tolist()
     listed: list[Any] = list(tokens)
-    if isinstance(tokens, str) or not (
-        all(isinstance(token, str) for token in listed) or all(isinstance(token, int) for token in listed)
-    ):
+    if isinstance(tokens, str) or not any(all(isinstance(token, kind) for token in listed) for kind in (str, int)):
         raise TypeError("token_classes: tokens should be a list of ids or a list of token strings, of one example.")
     if listed and isinstance(listed[0], int):
         return list(tokenizer.convert_ids_to_tokens(listed))
     return listed
-
-
-def _special_tokens(tokenizer: Any) -> set[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-
-
-def _surface(token: str, tokenizer: Any) -> str:
-    """The characters of a token without the vocabulary's marks."""
-    if token.startswith("##") and len(token) > 2:
-        return token[2:]
-    return str(tokenizer.convert_tokens_to_string([token])).strip()
 
 
 def _one_hot(

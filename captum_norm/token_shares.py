@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from captum_norm.capture import AttentionCall, AttentionRecord, in_float32, run_
 from captum_norm.ranks import spearman
 from captum_norm.token_classes import class_means, class_shares
 
+_CHOSEN = ("all", "not special")  # the tokens that a correlation is taken over
 NO_TOKEN = "no token"
 """The class of keys that are no input token: memory, sinks."""
 
@@ -115,7 +116,7 @@ class ShareCounter:
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
         self._calls: list[_CallSums] = []
-        self._counts: dict[str, int] = defaultdict(int)
+        self._counts: Counter[str] = Counter()
         self._worst, self._tolerance, self._sequences = 0.0, 0.0, 0
 
     def add(self, inputs: Mapping[str, Any] | Tensor, classes: Sequence[Sequence[str]]) -> None:
@@ -142,8 +143,10 @@ class ShareCounter:
 
         run_recorded(self.model, inputs, take)
         self._sequences += len(classes)
-        for name in _real_classes(inputs, classes):
-            self._counts[name] += 1
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
+        for row, kept in zip(classes, real.tolist(), strict=True):
+            self._counts.update(name for name, is_real in zip(row, kept, strict=True) if is_real)
 
     def result(self) -> TokenShares:
         """The means over all sequences added so far.
@@ -156,7 +159,7 @@ class ShareCounter:
         met = {name for call in self._calls for name in call.shares["weights"]} & {*self._counts, NO_TOKEN}
         plain = ("punctuation", "other", NO_TOKEN)
         classes = (*sorted(met - set(plain), key=list(self._counts).index), *(name for name in plain if name in met))
-        counts = torch.tensor([float(self._counts.get(name, 0)) for name in classes], dtype=torch.float64)
+        counts = torch.tensor([self._counts[name] for name in classes], dtype=torch.float64)
         return TokenShares(
             classes=classes,
             special=tuple(name not in plain for name in classes),
@@ -165,10 +168,7 @@ class ShareCounter:
             shares={m: torch.stack([call.mean(call.shares[m], classes) for call in self._calls]) for m in MEASURES},
             sums={m: torch.stack([call.mean(call.sums[m], classes) for call in self._calls]) for m in MEASURES},
             f_norms=torch.stack([torch.stack([call.f_norms[name].mean() for name in classes]) for call in self._calls]),
-            correlation={
-                which: torch.stack([call.correlation[which].mean() for call in self._calls])
-                for which in ("all", "not special")
-            },
+            correlation={w: torch.stack([call.correlation[w].mean() for call in self._calls]) for w in _CHOSEN},
             worst_error=self._worst,
             tolerance=self._tolerance,
             sequences=self._sequences,
@@ -203,7 +203,13 @@ class _CallSums:
         self.correlation: dict[str, _Mean] = defaultdict(_Mean)
 
     def add(self, record: AttentionRecord, classes: Sequence[Sequence[str]]) -> None:
-        of_keys = _classes_of_keys(record, classes)
+        if record.keys is None:
+            raise ValueError(
+                f"{record.call.name}: its keys are not known to be input tokens ({record.unknown_keys}), so no class "
+                "of tokens can be given its share."
+            )
+        index = record.keys.index.tolist()
+        of_keys = [[NO_TOKEN if position < 0 else tokens[position] for position in index] for tokens in classes]
         batch, _, query, key = record.weights.shape
         device = record.weights.device
         queries = _all_real(record.query_mask, batch, query, device)
@@ -257,42 +263,23 @@ def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
         ['A well-known line .']
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{os.fspath(path)}: {'a folder' if Path(path).is_dir() else 'no such file'}. Name a text file."
-        )
+        found = "a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{os.fspath(path)}: {found}. Name a text file.")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
-    paragraphs = [re.sub(r" @([-,.])@ ", r"\1", line.strip()) for line in lines if not _HEADING.fullmatch(line.strip())]
-    found = [paragraph for paragraph in paragraphs if paragraph]
-    if not found:
+    bodies = [line.strip() for line in lines if line.strip() and not _HEADING.fullmatch(line.strip())]
+    if not bodies:
         raise ValueError(f"{os.fspath(path)} holds no paragraph: only blank lines and headings (= Title =).")
-    return found
+    return [re.sub(r" @([-,.])@ ", r"\1", body) for body in bodies]
 
 
 _HEADING = re.compile(r"(=+\s).*(\s=+)")
 
 
-def _classes_of_keys(record: AttentionRecord, classes: Sequence[Sequence[str]]) -> list[list[str]]:
-    if record.keys is None:
-        raise ValueError(
-            f"{record.call.name}: its keys are not known to be input tokens ({record.unknown_keys}), so no class of "
-            "tokens can be given its share."
-        )
-    index = record.keys.index.tolist()
-    return [[NO_TOKEN if position < 0 else tokens[position] for position in index] for tokens in classes]
-
-
 def _all_real(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
     return torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask
-
-
-def _real_classes(inputs: Mapping[str, Any] | Tensor, classes: Sequence[Sequence[str]]) -> list[str]:
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
-    rows = zip(classes, real.tolist(), strict=True)
-    return [name for row, kept in rows for name, is_real in zip(row, kept, strict=True) if is_real]
 
 
 def _listed(table: Tensor) -> Any:

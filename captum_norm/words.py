@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,8 +48,7 @@ class Words:
             raise ValueError(f"Words: index names word {wrong[0]}, but there are {len(self.strings)} words.")
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """One token as the tokenizer described it."""
 
     string: str
@@ -113,10 +112,8 @@ def words_of(
     texts = _texts(text, pieces, split)
     text_words = []
     for sequence, words in enumerate(texts):
-        of_text = {token: piece for token, piece in enumerate(pieces) if piece.sequence == sequence}
-        text_words.append(
-            _given_words(words, of_text) if isinstance(words, list) else _sliced_words(words, of_text, split)
-        )
+        own = {token: piece for token, piece in enumerate(pieces) if piece.sequence == sequence}
+        text_words.append(_given_words(words, own) if isinstance(words, list) else _sliced_words(words, own, split))
     return _in_token_order(pieces, text_words, special)
 
 
@@ -152,11 +149,11 @@ def words_of_pieces(
     index: list[int | None] = []
     open_word = False  # whether the next piece may continue the last word
     for piece in pieces:
-        if piece in padding or (piece in special_tokens and special == "drop"):
+        is_special = piece in special_tokens
+        if piece in padding or (is_special and special == "drop"):
             index.append(None)
             open_word = False
             continue
-        is_special = piece in special_tokens
         joins, body, stays_open = (False, piece, False) if is_special else _read_mark(piece, mark)
         if joins and open_word:
             strings[-1] += body
@@ -226,8 +223,7 @@ def word_map(
         scores: (..., query, key).
         queries: the words of the query axis.
         keys: the words of the key axis; for self-attention the same.
-        query_reduce: how the pieces of a query word become one.
-        key_reduce: how the pieces of a key word become one.
+        query_reduce, key_reduce: how the pieces of a query word, of a key word become one.
 
     Returns:
         (..., query word, key word).
@@ -240,17 +236,10 @@ def _choose(caller: str, argument: str, found: object, allowed: tuple[str, ...])
         raise ValueError(f"{caller}: {argument} should be one of {', '.join(map(repr, allowed))}, got {found!r}.")
 
 
-def _pieces(encoding: Any, index: int, special_ids: frozenset[int]) -> list[_Piece]:
+def _pieces(encoding: Any, index: int, special_ids: Collection[int]) -> list[_Piece]:
     example = _one_encoding(encoding, index)
-    columns = (
-        example.tokens,
-        example.ids,
-        example.sequence_ids,
-        example.offsets,
-        example.word_ids,
-        example.special_tokens_mask,
-        example.attention_mask,
-    )
+    where = (example.sequence_ids, example.offsets, example.word_ids)
+    columns = (example.tokens, example.ids, *where, example.special_tokens_mask, example.attention_mask)
     return [
         _Piece(string, sequence, start, end, word, bool(marked) or token in special_ids, not attended)
         for string, token, sequence, (start, end), word, marked, attended in zip(*columns, strict=True)
@@ -292,8 +281,7 @@ def _texts(text: Text | tuple[Text, Text], pieces: Sequence[_Piece], split: Word
     return texts
 
 
-@dataclass(frozen=True)
-class _TextWords:
+class _TextWords(NamedTuple):
     """The words of one text, and the word of each token."""
 
     strings: list[str]
@@ -324,9 +312,8 @@ def _sliced_words(text: str, pieces: dict[int, _Piece], split: WordSplit) -> _Te
             raise ValueError("words_of: no token has an offset into the text; use words_of_pieces(tokens, mark).")
         return _TextWords([text] if plain else [], dict.fromkeys(plain, 0))  # nothing but white space is one word
     of_character = _words_of_characters(text, pieces, covered, split)
-    joined = {
-        word for start, end in covered.values() for word in range(of_character[start] + 1, of_character[end - 1] + 1)
-    }
+    spanned = (range(of_character[start] + 1, of_character[end - 1] + 1) for start, end in covered.values())
+    joined = {word for words in spanned for word in words}
     merged = list(accumulate(int(word not in joined) for word in range(max(of_character) + 1)))
     of_token = {token: merged[of_character[start]] for token, (start, _) in covered.items()}
     bounds: dict[int, tuple[int, int]] = {}
