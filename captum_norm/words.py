@@ -307,6 +307,7 @@ def _sliced_words(text: str, pieces: dict[int, _Piece], split: WordSplit) -> _Te
     plain = {token: piece for token, piece in pieces.items() if not piece.special}
     spans = {token: _visible(text, token, piece) for token, piece in plain.items()}
     covered = {token: span for token, span in spans.items() if span[0] < span[1]}
+    _refuse_other_text(text, plain, covered)
     if not covered:
         if plain and text.strip():
             raise ValueError("words_of: no token has an offset into the text; use words_of_pieces(tokens, mark).")
@@ -324,6 +325,34 @@ def _sliced_words(text: str, pieces: dict[int, _Piece], split: WordSplit) -> _Te
     rank = {word: place for place, word in enumerate(used)}
     strings = [text[slice(*bounds[word])] for word in used]
     return _TextWords(strings, _with_neighbours(plain, {token: rank[word] for token, word in of_token.items()}))
+
+
+def _refuse_other_text(text: str, pieces: dict[int, _Piece], covered: dict[int, tuple[int, int]]) -> None:
+    """Refuse a text that the tokens were not cut from: offsets that begin anew, or other letters than the tokens'."""
+    word, until = None, 0
+    for token, (start, end) in covered.items():
+        if start < until and pieces[token].word != word:
+            raise ValueError(
+                f"words_of: token {token}, {pieces[token].string!r}, begins at character {start}, within the word in "
+                "front of it: the tokenizer was given a list of words. Give the same list, with split='given'."
+            )
+        word, until = pieces[token].word, end
+    letters = {token: _letters(pieces[token].string) for token in covered}
+    found = {token: text[slice(*span)].casefold() for token, span in covered.items()}
+    known = [token for token, plain in letters.items() if plain and found[token].isascii()]
+    wrong = [token for token in known if letters[token] != found[token]]
+    if len(wrong) > len(known) / 2:  # a normaliser may rewrite some
+        raise ValueError(
+            f"words_of: where token {wrong[0]}, {pieces[wrong[0]].string!r}, should be, the text has "
+            f"{found[wrong[0]]!r}, and so on for {len(wrong)} of {len(known)} tokens; text should be the text of this "
+            "example as it was given to the tokenizer."
+        )
+
+
+def _letters(string: str) -> str:
+    """A token without marks of vocabularies and upper case; empty where it is not plain letters and digits."""
+    plain = string.strip().removeprefix("##").removesuffix("</w>").removesuffix("@@").lstrip("▁Ġ").casefold()
+    return plain if plain.isascii() and plain.isalnum() else ""
 
 
 def _visible(text: str, token: int, piece: _Piece) -> tuple[int, int]:

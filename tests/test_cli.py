@@ -140,6 +140,32 @@ def test_compare_says_what_the_methods_say(capsys, folders, tmp_path):
     assert all(word in out for word in saved["words"])
 
 
+@pytest.mark.parametrize(
+    ("problem", "classes", "expected"),
+    [
+        ("single_label_classification", 3, lambda logits: f"predicts {'bad ok good'.split()[int(logits.argmax())]} "
+                                                          f"({float(logits.softmax(0).max()):.1%})"),
+        ("multi_label_classification", 3, lambda logits: f"({float(logits.sigmoid().max()):.1%})"),
+        ("multi_label_classification", 1, lambda logits: f"predicts bad ({float(logits.sigmoid()):.1%})"),
+        ("regression", 1, lambda logits: f"predicts {float(logits):.4g} as the value\n"),
+        (None, 1, lambda logits: f"predicts {float(logits):.4g} as the value\n"),
+        ("regression", 3, lambda logits: f"predicts {float(logits.max()):.4g} as "),
+    ],
+)  # fmt: skip
+def test_what_a_model_predicts_is_a_probability_where_its_problem_has_one(capsys, tmp_path, problem, classes, expected):
+    tokenizer = bert_tokenizer()
+    names = dict(enumerate("bad ok good".split()[:classes]))
+    config = bert_config()
+    config.update({"problem_type": problem, "id2label": names, "initializer_range": 0.5})
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    _, out, _ = answer(capsys, "compare", TEXT, "--model", tmp_path, "--methods", "AttentionNorm")
+    with torch.no_grad():
+        assert expected(model(**tokenizer(TEXT, return_tensors="pt")).logits[0].double()) in " ".join(out.split(" "))
+
+
 def test_scores_in_the_table_are_parts_of_the_whole(capsys, folders):
     _, out, _ = answer(
         capsys, "compare", TEXT, "--model", folders / "classifier", "--methods", "AttentionRollout,IntegratedGradients"

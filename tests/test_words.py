@@ -164,6 +164,8 @@ def test_words_cut_off_by_truncation_are_left_out():
         (("film great film", {"text": "film"}), ValueError, "ends at character .* but the text has 4"),
         (("film", {"text": ["film"]}), TypeError, "takes the text of one example as a str, got list"),
         (("film", {"text": "film", "split": "given"}), TypeError, "as a list, got str"),
+        (("great film", {"text": "a great film"}), ValueError, "should be, the text has 'a gre', and so on for 2 of 2"),
+        (("A warm film", {"text": "The plot is thin."}), ValueError, "text should be the text of this example"),
         (("film", {"text": "film", "index": 1}), ValueError, "index 1, but the encoding holds 1 examples"),
         (("film", {"text": "film", "split": "spaces"}), ValueError, "split should be one of 'whitespace'"),
         (("film", {"text": "film", "special": "ignore"}), ValueError, "special should be one of 'drop', 'keep'"),
@@ -178,6 +180,14 @@ def test_a_text_that_does_not_fit_the_encoding_is_an_error(arguments, error, mes
         return
     with pytest.raises(error, match=message):
         words_of(encoding, **options)
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_the_text_of_a_list_of_words_is_refused_with_the_way_out(name):
+    given = ["great", "film", "great", "film"]
+    encoding = TOKENIZERS[name](given, is_split_into_words=True)
+    with pytest.raises(ValueError, match=r"begins at character 0, within the word in front.*split='given'"):
+        words_of(encoding, " ".join(given))
 
 
 def test_a_pair_needs_both_texts_and_a_dict_has_no_offsets():

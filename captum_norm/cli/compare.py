@@ -82,14 +82,30 @@ def run(asked: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of the text, and what is explained."""
+    """What the model says of the text, and what is explained; a regression has values and no probabilities."""
 
     label: str
     index: int
-    probability: float
+    value: float
+    probability: float | None
     target: str
     target_index: int
-    target_probability: float
+    target_value: float
+    target_probability: float | None
+
+    @property
+    def found(self) -> str:
+        """The value of what is said, as it is shown."""
+        return _shown(self.value, self.probability)
+
+    @property
+    def of_target(self) -> str:
+        """The value of what is explained, as it is shown."""
+        return _shown(self.target_value, self.target_probability)
+
+
+def _shown(value: float, probability: float | None) -> str:
+    return f"{value:.4g}" if probability is None else f"{probability:.1%}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +181,7 @@ class ComparedText:
             {name: self.scores(name) for name in self.results},
             list(self.words.strings),
             signed=[name for name in self.results if METHODS[name].signed],
-            title=None if said is None else f"Explained: {said.target} ({said.target_probability:.1%})",
+            title=None if said is None else f"Explained: {said.target} ({said.of_target})",
         )
 
     def _head(self) -> str:
@@ -175,8 +191,10 @@ class ComparedText:
         if said is None:
             lines.append(draw.wrap(f"{model} predicts neither classes nor a next token: attention methods only"))
         else:
-            found = f"{model} predicts {draw.emphasised(said.label)} ({said.probability:.1%})"
-            other = f"; explained: {said.target} ({said.target_probability:.1%})"
+            found = f"{model} predicts {draw.emphasised(said.label)} ({said.found})"
+            if said.probability is None:  # nothing was chosen among others
+                found = f"{model} predicts {draw.emphasised(said.found)} as {said.label}"
+            other = f"; explained: {said.target} ({said.of_target})"
             lines.append(draw.wrap(found + (other if said.target_index != said.index else "")))
         return "\n".join(lines)
 
@@ -258,12 +276,27 @@ def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> 
     forward = HFForward(loaded.model)
     given = forward.inputs(encoding)
     with torch.no_grad():
-        [chances] = forward(given["inputs"], *(given["additional_forward_args"] or ())).cpu().double().softmax(dim=-1)
-    index = int(chances.argmax())
-    target = index if asked is None else _target(loaded, asked, len(chances))
-    return Prediction(
-        loaded.label(index), index, float(chances[index]), loaded.label(target), target, float(chances[target])
-    )
+        [values] = forward(given["inputs"], *(given["additional_forward_args"] or ())).cpu().double()
+    chances = _chances(loaded, values)
+    index = int(values.argmax())
+    target = index if asked is None else _target(loaded, asked, len(values))
+
+    def said(index: int) -> tuple[str, int, float, float | None]:
+        name = "the value" if chances is None and len(values) == 1 else loaded.label(index)
+        return name, index, float(values[index]), None if chances is None else float(chances[index])
+
+    return Prediction(*said(index), *said(target))
+
+
+def _chances(loaded: Loaded, values: Tensor) -> Tensor | None:
+    """The probabilities that a model's outputs stand for: of classes that exclude each other or of each class by itself,
+    as its ``problem_type`` says; None for a regression, which a single output is unless it says otherwise."""
+    problem = getattr(loaded.model.config, "problem_type", None) if loaded.task == "classes" else None
+    if problem == "multi_label_classification":
+        return values.sigmoid()
+    if problem == "regression" or len(values) == 1:
+        return None
+    return values.softmax(dim=-1)
 
 
 def _target(loaded: Loaded, asked: str, classes: int) -> int:

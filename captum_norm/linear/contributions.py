@@ -88,11 +88,12 @@ def contributions_to_each(
         if not sources.leaves or any(sources.place(output) is not None for output in explained):
             raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
         outputs = [run.result(output) for output in explained]
-    return [_backwards(run, sources, output, keep=n + 1 < len(outputs)) for n, output in enumerate(outputs)]
+    return [_backwards(run, sources, outputs, number) for number in range(len(outputs))]
 
 
-def _backwards(run: BackwardRun, sources: TokenSources, output: Tensor, keep: bool) -> TokenContributions:
-    """From an output (batch,) back to tokens and biases; ``keep`` the graph for another output."""
+def _backwards(run: BackwardRun, sources: TokenSources, outputs: Sequence[Tensor], number: int) -> TokenContributions:
+    """From one of the outputs, (batch,), back to tokens and biases."""
+    output = outputs[number]
     if not output.requires_grad:
         raise NotFrozenError(
             "the output does not depend on the inputs in linear form: it is computed without them, or is a softmax or "
@@ -100,10 +101,50 @@ def _backwards(run: BackwardRun, sources: TokenSources, output: Tensor, keep: bo
         )
     leaves = sources.leaves
     inputs = [*(leaf.value for leaf in leaves), run.one]
-    of_inputs = torch.autograd.grad(output.sum(), inputs, retain_graph=keep, allow_unused=True)
+    keep = number + 1 < len(outputs)
+    to_check = not number and len(output) > 1
+    of_inputs = torch.autograd.grad(output.sum(), inputs, retain_graph=keep or to_check, allow_unused=True)
     *gradients, bias = (None if gradient is None else gradient.detach() for gradient in of_inputs)
+    if to_check:
+        refuse_mixed_examples(output, inputs[:-1], gradients, [leaf.examples() for leaf in leaves])
     with torch.no_grad():
         return _Sum(output.detach(), run.largest).of(leaves, gradients, bias)
+
+
+def refuse_mixed_examples(
+    output: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], examples: Sequence[Tensor]
+) -> None:
+    """Refuse an output of which one example reads another, so that one backward pass cannot tell their shares.
+
+    If none does, and each example's output is weighed by a number of its own, the gradients at its tokens are weighed
+    by that number.
+
+    Args:
+        output: what is explained, (batch,), its graph retained.
+        tensors: what it depends on.
+        gradients: of the output's sum with respect to these.
+        examples: which example each of their entries belongs to, shaped as they are; -1 for none.
+
+    Raises:
+        NotFrozenError: if outputs depend on the tokens of other examples.
+    """
+    if len(output) < 2:
+        return
+    weights = 1 + torch.arange(len(output), dtype=output.dtype, device=output.device) / len(output)
+    weighed = torch.autograd.grad((output * weights).sum(), tensors, retain_graph=True, allow_unused=True)
+    for found, gradient, of_example in zip(weighed, gradients, examples, strict=True):
+        if found is None or gradient is None:
+            continue
+        of_example = of_example.to(gradient.device)
+        expected = gradient * weights.to(gradient)[of_example.clamp_min(0)]
+        off = torch.where(of_example < 0, 0, torch.nan_to_num(found - expected)).abs().max()
+        coarse = max(torch.finfo(gradient.dtype).eps, torch.finfo(torch.float32).eps)  # norms may compute in float32
+        if off > coarse**0.5 * torch.nan_to_num(expected).abs().max():
+            raise NotFrozenError(
+                f"axis 0 of what is explained, {tuple(output.shape)}, and of the inputs should count examples, but an "
+                "example's output depends on what another one was given. A model that takes its positions first is "
+                "explained by a function of the batch: lambda x: model(x.transpose(0, 1)).transpose(0, 1)."
+            )
 
 
 class _Sum:

@@ -52,6 +52,11 @@ class Leaf:
             raise ValueError(f"the positions of {self.source!r} were taken apart before any attention")
         return numbers.expand(self.value.shape)
 
+    def examples(self) -> Tensor:
+        """Which example each entry belongs to, shaped as ``value``; -1 where an entry is no input's."""
+        index = self.index()
+        return torch.where(index < 0, -1, index // self.anchor.length)
+
     def by_position(self, entries: Tensor) -> Tensor:
         """Entries (..., *shape of value) summed for each position: (..., batch, position)."""
         index, lead = self.index(), entries.shape[: entries.ndim - self.value.ndim]
@@ -92,7 +97,13 @@ class TokenSources:
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
-        self._flow = Dataflow(inputs, finish=lambda mixture: None)
+        sequences = list(inputs)
+        self._flow = Dataflow(sequences, finish=lambda mixture: None)
+        for number, ids in enumerate(sequences):
+            # Ids of more axes, such as (batch, choice, position): each is a token, whichever axis attention runs over.
+            if ids.ndim > 2 and not ids.is_floating_point():
+                anchor = Anchor(number, tuple(ids.shape), tuple(range(1, ids.ndim)), self._flow.next_anchor())
+                self._flow.traces.update(ids, place=Place(anchor))
         self._leaves: Facts[Leaf] = Facts()
         self.leaves: list[Leaf] = []
 

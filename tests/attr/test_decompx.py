@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from captum_norm import DecompX, FrozenModel, HFForward
 from captum_norm.linear import NotFrozenError
@@ -283,6 +283,35 @@ def test_what_was_not_seen_is_found_by_adding_up():
 
     with pytest.raises(NotFrozenError, match=r"the frozen model does not add up.*custom autograd function"):
         DecompX(forward).attribute(ids(2, 6), 1)
+
+
+def test_positions_that_stand_where_examples_are_sought_are_refused_with_the_way_out():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)  # torch's default: positions first
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    x = torch.randn(5, 2, 8, dtype=torch.float64)
+    for explained in (x, x[:, :1]):
+        with pytest.raises(NotFrozenError, match=r"axis 0 .*another one was given.*model\(x\.transpose\(0, 1\)\)"):
+            DecompX(encoder).attribute(explained, target=(0, 1))
+
+    def first(x: Tensor) -> Tensor:
+        return encoder(x.transpose(0, 1)).transpose(0, 1)
+
+    found, delta = DecompX(first).attribute(x.transpose(0, 1), target=(3, 1), return_convergence_delta=True)
+    close(found.sum((1, 2)) + delta, encoder(x)[3, :, 1])
+
+
+@pytest.mark.parametrize("bias", ["token", "absdot"])
+def test_choices_are_explained_as_each_by_itself(bias):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(**sizes, intermediate_size=24, max_position_embeddings=32)
+    model = BertForMultipleChoice(config).double().eval()
+    tokens = torch.randint(5, 55, (2, 3, 7))
+    found = DecompX(model, bias=bias).attribute(tokens, target=1)
+    alone = DecompX(lambda ids: model(ids[:, None]).logits, bias=bias).attribute(tokens[:, 1], target=0)
+    close(found[:, 1], alone)
+    assert (found[:, [0, 2]] == 0).all()
 
 
 def test_an_output_that_is_a_probability_is_refused_with_the_way_out():
