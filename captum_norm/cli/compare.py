@@ -289,8 +289,8 @@ def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> 
 
 
 def _chances(loaded: Loaded, values: Tensor) -> Tensor | None:
-    """The probabilities that a model's outputs stand for: of classes that exclude each other or of each class by itself,
-    as its ``problem_type`` says; None for a regression, which a single output is unless it says otherwise."""
+    """The probabilities that outputs stand for: of classes that exclude each other, or of each class by itself, as the
+    model's ``problem_type`` says; None for a regression, which a single output is unless it says otherwise."""
     problem = getattr(loaded.model.config, "problem_type", None) if loaded.task == "classes" else None
     if problem == "multi_label_classification":
         return values.sigmoid()

@@ -21,6 +21,7 @@ from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.modes import SubstitutingMode
 from captum_norm.operations.operation import Operation, swapped
+from captum_norm.operations.sharded import is_distributed
 
 Start = tuple[int, int]
 
@@ -78,7 +79,7 @@ class FrozenRun:
 
         # Gradients are on, so that a custom autograd function shows in the sum.  But a distributed wrapper would get
         # its parameters ready for a backward pass that never comes.
-        gradients = torch.no_grad() if _is_distributed() else torch.enable_grad()
+        gradients = torch.no_grad() if is_distributed() else torch.enable_grad()
         try:
             # A compiled graph shows none of its operations.
             with torch.inference_mode(False), gradients, torch.compiler.set_stance("force_eager"), self._mode:
@@ -296,7 +297,8 @@ class BackwardRun(FrozenRun):
             raise NotFrozenError(
                 f"a hidden state of shape {tuple(tensor.shape)} was cut off from what it was computed from, as by a "
                 "checkpoint with use_reentrant=True or a custom autograd function. Switch gradient checkpointing off "
-                "(model.gradient_checkpointing_disable()), or take use_reentrant=False."
+                "(model.gradient_checkpointing_disable()), take use_reentrant=False, or explain what is inside a "
+                "distributed wrapper (model.module)."
             )
         return False
 
@@ -309,11 +311,6 @@ class BackwardRun(FrozenRun):
             with torch.enable_grad():
                 self._ones[device] = self.one.to(device) if device != self.one.device else self.one.view_as(self.one)
         return self._ones[device]
-
-
-def _is_distributed() -> bool:
-    """Whether modules may be those of a distributed wrapper."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from captum_norm.operations.operation import Operation, operation_name
+from captum_norm.operations.sharded import is_distributed, with_weights_held
 
 OperationRule = Callable[[Operation], Any]
 
@@ -30,6 +31,7 @@ class OperationMode(TorchFunctionMode):
         self._rule_for = rule_for
         self._rules: dict[Any, OperationRule | None] = {}
         self._thread = threading.get_ident()
+        self._distributed = is_distributed()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,6 +56,14 @@ class OperationMode(TorchFunctionMode):
         raise NotImplementedError
 
 
+    def seen(self, operation: Operation) -> Operation:
+        """An operation as its rule sees it."""
+        if not self._distributed:
+            return operation
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            return with_weights_held(operation)
+
+
 class WatchingMode(OperationMode):
     """Runs each operation exactly as the model asked, then tells its rule.
 
@@ -64,7 +74,7 @@ class WatchingMode(OperationMode):
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         out = func(*args, **kwargs)
-        operation = Operation(operation_name(func), func, args, kwargs, out)
+        operation = self.seen(Operation(operation_name(func), func, args, kwargs, out))
         with torch._C.DisableTorchFunction():
             if torch.is_grad_enabled():
                 with torch.no_grad():
@@ -85,7 +95,7 @@ class SubstitutingMode(OperationMode):
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         with torch._C.DisableTorchFunction():
-            return rule(Operation(operation_name(func), func, args, kwargs))
+            return rule(self.seen(Operation(operation_name(func), func, args, kwargs)))
 
 
 def _without_dispatch(function: Any) -> Any:

@@ -1,6 +1,9 @@
 """The model does not notice that it is being read."""
 
 import copy
+import json
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -220,6 +223,16 @@ def test_gradient_checkpointing_changes_no_score(name):
     plain(IDS).logits.sum().backward()
     pairs = zip(model.parameters(), plain.parameters(), strict=True)
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs if b.grad is not None)
+
+
+@pytest.mark.parametrize("wrapper", ["FSDP", "DDP"])
+def test_sharded_and_synchronised_models_are_read_and_train_on(wrapper, tmp_path):
+    """In a process of its own, as weights that were freed end the interpreter."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.capture.in_process_group", wrapper, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [one["name"] for one in found] == list(METHODS), run.stderr[-2000:]
+    assert all(one["off"] < 1e-12 and one["same"] and one["trains"] for one in found), found
 
 
 def test_a_checkpoint_that_cuts_the_graph_is_refused_with_the_way_out():

@@ -1,0 +1,38 @@
+"""Weights that are whole only while their module runs: sharded ones (FSDP) are given back behind it.
+
+What is read is checked when its call has finished, and a backward pass comes later still; the memory of such a weight
+is freed by then.  So whoever looks at an operation is shown a copy of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_norm.operations.operation import Operation, swapped
+
+_COMPUTE = frozenset(
+    "linear matmul rmatmul addmm baddbmm einsum tensordot mv conv1d conv2d conv3d layer_norm rms_norm group_norm "
+    "batch_norm mul add sub div bilinear".split()
+)
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of a group, so that modules may be sharded or synchronised."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def with_weights_held(op: Operation) -> Operation:
+    """The operation with copies in place of the parameters, and views of parameters, that it computes with."""
+    if op.name not in _COMPUTE or not any(map(_is_weight, op.tensors)):
+        return op
+    kwargs = {name: swapped(value, _held) for name, value in op.kwargs.items()}
+    return Operation(op.name, op.func, tuple(swapped(value, _held) for value in op.args), kwargs, op.out)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return torch.nn.Parameter(tensor.detach().clone(), requires_grad=False) if _is_weight(tensor) else tensor
