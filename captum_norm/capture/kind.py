@@ -95,6 +95,6 @@ class _Ahead:
 
     def _some_say_so(self, weights: Tensor, rows: Tensor) -> bool:
         chosen = weights[:, 0, int(rows[0]) : int(rows[0]) + 1] if len(rows) == 1 else weights[:, 0, rows]
-        looks = (chosen * self.mask[rows].to(chosen.device)).amax(-1) > 0
+        looks = (chosen * self.mask[rows].to(chosen.device)).abs().amax(-1) > 0
         tells = chosen.amax(-1) != chosen.amin(-1)
         return bool(~(looks & tells).any() & (tells.any() | (len(rows) == 1)))

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_norm.capture.columns import Columns
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.places import Place
@@ -121,9 +122,9 @@ SoftmaxPart = Literal["", "exponential", "normaliser", "log weights", "log norma
 
 
 class Trace(NamedTuple):
-    """Everything known of one tensor."""
+    """Everything known of one tensor; ``weights``: it was made of a softmax, and where the softmax's axis is now."""
 
-    weights: bool = False
+    weights: Columns | None = None
     mixed: tuple[Mixed, ...] = ()
     projection: Projection | None = None
     place: Place | None = None
@@ -132,7 +133,7 @@ class Trace(NamedTuple):
     @property
     def in_attention(self) -> bool:
         """It is on the way from a softmax to W_O; otherwise only its positions are known."""
-        return self.weights or bool(self.mixed) or self.projection is not None or bool(self.softmax_part)
+        return self.weights is not None or bool(self.mixed) or self.projection is not None or bool(self.softmax_part)
 
     def after(self, step: Step) -> Trace:
         """What is known after one more move."""
@@ -140,7 +141,8 @@ class Trace(NamedTuple):
             return Trace(place=self.place and self.place.then(step))
         mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
         whole = self.projection is None or self.projection.parts_axis is None
-        return Trace(self.weights, mixed, self.projection if whole else None, self.place and self.place.then(step))
+        weights, place = self.weights and self.weights.then(step), self.place and self.place.then(step)
+        return Trace(weights, mixed, self.projection if whole else None, place)
 
     def __bool__(self) -> bool:
         return self.place is not None or self.in_attention

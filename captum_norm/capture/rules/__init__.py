@@ -3,6 +3,28 @@
 Importing this package fills ``captum_norm.capture.dataflow.RULES``.
 """
 
-from captum_norm.capture.rules import einsum, elementwise, moves, norms, positions, products, projections, softmax
+from captum_norm.capture.rules import (
+    einsum,
+    elementwise,
+    moves,
+    norms,
+    positions,
+    products,
+    projections,
+    softmax,
+    weights,
+    writes,
+)
 
-__all__ = ["einsum", "elementwise", "moves", "norms", "positions", "products", "projections", "softmax"]
+__all__ = [
+    "einsum",
+    "elementwise",
+    "moves",
+    "norms",
+    "positions",
+    "products",
+    "projections",
+    "softmax",
+    "weights",
+    "writes",
+]

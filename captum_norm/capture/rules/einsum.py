@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase, ascii_uppercase
+
 import torch
 from torch import Tensor
 
+from captum_norm.capture.columns import is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.products import is_weights, value_product
+from captum_norm.capture.rules.products import value_product
+from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Projection, Term, Trace
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features, Place
+from captum_norm.operations.places import Features
 from captum_norm.operations.steps import Step
 
 
 @rule("einsum")
 def _einsum(flow: Dataflow, op: Operation) -> None:
     parsed = _parse_einsum(op)
-    if parsed is None:
+    if parsed is not None:
+        _product(flow, op, *parsed)
+
+
+@rule("tensordot")
+def _tensordot(flow: Dataflow, op: Operation) -> None:
+    """As an einsum: the axes named in ``dims`` have one letter in both operands and are summed."""
+    left, right = op.tensors[:2]
+    dims = op.argument(2, "dims", 2)
+    if isinstance(dims, int):
+        dims = range(left.ndim - dims, left.ndim), range(dims)
+    if not isinstance(dims, list | tuple) or any(isinstance(axes, Tensor) for axes in dims):
         return
-    (left, right), (lhs, rhs), res = parsed
+    ours, theirs = ([axis % x.ndim for axis in ([axes] if isinstance(axes, int) else axes)]
+                    for axes, x in zip(dims, (left, right), strict=True))  # fmt: skip
+    lhs = ascii_lowercase[: left.ndim]
+    rhs = list(ascii_uppercase[: right.ndim])
+    for our, their in zip(ours, theirs, strict=True):
+        rhs[their] = lhs[our]
+    res = "".join(c for c in (*lhs, *rhs) if (c in lhs) != (c in rhs))
+    _product(flow, op, (left, right), (lhs, "".join(rhs)), res)
+
+
+def _product(
+    flow: Dataflow, op: Operation, operands: tuple[Tensor, Tensor], letters: tuple[str, str], res: str
+) -> None:
+    (left, right), (lhs, rhs) = operands, letters
     if is_weights(flow, right) and not is_weights(flow, left):
         left, right, lhs, rhs = right, left, rhs, lhs
     if is_weights(flow, left):
@@ -32,7 +60,7 @@ def _einsum(flow: Dataflow, op: Operation) -> None:
     if trace is not None and (trace.mixed or trace.projection):
         _einsum_projection(flow, trace, left, right, lhs, rhs, res, op.out)
     elif trace is not None and trace.place is not None:
-        _einsum_place(flow, trace.place, lhs, rhs, res, op.out, left)
+        flow.traces[op.out] = Trace(place=trace.place.then(_einsum_place(lhs, res, op.out)))
 
 
 def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str], str] | None:
@@ -56,31 +84,48 @@ def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str]
 def _einsum_on_weights(
     flow: Dataflow, weights: Tensor, values: Tensor, lhs: str, rhs: str, res: str, out: Tensor
 ) -> None:
-    batch = [c for c in lhs if c in rhs and c in res]
-    key = [c for c in lhs if c in rhs and c not in res]
-    query = [c for c in lhs if c not in rhs]
-    head_dim = [c for c in rhs if c not in lhs]
-    if isinstance(values, torch.nn.Parameter) or len(head_dim) == 0:
-        if len(res) == len(lhs):  # a linear map of the weights over heads: talking heads
-            flow.traces[out] = Trace(weights=True)
+    summed = [c for c in lhs if c in rhs and c not in res]
+    if len(summed) != 1 or not mixes_values(flow, weights, lhs.index(summed[0]), values, rhs.index(summed[0])):
+        _einsum_of_weights(flow, weights, lhs, res, out)
         return
-    if len(key) != 1:
+    key = summed[0]
+    only_weights, only_values = [c for c in lhs if c not in rhs and c in res], [c for c in rhs if c not in lhs]
+    if not only_weights or not only_values:
         return
     # Letters that only one of the two has, beyond one each, are batch axes that the other one lacks.
-    extra_query, extra_values = query[:-1], head_dim[:-1]
-    if extra_values or not query:
-        return
-    shared = [c for c in lhs if c in batch or c in extra_query]
-    order = [*shared, query[-1], key[0]]
-    turned = flow.step(weights, _letters(lhs, order))
-    moved = flow.step(values, _letters(rhs, [*shared, key[0], head_dim[0]]))
+    query, head_dim = _letter_of_queries(flow, weights, lhs, only_weights), only_values[-1]
+    shared = [c for c in res if c not in (query, head_dim)]
+    turned = flow.step(weights, _letters(lhs, [*shared, query, key]))
+    moved = flow.step(values, _letters(rhs, [*shared, key, head_dim]))
     steps: tuple[Step, ...] = ()
-    result = [*shared, query[-1], head_dim[0]]
+    result = [*shared, query, head_dim]
     if "".join(result) != res:
         axes = [result.index(c) for c in res]
         steps = (Step(("permute", *axes), lambda t: t.permute(axes)),)
     shape = torch.Size([out.shape[res.index(c)] for c in result])
     value_product(flow, turned, moved, out, shape, steps)
+
+
+def _einsum_of_weights(flow: Dataflow, weights: Tensor, lhs: str, res: str, out: Tensor) -> None:
+    """A map over heads gives weights again, unless it reads their keys."""
+    trace = flow.traces[weights]
+    if trace is None or trace.weights is None:
+        return
+    step, column = _einsum_place(lhs, res, out), trace.weights.axis
+    keeps_keys = column is not None and lhs[column] in res
+    place = trace.place and trace.place.then(step)
+    flow.traces[out] = Trace(trace.weights.then(step) if keeps_keys else None, place=place)
+
+
+def _letter_of_queries(flow: Dataflow, weights: Tensor, lhs: str, candidates: list[str]) -> str:
+    """The letter along which the positions of weights vary; the last one where nobody knows."""
+    trace = flow.traces[weights]
+    numbers = None if len(candidates) == 1 or trace is None or trace.place is None else trace.place.numbers()
+    if numbers is not None:
+        varying = [c for c in candidates if not is_constant_along(numbers, lhs.index(c))]
+        if len(varying) == 1:
+            return varying[0]
+    return candidates[-1]
 
 
 def _letters(have: str, want: list[str]) -> Step:
@@ -124,8 +169,8 @@ def _einsum_projection(
     flow.traces[out] = Trace(projection=parts)
 
 
-def _einsum_place(flow: Dataflow, place: Place, lhs: str, rhs: str, res: str, out: Tensor, left: Tensor) -> None:
-    """Positions of a general einsum: those of its first operand, along the letters that survive."""
+def _einsum_place(lhs: str, res: str, out: Tensor) -> Step:
+    """Positions of a general einsum: those of one operand, along the letters that survive."""
     kept = [c for c in lhs if c in res]
     lost = [lhs.index(c) for c in lhs if c not in res]
     shape = tuple(out.shape)
@@ -140,4 +185,4 @@ def _einsum_place(flow: Dataflow, place: Place, lhs: str, rhs: str, res: str, ou
                 numbers = numbers.unsqueeze(axis)
         return numbers.expand(shape)
 
-    flow.traces[out] = Trace(place=place.then(Step(("einsum place", lhs, rhs, res, shape), apply)))
+    return Step(("einsum place", lhs, res, shape), apply)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import RULES, Dataflow, rule
 from captum_norm.capture.traces import Mixed, Projection, SoftmaxPart, Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
@@ -25,16 +26,6 @@ _ON_WEIGHTS = names_with(Property.KEEPS_WEIGHTS) | _IDENTITIES
 _SHUFFLES = names_with(Property.SHUFFLES)
 
 
-@rule("setitem", "copy", "fill", "zero", "index_copy", "index_put", "index_fill", "scatter")
-def _overwrite(flow: Dataflow, op: Operation) -> None:
-    """A tensor is overwritten in part or in whole: weights stay the weights that are used, the rest is unknown."""
-    if op.tensors and (op.in_place or op.name == "setitem"):
-        trace = flow.traces[op.tensors[0]]
-        if trace is not None:
-            place = trace.place if op.name == "setitem" else None
-            flow.traces[op.tensors[0]] = Trace(weights=trace.weights, place=place)
-
-
 @rule(OperationKind.DROPOUT)
 def _dropout(flow: Dataflow, op: Operation) -> None:
     x = op.tensors[0]
@@ -48,8 +39,8 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
 @rule(
     OperationKind.IDENTITY, OperationKind.CHOICE, OperationKind.COMBINATION, OperationKind.ACTIVATION,
     OperationKind.FUNCTION, "mul", "rsub", "radd", "softmin", "embedding_bag", "group_norm", "batch_norm", "normalize",
-    "index_add", "scatter_add", "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "addbmm", "addmv", "bilinear", "dot", "grouped_mm", "_grouped_mm", "kron", "mv", "outer", "tensordot",
+    "index_add", "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "addbmm", "addmv", "bilinear", "dot", "grouped_mm", "_grouped_mm", "kron", "mv", "outer",
 )  # fmt: skip
 def carry(flow: Dataflow, op: Operation) -> None:
     """What an operation without a step of its own keeps of what is known of its operands."""
@@ -76,10 +67,18 @@ def carry(flow: Dataflow, op: Operation) -> None:
 Operands = list[tuple[Tensor, Trace]]
 
 
-def _still_weights(name: str, operands: Operands, out: Tensor) -> bool:
-    if name not in _ON_WEIGHTS:
-        return False
-    return any(trace.weights and tensor.shape == out.shape for tensor, trace in operands)
+def _still_weights(name: str, operands: Operands, out: Tensor) -> Columns | None:
+    """Whatever is done to weights entry by entry, it makes what then multiplies the values."""
+    weights = [(tensor, trace.weights) for tensor, trace in operands if trace.weights is not None]
+    if not weights or not out.is_floating_point():
+        return None
+    for tensor, columns in weights:
+        if tensor.shape == out.shape:
+            return UNKNOWN_COLUMNS if name in _SHUFFLES else columns
+    for tensor, columns in weights:  # one map of weights, scaled for each head
+        if _broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
+            return columns.then(broadcast(out.shape))
+    return None
 
 
 def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
@@ -88,7 +87,7 @@ def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
     for tensor, trace in operands:
         if trace.softmax_part and tensor.shape == out.shape:
             return trace.softmax_part
-        if name == "mul" and trace.weights and tensor.ndim >= 4 and tensor.shape[-1] == 1 < out.shape[-1]:
+        if name == "mul" and trace.weights is not None and tensor.ndim >= 4 and tensor.shape[-1] == 1 < out.shape[-1]:
             return "spread weights"
     return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.traces import Mixed, Trace
 from captum_norm.operations.kinds import OperationKind
@@ -30,9 +31,16 @@ def _cat(flow: Dataflow, op: Operation) -> None:
         return
     axis = {"hstack": 1, "vstack": 0}.get(op.name, op.argument(1, "dim", 0)) % op.out.ndim
     shapes = [tuple(tensor.shape) for tensor in pieces]
-    mixed = _cat_mixed(traces, shapes, axis)
-    weights = any(trace.weights for trace in traces)
+    weights, mixed = _cat_weights(traces, op.out), _cat_mixed(traces, shapes, axis)
     flow.traces[op.out] = Trace(weights, mixed, None, _cat_place(traces, shapes, axis, op.out.ndim))
+
+
+def _cat_weights(traces: list[Trace], out: Tensor) -> Columns | None:
+    columns = [trace.weights for trace in traces if trace.weights is not None]
+    if not columns:
+        return None
+    axes = {column.axis for column in columns}
+    return Columns(tuple(out.shape), axes.pop() if len(axes) == 1 else None)
 
 
 def _cat_mixed(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int) -> tuple[Mixed, ...]:

@@ -19,7 +19,7 @@ def _layer_norm(flow: Dataflow, op: Operation) -> None:
     x = op.args[0]
     trace = flow.traces[x] or Trace()
     if not trace.mixed or len(op.argument(1, "normalized_shape")) > 1:
-        flow.traces[op.out] = Trace(place=trace.place)
+        flow.traces[op.out] = Trace(weights=trace.weights, place=trace.place)
         return
     wide = x.detach().to(at_least_float32(x.dtype))
     scale = (wide.var(-1, correction=0, keepdim=True) + op.argument(4, "eps", 1e-5)).rsqrt()
@@ -31,7 +31,7 @@ def _rms_norm(flow: Dataflow, op: Operation) -> None:
     x = op.args[0]
     trace = flow.traces[x] or Trace()
     if not trace.mixed:
-        flow.traces[op.out] = Trace(place=trace.place)
+        flow.traces[op.out] = Trace(weights=trace.weights, place=trace.place)
         return
     wide, eps, weight = x.detach().to(at_least_float32(x.dtype)), op.argument(3, "eps"), op.argument(2, "weight")
     axes = tuple(range(-len(op.argument(1, "normalized_shape")), 0))

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place
@@ -35,8 +36,8 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
         trace = flow.traces[x]
         if trace is None:
             return
-        if trace.weights:  # talking heads: a linear map over the heads of the weights
-            flow.traces[op.out] = Trace(weights=True, place=None)
+        if trace.weights is not None:  # talking heads: a linear map over the heads of the weights
+            map_weights(flow, x, 1, op.out)
         elif trace.mixed or trace.projection:
             last = x.ndim - 1
             to_last = Step(("movedim", 1, last, x.ndim), lambda t: t.movedim(1, last))
@@ -45,6 +46,9 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             out = op.out.movedim(1, last)
             flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
             flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
+        return
+    if is_weights(flow, x) and op.out.shape[2:] == x.shape[2:]:  # queries and keys stay in place
+        map_weights(flow, x, 1, op.out)
         return
     trace = flow.traces[x]
     origin = trace.place if trace is not None else None

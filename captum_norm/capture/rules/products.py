@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import attention_weights
 from captum_norm.operations.callers import running_modules
@@ -57,14 +58,18 @@ def _hidden_attention(flow: Dataflow, op: Operation) -> None:
     flow.mix(mixture, out, (), None)
 
 
-def is_weights(flow: Dataflow, tensor: Tensor) -> bool:
-    """Whether the tensor is a softmax that may be attention."""
+def _may_be_values(flow: Dataflow, tensor: Tensor, weights: Tensor) -> bool:
+    if isinstance(tensor, torch.nn.Parameter):
+        return False
     trace = flow.traces[tensor]
-    return trace is not None and trace.weights
+    return tensor.ndim >= 3 or weights.ndim == tensor.ndim or (trace is not None and trace.place is not None)
 
 
-def _may_be_values(tensor: Tensor, weights: Tensor) -> bool:
-    return not isinstance(tensor, torch.nn.Parameter) and (tensor.ndim >= 3 or weights.ndim == tensor.ndim)
+def _meets_values(flow: Dataflow, weights: Tensor, axis: int, other: Tensor, other_axis: int) -> bool:
+    """Whether these are weights that meet values, summed over these axes, counted from the end."""
+    if not is_weights(flow, weights) or min(weights.ndim, other.ndim) < 2 or not _may_be_values(flow, other, weights):
+        return False
+    return mixes_values(flow, weights, weights.ndim + axis, other, other.ndim + other_axis)
 
 
 @rule("matmul", "rmatmul")
@@ -72,16 +77,28 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
     left, right = op.tensors[:2]
     if op.name == "rmatmul":
         left, right = right, left
-    if is_weights(flow, left) and _may_be_values(right, left):
+    if _meets_values(flow, left, -1, right, -2):
         value_product(flow, left, right, op.out, op.out.shape, ())
-    elif is_weights(flow, right) and _may_be_values(left, right):
+    elif _meets_values(flow, right, -2, left, -1):
         flip = Step(("transpose", -1, -2), lambda t: t.transpose(-1, -2))
         shape = flip.apply(op.out).shape
         value_product(flow, flow.step(right, flip), flow.step(left, flip), op.out, shape, (flip,))
-    elif right.ndim == 2 and not is_weights(flow, left):
+    elif is_weights(flow, left) or is_weights(flow, right):
+        _map_by_matrix(flow, left, right, op.out)
+    elif right.ndim == 2:
         flow.project(left, right, None, op.out, right)
     else:
         _product_place(flow, left, op.out)
+
+
+def _map_by_matrix(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
+    """A matrix of parameters, or one that the model made of its inputs, mixes the weights of heads."""
+    if min(left.ndim, right.ndim) < 2:
+        _product_place(flow, left, out)
+    elif is_weights(flow, left):
+        map_weights(flow, left, -1, out)
+    else:
+        map_weights(flow, right, -2, out)
 
 
 @rule("baddbmm")

@@ -9,6 +9,7 @@ from torch import Tensor
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import hidden_product
+from captum_norm.capture.rules.weights import map_weights, reduce_weights
 from captum_norm.capture.traces import Projection, Trace
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Features
@@ -26,6 +27,8 @@ def _linear(flow: Dataflow, op: Operation) -> None:
         eye = None if plain else torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         matrix = weight.t() if eye is None else F.linear(eye, weight)  # a weight in a format of its own says what it is
         flow.project(x, matrix, op.argument(2, "bias"), op.out, weight)
+    elif trace.weights is not None:
+        map_weights(flow, x, -1, op.out)
     elif trace.place:
         flow.traces[op.out] = Trace(place=trace.place.then(Features(op.out.shape[-1])))
 
@@ -84,6 +87,8 @@ def _sum(flow: Dataflow, op: Operation) -> None:
     if trace.softmax_part == "spread weights":
         hidden_product(flow, op)
         return
+    if reduce_weights(flow, op.tensors[0], _only_axis(op), op.out):
+        return
     _sum_over_one(flow, op)
     parts, axis = trace.projection, _only_axis(op)
     if parts is None or parts.parts_axis is None or axis is None:
@@ -95,6 +100,11 @@ def _sum(flow: Dataflow, op: Operation) -> None:
 
 
 @rule("mean")
+def _mean(flow: Dataflow, op: Operation) -> None:
+    if not reduce_weights(flow, op.tensors[0], _only_axis(op), op.out):
+        _sum_over_one(flow, op)
+
+
 def _sum_over_one(flow: Dataflow, op: Operation) -> None:
     """A sum or mean over an axis of one entry only takes the axis away."""
     x, axis = op.tensors[0], _only_axis(op)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
@@ -11,8 +12,9 @@ from captum_norm.operations.operation import Operation
 @rule("softmax")
 def _softmax(flow: Dataflow, op: Operation) -> None:
     if op.out.ndim >= 2:
-        trace = flow.traces[op.tensors[0]]
-        flow.traces[op.out] = Trace(weights=True, place=trace.place if trace else None)
+        trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
+        columns = Columns(tuple(op.out.shape), None if axis is None else axis % op.out.ndim)
+        flow.traces[op.out] = Trace(weights=columns, place=trace.place if trace else None)
 
 
 @rule("log_softmax")
@@ -31,7 +33,7 @@ def _exp(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
     carry(flow, op)
     if trace is not None and trace.softmax_part == "log weights":
-        flow.traces.update(op.out, weights=True, softmax_part="")
+        flow.traces.update(op.out, weights=UNKNOWN_COLUMNS, softmax_part="")
     elif op.out.ndim >= 3:
         flow.traces.update(op.out, softmax_part="exponential")
 
@@ -42,4 +44,6 @@ def _div(flow: Dataflow, op: Operation) -> None:
     carry(flow, op)
     parts = [trace.softmax_part if (trace := flow.traces[tensor]) else "" for tensor in op.tensors[:2]]
     if parts == ["exponential", "normaliser"]:
-        flow.traces.update(op.out, weights=True, softmax_part="")
+        summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
+        columns = Columns(tuple(op.out.shape), summed[0] if len(summed) == 1 else None)
+        flow.traces.update(op.out, weights=columns, softmax_part="")

@@ -1,0 +1,105 @@
+"""Which axis of attention weights a softmax summed to one: the keys' axis, followed through all that is done to them.
+
+Weights may be mixed over heads, chosen from, masked or scaled before they meet the values: they are read as they
+multiply the values, whatever was done.  What has to be known is which axis holds the keys, to tell a map over heads,
+which gives weights again, from one that reads the keys, which does not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from captum_norm.operations.places import UnplacedError
+from captum_norm.operations.steps import Step
+
+
+class Columns:
+    """The keys' axis of a tensor of weights.
+
+    Args:
+        shape: of the weights where the axis was known.
+        axis: which one it was; None where that is not known.
+        steps: what was done to them since.
+
+    Example:
+        >>> columns = Columns((2, 3, 5, 7), 3).then(Step("swap", lambda t: t.transpose(1, 3)))
+        >>> columns.axis
+        1
+    """
+
+    __slots__ = ("_known", "shape", "start", "steps")
+
+    def __init__(self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = ()) -> None:
+        self.shape, self.start, self.steps = shape, axis, steps
+        self._known = axis if not steps else _UNASKED
+
+    def then(self, step: Step) -> Columns:
+        """The axis after one more step."""
+        return Columns(self.shape, self.start, (*self.steps, step))
+
+    @property
+    def axis(self) -> int | None:
+        """Where the axis is now, counted from the front; None where it cannot be told."""
+        if self._known == _UNASKED:
+            self._known = None if self.start is None else self._followed(self.start)
+        return self._known
+
+    def _followed(self, start: int) -> int | None:
+        key = (self.shape, start, tuple(step.key for step in self.steps))
+        if key not in _FOLLOWED:
+            if len(_FOLLOWED) >= _REMEMBERED:
+                _FOLLOWED.clear()
+            _FOLLOWED[key] = _axis_of(self.shape, start, self.steps)
+        return _FOLLOWED[key]
+
+
+_UNASKED = -1
+_REMEMBERED = 1024
+_FOLLOWED: dict[object, int | None] = {}
+UNKNOWN_COLUMNS = Columns((), None)
+
+
+def _axis_of(shape: tuple[int, ...], start: int, steps: tuple[Step, ...]) -> int | None:
+    numbers = _numbered(shape[start]).view([-1 if axis == start else 1 for axis in range(len(shape))]).expand(shape)
+    try:
+        for step in steps:
+            numbers = step.apply(numbers)
+    except (UnplacedError, RuntimeError, IndexError, ValueError, TypeError):
+        return None
+    varies = [axis for axis in range(numbers.ndim) if not is_constant_along(numbers, axis)]
+    return varies[0] if len(varies) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _numbered(count: int) -> Tensor:
+    return torch.arange(count, device="cpu")
+
+
+def is_constant_along(numbers: Tensor, axis: int) -> bool:
+    """Whether all entries along an axis are the same."""
+    if numbers.shape[axis] == 1 or not numbers.stride(axis):
+        return True
+    return torch.equal(numbers, numbers.narrow(axis, 0, 1).expand_as(numbers))
+
+
+def mapped(axis: int, shape: torch.Size | tuple[int, ...]) -> Step:
+    """The step of an operation that reads all entries along an axis and writes as many as the new shape has there.
+
+    Positions and columns stay where they are if they do not vary along that axis, and are torn apart if they do.
+
+    Args:
+        axis: which one.
+        shape: of the result; with one axis less where the operation took the axis away.
+    """
+    shape = tuple(shape)
+
+    def apply(numbers: Tensor) -> Tensor:
+        if not is_constant_along(numbers, axis):
+            raise UnplacedError(f"an operation reads several entries of axis {axis} at once")
+        numbers = numbers.narrow(axis, 0, 1)
+        return (numbers.squeeze(axis) if len(shape) < numbers.ndim else numbers).expand(shape)
+
+    return Step(("mapped", axis, shape), apply)
