@@ -187,33 +187,35 @@ def weight_gradients(
     Raises:
         ValueError: if the graph does not lead from L to a call.
     """
-    edges = [_edge(record) for record in records]
+    edges = [edge for record in records for edge in _edges(record)]
     if not explained.requires_grad:
         raise ValueError(
             f"{caller}: the output has no gradient, which says what it rests on: forward_func runs under "
             "torch.no_grad(), or detaches its output."
         )
-    found = torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True)
-    missing = [record.call for record, gradient in zip(records, found, strict=True) if gradient is None]
+    each = iter(torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True))
+    found = [[next(each) for _ in _edges(record)] for record in records]
+    without = [any(gradient is None for gradient in gradients) for gradients in found]
+    missing = [record.call for record, lacks in zip(records, without, strict=True) if lacks]
     if missing:
         raise ValueError(
             f"{caller}: the output explained has no gradient with respect to attention call {missing[0].name!r} "
             f"({missing[0].kind}, call {missing[0].call}) and {len(missing) - 1} more: that part of the model runs "
             "without gradients, or is not used for this output. kind= leaves calls out."
         )
-    return [_of_weights(record, gradient) for record, gradient in zip(records, found, strict=True)]
+    return [_of_weights(record, gradients) for record, gradients in zip(records, found, strict=True)]
 
 
-def _edge(record: AttentionRecord) -> GradientEdge:
+def _edges(record: AttentionRecord) -> list[GradientEdge]:
     assert record.mixed is not None
-    return record.mixed.edge
+    return record.mixed.edges
 
 
-def _of_weights(record: AttentionRecord, gradient: Tensor) -> Tensor:
+def _of_weights(record: AttentionRecord, gradients: Sequence[Tensor]) -> Tensor:
     """(dL/d(alpha V)) V^T."""
     assert record.mixed is not None
     dtype = torch.promote_types(record.values.dtype, torch.float32)
     values = record.values.to(dtype)
-    mixed = record.mixed.arranged(gradient, values.shape[-1]).to(dtype)
+    mixed = record.mixed.arranged(gradients, values.shape[-1]).to(dtype)
     with torch.autocast(values.device.type, enabled=False):
         return mixed @ values.mT

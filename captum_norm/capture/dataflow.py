@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
+from captum_norm.operations.callers import how_many_run
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place
 from captum_norm.operations.rules import RuleTable
@@ -36,12 +38,12 @@ class Dataflow:
     """What is known of the tensors of one running forward, and the attention calls that are under way."""
 
     def __init__(
-        self, sources: Iterable[Tensor], finish: Callable[[Mixture], None], differentiable: bool = False,
+        self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
         stream: Stream | None = None,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self._stream = stream
-        self._finish, self._differentiable = finish, differentiable
+        self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = 0
         self._embeddings = 0
@@ -95,7 +97,7 @@ class Dataflow:
         if self._stream is not None:
             self._stream.mixed(mixture)
         mixture.steps = steps
-        if self._differentiable and not mixture.problem:
+        if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
 
@@ -106,9 +108,13 @@ class Dataflow:
             # How the stream goes on from the last one is told by the residual of the next.
             done = [mixture for mixture in done if not self._stream.are_one(mixture, done[-1])]
         self._open = [mixture for mixture in self._open if mixture not in done]
+        together: dict[int, list[Mixture]] = {}
         for mixture in done:
-            self._finish(mixture)
-            mixture.projection = None  # they hold each other, and all that this call read, until the collector comes
+            together.setdefault(id(mixture if mixture.projection is None else mixture.projection), []).append(mixture)
+        for mixtures in together.values():
+            self._finish(tuple(mixtures))
+            for mixture in mixtures:
+                mixture.projection = None  # they hold each other, and all that they read, until the collector comes
 
     def forget(self) -> None:
         """Drop everything that is held."""
@@ -122,19 +128,54 @@ class Dataflow:
         trace = self.traces[x]
         if trace is None:
             return
-        projection = None
-        for mixed in trace.mixed:
-            self._roots += 1
-            term = Term(mixed.steps, x.detach(), W.detach(), parameter)
-            projection = Projection(mixed.mixture, (term,), bias, frozenset((self._roots,)))
-            if mixed.mixture.projection is None:
-                projection = self.propose(projection, out)
-        if projection is None and trace.projection is not None:
-            projection = trace.projection.times(lambda matrix: matrix @ W.to(matrix.dtype))
-            if bias is not None:
-                projection = projection.plus(Projection(projection.mixture, (), bias, frozenset()))
+        projection = self.branch(trace.mixed, x, W, bias, parameter)
+        if projection is not None:
+            fresh = tuple(mixture for mixture in projection.mixtures if mixture.projection is None)
+            if fresh:
+                projection = self.propose(projection.of(fresh), out)
+        elif trace.projection is not None:
+            projection = self._one_more_factor(trace.projection, W, bias, out)
         place = trace.place and trace.place.then(Features(out.shape[-1]))
         self.traces[out] = Trace(projection=projection, place=place)
+
+    def _one_more_factor(
+        self, before: Projection, W: Tensor, bias: Tensor | None, out: Tensor
+    ) -> Projection | None:
+        """W_O, or a branch of it, after one more linear map, which is a factor of W_O if it is the only reader."""
+        if before.bias is not None and before.bias.shape[-1] != W.shape[0]:
+            return None  # a part of the features
+        after = before.times(lambda matrix: matrix @ W.to(matrix.dtype))
+        if bias is not None:
+            after = after.plus(Projection(after.mixtures, (), bias, frozenset()))
+        known = {mixture.projection for mixture in before.mixtures}
+        if len(known) == 1 and before in {one and one.base for one in known}:  # several maps read what W_O wrote
+            for mixture in before.mixtures:
+                mixture.projection = replace(before, is_final=True)
+        elif known == {before} and self._is_factor(before, out):
+            return self.propose(replace(after, base=before), out)
+        return after
+
+    @staticmethod
+    def _is_factor(before: Projection, out: Tensor) -> bool:
+        """Whether the map is made where W_O was, in the same module, and of all that it wrote."""
+        if before.is_final or before.is_moved or before.actual is None or out.numel() % out.shape[-1]:
+            return False
+        if len(before.actual) != out.numel() // out.shape[-1]:
+            return False
+        return how_many_run(before.mixtures[0].callers) >= before.depth
+
+    def branch(
+        self, mixed: tuple[Mixed, ...], x: Tensor, W: Tensor, bias: Tensor | None, parameter: Tensor
+    ) -> Projection | None:
+        """x (..., column) @ W (column, model), where x is the sum of these parts; None where it has none."""
+        if len(mixed) > 1:  # a slice of several heads side by side may hold one of them alone
+            mixed = tuple(part for part in mixed if part.is_here())
+        if not mixed:
+            return None
+        self._roots += 1
+        x, W = x.detach(), W.detach()
+        terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self._roots) for part in mixed)
+        return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
 
     def propose(self, projection: Projection, out: Tensor) -> Projection:
         """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
@@ -144,10 +185,10 @@ class Dataflow:
         if projection.bias is not None:
             y = y - projection.bias.detach().to(r.dtype)
         size = torch.linalg.vector_norm(y, dim=-1) * (torch.linalg.vector_norm(r) / math.sqrt(len(r)))
-        projection = Projection(
-            projection.mixture, projection.terms, projection.bias, projection.roots, None, r, y @ r, size
-        )
-        projection.mixture.projection = projection
-        if self._stream is not None:
-            self._stream.projected(projection.mixture, out)
+        depth = how_many_run(projection.mixtures[0].callers)
+        projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=size, depth=depth)
+        for mixture in projection.mixtures:
+            mixture.projection = projection
+            if self._stream is not None:
+                self._stream.projected(mixture, out)
         return projection

@@ -10,7 +10,9 @@ Axes: b batch, h head, q query, e head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -30,6 +32,9 @@ class MixedValues:
         lead: the leading axes of the product.
         layout: from there to (batch, head, query).
         values: what was mixed, (*lead, key, head_dim) or broadcastable to it; in the graph if its inputs are.
+        beside: the other products of a call whose heads or queries were mixed one by one.
+        arrange: puts tensors (batch, head, query, ...) of each product in the order of the call.
+        whole: each product has all queries of the call.
     """
 
     edge: GradientEdge
@@ -37,16 +42,29 @@ class MixedValues:
     lead: tuple[int, ...]
     layout: Layout
     values: Tensor | None
+    beside: tuple[MixedValues, ...] = ()
+    arrange: Callable[[Sequence[Tensor]], Tensor] = itemgetter(0)
+    whole: bool = True
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """The points of the graph where the values of this call were mixed: one for each product."""
+        return [one.edge for one in (self, *self.beside)]
 
     def live_values(self) -> Tensor | None:
         """The record's values, (batch, head, key, head_dim), in the graph that leads to them; None if they are not."""
-        if self.values is None or not self.values.requires_grad:
+        parts = (self, *self.beside)
+        if not self.whole or any(one.values is None or not one.values.requires_grad for one in parts):
             return None
         with torch.enable_grad():
-            return self.layout.values(self.values, self.lead)
+            return self.arrange([one.layout.values(one.values, one.lead) for one in parts if one.values is not None])
 
-    def arranged(self, gradient: Tensor, head_dim: int) -> Tensor:
-        """The gradient at ``edge``, shaped as the model made it, as (batch, head, query, head_dim)."""
+    def arranged(self, gradients: Sequence[Tensor], head_dim: int) -> Tensor:
+        """The gradients at ``edges``, shaped as the model made them, as one (batch, head, query, head_dim)."""
+        parts = zip((self, *self.beside), gradients, strict=True)
+        return self.arrange([one._arranged(gradient, head_dim) for one, gradient in parts])
+
+    def _arranged(self, gradient: Tensor, head_dim: int) -> Tensor:
         shape = (*self.lead, gradient.numel() // (math.prod(self.lead) * head_dim), head_dim)
         numbers = torch.arange(gradient.numel(), device="cpu").view(shape)
         for step in self.steps:

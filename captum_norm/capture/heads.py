@@ -1,9 +1,9 @@
-"""From what entered W_O to the heads of a call: weights, values, W_O and gate in (batch, head, query, key) order."""
+"""From what entered W_O to heads: weights, values, W_O and gate in (batch, head, query, key) order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,23 +18,31 @@ from captum_norm.operations.precision import at_least_float32
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Some heads of one call, or all, and what else their projection adds.
+    """The heads that one mixture brings to one input of W_O.
 
     Attributes:
+        mixture: whose weights and values.
         layout: where (batch, head, query) lie.
         weights: (batch, head, query, key).
         values: (batch, head, key, head_dim).
         W_O: (head, head_dim, model).
         gate: (batch, head, query, head_dim or 1), or None.
-        offsets: pairs of x (row, column) and W (column, model): x W was added along with attention.
+        x: the input, (row, column).
+        W: what it is multiplied with, (column, model).
+        root: which product this is; heads of one product have one x and one W.
+        beta: what a LayerNorm before W added to each row of x, (column,), or None.
     """
 
+    mixture: Mixture
     layout: Layout
     weights: Tensor
     values: Tensor
     W_O: Tensor
     gate: Tensor | None
-    offsets: tuple[tuple[Tensor, Tensor], ...] = ()
+    x: Tensor
+    W: Tensor
+    root: int
+    beta: Tensor | None = None
 
     @property
     def first(self) -> tuple[int, int]:
@@ -43,23 +51,22 @@ class Heads:
 
 
 class HeadReader:
-    """Reads the heads of calls; layouts are measured once for calls of one structure."""
+    """Reads the heads of mixtures; layouts are measured once for calls of one structure."""
 
     def __init__(self) -> None:
         self._layouts: dict[Any, Layout] = {}
 
-    def read(self, mixture: Mixture, projection: Projection) -> Heads:
-        """All heads of a call, in order.
+    def read(self, projection: Projection) -> list[Heads]:
+        """What each mixture brings to each input of a projection.
 
         Raises:
-            LayoutError: where they cannot be told apart.
+            LayoutError: where heads cannot be told apart.
             InexactCaptureError: where what stands between mixed values and W_O cannot be folded into gate and W_O.
         """
-        return _joined([self._of_one_input(mixture, terms) for terms in _by_input(projection.terms)])
+        return [self._of_one_input(terms) for terms in _by_input(projection.terms)]
 
-    def _of_one_input(self, mixture: Mixture, terms: list[Term]) -> Heads:
-        """The heads that one projection input holds."""
-        term = terms[0]
+    def _of_one_input(self, terms: list[Term]) -> Heads:
+        term, mixture = terms[0], terms[0].mixture
         width = term.x.shape[-1]
         moves = tuple(step.key for step in term.steps if not step.scales)
         structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, width)
@@ -69,18 +76,46 @@ class HeadReader:
         W = terms[0].matrix()
         for other in terms[1:]:
             W = W + other.matrix()
-        W, offset = _fold_norm(term, W)
+        folded, beta = _fold_norm(term, W)
         gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
-        W_O = layout.heads(W)
-        if len(layout.rest):
-            rest = layout.rest.to(W.device)
-            x = term.x.reshape(-1, width)[:, rest]
-            if offset is not None:
-                raise InexactCaptureError("a norm spans the mixed values and something else")
-            offset = (x, W[rest])
         weights = layout.weights(mixture.weights, mixture.lead)
         values = layout.values(mixture.values, mixture.lead)
-        return Heads(layout, weights, values, W_O, gate, () if offset is None else (offset,))
+        x = term.x.reshape(-1, width)
+        return Heads(mixture, layout, weights, values, layout.heads(folded), gate, x, W, term.root, beta)
+
+
+def something_else(parts: Sequence[Heads]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of x (row, column) and W (column, model): x W is what a projection wrote along with these heads.
+
+    Raises:
+        InexactCaptureError: where a norm spans the mixed values and something else.
+    """
+    found = []
+    for root in dict.fromkeys(part.root for part in parts):
+        together = [part for part in parts if part.root == root]
+        first = together[0]
+        rest = _rest(together)
+        if rest is not None:
+            if first.beta is not None:
+                raise InexactCaptureError("a norm spans the mixed values and something else")
+            found.append(rest)
+        if first.beta is not None:
+            wide = at_least_float32(first.W.dtype)
+            found.append((first.beta.to(wide).expand(len(first.x), -1), first.W.to(wide)))
+    return found
+
+
+def _rest(parts: list[Heads]) -> tuple[Tensor, Tensor] | None:
+    """The entries of one input that hold none of these heads, in the rows that hold some; None if there are none."""
+    first = parts[0]
+    if len(parts) == 1:
+        rest = first.layout.rest.to(first.W.device)
+        return (first.x[:, rest], first.W[rest]) if len(rest) else None
+    held = torch.zeros(first.x.shape, dtype=torch.bool, device=first.x.device)
+    for part in parts:
+        tokens, columns = part.layout.tokens.to(held.device), part.layout.columns.to(held.device)
+        held[tokens.reshape(-1, 1), columns.reshape(1, -1)] = True
+    return None if held[held.any(-1)].all() else (first.x.masked_fill(held, 0), first.W)
 
 
 def layout_of(mixture: Mixture, term: Term) -> Layout:
@@ -94,37 +129,15 @@ def layout_of(mixture: Mixture, term: Term) -> Layout:
 
 
 def _by_input(terms: Sequence[Term]) -> list[list[Term]]:
-    """Terms that read the same input (W_O and its adapters) belong together; each group holds heads of its own."""
+    """Terms of one mixture that read the same input (W_O and its adapters); each group holds heads of its own."""
     groups: dict[Any, list[Term]] = {}
     for term in terms:
-        groups.setdefault((tuple(step.key for step in term.steps), term.x.shape), []).append(term)
+        groups.setdefault((term.mixture, tuple(step.key for step in term.steps), term.x.shape), []).append(term)
     return list(groups.values())
 
 
-def _joined(parts: list[Heads]) -> Heads:
-    """The heads that W_O takes in one by one, or in several tensors, side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    parts = sorted(parts, key=lambda part: part.first)
-    if len({part.first for part in parts}) < len(parts):
-        raise InexactCaptureError("the same heads enter W_O in two different layouts")
-    layouts = [part.layout for part in parts]
-    if any(not torch.equal(layout.tokens, layouts[0].tokens) for layout in layouts):
-        raise InexactCaptureError("the parts of W_O write their outputs in different orders")
-    if any(part.gate is not None for part in parts):
-        raise InexactCaptureError("the parts of W_O are gated one by one")
-    layout = replace(
-        layouts[0],
-        rows=torch.cat([layout.rows for layout in layouts], 1),
-        queries=torch.cat([layout.queries for layout in layouts], 1),
-    )
-    weights, values = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("weights", "values"))
-    offsets = tuple(offset for part in parts for offset in part.offsets)
-    return Heads(layout, weights, values, torch.cat([part.W_O for part in parts]), None, offsets)
-
-
-def _fold_norm(term: Term, W: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Centring and gamma of a LayerNorm before W_O go into W_O, beta becomes an offset of the output."""
+def _fold_norm(term: Term, W: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Centring and gamma of a LayerNorm before W_O go into W_O, beta is added to its input."""
     norms = [step.key for step in term.steps if isinstance(step.key, CentredNorm)]
     if not norms:
         return W, None
@@ -132,10 +145,7 @@ def _fold_norm(term: Term, W: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | N
         raise InexactCaptureError("a LayerNorm stands between the mixed values and W_O, with more steps after it")
     norm = norms[0]
     W = W.to(at_least_float32(W.dtype))
-    if norm.bias is None:
-        return norm.fold(W), None
-    rows = term.x.numel() // term.x.shape[-1]
-    return norm.fold(W), (norm.bias.detach().to(W.dtype).expand(rows, -1), W)
+    return norm.fold(W), None if norm.bias is None else norm.bias.detach()
 
 
 def _gate(mixture: Mixture, term: Term, layout: Layout) -> Tensor:

@@ -37,30 +37,33 @@ class PositionReader:
             return None, f"the {axis} axis could not be followed back to an input"
         key = (place.key, lead, tuple(shape), id(layout), axis)
         if key not in self._known:
-            self._known[key] = (*self._read(place, lead, shape, layout, axis), place)
+            rows, reason = numbers_of(place, lead, shape, layout, axis)
+            found = (None, reason) if rows is None else positions_of(rows, place.anchor, axis)
+            self._known[key] = (*found, place)
             if len(self._known) > self._remembered:
                 self._known.popitem(last=False)
         positions, reason, _ = self._known[key]
         return positions, reason
 
-    @staticmethod
-    def _read(
-        place: Place, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
-    ) -> tuple[Positions | None, str]:
-        numbers = place.then(Features(1)).numbers()
-        if numbers is None:
-            return None, f"the {axis} positions were taken apart on the way: an operation reads several at once"
-        try:
-            numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
-        except RuntimeError:
-            return None, f"the {axis}s are shaped otherwise than the inputs they come from"
-        rows = numbers[layout.rows[:, :, 0]]  # (batch, head, query or key)
-        if axis == "query":
-            rows = rows.gather(-1, layout.queries)
-        return _positions(rows, place.anchor, axis)
+
+def numbers_of(
+    place: Place, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
+) -> tuple[Tensor | None, str]:
+    """The anchor's number of each query or key, (batch, head, query or key), or None and the reason; as ``read``."""
+    numbers = place.then(Features(1)).numbers()
+    if numbers is None:
+        return None, f"the {axis} positions were taken apart on the way: an operation reads several at once"
+    try:
+        numbers = numbers.expand(*lead, shape[-2], 1).reshape(-1, shape[-2])
+    except RuntimeError:
+        return None, f"the {axis}s are shaped otherwise than the inputs they come from"
+    rows = numbers[layout.rows[:, :, 0]]  # (batch, head, query or key)
+    if axis == "query":
+        rows = rows.gather(-1, layout.queries)
+    return rows, ""
 
 
-def _positions(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | None, str]:
+def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | None, str]:
     """(batch, head, position) numbers as Positions, where every example and head has the same ones."""
     inputs = rows != NOT_AN_INPUT
     batch, index = rows // anchor.length, rows % anchor.length

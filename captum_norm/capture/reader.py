@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.certificate import predicted, read_along, relative_error, tolerance_for
 from captum_norm.capture.graph import MixedValues
-from captum_norm.capture.heads import HeadReader, Heads
+from captum_norm.capture.heads import HeadReader, Heads, something_else
+from captum_norm.capture.joining import Joined, joined
 from captum_norm.capture.kind import KindReader, has_cache
-from captum_norm.capture.layout import Layout, LayoutError
+from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
-from captum_norm.capture.positions import PositionReader
+from captum_norm.capture.positions import PositionReader, positions_of
 from captum_norm.capture.record import (
     AttentionBlock,
     AttentionCall,
@@ -35,6 +36,16 @@ from captum_norm.operations.callers import received_mask
 
 OnRecord = Callable[[AttentionRecord], None]
 OnInexact = Callable[[InexactCaptureError], None]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadProjection:
+    """What went through one projection: its calls, proved together, and whether it wrote something else besides."""
+
+    projection: Projection
+    calls: list[Joined]
+    certificate: Certificate
+    offsets: bool
 
 
 class RecordReader:
@@ -55,88 +66,114 @@ class RecordReader:
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
         self._counts: dict[int, int] = {}
 
-    def finish(self, mixture: Mixture) -> None:
-        """Read, check and hand over one call."""
-        if mixture.projection is None and not mixture.problem and not _is_attention(mixture):
+    def finish(self, mixtures: tuple[Mixture, ...]) -> None:
+        """Read, check and hand over what went through one projection, or one mixture that went through none."""
+        first = mixtures[0]
+        if first.projection is None and not first.problem and not _is_attention(first):
             return
-        call = self._call(mixture)
         try:
-            record = self._read(mixture, call)
+            read = self._read(mixtures)
         except (LayoutError, InexactCaptureError) as error:
-            refusal = InexactCaptureError(f"{call.name or 'attention'} (call {call.call}): {error}")
-            refusal.call = call
-            if self._on_inexact is None:
-                raise refusal from None
-            self._on_inexact(refusal)
-        else:
-            self._on_record(record)
+            self._refuse(self._call(mixtures), error)
+            return
+        for call in read.calls:
+            self._on_record(self._record(call, read))
 
-    def _call(self, mixture: Mixture) -> AttentionCall:
-        modules = tuple(caller.module for caller in mixture.callers)
+    def _refuse(self, call: AttentionCall, error: Exception) -> None:
+        refusal = InexactCaptureError(f"{call.name or 'attention'} (call {call.call}): {error}")
+        refusal.call = call
+        if self._on_inexact is None:
+            raise refusal from None
+        self._on_inexact(refusal)
+
+    def _call(self, mixtures: tuple[Mixture, ...]) -> AttentionCall:
+        """Which call, named by the innermost module in which all of it ran."""
+        modules = _common([tuple(caller.module for caller in mixture.callers) for mixture in mixtures])
         count = 0
         if modules:
             count = self._counts.get(id(modules[-1]), 0)
             self._counts[id(modules[-1])] = count + 1
-        projection = mixture.projection
+        projection = mixtures[0].projection
         parameter = "" if projection is None else self._names.parameter(projection.terms[0].parameter, modules)
         return AttentionCall(self._names.module(modules), "self", count, 0, parameter, modules)
 
-    def _read(self, mixture: Mixture, call: AttentionCall) -> AttentionRecord:
-        if mixture.problem:
-            raise InexactCaptureError(mixture.problem)
-        projection = mixture.projection
+    def _read(self, mixtures: tuple[Mixture, ...]) -> ReadProjection:
+        problem = next((mixture.problem for mixture in mixtures if mixture.problem), "")
+        if problem:
+            raise InexactCaptureError(problem)
+        projection = mixtures[0].projection
         if projection is None:
             raise InexactCaptureError(
                 "its mixed values were not seen to enter an output projection W_O (a linear map); what lies between "
                 "is not a reshape, a gate or a norm, or the module has no output projection"
             )
-        if not mixture.unchanged:
+        if not all(mixture.unchanged for mixture in mixtures):
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
-        heads = self._heads.read(mixture, projection)
-        layout, weights, values = heads.layout, heads.weights, heads.values
-        certificate = certify(projection, heads)
-        queries, _ = self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query")
-        keys, unknown = self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
+        parts = self._heads.read(projection)
+        offsets = something_else(parts)
+        return ReadProjection(projection, joined(parts), certify(projection, parts, offsets), bool(offsets))
+
+    def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
+        mixture = call.parts[0].mixture
+        named = self._call(tuple(dict.fromkeys(part.mixture for part in call.parts)))
+        queries, _ = self._positions_of(call, "query")
+        keys, unknown = self._positions_of(call, "key")
+        weights = call.weights
         kind = self._kinds.read(mixture, weights, queries, keys)
         batch, _, query, key = weights.shape
-        mixed = None
-        if mixture.edge is not None:
-            mixed = MixedValues(mixture.edge, mixture.steps, mixture.lead, layout, mixture.live)
         cross = kind == "cross"
-        block, no_block = self._block(mixture, layout, queries, keys, cross)
-        if block is not None and heads.offsets:  # W_O wrote something else along with attention
+        whole = len(call.parts) == 1 or not read.offsets
+        whole = whole and not any(call.meets(other) for other in read.calls if other is not call)
+        block, no_block = self._block(call, whole, queries, keys, cross)
+        if block is not None and read.offsets:  # W_O wrote something else along with attention
             block = replace(block, attended=None)
         return AttentionRecord(
-            call=replace(call, kind=kind, heads=weights.shape[1]),
+            call=replace(named, kind=kind, heads=weights.shape[1]),
             weights=weights,
-            values=values,
-            W_O=heads.W_O,
-            b_O=projection.bias,
-            gate=heads.gate,
+            values=call.values,
+            W_O=call.W_O,
+            b_O=read.projection.bias,
+            gate=call.gate,
             queries=queries,
             keys=keys,
             unknown_keys=unknown,
             query_mask=received_mask(mixture.callers, batch, query),
             key_mask=received_mask(mixture.callers, batch, key, memory=cross),
-            certificate=certificate,
-            mixed=mixed,
+            certificate=read.certificate,
+            mixed=_mixed_values(call),
             block=block,
             no_block=no_block,
         )
 
+    def _positions_of(self, call: Joined, axis: str) -> tuple[Positions | None, str]:
+        """Where the query or key axis lies in the input."""
+        mixture, layout = call.parts[0].mixture, call.layout
+        if len(call.parts) > 1:
+            numbered = call.queries if axis == "query" else call.keys
+            if numbered.rows is None or numbered.anchor is None:
+                return None, numbered.unknown
+            return positions_of(numbered.rows, numbered.anchor, axis)
+        if axis == "query":
+            return self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, axis)
+        return self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, axis)
+
     def _block(
-        self, mixture: Mixture, layout: Layout, queries: Positions | None, keys: Positions | None, cross: bool
+        self, call: Joined, whole: bool, queries: Positions | None, keys: Positions | None, cross: bool
     ) -> tuple[AttentionBlock | None, str]:
         """The block around a call, or None and why."""
         if self._stream is None:
             return None, AttentionRecord.no_block
-        query, key = layout.shape[2], mixture.values.shape[-2]
+        mixtures = tuple(dict.fromkeys(part.mixture for part in call.parts))
+        blocks = [self._stream.forget(mixture) for mixture in mixtures]
+        if not whole:
+            return None, "W_O wrote more at once than the heads of this call"
+        query, key = call.weights.shape[-2:]
 
         def own_key() -> ResidualKey:
-            return residual_key(queries, keys, cross, has_cache(mixture.callers), query, key)
+            return residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
 
         try:
-            return self._blocks.read(self._stream.forget(mixture), mixture.projection, layout, own_key), ""
+            return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""
         except UnreadableBlockError as error:
             return None, str(error)
 
@@ -146,15 +183,42 @@ def _is_attention(mixture: Mixture) -> bool:
 
     A softmax over classes that weighs something does not, nor does one that mixes several streams of one position.
     """
-    if mixture.weights.ndim == 2:
-        return False
     place, key = mixture.values_place, mixture.values.shape[-2]
     numbers = None if place is None else place.numbers()
+    if mixture.weights.ndim == 2 and numbers is None:
+        return False
     return numbers is None or key == 1 or not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers))
 
 
-def certify(projection: Projection, heads: Heads) -> Certificate:
-    """The check that the heads reproduce what the projection wrote, along one random direction.
+def _common(chains: list[tuple[Module, ...]]) -> tuple[Module, ...]:
+    """The modules in which all of it ran, outermost first; those of the first one where there are none."""
+    common = chains[0]
+    for chain in chains[1:]:
+        same = [ours is theirs for ours, theirs in zip(common, chain, strict=False)]
+        common = common[: same.index(False) if False in same else len(same)]
+    return common or chains[0]
+
+
+def _mixed_values(call: Joined) -> MixedValues | None:
+    found = []
+    for part in call.parts:
+        mixture = part.mixture
+        if mixture.edge is None:
+            return None
+        found.append(MixedValues(mixture.edge, mixture.steps, mixture.lead, part.layout, mixture.live))
+    if len(found) == 1:
+        return found[0]
+    whole = all(part.weights.shape[2] == call.weights.shape[2] for part in call.parts)
+    return replace(found[0], beside=tuple(found[1:]), arrange=call.arrange, whole=whole)
+
+
+def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tensor, Tensor]]) -> Certificate:
+    """The check that heads reproduce what their projection wrote, along one random direction.
+
+    Args:
+        projection: what was written.
+        parts: all heads that it took in.
+        offsets: pairs of x (row, column) and W (column, model): what else it wrote.
 
     Raises:
         InexactCaptureError: where they do not.
@@ -165,25 +229,37 @@ def certify(projection: Projection, heads: Heads) -> Certificate:
     # What was added to the attention part was rounded with it: a large bias hides the last digits of a small part.
     beside = 0.0 if projection.bias is None else float(vector_norm(projection.bias.detach().to(r.dtype)))
     beside *= float(vector_norm(r)) / math.sqrt(len(r))
-    for x, W in heads.offsets:
+    for x, W in offsets:
         offset = x.to(r.dtype) @ (W.to(r.dtype) @ r)
         beside += float(offset.abs().max())
         actual = actual - offset
         size = actual.abs()
-    tokens = heads.layout.tokens.to(actual.device)
-    actual, size = actual[tokens], size[tokens]
-    weights, values, W_O = heads.weights, heads.values, heads.W_O
+    tokens = [part.layout.tokens.to(actual.device) for part in parts]
+    if len(parts) == 1:
+        actual, size = actual[tokens[0]], size[tokens[0]]
+    else:
+        rows = torch.unique(torch.cat([of_one.flatten() for of_one in tokens]))
+        actual, size = actual[rows], size[rows]
+    keys = max(part.weights.shape[-1] for part in parts)
     dtype = projection.terms[0].x.dtype
-    tolerance = tolerance_for(dtype, weights.shape[-1], beside / max(float(size.max()), torch.finfo(r.dtype).tiny))
+    tolerance = tolerance_for(dtype, keys, beside / max(float(size.max()), torch.finfo(r.dtype).tiny))
     parameter = projection.terms[0].parameter
-    is_view = W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+    is_view = parts[0].W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
     error = math.nan
-    for remembered in (parameter, None) if is_view else (None,):
-        expected = predicted(weights, values, read_along(W_O, r, remembered), heads.gate)
+    for remembered in (parameter, None) if is_view and len(parts) == 1 else (None,):
+        along = [predicted(p.weights, p.values, read_along(p.W_O, r, remembered), p.gate) for p in parts]
+        expected = along[0]
+        if len(parts) > 1:
+            total = torch.zeros_like(projection.actual)
+            for of_one, part in zip(tokens, along, strict=True):
+                total.index_add_(0, of_one.flatten(), part.flatten())
+            expected = total[rows]
         error = relative_error(expected, actual, size)
         if error <= tolerance:
             return Certificate(error, tolerance)
-    raise InexactCaptureError(_what_is_wrong(error, tolerance, weights, values, W_O))
+    raise InexactCaptureError(
+        _what_is_wrong(error, tolerance, *(t for part in parts for t in (part.weights, part.values, part.W_O)))
+    )
 
 
 def _what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -13,7 +14,7 @@ from captum_norm.capture.columns import Columns
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.places import Place
-from captum_norm.operations.steps import Step
+from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 
 @dataclass(eq=False)
@@ -59,19 +60,39 @@ class Mixture:
 
 
 class Mixed(NamedTuple):
-    """A tensor that holds the mixed values of a call, after these steps."""
+    """A part of a tensor: the mixed values of a call, after these steps.  A tensor is the sum of its parts."""
 
     mixture: Mixture
     steps: tuple[Step, ...] = ()
 
+    def then(self, step: Step) -> Mixed:
+        """The part after one more step."""
+        return Mixed(self.mixture, (*self.steps, step))
+
+    def is_here(self) -> bool:
+        """Whether the moves since have left any of the mixed values in the tensor."""
+        query, head_dim = self.mixture.weights.shape[-2], self.mixture.values.shape[-1]
+        numbers = torch.zeros(*self.mixture.lead, query, head_dim, dtype=torch.long, device="cpu")
+        try:
+            for step in self.steps:
+                numbers = numbers if step.scales else step.apply(numbers)
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return True
+        return bool((numbers != NOT_AN_INPUT).any())
+
 
 class Term(NamedTuple):
-    """One linear map of mixed values: x (..., column) times W (column, model), then more factors."""
+    """One linear map of a call's mixed values: x (..., column) times W (column, model), then more factors.
 
+    ``root`` numbers the product: terms of one product read the same x, of which each mixture holds a part.
+    """
+
+    mixture: Mixture
     steps: tuple[Step, ...]
     x: Tensor
     W: Tensor
     parameter: Tensor
+    root: int
     factors: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def matrix(self) -> Tensor:
@@ -81,21 +102,28 @@ class Term(NamedTuple):
         return W
 
 
+_KEEP_ROWS = frozenset(("view", "reshape", "flatten", "unflatten", "contiguous", "unsqueeze", "squeeze", "ravel"))
+
+
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """A tensor that is linear in one call's mixed values: what W_O wrote, or a branch of it (a low-rank adapter).
+    """A tensor that is linear in mixed values: what W_O wrote, or a branch of it (a low-rank adapter).
 
     Attributes:
-        mixture: the call.
+        mixtures: whose values; several where W_O takes in heads, queries or differences that were mixed one by one.
         terms: the linear maps whose results were added.
         bias: (model,) added on the way, or None.
         roots: which first projections it goes through; branches that are added have different ones.
         parts_axis: axis of the tensor that still has to be summed (one part per head), or None.
         r, actual, size: the random direction, (y - bias) . r and ||y - bias|| ||r|| / sqrt(model) of each row, taken
             the moment y was written; None for a branch.
+        depth: how many of the modules that ran at the value product were still running.
+        base: what this is with one factor less, where W_O is a product of several.
+        is_final: several maps read what it wrote, so that none of them is a factor of W_O.
+        is_moved: rows of what it wrote have changed places.
     """
 
-    mixture: Mixture
+    mixtures: tuple[Mixture, ...]
     terms: tuple[Term, ...]
     bias: Tensor | None
     roots: frozenset[int]
@@ -103,6 +131,16 @@ class Projection:
     r: Tensor | None = None
     actual: Tensor | None = None
     size: Tensor | None = None
+    depth: int = 0
+    base: Projection | None = None
+    is_final: bool = False
+    is_moved: bool = False
+
+    def of(self, mixtures: tuple[Mixture, ...]) -> Projection:
+        """The part of it that these mixtures make up; to the others it adds something else."""
+        if len(mixtures) == len(self.mixtures):
+            return self
+        return replace(self, mixtures=mixtures, terms=tuple(term for term in self.terms if term.mixture in mixtures))
 
     def times(self, factor: Callable[[Tensor], Tensor]) -> Projection:
         """This branch after one more linear map, given as a function of a matrix (column, model)."""
@@ -110,11 +148,20 @@ class Projection:
         terms = tuple(term._replace(factors=(*term.factors, factor)) for term in self.terms)
         return replace(self, terms=terms, bias=bias, r=None, actual=None, size=None, parts_axis=None)
 
+    def after(self, step: Step) -> Projection | None:
+        """This branch after a move; None where its heads are still to be summed."""
+        if self.parts_axis is not None:
+            return None
+        key = step.key
+        keeps_rows = isinstance(key, tuple) and key[0] in _KEEP_ROWS
+        return self if keeps_rows or self.is_moved else replace(self, is_moved=True)
+
     def plus(self, other: Projection) -> Projection:
-        """The sum of two branches of the same call."""
+        """The sum of two branches."""
         biases = [bias for bias in (self.bias, other.bias) if bias is not None]
         bias = None if not biases else biases[0] if len(biases) == 1 else biases[0] + biases[1]
-        return Projection(self.mixture, self.terms + other.terms, bias, self.roots | other.roots)
+        mixtures = tuple(dict.fromkeys(self.mixtures + other.mixtures))
+        return Projection(mixtures, self.terms + other.terms, bias, self.roots | other.roots)
 
 
 # Pieces of a softmax, or of a value product, that the model writes out itself.
@@ -140,9 +187,9 @@ class Trace(NamedTuple):
         if not self.in_attention:
             return Trace(place=self.place and self.place.then(step))
         mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
-        whole = self.projection is None or self.projection.parts_axis is None
+        projection = self.projection and self.projection.after(step)
         weights, place = self.weights and self.weights.then(step), self.place and self.place.then(step)
-        return Trace(weights, mixed, self.projection if whole else None, place)
+        return Trace(weights, mixed, projection, place)
 
     def __bool__(self) -> bool:
         return self.place is not None or self.in_attention

@@ -289,9 +289,11 @@ class _Watching(Dataflow):
         self._numbers[mixture] = len(self._numbers)
         super().mix(mixture, out, steps, place)
 
-    def _finished(self, mixture: Mixture) -> None:
-        if mixture.projection is not None and not mixture.problem:
-            self.projected.append((self._numbers[mixture], mixture, mixture.projection.terms[0]))
+    def _finished(self, mixtures: tuple[Mixture, ...]) -> None:
+        for mixture in mixtures:
+            if mixture.projection is not None and not mixture.problem:
+                term = next(term for term in mixture.projection.terms if term.mixture is mixture)
+                self.projected.append((self._numbers[mixture], mixture, term))
 
 
 class _Changing(_Watching):

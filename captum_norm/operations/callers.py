@@ -43,6 +43,21 @@ def running_modules() -> tuple[Caller, ...]:
     return tuple(reversed(callers))
 
 
+def how_many_run(callers: tuple[Caller, ...]) -> int:
+    """How many of these modules, outermost first, are still running."""
+    running = set()
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
+            running.add(id(frame.f_locals.get("self")))
+        frame = frame.f_back  # type: ignore[assignment]
+    count = 0
+    while count < len(callers) and id(callers[count].module) in running:
+        count += 1
+    return count
+
+
 def _bind(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     names = _positional(type(module).forward)
     return {**dict(zip(names, args, strict=False)), **kwargs}

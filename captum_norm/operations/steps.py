@@ -59,6 +59,12 @@ def step_of(op: Operation, k: int | None) -> Step:
     return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
 
 
+def written_index(op: Operation) -> tuple[Any, Hashable]:
+    """Where ``x[index] = value`` wrote, for numbers (which live on the CPU), and a key, equal for equal places."""
+    index = _on_cpu(op.args[1])
+    return index, _key(index)
+
+
 def _on_cpu(value: Any) -> Any:
     """An argument with its tensors copied to the CPU, as they are now."""
     if isinstance(value, Tensor):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from string import ascii_lowercase, ascii_uppercase
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_norm.capture.columns import is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.products import value_product
+from captum_norm.capture.rules.products import unread_product, value_product
 from captum_norm.capture.rules.weights import is_weights, mixes_values
-from captum_norm.capture.traces import Projection, Term, Trace
+from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Features
 from captum_norm.operations.steps import Step
@@ -20,8 +23,13 @@ from captum_norm.operations.steps import Step
 @rule("einsum")
 def _einsum(flow: Dataflow, op: Operation) -> None:
     parsed = _parse_einsum(op)
-    if parsed is not None:
-        _product(flow, op, *parsed)
+    if parsed is None:
+        return
+    operands, letters, res = parsed
+    if len(operands) == 2:
+        _product(flow, op, operands, letters, res)
+    elif len(operands) > 2:
+        _of_three(flow, op, operands, letters, res)
 
 
 @rule("tensordot")
@@ -44,7 +52,7 @@ def _tensordot(flow: Dataflow, op: Operation) -> None:
 
 
 def _product(
-    flow: Dataflow, op: Operation, operands: tuple[Tensor, Tensor], letters: tuple[str, str], res: str
+    flow: Dataflow, op: Operation, operands: Sequence[Tensor], letters: Sequence[str], res: str
 ) -> None:
     (left, right), (lhs, rhs) = operands, letters
     if is_weights(flow, right) and not is_weights(flow, left):
@@ -63,22 +71,64 @@ def _product(
         flow.traces[op.out] = Trace(place=trace.place.then(_einsum_place(lhs, res, op.out)))
 
 
-def _parse_einsum(op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[str, str], str] | None:
-    """Two operands with their letters; ``...`` is written out with letters of its own."""
-    if not op.args or not isinstance(op.args[0], str):
+def _parse_einsum(op: Operation) -> tuple[list[Tensor], list[str], str] | None:
+    """The operands with their letters, and those of the result; ``...`` is written out with letters of its own."""
+    if not op.args:
         return None
-    operands = op.tensors
-    equation = op.args[0].replace(" ", "")
-    if len(operands) != 2 or "->" not in equation:
+    operands, equation = op.tensors, op.args[0]
+    if not isinstance(equation, str):
+        equation = _equation(op.args)
+    equation = equation.replace(" ", "")
+    inputs, _, res = equation.partition("->")
+    letters = inputs.split(",")
+    if len(letters) != len(operands):
         return None
-    inputs, res = equation.split("->")
-    lhs, rhs = inputs.split(",")
-    spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
-    pairs = zip((lhs, rhs), operands, strict=True)
+    if "->" not in equation:  # letters that stand once, in order
+        once = sorted(c for c in set(inputs) - set(",.") if inputs.count(c) == 1)
+        res = ("..." if "..." in inputs else "") + "".join(once)
+    spare = [c for c in ascii_uppercase if c not in equation]
+    pairs = list(zip(letters, operands, strict=True))
     widths = [tensor.ndim - len(s.replace("...", "")) if "..." in s else 0 for s, tensor in pairs]
     dots = spare[: max(widths)]
-    lhs, rhs = (s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip((lhs, rhs), widths, strict=True))
-    return (operands[0], operands[1]), (lhs, rhs), res.replace("...", "".join(dots))
+    letters = [s.replace("...", "".join(dots[len(dots) - n :])) for s, n in zip(letters, widths, strict=True)]
+    return operands, letters, res.replace("...", "".join(dots))
+
+
+def _equation(args: tuple[Any, ...]) -> str:
+    """einsum(x, [0, 1], y, [1, 2], [0, 2]) as einsum("ab,bc->ac", x, y)."""
+
+    def letters(axes: Any) -> str:
+        return "".join("..." if axis is Ellipsis else (ascii_lowercase + ascii_uppercase)[axis] for axis in axes)
+
+    axes = [letters(one) for one in args[1::2]]
+    return ",".join(axes) + ("->" + letters(args[-1]) if len(args) % 2 else "")
+
+
+def _of_three(flow: Dataflow, op: Operation, operands: list[Tensor], letters: list[str], res: str) -> None:
+    """Weights, values and W_O at once: the mixed values that the model did not keep are computed beside it."""
+    weights = [n for n, x in enumerate(operands) if is_weights(flow, x)]
+    if not weights:
+        return
+    trace = flow.traces[operands[weights[0]]]
+    column = None if trace is None or trace.weights is None else trace.weights.axis
+    key = None if column is None else letters[weights[0]][column]
+    others = [n for n in range(len(operands)) if n not in weights]
+    values = [n for n in others if key is not None and key in letters[n]]
+    if len(operands) != 3 or len(weights) != 1 or len(values) != 1:
+        unread_product(flow, op, "its weights meet several tensors in one einsum; write it as products of two")
+        return
+    w, v = weights[0], values[0]
+    o = next(n for n in others if n != v)
+    kept = [c for c in dict.fromkeys(letters[w] + letters[v]) if c in res or c in letters[o]]
+    if flow.differentiable:
+        problem = "weights, values and W_O meet in one einsum, where no gradient of the weights is left to be taken"
+        unread_product(flow, op, problem + "; write the value product by itself")
+        return
+    mixed = torch.einsum(f"{letters[w]},{letters[v]}->{''.join(kept)}", operands[w].detach(), operands[v].detach())
+    _einsum_on_weights(flow, operands[w], operands[v], letters[w], letters[v], "".join(kept), mixed)
+    trace = flow.traces[mixed]
+    if trace is not None and trace.mixed:
+        _einsum_projection(flow, trace, mixed, operands[o], "".join(kept), letters[o], res, op.out)
 
 
 def _einsum_on_weights(
@@ -163,10 +213,10 @@ def _einsum_projection(
         flow.project(flat, matrix, None, y, W)
         flow.traces[out] = flow.traces[y] or Trace()
         return
-    mixed = trace.mixed[0]
-    term = Term((*mixed.steps, step), flat.detach(), matrix.detach(), W)
-    parts = Projection(mixed.mixture, (term,), None, frozenset((id(term),)), parts_axis=res.index(heads[0]))
-    flow.traces[out] = Trace(projection=parts)
+    moved = flow.traces[flat]
+    parts = None if moved is None else flow.branch(moved.mixed, flat, matrix, None, W)
+    if parts is not None:
+        flow.traces[out] = Trace(projection=replace(parts, parts_axis=res.index(heads[0])))
 
 
 def _einsum_place(lhs: str, res: str, out: Tensor) -> Step:

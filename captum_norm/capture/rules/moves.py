@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.traces import Mixed, Trace
+from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Features, Place
@@ -35,6 +35,39 @@ def _cat(flow: Dataflow, op: Operation) -> None:
     flow.traces[op.out] = Trace(weights, mixed, None, _cat_place(traces, shapes, axis, op.out.ndim))
 
 
+@rule("stack")
+def _stack(flow: Dataflow, op: Operation) -> None:
+    """Tensors beside each other along a new axis: heads or examples that were mixed one by one."""
+    traces = [flow.traces[tensor] or Trace() for tensor in op.tensors]
+    if not any(traces):
+        return
+    axis = op.argument(1, "dim", 0) % op.out.ndim
+    known = [trace.place for trace in traces if trace.place is not None]
+    place = None
+    if len(known) == len(traces) and all(place.key == known[0].key for place in known):
+        shape = op.out.shape
+        place = known[0].then(Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape)))
+    flow.traces[op.out] = Trace(place=place, projection=_stacked_projections(traces, axis))
+    if any(trace.mixed or trace.weights is not None for trace in traces):
+        apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
+        shapes = [tuple(tensor.unsqueeze(axis).shape) for tensor in op.tensors]
+        traces = [trace.after(apart) for trace in traces]
+        weights, mixed = _cat_weights(traces, op.out), _cat_mixed(traces, shapes, axis)
+        place = place or _cat_place(traces, shapes, axis, op.out.ndim)
+        flow.traces.update(op.out, weights=weights, mixed=mixed, place=place)
+
+
+def _stacked_projections(traces: list[Trace], axis: int) -> Projection | None:
+    """One part of W_O's result for each head, to be summed along the new axis."""
+    projections = [trace.projection for trace in traces if trace.projection is not None]
+    if len(projections) < len(traces) or len({frozenset(p.mixtures) for p in projections}) != 1:
+        return None
+    total = projections[0]
+    for projection in projections[1:]:
+        total = total.plus(projection)
+    return Projection(total.mixtures, total.terms, total.bias, total.roots, axis)
+
+
 def _cat_weights(traces: list[Trace], out: Tensor) -> Columns | None:
     columns = [trace.weights for trace in traces if trace.weights is not None]
     if not columns:
@@ -46,14 +79,12 @@ def _cat_weights(traces: list[Trace], out: Tensor) -> Columns | None:
 def _cat_mixed(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int) -> tuple[Mixed, ...]:
     joined = []
     for mixture in dict.fromkeys(m.mixture for trace in traces for m in trace.mixed):
-        parents = [next((m.steps for m in trace.mixed if m.mixture is mixture), None) for trace in traces]
-        if any(step.scales for steps in parents if steps is not None for step in steps):
-            if sum(steps is not None for steps in parents) > 1:
-                continue
-            index = next(i for i, steps in enumerate(parents) if steps is not None)
-            steps = parents[index] or ()
-            joined.append(Mixed(mixture, (*steps, _beside(shapes, index, axis))))
+        parts = [[m.steps for m in trace.mixed if m.mixture is mixture] for trace in traces]
+        if any(len(of_one) > 1 or any(step.scales for steps in of_one for step in steps) for of_one in parts):
+            for index, of_one in enumerate(parts):
+                joined += [Mixed(mixture, (*steps, _beside(shapes, index, axis))) for steps in of_one]
         else:
+            parents = [of_one[0] if of_one else None for of_one in parts]
             joined.append(Mixed(mixture, (_side_by_side(parents, shapes, axis),)))
     return tuple(joined)
 

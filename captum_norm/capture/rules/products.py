@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped as unwrapped
+from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
@@ -43,7 +45,13 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
 
 def hidden_product(flow: Dataflow, op: Operation) -> None:
     """(weights * values).sum(): a value product we do not take apart."""
-    problem = "its weights are multiplied with the values and summed by hand; use matmul, einsum or SDPA there"
+    unread_product(
+        flow, op, "its weights are multiplied with the values and summed by hand; use matmul, einsum or SDPA there"
+    )
+
+
+def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
+    """A value product that cannot be read, and why."""
     empty = torch.empty(0, 0, 0)
     mixture = Mixture(empty, empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
     flow.mix(mixture, op.out, (), None)
@@ -77,6 +85,9 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
     left, right = op.tensors[:2]
     if op.name == "rmatmul":
         left, right = right, left
+    if is_batched(op.out):
+        _vmapped_product(flow, op, left, right)
+        return
     if _meets_values(flow, left, -1, right, -2):
         value_product(flow, left, right, op.out, op.out.shape, ())
     elif _meets_values(flow, right, -2, left, -1):
@@ -91,6 +102,13 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
         _product_place(flow, left, op.out)
 
 
+def _vmapped_product(flow: Dataflow, op: Operation, *operands: Tensor) -> None:
+    """A product under ``torch.vmap``, whose results are other tensors when it ends: refused if it may be attention."""
+    seen = [unwrapped(operand) if is_batched(operand) else operand for operand in operands]
+    if any(is_weights(flow, operand) for operand in (*seen, *operands)):
+        unread_product(flow, op, "its weights meet the values under torch.vmap, out of sight; write the axis out")
+
+
 def _map_by_matrix(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
     """A matrix of parameters, or one that the model made of its inputs, mixes the weights of heads."""
     if min(left.ndim, right.ndim) < 2:
@@ -103,11 +121,21 @@ def _map_by_matrix(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
 
 @rule("baddbmm")
 def _baddbmm(flow: Dataflow, op: Operation) -> None:
-    _, left, right = op.tensors[:3]
-    if op.argument(3, "beta", 1) == 0 and op.kwargs.get("alpha", 1) == 1 and is_weights(flow, left):
-        value_product(flow, left, right, op.out, op.out.shape, ())
-    else:
+    added_product(flow, op)
+
+
+def added_product(flow: Dataflow, op: Operation) -> None:
+    """beta * added + alpha * (left @ right): a value product where left are weights and nothing is added."""
+    added, left, right = op.tensors[:3]
+    if not _meets_values(flow, left, -1, right, -2):
         _product_place(flow, left, op.out)
+        return
+    alpha = op.kwargs.get("alpha", 1)
+    scale = Step(("alpha", object()), lambda t: t * alpha, True)
+    steps = () if alpha == 1 else (scale,)
+    nothing = op.kwargs.get("beta", 1) == 0 or not bool(added.any())
+    problem = "" if nothing else f"{op.name} adds something to its mixed values; write the sum apart from the product"
+    value_product(flow, left, right, op.out, op.out.shape, steps, problem)
 
 
 def _product_place(flow: Dataflow, left: Tensor, out: Tensor) -> None:
@@ -117,12 +145,12 @@ def _product_place(flow: Dataflow, left: Tensor, out: Tensor) -> None:
 
 
 def value_product(
-    flow: Dataflow, weights: Tensor, values: Tensor, out: Tensor, shape: torch.Size, steps: tuple[Step, ...]
-) -> None:
+    flow: Dataflow, weights: Tensor, values: Tensor, out: Tensor, shape: torch.Size, steps: tuple[Step, ...],
+    problem: str = "",
+) -> None:  # fmt: skip
     """weights (..., query, key) @ values (..., key, head_dim) = a view of out with this shape."""
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (weights, values)]
-    problem = ""
-    if (trace := flow.traces[values]) is not None and trace.mixed:
+    if not problem and (trace := flow.traces[values]) is not None and trace.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     mixture = Mixture(
         weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem,
@@ -130,5 +158,5 @@ def value_product(
     )  # fmt: skip
     place = places[0] and places[0].then(Features(shape[-1]))
     for step in steps:
-        place = place and place.then(step)
+        place = place if step.scales else place and place.then(step)
     flow.mix(mixture, out, steps, place)

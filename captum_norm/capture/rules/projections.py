@@ -8,9 +8,9 @@ from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.elementwise import carry
-from captum_norm.capture.rules.products import hidden_product
-from captum_norm.capture.rules.weights import map_weights, reduce_weights
-from captum_norm.capture.traces import Projection, Trace
+from captum_norm.capture.rules.products import added_product, hidden_product
+from captum_norm.capture.rules.weights import is_weights, map_weights, reduce_weights
+from captum_norm.capture.traces import Mixed, Mixture, Projection, Trace
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Features
 from captum_norm.operations.steps import Step
@@ -36,8 +36,23 @@ def _linear(flow: Dataflow, op: Operation) -> None:
 @rule("addmm")
 def _addmm(flow: Dataflow, op: Operation) -> None:
     bias, x, weight = op.tensors[:3]
-    if bias.ndim == 1 and op.kwargs.get("beta", 1) == 1 and op.kwargs.get("alpha", 1) == 1:
-        flow.project(x, weight, bias, op.out, weight)
+    plain = op.kwargs.get("beta", 1) == op.kwargs.get("alpha", 1) == 1
+    if not plain or is_weights(flow, x) or is_weights(flow, weight):
+        added_product(flow, op)
+    elif bias.ndim == 1 or not bias.stride(0):  # one bias for all rows
+        flow.project(x, weight, bias if bias.ndim == 1 else bias[0], op.out, weight)
+    else:
+        _added_branch(flow, op, bias, x, weight)
+
+
+def _added_branch(flow: Dataflow, op: Operation, rest: Tensor, x: Tensor, weight: Tensor) -> None:
+    """rest + x @ weight, where rest is what other heads wrote."""
+    mixed, before = flow.traces[x], flow.traces[rest]
+    second = None if mixed is None else flow.branch(mixed.mixed, x, weight, None, weight)
+    first = None if before is None else before.projection
+    if first is not None and second is not None and _are_branches(first, second):
+        projection = flow.propose(first.plus(second), op.out)
+        flow.traces[op.out] = Trace(projection=projection)
 
 
 @rule("add", "sub")
@@ -46,34 +61,68 @@ def _add(flow: Dataflow, op: Operation) -> None:
     traces = [flow.traces[operand] or Trace() for operand in operands]
     projections = [trace.projection for trace in traces]
     merged = _merge(flow, op, operands, projections) if any(projections) else None
+    mixed = _sum_of_mixed(op, operands, traces)
     carry(flow, op)
+    if mixed:
+        flow.traces.update(op.out, mixed=mixed)
     if merged is not None:
         flow.traces.update(op.out, projection=merged)
     if len(traces) == 2 and traces[1].softmax_part == "log normaliser" and base_name(op.name) == "sub":
         flow.traces.update(op.out, softmax_part="log weights")  # exp(x - logsumexp(x)) is a softmax
 
 
+def _sum_of_mixed(op: Operation, operands: list[Tensor], traces: list[Trace]) -> tuple[Mixed, ...]:
+    """The parts of a sum or difference of mixed values (differential attention)."""
+    if not all(trace.mixed for trace in traces) or any(x.shape != op.out.shape for x in operands):
+        return ()
+    sign = _sign(op)
+    if len(operands) == 1:  # 0 + y, as Python's sum() begins
+        number = op.args[1] if isinstance(op.args[0], Tensor) else op.args[0]
+        return traces[0].mixed if number == 0 and (sign == 1 or isinstance(op.args[0], Tensor)) else ()
+    scale = Step(("sum of mixed", object()), lambda t: t * sign, True)
+    return traces[0].mixed + tuple(part if sign == 1 else part.then(scale) for part in traces[1].mixed)
+
+
+def _sign(op: Operation) -> float:
+    """What the second operand of a sum or difference is multiplied with."""
+    alpha: float = op.kwargs.get("alpha", 1)
+    return -alpha if base_name(op.name) == "sub" else alpha
+
+
 def _merge(
     flow: Dataflow, op: Operation, operands: list[Tensor], projections: list[Projection | None]
 ) -> Projection | None:
     """The sum of two branches of one W_O (an adapter beside it, one projection per head), or W_O and its bias."""
-    sign = (-1.0 if base_name(op.name) == "sub" else 1.0) * op.kwargs.get("alpha", 1)
+    sign = _sign(op)
     if len(operands) == 1:  # y + 0, as Python's sum() begins
         number = op.args[1] if isinstance(op.args[0], Tensor) else op.args[0]
         return projections[0] if number == 0 else None
     first, second = projections
     if first is not None and second is not None:
         in_parts = first.parts_axis is not None or second.parts_axis is not None
-        if first.mixture is not second.mixture or first.roots & second.roots or in_parts:
+        if not _are_branches(first, second) or first.roots & second.roots or in_parts:
             return None
         if sign != 1.0:
             second = second.times(lambda matrix: matrix * sign)
         return flow.propose(first.plus(second), op.out)
     whole, other = (first, operands[1]) if first is not None else (second, operands[0])
     if whole is not None and whole.r is not None and sign == 1.0 and other.shape == op.out.shape[-1:]:
-        bias = Projection(whole.mixture, (), other, frozenset())
+        bias = Projection(whole.mixtures, (), other, frozenset())
         return flow.propose(whole.plus(bias), op.out)
     return None
+
+
+def _are_branches(first: Projection, second: Projection) -> bool:
+    """Whether two projections may be parts of one W_O: of the same mixtures, or of different ones of one module.
+
+    What modules of their own wrote, side by side, are calls of their own.
+    """
+    ours, theirs = set(first.mixtures), set(second.mixtures)
+    return ours == theirs or (not ours & theirs and len({_module_of(mixture) for mixture in ours | theirs}) == 1)
+
+
+def _module_of(mixture: Mixture) -> object:
+    return mixture.callers[-1].module if mixture.callers else None
 
 
 @rule("sum")
@@ -93,7 +142,7 @@ def _sum(flow: Dataflow, op: Operation) -> None:
     parts, axis = trace.projection, _only_axis(op)
     if parts is None or parts.parts_axis is None or axis is None:
         return
-    whole = parts.mixture.projection
+    whole = parts.mixtures[0].projection
     # One of several parts looks like the whole projection until its siblings arrive.
     if axis == parts.parts_axis and (whole is None or parts.roots > whole.roots):
         flow.traces[op.out] = Trace(projection=flow.propose(parts, op.out))
@@ -117,21 +166,3 @@ def _only_axis(op: Operation) -> int | None:
     axis = op.argument(1, "dim")
     axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
     return axis % op.tensors[0].ndim if isinstance(axis, int) else None
-
-
-@rule("stack")
-def _stack(flow: Dataflow, op: Operation) -> None:
-    traces = [flow.traces[tensor] for tensor in op.tensors]
-    places = [trace.place for trace in traces if trace is not None and trace.place is not None]
-    if len(places) == len(traces) and all(place.key == places[0].key for place in places):
-        dim, shape = op.argument(1, "dim", 0) % op.out.ndim, op.out.shape
-        step = Step(("stack", dim, tuple(shape)), lambda n: n.unsqueeze(dim).expand(shape))
-        flow.traces[op.out] = Trace(place=places[0].then(step))
-    projections = [trace.projection for trace in traces if trace is not None and trace.projection is not None]
-    if len(projections) == len(traces) and len({id(p.mixture) for p in projections}) == 1:
-        total = projections[0]
-        for projection in projections[1:]:
-            total = total.plus(projection)
-        axis = op.argument(1, "dim", 0) % op.out.ndim
-        parts = Projection(total.mixture, total.terms, total.bias, total.roots, axis)
-        flow.traces.update(op.out, projection=parts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
-from captum_norm.capture.traces import Trace
+from captum_norm.capture.traces import Mixed, Trace
 from captum_norm.operations.operation import Operation
+from captum_norm.operations.steps import NOT_AN_INPUT, Step, written_index
 
 
 @rule("setitem", "copy", "fill", "zero", "index_copy", "index_put", "index_fill")
@@ -17,7 +20,32 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     into = op.tensors[0]
     trace = flow.traces[into] or Trace()
     weights = trace.weights or written_weights(flow, into, op.tensors[-1])
-    flow.traces[into] = Trace(weights=weights, place=trace.place if op.name == "setitem" else None)
+    mixed = _written_mixed(flow, op, trace) if op.name == "setitem" else ()
+    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=trace.place if op.name == "setitem" else None)
+
+
+def _written_mixed(flow: Dataflow, op: Operation, before: Trace) -> tuple[Mixed, ...]:
+    """Mixed values in a part of a tensor (heads or queries one after the other), beside those that were there."""
+    into, value = op.tensors[0], op.args[2]
+    trace = flow.traces[value] if isinstance(value, Tensor) else None
+    parts = () if trace is None else trace.mixed
+    if not parts and not before.mixed:
+        return ()
+    index, key = written_index(op)
+    shape = tuple(into.shape)
+
+    def put(t: Tensor) -> Tensor:
+        whole = t.new_full(shape, NOT_AN_INPUT)
+        whole[index] = t
+        return whole
+
+    def overwritten(t: Tensor) -> Tensor:
+        whole = t.clone()
+        whole[index] = NOT_AN_INPUT
+        return whole
+
+    kept = tuple(part.then(Step(("overwritten", shape, key), overwritten)) for part in before.mixed)
+    return kept + tuple(part.then(Step(("put", shape, key), put)) for part in parts)
 
 
 @rule("scatter", "scatter_add")

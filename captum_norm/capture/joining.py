@@ -1,0 +1,269 @@
+"""Which heads are one attention call: those that enter one projection as blocks of rows and columns of its input.
+
+A model may mix the values of each head by itself (heads as modules of their own), of some queries at a time (chunks),
+or of one example after the other, and join what comes out before one projection.  Blocks with the same keys that lie
+side by side are one call; blocks with keys of their own (packed documents) stay calls of their own.
+
+Axes: b batch, h head, q query, k key, e head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.heads import Heads
+from captum_norm.capture.layout import Layout
+from captum_norm.capture.positions import numbers_of
+from captum_norm.capture.record import InexactCaptureError
+from captum_norm.operations.places import Anchor, Place
+
+Arrange = Callable[[Sequence[Tensor]], Tensor]
+"""From a tensor (b, h, q, ...) of each part to that of the whole call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """Which input position each query or key is.
+
+    Attributes:
+        rows: (b, h, q or k) numbers that the anchor gave, or None.
+        anchor: where they were counted, or None.
+        unknown: why rows is None, in words for an error message.
+    """
+
+    rows: Tensor | None
+    anchor: Anchor | None
+    unknown: str = ""
+
+    def along(self, axis: int, others: Sequence[Numbered]) -> Numbered:
+        """These and others side by side; unknown if any is."""
+        rows = []
+        for numbered in (self, *others):
+            if numbered.rows is None or numbered.anchor is not self.anchor:
+                return Numbered(None, None, numbered.unknown or "its parts come from different inputs")
+            rows.append(numbered.rows)
+        return replace(self, rows=torch.cat(rows, axis))
+
+    def same(self, other: Numbered) -> bool:
+        """Whether both are known and equal, or neither is known."""
+        if self.rows is None or other.rows is None:
+            return self.rows is other.rows
+        return self.anchor is other.anchor and torch.equal(self.rows[:, :1], other.rows[:, :1])
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Heads that are one call, or on the way to it.
+
+    Attributes:
+        parts: what it is made of.
+        tokens: (b, q) which row of the projection's output.
+        columns: for each head in order, which product and which columns.
+        weights, values, W_O, gate: as in a record.
+        queries, keys: which input positions they are.
+        arrange: puts tensors of the parts in the order of the call.
+    """
+
+    parts: tuple[Heads, ...]
+    tokens: Tensor
+    columns: tuple[Hashable, ...]
+    weights: Tensor
+    values: Tensor
+    W_O: Tensor
+    gate: Tensor | None
+    queries: Numbered
+    keys: Numbered
+    arrange: Arrange
+
+    @classmethod
+    def of(cls, part: Heads, others: bool) -> Joined:
+        """One part by itself; its positions are asked for only where there are others."""
+        columns = tuple((part.root, tuple(head)) for head in part.layout.columns.tolist()) if others else ()
+        mixture, layout = part.mixture, part.layout
+        if not others:
+            return cls(
+                (part,), layout.tokens, columns, part.weights, part.values, part.W_O, part.gate, _UNASKED, _UNASKED,
+                lambda tensors: tensors[0],
+            )  # fmt: skip
+        queries = _numbered(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query")
+        keys = _numbered(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
+        return cls(
+            (part,), layout.tokens, columns, part.weights, part.values, part.W_O, part.gate, queries, keys,
+            lambda tensors: tensors[0],
+        )  # fmt: skip
+
+    @property
+    def layout(self) -> Layout:
+        """Where (batch, query) lie among the rows of what W_O wrote."""
+        first = self.parts[0].layout
+        if len(self.parts) == 1:
+            return first
+        rows = torch.zeros(self.weights.shape[:3], dtype=torch.long)
+        return replace(first, rows=rows, queries=rows, tokens=self.tokens, rest=first.rest[:0])
+
+    def meets(self, other: Joined) -> bool:
+        """Whether W_O writes both into the same rows."""
+        return bool(torch.isin(self.tokens, other.tokens).any())
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """The example that each row of the batch reads its keys from; empty where that is not known."""
+        if self.keys.rows is None or self.keys.anchor is None:
+            return ()
+        return tuple((self.keys.rows[:, 0, 0] // self.keys.anchor.length).tolist())
+
+
+_UNASKED = Numbered(None, None)
+
+
+def _numbered(place: Place | None, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str) -> Numbered:
+    if place is None:
+        return Numbered(None, None, f"the {axis} axis could not be followed back to an input")
+    rows, unknown = numbers_of(place, lead, shape, layout, axis)
+    return Numbered(rows, None if rows is None else place.anchor, unknown)
+
+
+def joined(parts: Sequence[Heads]) -> list[Joined]:
+    """The calls that these heads of one projection are.
+
+    Raises:
+        InexactCaptureError: if one mixture would be a part of several calls.
+    """
+    alone = [Joined.of(part, len(parts) > 1) for part in parts]
+    if len(alone) == 1:
+        return alone
+    firsts = [(part.mixture, part.first) for part in parts]
+    if len(set(firsts)) < len(firsts):
+        raise InexactCaptureError("the same heads enter W_O in two different layouts")
+    calls = _fold(sorted(alone, key=lambda one: (one.columns[0], one.parts[0].first)), _beside)
+    calls = _fold(sorted(calls, key=lambda one: int(one.tokens.min())), _behind)
+    calls = _fold(sorted(calls, key=lambda one: one.examples), _below)
+    owners = [mixture for call in calls for mixture in {part.mixture for part in call.parts}]
+    if len(set(owners)) < len(owners):
+        raise InexactCaptureError("the parts of W_O write their outputs in different orders")
+    return calls
+
+
+def _fold(pieces: Sequence[Joined], join: Callable[[Joined, Joined], Joined | None]) -> list[Joined]:
+    """Each piece joined to the first one that takes it."""
+    calls: list[Joined] = []
+    for piece in pieces:
+        for index, call in enumerate(calls):
+            together = join(call, piece)
+            if together is not None:
+                calls[index] = together
+                break
+        else:
+            calls.append(piece)
+    return calls
+
+
+def _beside(one: Joined, other: Joined) -> Joined | None:
+    """Other heads of the same queries and keys."""
+    shapes = [(*p.weights.shape[:1], *p.weights.shape[2:], p.values.shape[-1]) for p in (one, other)]
+    if shapes[0] != shapes[1] or not torch.equal(one.tokens, other.tokens) or not one.keys.same(other.keys):
+        return None
+    weights, values = (torch.cat([getattr(p, name) for p in (one, other)], 1) for name in ("weights", "values"))
+    return replace(
+        _together(one, other, 1),
+        columns=one.columns + other.columns,
+        weights=weights,
+        values=values,
+        W_O=torch.cat([one.W_O, other.W_O]),
+        queries=one.queries.along(1, [other.queries]),
+        keys=one.keys.along(1, [other.keys]),
+    )
+
+
+def _behind(one: Joined, other: Joined) -> Joined | None:
+    """Other queries of the same heads and keys."""
+    if one.columns != other.columns or len(one.tokens) != len(other.tokens):
+        return None
+    longer, shorter = (one, other) if one.values.shape[2] >= other.values.shape[2] else (other, one)
+    here = _found_in(shorter, longer)
+    if here is None:
+        return None
+    padded = [p.weights if p is longer else _padded(p.weights, here, longer.values.shape[2]) for p in (one, other)]
+    tokens = torch.cat([one.tokens, other.tokens], 1)
+    order = tokens[0].argsort()
+    whole = _together(one, other, 2, order)
+    queries = one.queries.along(2, [other.queries])
+    return replace(
+        whole,
+        tokens=tokens[:, order],
+        weights=torch.cat(padded, 2)[:, :, order.to(padded[0].device)],
+        values=longer.values,
+        queries=queries if queries.rows is None else replace(queries, rows=queries.rows[:, :, order]),
+        keys=longer.keys,
+    )
+
+
+def _below(one: Joined, other: Joined) -> Joined | None:
+    """Other examples, with the same heads and as many queries and keys."""
+    same = one.columns == other.columns and one.weights.shape[1:] == other.weights.shape[1:]
+    if not same or not one.examples or not other.examples or set(one.examples) & set(other.examples):
+        return None
+    if one.keys.anchor is not other.keys.anchor:
+        return None
+    weights, values = (torch.cat([getattr(p, name) for p in (one, other)]) for name in ("weights", "values"))
+    return replace(
+        _together(one, other, 0),
+        tokens=torch.cat([one.tokens, other.tokens]),
+        weights=weights,
+        values=values,
+        queries=one.queries.along(0, [other.queries]),
+        keys=one.keys.along(0, [other.keys]),
+    )
+
+
+def _together(one: Joined, other: Joined, axis: int, order: Tensor | None = None) -> Joined:
+    """Parts, gate and order of both, side by side along an axis."""
+    count = len(one.parts)
+
+    def arrange(tensors: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat([one.arrange(tensors[:count]), other.arrange(tensors[count:])], axis)
+        return whole if order is None else whole.index_select(axis, order.to(whole.device))
+
+    gate = None
+    if one.gate is not None or other.gate is not None:
+        gates = [_gate_of(p, one.gate, other.gate) for p in (one, other)]
+        width = max(g.shape[-1] for g in gates)
+        gate = torch.cat([g.expand(*g.shape[:-1], width) for g in gates], axis)
+        gate = gate if order is None else gate.index_select(axis, order.to(gate.device))
+    return replace(one, parts=one.parts + other.parts, gate=gate, arrange=arrange)
+
+
+def _gate_of(call: Joined, *gates: Tensor | None) -> Tensor:
+    like = next(gate for gate in gates if gate is not None)
+    return like.new_ones(*call.weights.shape[:3], 1) if call.gate is None else call.gate
+
+
+def _found_in(shorter: Joined, longer: Joined) -> Tensor | None:
+    """Which keys of ``longer`` those of ``shorter`` are: the same positions and values; None if they are not."""
+    count = shorter.values.shape[2]
+    here = torch.arange(count)
+    ours, theirs = shorter.keys.rows, longer.keys.rows
+    if ours is not None and theirs is not None:
+        if shorter.keys.anchor is not longer.keys.anchor or len(ours) != len(theirs):
+            return None
+        equal = ours[0, 0][:, None] == theirs[0, 0][None, :]
+        if not equal.any(-1).all():
+            return None
+        here = equal.long().argmax(-1)
+        if not torch.equal(ours[:, :1], theirs[:, :1, here]):
+            return None
+    elif ours is not theirs:
+        return None
+    there = longer.values[:, :, here.to(longer.values.device)]
+    return here if there.shape == shorter.values.shape and torch.equal(there, shorter.values) else None
+
+
+def _padded(weights: Tensor, here: Tensor, keys: int) -> Tensor:
+    """Weights of some keys as weights of all: nothing for the others."""
+    wide = weights.new_zeros(*weights.shape[:3], keys)
+    wide[..., here.to(weights.device)] = weights
+    return wide
