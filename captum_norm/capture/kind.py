@@ -32,11 +32,13 @@ class KindReader:
         if _cross_attends(mixture.callers):
             return "cross"
         if theirs is not None and ours is not None:
-            if ours.anchor.origin is not theirs.anchor.origin:
+            cached = ours.anchor.source == theirs.anchor.source and has_cache(mixture.callers)
+            if ours.anchor.origin is not theirs.anchor.origin and not cached:
                 return "cross"
         elif ours is None and theirs is not None and key != query:
             return "cross"  # queries of the module's own, such as a pooling head's
-        if queries is None or keys is None or queries.source != keys.source:
+        written = queries is not None and bool((queries.index < 0).any())  # behind the input, as generation goes on
+        if queries is None or keys is None or queries.source != keys.source or written:
             queries = keys = None
             if query != key and not (query < key and has_cache(mixture.callers)):
                 return "self"

@@ -8,6 +8,7 @@ Axes: b batch, h head, q query, k key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -170,6 +171,12 @@ def _check_keys(product: Product, record: AttentionRecord) -> None:
         raise InexactCaptureError(
             f"{record.call.name}: {record.weights.shape[-1]} keys when it was read, but {product.keys} when its layer "
             "was run again: keys of earlier passes are kept"
+        )
+    batch, heads, queries, _ = record.weights.shape
+    if math.prod(product.mixture.lead) * product.mixture.weights.shape[-2] != batch * heads * queries:
+        raise InexactCaptureError(
+            f"{record.call.name}: its {heads} heads and {queries} queries are mixed by several products, of which one "
+            "alone can be changed; AttentionNorm answers, and so does a layer that mixes all of them at once"
         )
 
 
