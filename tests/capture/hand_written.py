@@ -159,6 +159,12 @@ def one_by_one_convolution(m, x):
 
 
 @written
+def queries_keys_and_values_by_convolution(m, x):
+    q, k, v = (F.conv1d(x.mT, f.weight[..., None], f.bias).unflatten(1, (HEADS, -1)).mT for f in (m.q, m.k, m.v))
+    return m.o(join(weights(q, k) @ v))
+
+
+@written
 def matmul_with_a_matrix(m, x):
     return join(m.mixed(x)) @ m.o.weight.t() + m.o.bias
 

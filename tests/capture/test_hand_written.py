@@ -10,7 +10,7 @@ from tests.capture.hand_written import ADAPTERS, BATCH, LENGTH, MODEL, WRITTEN, 
 # Here the module's output is more than what attention wrote.
 _WRITES_ATTENTION_ALONE = sorted(WRITTEN.keys() - {"a_linear_map_follows", "something_else_beside_the_heads"})
 # Here the value projection is a module of its own, and nothing after it depends on the values' size.
-_CANNOT_ERASE = {"fused_projection_of_q_k_v", "everything_by_keyword"}
+_CANNOT_ERASE = {"fused_projection_of_q_k_v", "queries_keys_and_values_by_convolution", "everything_by_keyword"}
 _CAN_ERASE_A_VALUE = [name for name in _WRITES_ATTENTION_ALONE if "norm" not in name and name not in _CANNOT_ERASE]
 
 

@@ -228,7 +228,7 @@ def test_errors_of_ours_are_refusals_and_others_are_crashes(case, monkeypatch):
     monkeypatch.setattr(captum_norm.AttentionNorm, "measure", fails)
     monkeypatch.setattr(captum_norm.AttentionWeights, "measure", lambda self, record: int("no number"))
     assert [f.status for f in case.findings(("AttentionNorm", "AttentionWeights"))] == ["crash", "crash"]
-    unread = Case(replace(ORDINARY, change="batch norm", attention="written", readout="first"))
+    unread = Case(replace(ORDINARY, attention="multiply and sum", readout="first"))
     assert {f.status for f in unread.findings(("attention_maps", "AttentionNorm"))} == {"refused"}
 
 

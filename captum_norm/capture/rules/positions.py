@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from captum_norm.capture.columns import mapped
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
@@ -46,6 +47,8 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             out = op.out.movedim(1, last)
             flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
             flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
+        elif trace.place is not None:
+            flow.traces[op.out] = Trace(place=trace.place.then(mapped(1, op.out.shape)))
         return
     if is_weights(flow, x) and op.out.shape[2:] == x.shape[2:]:  # queries and keys stay in place
         map_weights(flow, x, 1, op.out)
