@@ -234,6 +234,7 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
         beside += float(offset.abs().max())
         actual = actual - offset
         size = actual.abs()
+    written = len(actual)
     tokens = [part.layout.tokens.to(actual.device) for part in parts]
     if len(parts) == 1:
         actual, size = actual[tokens[0]], size[tokens[0]]
@@ -250,7 +251,7 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
         along = [predicted(p.weights, p.values, read_along(p.W_O, r, remembered), p.gate) for p in parts]
         expected = along[0]
         if len(parts) > 1:
-            total = torch.zeros_like(projection.actual)
+            total = along[0].new_zeros(written)
             for of_one, part in zip(tokens, along, strict=True):
                 total.index_add_(0, of_one.flatten(), part.flatten())
             expected = total[rows]
