@@ -368,15 +368,32 @@ def test_attention_by_itself_has_no_block():
     assert "was not seen to be added to a residual stream" in record.no_block
 
 
-def heads_that_are_calls_of_their_own(m: Attention, x: Tensor) -> Tensor:
+def head_by_head(m: Attention, x: Tensor) -> Tensor:
     q, k, v = m.split(x)
     return m.o(torch.cat([weights(q[:, h], k[:, h]) @ v[:, h] for h in range(q.shape[1])], -1))
 
 
-def test_heads_that_are_attention_calls_of_their_own_have_no_block_each():
+def heads_with_keys_of_their_own(m: Attention, x: Tensor) -> Tensor:
+    q, k, v = m.split(x)
+    return m.o(torch.cat([weights(q[:, h], k[:, h, h:]) @ v[:, h, h:] for h in range(q.shape[1])], -1))
+
+
+def test_heads_that_are_mixed_one_by_one_have_the_block_of_one_product():
+    layer, x = Layer(BLOCKS["pre_layer_norm"][0]).double(), torch.randn(BATCH, LENGTH, MODEL).double()
+    whole = recorded(nn.Sequential(layer, layer), x)
+    layer.attention.write = head_by_head
+    records = recorded(nn.Sequential(layer, layer), x)
+    assert len(records) == len(whole) == 2
+    for record, expected in zip(records, whole, strict=True):
+        assert record.block is not None, record.no_block
+        for name in ("residual", "attended", "output"):
+            torch.testing.assert_close(getattr(record.block, name), getattr(expected.block, name))
+
+
+def test_heads_with_keys_of_their_own_have_no_block_each():
     """Their residual is one, and belongs to the sum of all of them."""
     layer = Layer(BLOCKS["pre_layer_norm"][0])
-    layer.attention.write = heads_that_are_calls_of_their_own
+    layer.attention.write = heads_with_keys_of_their_own
     records = recorded(nn.Sequential(layer, layer).double(), torch.randn(BATCH, LENGTH, MODEL).double())
     assert len(records) == 6
     for record in records:
