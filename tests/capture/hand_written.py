@@ -269,6 +269,11 @@ def a_gate_on_every_element(m, x):
 
 
 @written
+def a_gate_that_is_a_softmax(m, x):
+    return (join(m.mixed(x)) * m.k(x).softmax(-1)) @ m.o.weight.t() + m.o.bias
+
+
+@written
 def a_gate_on_every_head(m, x):
     q, k, v = m.split(x)
     return m.o(join(weights(q, k) @ v * torch.sigmoid(q[..., :1])))

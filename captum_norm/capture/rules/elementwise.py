@@ -70,8 +70,8 @@ Operands = list[tuple[Tensor, Trace]]
 def _still_weights(name: str, operands: Operands, out: Tensor) -> Columns | None:
     """Whatever is done to weights entry by entry, it makes what then multiplies the values."""
     weights = [(tensor, trace.weights) for tensor, trace in operands if trace.weights is not None]
-    if not weights or not out.is_floating_point():
-        return None
+    if not weights or not out.is_floating_point() or any(t.mixed or t.projection for _, t in operands):
+        return None  # a gate on mixed values may be a softmax, too
     for tensor, columns in weights:
         if tensor.shape == out.shape:
             return UNKNOWN_COLUMNS if name in _SHUFFLES else columns
