@@ -200,6 +200,10 @@ class FrozenRun:
     def _write(self, op: Operation, into: Tensor, out: Tensor) -> Any:
         """The tensor that the model overwrites takes on what is known of the result."""
         known = self.known.take(out)
+        if known is not None and known.make is not None and self.is_live(into):
+            known.make()  # while the operand is still what it was
+        if known is not None and known.root is into:
+            known.root, known.bent = None, False
         self.overwrite(into, out)
         self.known[into] = known
         if self.sources is not None and self.sources.place(into) is not None:

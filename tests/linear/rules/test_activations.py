@@ -65,3 +65,25 @@ def test_lines_of_a_relu_are_one_line(x):
     close(by_line[0], by_line[2])
     off = contributions(Perceptron(F.gelu), x, activation="ReLU")
     assert off.error < 1e-14  # what gelu is beyond z counts as a bias
+
+
+class Twice(torch.nn.Module):
+    """An activation before and behind a linear map, in place or not, of what is live already."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.acts = torch.nn.SiLU(inplace), torch.nn.LeakyReLU(0.1, inplace), torch.nn.SiLU(inplace)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.acts[1](self.acts[0](self.first(x)))
+        return self.acts[2](self.second(y))
+
+
+@pytest.mark.parametrize("line", ["ZO", "LA", "ReLU"])
+def test_activations_in_place_are_as_those_that_are_not(line, x):
+    found, expected = (FrozenModel(Twice(inplace), x, activation=line) for inplace in (True, False))
+    close(found.contributions((1, 2)).vectors, expected.contributions((1, 2)).vectors)
+    assert found.contributions((1, 2)).error < 1e-14
