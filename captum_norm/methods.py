@@ -2,8 +2,8 @@
 
 Attention methods read a model while it runs; gradient and perturbation methods scale each token's embedding by a gate
 of ones (`captum_norm.forward.HFForward`).  Every method gives one score per token, so they can be laid side by side:
-``captum-norm compare`` does so on one text, `captum_norm.study` on many.  Nothing here imports captum or torch's models
-until a method is run: a list of names should cost nothing.
+``captum-norm compare`` does so on one text, `captum_norm.study` on many.  Nothing here imports captum, or even
+torch, until a method is run: a list of names should cost nothing.
 
 Axes: b batch, s token.
 """
@@ -19,10 +19,12 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from captum_norm.forward import HFForward, Position
 
 
@@ -127,7 +129,8 @@ def known_methods(names: Sequence[str]) -> tuple[str, ...]:
     by_lower = {name.lower(): name for name in METHODS}
     unknown = [name for name in names if name.lower() not in by_lower]
     if unknown:
-        raise ValueError(f"unknown method {unknown[0]!r}. There are: {', '.join(METHODS)}.")
+        guess = did_you_mean(unknown[0], METHODS)
+        raise ValueError(f"unknown method {unknown[0]!r}.{guess} There are: {', '.join(METHODS)}.")
     return tuple(dict.fromkeys(by_lower[name.lower()] for name in names))
 
 
@@ -216,9 +219,11 @@ class Attributor:
         return self._run(self._made(forward_func), given, target, seed)
 
     def _run(self, attribution: Any, given: Mapping[str, Any], target: int | Tensor | None, seed: int) -> Tensor:
+        import torch
+
         if self.method.alone and len(given["inputs"]) > 1:
             rows = range(len(given["inputs"]))
-            each = target if isinstance(target, Tensor) and target.numel() > 1 else None  # one is for all
+            each = target if isinstance(target, torch.Tensor) and target.numel() > 1 else None  # one is for all
             parts = [(_row(given, row), target if each is None else each[row : row + 1]) for row in rows]
             return torch.cat([self._run(attribution, one, wanted, seed) for one, wanted in parts])
         arguments = {**given, **self.arguments, "target": target}
@@ -272,6 +277,8 @@ def run_method(name: str, model: nn.Module, encoding: Mapping[str, Any], target:
 
 def _row(given: Mapping[str, Any], row: int) -> dict[str, Any]:
     """One example of a batch of arguments."""
+    from torch import Tensor
+
     extras = given["additional_forward_args"]
     one = None if extras is None else tuple(e[row : row + 1] if isinstance(e, Tensor) else e for e in extras)
     return {"inputs": given["inputs"][row : row + 1], "additional_forward_args": one}
@@ -284,6 +291,7 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
         return
     import numpy as np  # GradientShap draws from numpy
+    import torch
 
     state = np.random.get_state()
     with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):

@@ -266,12 +266,22 @@ def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
         found = "a folder" if Path(path).is_dir() else "no such file"
         raise FileNotFoundError(f"{os.fspath(path)}: {found}. Name a text file.")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
-    bodies = [line.strip() for line in lines if line.strip() and not _HEADING.fullmatch(line.strip())]
+    return paragraphs_of(text, os.fspath(path))
+
+
+def paragraphs_of(text: str, name: str = "the text") -> list[str]:
+    """The paragraphs of a text, as `read_paragraphs` finds them in a file; ``name`` is what errors call it.
+
+    Raises:
+        ValueError: if it holds no paragraph.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    bodies = [line for line in lines if line and not _HEADING.fullmatch(line)]
     if not bodies:
-        raise ValueError(f"{os.fspath(path)} holds no paragraph: only blank lines and headings (= Title =).")
+        raise ValueError(f"{name} holds no paragraph: only blank lines and headings (= Title =).")
     return [re.sub(r" @([-,.])@ ", r"\1", body) for body in bodies]
 
 

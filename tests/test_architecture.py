@@ -31,7 +31,7 @@ LAYERS = (
     {"alignment", "study"},
     {"cli"},
 )
-LEAVES = {"files", "forward", "models", "optional_packages", "ranks", "token_classes", "tokens", "words"}
+LEAVES = {"files", "forward", "models", "optional_packages", "ranks", "suggestions", "token_classes", "tokens", "words"}
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 

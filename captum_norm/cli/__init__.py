@@ -7,12 +7,14 @@ stderr says what and how to mend it), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from captum_norm.cli import align, certify, compare, report, study, tokens, view
+from captum_norm.suggestions import did_you_mean
 
 COMMANDS = {
     "compare": compare,
@@ -34,15 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, for ``--help`` (0) and arguments that do not parse (2).
     """
-    asked = _parser().parse_args(arguments)
     try:
-        return COMMANDS[asked.command].run(asked)
+        return _run(_parsed(arguments))
     except KeyboardInterrupt:
         print("captum-norm: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         return 0
+
+
+def _run(asked: argparse.Namespace) -> int:
+    try:
+        return COMMANDS[asked.command].run(asked)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if not _is_answer(error):
             raise
@@ -50,11 +58,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, all of them known."""
+    parser, commands = _parsers()
+    asked, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands[asked.command].refuse(unknown[0])
+    return asked
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that says what is wrong in one line, and what was probably meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; the arguments are kept for what `error` has to say."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        """Exit with one line."""
+        misspelt = next((given for given in self._given if self._is_misspelt(given)), None)
+        if "required" in message and misspelt is not None:  # it is missing because its name is misspelt
+            self.refuse(misspelt)
+        chosen = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        guess = did_you_mean(chosen[1], re.findall(r"[\w.-]+", chosen[2])) if chosen else ""
+        self.exit(2, f"{self.prog}: {message}.{guess} See {self.prog} --help.\n")
+
+    def refuse(self, argument: str) -> NoReturn:
+        """Exit over an argument that this command does not know."""
+        name = argument.partition("=")[0]
+        guess = did_you_mean(name, self._option_string_actions) if name.startswith("-") else ""
+        what = "there is no option" if name.startswith("-") else "unexpected argument"
+        quote = "" if name.startswith("-") else " (put a text of several words in quotes)"
+        self.exit(2, f"{self.prog}: {what} {name}{quote}.{guess} See {self.prog} --help.\n")
+
+    def _is_misspelt(self, argument: str) -> bool:
+        name = argument.partition("=")[0]
+        return name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions)
 
 
 class _Paragraphs(argparse.HelpFormatter):
@@ -65,7 +107,8 @@ class _Paragraphs(argparse.HelpFormatter):
         return "\n\n".join(block if block.startswith("  ") else textwrap.fill(block, width) for block in blocks)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser of the command line, and that of each command."""
     parser = _Parser(
         prog="captum-norm",
         description="How much does each token contribute? Attention by the norm of what it really adds "
@@ -84,14 +127,16 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=_Paragraphs,
         )
         command.add_arguments(sub)
-    return parser
+    return parser, commands.choices
 
 
 def _is_answer(error: Exception) -> bool:
     """Whether an error is an answer to the user (bad input, by type) rather than a bug, which keeps its traceback."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True  # before anything is imported: an answer comes at once
     from captum_norm.capture import InexactCaptureError
 
-    return isinstance(error, ValueError | OSError | ImportError | InexactCaptureError)
+    return isinstance(error, InexactCaptureError)
 
 
 def _one_line(error: Exception) -> str:

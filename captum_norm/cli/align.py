@@ -12,9 +12,11 @@ from captum_norm.cli.arguments import (
     add_output_arguments,
     check_figure,
     check_outputs,
+    say,
     write_figure,
     write_json,
 )
+from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from captum_norm.alignment import AlignmentEvaluation, CrossAttentionAligner, EvaluationRow, GoldLinks, Link
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, metavar="N", help="one head of it (default: all together)")
     parser.add_argument("--setting", choices=("awi", "awo"), help="how rows are read (default: the better)")
     parser.add_argument("--output", choices=("pharaoh", "talp", "naacl"), help="print links so (default: pharaoh)")
-    parser.add_argument("--links", metavar="FILE", help="write the links to a file instead")
+    parser.add_argument("--links", metavar="FILE", help="write the links to a file instead; - prints them alone")
     parser.add_argument("--languages", nargs=2, metavar=("FROM", "TO"), help="codes, for a model of many languages")
     parser.add_argument("--prefix", default="", help="what source sentences begin with for this model (T5)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pairs at a time (default: 32)")
@@ -123,7 +125,7 @@ def _aligners(asked: argparse.Namespace, scored: bool) -> list[CrossAttentionAli
     names = [asked.method] if asked.method else (["norm", "weights"] if scored else ["norm"])
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise ValueError(f"--method {unknown[0]}: there are {', '.join(METHODS)}.")
+        raise ValueError(f"--method {unknown[0]}: there are {', '.join(METHODS)}.{did_you_mean(unknown[0], METHODS)}")
     loaded = loading.load(asked, translation=True)
     _set_languages(loaded.tokenizer, asked.languages)
     layer: Any = {None: "best", "mean": "mean"}.get(asked.layer) or int(asked.layer)
@@ -166,7 +168,7 @@ def _scored(
         if dev:
             aligner.fit(pairs[:dev], gold[:dev])
         evaluation = aligner.evaluate(pairs[dev:], gold[dev:])
-        print(_as_text(evaluation, dev) + "\n")
+        say(_as_text(evaluation, dev) + "\n", asked.json, asked.links)
         saved.append(evaluation.as_dict())
     return {"dev": dev, "evaluations": saved}
 
@@ -175,9 +177,11 @@ def _give_links(asked: argparse.Namespace, aligner: CrossAttentionAligner, pairs
     from captum_norm.alignment import write_links
     from captum_norm.alignment.links import written
 
-    if asked.links:
+    if asked.links and asked.links != "-":
         write_links(asked.links, _links(aligner, pairs), asked.output or "pharaoh")
-    elif asked.output or not scored:
+    elif asked.json == "-":
+        return
+    elif asked.links or asked.output or not scored:
         for line in written(_links(aligner, pairs), asked.output or "pharaoh"):
             print(line)
     elif asked.source is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from captum_norm.files import replacing
+from captum_norm.files import check_writable, replacing
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -26,26 +26,44 @@ def add_output_arguments(parser: argparse.ArgumentParser, figure: str | None = N
     """``--json`` and, where there is something to draw, ``--figure``."""
     if figure:
         parser.add_argument("--figure", metavar="FILE", help=f"save {figure} (.png, .pdf, .svg)")
-    parser.add_argument("--json", metavar="FILE", help="save all numbers")
+    parser.add_argument("--json", metavar="FILE", help="save all numbers; - prints them alone")
 
 
 def check_outputs(*paths: str | None) -> None:
     """Every file asked for can be written, as far as can be told before there is anything to write.
 
     Raises:
-        ValueError: naming the file and why it cannot be written.
+        ValueError: naming the file and why it cannot be written; for one file named twice.
     """
-    for path in filter(None, paths):
-        target = Path(path)
-        if target.is_dir():
-            raise ValueError(f"{path} is a folder: name a file inside it.")
-        if not target.parent.is_dir():
-            raise ValueError(f"{path} cannot be written: the folder {target.parent} does not exist. Make it first.")
+    named = [path for path in paths if path]
+    places = ["-" if path == "-" else os.path.realpath(path) for path in named]
+    for path, place in zip(named, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{path} is named for two outputs, and one would replace the other. Name another file.")
+        if path == "-":
+            continue
         try:
-            with tempfile.TemporaryFile(dir=target.parent):
-                pass
+            check_writable(path)
         except OSError as error:
-            raise ValueError(f"{path} cannot be written: {error.strerror} in {target.parent}.") from error
+            raise ValueError(str(error)) from error
+
+
+def say(text: str, *outputs: str | None) -> None:
+    """Print, unless one of the outputs is ``-``: then standard output is for that alone."""
+    if "-" not in outputs:
+        print(text)
+
+
+def from_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        ValueError: if it is not UTF-8 text.
+    """
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text ({error.reason}, byte {error.start}).") from error
 
 
 def check_figure(path: str | None) -> None:
@@ -63,15 +81,23 @@ def check_figure(path: str | None) -> None:
         raise ValueError(f"--figure {path}: its ending should say the format, one of .{', .'.join(sorted(formats))}.")
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON as a whole or not at all."""
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text whole or not at all; ``-`` is standard output."""
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()  # the path may be that of standard output
     with replacing(path) as unfinished:
-        unfinished.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all; ``-`` is standard output."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
-    """Write a matplotlib figure as a whole or not at all."""
+    """Write a matplotlib figure whole or not at all, in the format that the path's ending says."""
+    sys.stdout.flush()
     with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=200, bbox_inches="tight")
+        figure.savefig(unfinished, dpi=200, bbox_inches="tight", format=Path(path).suffix.lstrip(".").lower())

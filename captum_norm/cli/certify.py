@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.cli import table as draw
-from captum_norm.cli.arguments import add_model_arguments, add_output_arguments, check_outputs, write_json
+from captum_norm.cli.arguments import (
+    add_model_arguments,
+    add_output_arguments,
+    check_outputs,
+    from_stdin,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from captum_norm.maps import CheckedCall
@@ -29,7 +36,7 @@ _HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("--text", metavar="TEXT", help="a text to run the model on (default: made from the config)")
+    parser.add_argument("--text", metavar="TEXT", help="a text to run on, or - for standard input (default: made)")
     add_model_arguments(parser, default="the embedded sentiment model")
     add_output_arguments(parser)
 
@@ -37,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     """Check, load, run, print and save; the exit code."""
     check_outputs(asked.json)
+    if asked.text == "-":
+        asked.text = from_stdin().strip()
     if asked.text is not None and not asked.text.strip():
         raise ValueError("--text is empty: leave it out, and inputs are made from the model's config.")
     from captum_norm.cli import loading
@@ -52,7 +61,7 @@ def run(asked: argparse.Namespace) -> int:
             loading.check_length(loaded, encoding["input_ids"])
             inputs = loaded.forward_inputs(encoding)
         calls = checked_calls(loaded.model, inputs)
-        print(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", calls))
+        say(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", calls), asked.json)
         if asked.json:
             write_json(asked.json, {"model": loaded.name, "calls": [_as_dict(call) for call in calls]})
     return int(any(call.refusal for call in calls))

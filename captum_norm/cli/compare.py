@@ -13,10 +13,13 @@ from captum_norm.cli.arguments import (
     add_output_arguments,
     check_figure,
     check_outputs,
+    from_stdin,
+    say,
     write_figure,
     write_json,
 )
 from captum_norm.methods import DEFAULT, METHODS, known_methods, run_method
+from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +57,7 @@ model, or --target. On a model that predicts neither (a plain encoder), attentio
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("text", metavar="TEXT", help="the text to explain")
+    parser.add_argument("text", metavar="TEXT", help="the text to explain; - reads it from standard input")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"which ones (default: {', '.join(DEFAULT)})")
     parser.add_argument("--target", help="class (name or number) or next token to explain (default: the predicted one)")
     add_model_arguments(parser, default="the embedded sentiment model")
@@ -66,13 +69,15 @@ def run(asked: argparse.Namespace) -> int:
     check_outputs(asked.json, asked.figure)
     check_figure(asked.figure)
     names = known_methods(_split(asked.methods)) if asked.methods else None
+    if asked.text == "-":
+        asked.text = from_stdin().strip()
     if not asked.text.strip():
         raise ValueError("the text is empty: there is nothing to explain.")
     from captum_norm.cli import loading
 
     with loading.quiet():
         comparison = _compare(asked, names, loading.load(asked))
-        print(comparison.as_text())
+        say(comparison.as_text(), asked.json)
         if asked.json:
             write_json(asked.json, comparison.as_dict())
         if asked.figure:
@@ -314,7 +319,7 @@ def _target(loaded: Loaded, asked: str, classes: int) -> int:
             return int(pieces[0])
         cut = loaded.tokenizer.convert_ids_to_tokens(pieces)
         raise ValueError(f"--target {asked!r} should be one token, but the tokenizer makes {len(pieces)} of it: {cut}.")
-    raise ValueError(f"--target {asked}: no such class. There are: {', '.join(known)}.")
+    raise ValueError(f"--target {asked}: no such class. There are: {', '.join(known)}.{did_you_mean(asked, known)}")
 
 
 def _words(text: str, encoding: Any, loaded: Loaded) -> tuple[Words, tuple[bool, ...]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.cli import table as draw
-from captum_norm.cli.arguments import check_outputs, write_figure
-from captum_norm.files import replacing
+from captum_norm.cli.arguments import check_outputs, say, write_figure, write_text
+from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from captum_norm.study import Results
@@ -37,16 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agreement", choices=_MEASURES, default="spearman", help="measured how (default: spearman)")
     parser.add_argument("--level", choices=("token", "word"), default="token", help="agreement on what")
     parser.add_argument("--special", choices=("mask", "keep"), default="mask", help="special tokens in the agreement")
-    parser.add_argument("--csv", metavar="FILE", help="save every value")
+    parser.add_argument("--csv", metavar="FILE", help="save every value; - prints it alone")
     parser.add_argument("--parquet", metavar="FILE", help="save every value")
-    parser.add_argument("--latex", metavar="FILE", help="save the table")
-    parser.add_argument("--markdown", metavar="FILE", help="save the table")
+    parser.add_argument("--latex", metavar="FILE", help="save the table; - prints it alone")
+    parser.add_argument("--markdown", metavar="FILE", help="save the table; - prints it alone")
     parser.add_argument("--figures", metavar="FOLDER", help="save metrics.png and agreement.png there")
 
 
 def run(asked: argparse.Namespace) -> int:
     """Check, read, print and save; the exit code."""
     check_outputs(asked.csv, asked.parquet, asked.latex, asked.markdown)
+    if asked.parquet == "-":
+        raise ValueError("--parquet - : a table in this format is no text for standard output. Name a file.")
     folder = None if asked.figures is None else Path(asked.figures)
     if folder is not None and not folder.is_dir():
         raise ValueError(f"--figures {folder}: there is no such folder. Make it first.")
@@ -55,7 +57,8 @@ def run(asked: argparse.Namespace) -> int:
     results = Results(asked.store)
     reference = _known(results, asked.reference)
     table = {"test": asked.test, "correction": asked.correction, "cases": asked.cases, "margin": asked.margin}
-    print(printed(results, reference, table, measure=asked.agreement, level=asked.level, special=asked.special))
+    text = printed(results, reference, table, measure=asked.agreement, level=asked.level, special=asked.special)
+    say(text, asked.csv, asked.latex, asked.markdown)
     _save(results, reference, table, asked)
     for name, figure in (results.figures(reference) if folder is not None else {}).items():
         write_figure(Path(str(folder)) / f"{name}.png", figure)
@@ -71,16 +74,16 @@ def printed(results: Results, reference: str | None, table: Mapping[str, Any] | 
 
 
 def _save(results: Results, reference: str | None, table: Mapping[str, Any], asked: argparse.Namespace) -> None:
-    if asked.csv:
+    if asked.csv == "-":
+        write_text("-", results.to_pandas().to_csv(index=False))
+    elif asked.csv:
         results.to_csv(asked.csv)
     if asked.parquet:
         results.to_parquet(asked.parquet)
     if asked.latex:
-        with replacing(asked.latex) as unfinished:
-            unfinished.write_text(results.table(reference, **table).to_latex() + "\n", encoding="utf-8")
+        write_text(asked.latex, results.table(reference, **table).to_latex() + "\n")
     if asked.markdown:
-        with replacing(asked.markdown) as unfinished:
-            unfinished.write_text(results.table(reference, **table).to_markdown() + "\n", encoding="utf-8")
+        write_text(asked.markdown, results.table(reference, **table).to_markdown() + "\n")
 
 
 def _stability(results: Results) -> list[str]:
@@ -130,6 +133,7 @@ def _known(results: Results, reference: str | None) -> str | None:
     if reference.lower() not in by_lower:
         raise ValueError(
             f"--reference {reference}: the study has no such method. It has: {', '.join(results.methods)}."
+            f"{did_you_mean(reference, results.methods)}"
         )
     return by_lower[reference.lower()]
 

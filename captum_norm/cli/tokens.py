@@ -12,6 +12,8 @@ from captum_norm.cli.arguments import (
     add_output_arguments,
     check_figure,
     check_outputs,
+    from_stdin,
+    say,
     write_figure,
     write_json,
 )
@@ -38,7 +40,7 @@ word and count as other tokens."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("--text", metavar="FILE", required=True, help="a text file, one paragraph per line")
+    parser.add_argument("--text", metavar="FILE", required=True, help="a text, one paragraph per line; - for stdin")
     limit = f"per sequence (default: {MAX_TOKENS}, or what the model takes)"
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help=limit)
     parser.add_argument("--max-sequences", type=_positive, metavar="N", help="take the first N (default: all)")
@@ -51,9 +53,14 @@ def run(asked: argparse.Namespace) -> int:
     """Check, load, count, print and save; the exit code."""
     check_outputs(asked.json, asked.figure)
     check_figure(asked.figure)
-    from captum_norm.token_shares import read_paragraphs
+    from captum_norm.token_shares import paragraphs_of, read_paragraphs
 
-    paragraphs = read_paragraphs(asked.text)[: asked.max_sequences]
+    if asked.text == "-":
+        asked.text = "standard input"
+        found = paragraphs_of(from_stdin(), asked.text)
+    else:
+        found = read_paragraphs(asked.text)
+    paragraphs = found[: asked.max_sequences]
     from captum_norm.cli import loading
 
     with loading.quiet():
@@ -63,7 +70,7 @@ def run(asked: argparse.Namespace) -> int:
             raise ValueError(f"--max-tokens {asked.max_tokens}: {loaded.name} takes {limit} tokens at most.")
         max_tokens = asked.max_tokens or min(MAX_TOKENS, limit or MAX_TOKENS)
         shares = _count(loaded, paragraphs, max_tokens, asked.batch_size)
-        print(_as_text(f"{loaded.name} on {asked.text}", shares, max_tokens))
+        say(_as_text(f"{loaded.name} on {asked.text}", shares, max_tokens), asked.json)
         if asked.json:
             write_json(asked.json, {"model": loaded.name, "text": asked.text, **shares.as_dict()})
         if asked.figure:

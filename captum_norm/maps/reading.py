@@ -16,6 +16,7 @@ from captum_norm.maps.calls import attention_layers, call_of
 from captum_norm.maps.results import AttentionMaps, Tokens
 from captum_norm.maps.selection import Selection, chosen_indices, chosen_layers
 from captum_norm.measures import MEASURES, compute_measures, need_blocks
+from captum_norm.suggestions import did_you_mean
 
 
 def attention_maps(
@@ -146,7 +147,8 @@ def _known_quantities(quantities: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names:
         problem = f"does not know the quantity {unknown[0]!r}" if unknown else "was asked for no quantity"
-        raise ValueError(f"attention_maps {problem}. There are: {', '.join(MEASURES)}.")
+        guess = did_you_mean(str(unknown[0]), MEASURES) if unknown else ""
+        raise ValueError(f"attention_maps {problem}.{guess} There are: {', '.join(MEASURES)}.")
     return names
 
 
