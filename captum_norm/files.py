@@ -104,9 +104,10 @@ def _checked(path: str | os.PathLike[str]) -> Path:
     if target.is_symlink():
         raise OSError(f"{path} cannot be written: it is a link that leads round in a circle.")
     if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file: name a file inside it.")
+        raise IsADirectoryError(f"{path} is a folder: name a file inside it.")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: the folder {target.parent} does not exist. Make it first.")
+        folder = target.parent if os.path.islink(path) else Path(path).parent
+        raise FileNotFoundError(f"{path} cannot be written: the folder {folder} does not exist. Make it first.")
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(f"{path} cannot be written: it is protected from writing. Name another file.")
     return target

@@ -6,11 +6,13 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 import captum_norm
 from captum_norm.measures import MEASURES
-from captum_norm.methods import METHODS, Attributor, known_methods
+from captum_norm.methods import METHODS, Attributor, known_methods, run_method
 from captum_norm.models import load_sentiment
+from tests.cli.models import TEXT, bert_config, bert_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +129,26 @@ def test_only_a_wrapping_method_is_told_what_it_wraps(sentiment):
         Attributor("NoiseTunnel", model, over="AttentionNorm")
     with pytest.raises(ValueError, match="Saliency cannot be made with"):
         Attributor("Saliency", model, options={"colour": "red"})
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(bert_config()).eval()
+
+
+def test_every_method_of_the_table_runs_and_scores_every_token(classifier):
+    encoding = bert_tokenizer()(TEXT, return_tensors="pt")
+    for name, method in METHODS.items():
+        scores = run_method(name, classifier, encoding, target=1).scores
+        assert scores.shape == encoding["input_ids"].shape
+        assert method.signed or bool((scores >= 0).all())
+
+
+def test_methods_that_draw_random_numbers_say_the_same_twice(classifier):
+    encoding = bert_tokenizer()(TEXT, return_tensors="pt")
+    first = run_method("ShapleyValueSampling", classifier, encoding, target=1).scores
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    assert torch.equal(run_method("ShapleyValueSampling", classifier, encoding, target=1).scores, first)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -221,7 +221,7 @@ def _table(evaluation: AlignmentEvaluation) -> str:
     means = ["mean"]
     for setting in ("awi", "awo"):
         means += [f"{100 * evaluation.layer_mean(setting):.1f}", *[""] * (heads + 2)]
-    return draw.table(headers, [*rows, [], means], groups=groups)
+    return draw.table(headers, [*rows, [], means], groups=groups, width=draw.screen_width())
 
 
 def _cells(evaluation: AlignmentEvaluation, setting: Any, layer: int) -> list[str]:

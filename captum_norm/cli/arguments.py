@@ -83,10 +83,11 @@ def check_figure(path: str | None) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text whole or not at all; ``-`` is standard output."""
-    if path == "-":
-        sys.stdout.write(text)
-        return
     sys.stdout.flush()  # the path may be that of standard output
+    if path == "-":
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+        return
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 

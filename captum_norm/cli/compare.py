@@ -227,7 +227,8 @@ class ComparedText:
             for i, a in enumerate(names)
         ]
         title = "rank agreement: Spearman's ρ of |score| over words, special tokens left out"
-        return [f"{draw.wrap(title)}\n{draw.table(['', *map(str, range(1, len(names) + 1))], rows)}"]
+        numbers = map(str, range(1, len(names) + 1))
+        return [f"{draw.wrap(title)}\n{draw.table(['', *numbers], rows, width=draw.screen_width())}"]
 
     def _foot(self) -> str:
         error, tolerance = self.worst_error()

@@ -88,24 +88,25 @@ def _save(results: Results, reference: str | None, table: Mapping[str, Any], ask
 
 def _stability(results: Results) -> list[str]:
     """Ranks over other examples, and what variants change."""
+    width = draw.screen_width()
     ranks = {metric: results.ranks(metric) for metric in results.metrics}
     methods = [method for method in results.methods if any(method in of for of in ranks.values())]
     rows = [[method, *(_rank(of.get(method)) for of in ranks.values())] for method in methods]
     title = "ranks, with 95% intervals over other examples"
-    parts = [f"{title}\n{draw.table(['', *ranks], rows, left=(0,))}"] if rows else []
+    parts = [f"{title}\n{draw.table(['', *ranks], rows, width=width)}"] if rows else []
     moves = [
         [metric, move.variant, f"{move.rank:g} → {move.moved_to:g}", f"{move.difference:+.3f}", _limits(move)]
         for metric in results.metrics
         for move in results.moves(metric)
     ]
     if moves:
-        head = ["", "variant", "rank", "mean", ""]
-        parts.append(f"how far variants move their methods\n{draw.table(head, moves, left=(0, 1))}")
+        moved = draw.table(["", "variant", "rank", "mean", ""], moves, left=(0, 1), width=width)
+        parts.append(f"how far variants move their methods\n{moved}")
         changes = [(metric, results.order_changes(metric)) for metric in results.metrics]
         shown = [(metric, of) for metric, of in changes if not math.isnan(of.largest)]
         rows = [[metric, str(len(of.universes)), f"{of.largest:.0%}"] for metric, of in shown]
-        head = ["", "rankings", "most"]
-        parts.append(f"how often the pair that changes order most does\n{draw.table(head, rows, left=(0,))}")
+        pairs = draw.table(["", "rankings", "most"], rows, width=width)
+        parts.append(f"how often the pair that changes order most does\n{pairs}")
     return parts
 
 

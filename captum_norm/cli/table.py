@@ -9,6 +9,7 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TextIO
 
 _ESCAPE = re.compile(r"\033\[[0-9;]*m")
@@ -74,21 +75,65 @@ def table(
     rows: Sequence[Sequence[str]],
     left: Sequence[int] = (0,),
     groups: Sequence[tuple[str, int]] = (),
+    width: int | None = None,
 ) -> str:
-    """Columns that line up.
+    """Columns that line up; where they are wider than ``width``, several tables below each other.
 
     Args:
         headers: one per column; a newline makes it two lines.
         rows: the cells; a row of none draws a rule.
         left: the columns aligned to the left; all others to the right.
         groups: titles over columns: (title, how many columns), from the first column on; ``""`` for no title.
+        width: how wide a table may be; None: as wide as it is.  The first column is in each part.
 
     Example:
         >>> print(table(["word", "norm"], [["film", "0.5"], ["warm", "12.0"]]))
         word  norm
         film   0.5
         warm  12.0
+        >>> print(table(["word", "a", "b"], [["film", "0.5", "0.25"]], width=12))
+        word    a
+        film  0.5
+        <BLANKLINE>
+        word     b
+        film  0.25
     """
+    if width is None:
+        return _lines(headers, rows, left, groups)
+    titles = [title for title, count in groups for _ in range(count)]
+    parts, start = [], 1
+    while start < len(headers):
+        stop = len(headers)
+        while stop > start + 1 and _width(_part(headers, rows, left, titles, start, stop)) > width:
+            stop -= 1
+        parts.append(_part(headers, rows, left, titles, start, stop))
+        start = stop
+    return "\n\n".join(parts) or _lines(headers, rows, left, groups)
+
+
+def _width(text: str) -> int:
+    return max(map(width_of, text.split("\n")))
+
+
+def _part(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[int],
+    titles: Sequence[str],
+    start: int,
+    stop: int,
+) -> str:
+    """The first column beside those from ``start`` to ``stop``."""
+    kept = [0, *range(start, stop)]
+    groups = [(title, len(list(same))) for title, same in groupby(titles[c] for c in kept)] if titles else []
+    cells = [[row[c] for c in kept] if row else [] for row in rows]
+    return _lines([headers[c] for c in kept], cells, [i for i, c in enumerate(kept) if c in left], groups)
+
+
+def _lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int], groups: Sequence[tuple[str, int]]
+) -> str:
+    """One table."""
     heads = [header.split("\n") for header in headers]
     tall = max(map(len, heads))
     head_rows = [[(([""] * (tall - len(h))) + h)[line] for h in heads] for line in range(tall)]

@@ -133,12 +133,20 @@ def _by_measure(shares: TokenShares, tables: dict[str, Tensor], factor: float, d
     """Layer × class, the measures side by side where the screen is wide enough, else below each other."""
     blocks = [list(tables)]
     wide = _block(shares, tables, blocks[0], factor, digits)
-    if max(map(draw.width_of, wide.split("\n"))) <= draw.screen_width():
+    width = draw.screen_width()
+    if max(map(draw.width_of, wide.split("\n"))) <= width:
         return wide
-    return "\n\n".join(_block(shares, tables, [measure], factor, digits) for measure in tables)
+    return "\n\n".join(_block(shares, tables, [measure], factor, digits, width) for measure in tables)
 
 
-def _block(shares: TokenShares, tables: dict[str, Tensor], measures: Sequence[str], factor: float, digits: int) -> str:
+def _block(
+    shares: TokenShares,
+    tables: dict[str, Tensor],
+    measures: Sequence[str],
+    factor: float,
+    digits: int,
+    width: int | None = None,
+) -> str:
     from captum_norm.token_shares import MEASURES
 
     def cells(row: int | None) -> list[str]:
@@ -150,7 +158,8 @@ def _block(shares: TokenShares, tables: dict[str, Tensor], measures: Sequence[st
     groups = [("", 1), *((MEASURES[measure], len(names)) for measure in measures)]
     blind = [f"{100 * part:.1f}" for part in shares.token_share.tolist()] * len(measures)
     tokens = [["tokens", *blind]] if factor == 100 else []
-    return draw.table(["layer", *names * len(measures)], [*rows, [], ["mean", *cells(None)], *tokens], groups=groups)
+    rows = [*rows, [], ["mean", *cells(None)], *tokens]
+    return draw.table(["layer", *names * len(measures)], rows, groups=groups, width=width)
 
 
 def _f_norms(shares: TokenShares) -> str:
@@ -164,7 +173,7 @@ def _f_norms(shares: TokenShares) -> str:
     mean += [_rho(r.nanmean()) for r in shares.correlation.values()]
     headers = ["layer", *map(_short, shares.classes), "all", "not special"]
     groups = [("", 1), ("mean ‖f(x)‖", len(shares.classes)), ("Spearman of α and ‖f(x)‖", 2)]
-    return draw.table(headers, [*rows, [], mean], groups=groups)
+    return draw.table(headers, [*rows, [], mean], groups=groups, width=draw.screen_width())
 
 
 def _in_short(shares: TokenShares) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captum_norm.cli.arguments import add_model_arguments, check_outputs
-from captum_norm.files import replacing
+from captum_norm.cli.arguments import add_model_arguments, check_outputs, from_stdin, write_text
+from captum_norm.files import is_stream
 
 if TYPE_CHECKING:
     from captum_norm.cli.loading import Loaded
@@ -42,28 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Check, load, run, write; the exit code."""
-    to_file = asked.output != "-" and not _is_device(asked.output)
-    if to_file:
-        check_outputs(asked.output)
+    check_outputs(asked.output)
     if asked.generate is not None and asked.generate < 0:
         raise ValueError(f"--generate {asked.generate} should be 0 or more.")
-    text = sys.stdin.read() if asked.text == "-" else asked.text
+    text = from_stdin() if asked.text == "-" else asked.text
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to look at.")
     from captum_norm.cli import loading
 
     with loading.quiet():
         page = view_page(loading.load(asked), text.strip(), asked.layers, asked.generate, asked.title)
-    if asked.output == "-":
-        sys.stdout.buffer.write(page.encode())
-        sys.stdout.buffer.flush()
-        return 0
-    if not to_file:
-        Path(asked.output).write_text(page, encoding="utf-8")
-        return 0
-    with replacing(os.path.realpath(asked.output)) as unfinished:  # a link stays a link
-        unfinished.write_text(page, encoding="utf-8")
-    print(f"{asked.output}: {len(page.encode()) / 1000:.0f} kB", file=sys.stderr)
+    write_text(asked.output, page)
+    if asked.output != "-" and not is_stream(asked.output):
+        print(f"{asked.output}: {len(page.encode()) / 1000:.0f} kB", file=sys.stderr)
     return 0
 
 
@@ -115,9 +104,4 @@ def _with_output(loaded: Loaded, encoding: Any, generate: int | None) -> tuple[A
 
     mask = torch.ones_like(written)
     return {**encoding, "input_ids": written, "attention_mask": mask}, encoding["input_ids"].shape[1]
-
-
-def _is_device(path: str) -> bool:
-    """A pipe or a device, which is written into and never replaced."""
-    return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
 

@@ -49,6 +49,9 @@ CHANGES: list[Change] = [
         ("0o666 & ~umask", "0o600 & ~umask"),
         ("unfinished.unlink(missing_ok=True)", "pass"),
         ("    os.umask(umask)", "    pass"),
+        ("Path(os.path.realpath(path))", "Path(path)"),
+        ("not stat.S_ISREG(mode) and not", "False and not"),
+        ("os.O_WRONLY | os.O_APPEND", "os.O_WRONLY"),
     ),
     *changes_of(
         "optional_packages.py",
@@ -425,15 +428,16 @@ CHANGES: list[Change] = [
         ("if bars:", "if not bars:"),
         ("speech.set_verbosity(levels[0])", "pass"),
         ("default=None)\n\n\ndef _embedded(", "default=None) and None\n\n\ndef _embedded("),
-        tests="test_cli.py",
+        tests="cli/test_loading.py cli/test_main.py",
     ),
     *changes_of(
         "cli/table.py",
         ("len(seen) + wide", "len(seen)"),
         ("width_of(text) > width - 1", "width_of(text) > width"),
     ),
-    *changes_of("cli/view.py", ("os.path.realpath(asked.output)", "asked.output"), tests="test_cli_view.py"),
-    *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name"), tests="test_cli.py"),
+    *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name")),
+    *changes_of("cli/arguments.py", ("places.count(place) > 1", "False"), ('"-" not in outputs', "True")),
+    *changes_of("cli/__init__.py", ("return 130", "return 0"), tests="cli/test_main.py"),
     # ---------------------------------------------------------------------------------------------------------- methods
     *changes_of(
         "methods.py",
