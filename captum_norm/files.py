@@ -23,6 +23,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the file to write.  Its suffix is kept, so that writers who go by it (matplotlib) see the right one.
 
     Raises:
+        TypeError: for what names no file.
         FileNotFoundError: if the folder does not exist.
         IsADirectoryError: if ``path`` is a folder.
         PermissionError: if the folder cannot be written to, or the file is protected from writing.
@@ -36,6 +37,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     os.listdir(folder)
         ['scores.json']
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a file to write should be named by a text or a Path, got {path!r}.")
     if is_stream(path):
         with _written_into(path) as unfinished:
             yield unfinished

@@ -127,9 +127,10 @@ def known_methods(names: Sequence[str]) -> tuple[str, ...]:
         ('AttentionNorm', 'Saliency')
     """
     by_lower = {name.lower(): name for name in METHODS}
-    unknown = [name for name in names if name.lower() not in by_lower]
+    names = [names] if isinstance(names, str) else names
+    unknown = [name for name in names if str(name).lower() not in by_lower]
     if unknown:
-        guess = did_you_mean(unknown[0], METHODS)
+        guess = did_you_mean(str(unknown[0]), METHODS)
         raise ValueError(f"unknown method {unknown[0]!r}.{guess} There are: {', '.join(METHODS)}.")
     return tuple(dict.fromkeys(by_lower[name.lower()] for name in names))
 
@@ -232,7 +233,14 @@ class Attributor:
         with warnings.catch_warnings(), _seeded(seed if self.method.seeded else None, given["inputs"].device):
             warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
             warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes on non-linear")
-            scores: Tensor = attribution.attribute(**arguments)
+            try:
+                scores: Tensor = attribution.attribute(**arguments)
+            except (AssertionError, IndexError) as error:
+                if target is None or getattr(attribution, "explains", None) is not None:
+                    raise
+                from captum_norm.attr._captum import target_problem
+
+                raise ValueError(f"{self.name}: {target_problem(target)}") from error
         return scores.detach()
 
     def _made(self, forward_func: HFForward) -> Any:

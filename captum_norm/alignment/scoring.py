@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,13 +128,29 @@ def diagonal(sources: int, targets: int) -> list[Link]:
     return [(min(sources - 1, int((t + 0.5) / targets * sources)), t) for t in range(targets)]
 
 
+def _pairs(caller: str, links: Any, sentence: int) -> set[Link]:
+    """The links of a sentence, each a pair of word numbers."""
+    found = None if isinstance(links, str) or not isinstance(links, Iterable) else list(links)
+    if found is None or not all(isinstance(link, tuple) and len(link) == 2 for link in found):
+        raise TypeError(
+            f"{caller}: links should be, for each sentence, pairs (source word, target word), got {links!r} for "
+            f"sentence {sentence}. For one sentence give a list of one: [[(0, 0), (1, 2)]]."
+        )
+    return set(found)
+
+
 def _counts(caller: str, links: Sequence[Iterable[Link]], gold: Sequence[GoldLinks]) -> NDArray[np.int64]:
     """(sentence, 4): |A|, |A and P|, |S|, |A and S|."""
     if len(links) != len(gold):
         raise ValueError(f"{caller}: links of {len(links)} sentences, but gold links of {len(gold)}.")
     rows = []
-    for one, right in zip(links, gold, strict=True):
-        found = set(one)
+    for i, (one, right) in enumerate(zip(links, gold, strict=True)):
+        if not isinstance(right, GoldLinks):
+            raise TypeError(
+                f"{caller}: gold should be one GoldLinks per sentence, got {right!r} for sentence {i}. "
+                "GoldLinks(links) takes the links of one sentence as sure; for one sentence give lists of one."
+            )
+        found = _pairs(caller, one, i)
         rows.append((len(found), len(found & right.possible), len(right.sure), len(found & right.sure)))
     counts = np.array(rows, dtype=np.int64).reshape(-1, 4)
     if not counts[:, [0, 2]].sum():

@@ -39,6 +39,7 @@ __all__ = [
     "logged",
     "run_forward",
     "selected",
+    "target_problem",
 ]
 
 P = ParamSpec("P")
@@ -79,26 +80,26 @@ def run_forward(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], ex
 
 
 def check_target(output: Any, target: Any) -> None:
-    """Let Captum judge ``target`` against the output, with its own errors.
+    """Let Captum judge ``target`` against the output.
 
     Raises:
-        AssertionError, IndexError: Captum's, where the target does not fit the output.
+        AssertionError, IndexError: as Captum, where the target does not fit the output, with what would.
         TypeError: if a target is given and the output holds no tensor to select it from.
     """
     if target is not None:
-        _select_targets(_explained_tensor(output), target)
+        _at_target(_explained_tensor(output), target)
 
 
 def selected(output: Any, target: Any, caller: str) -> Tensor:
     """What ``target`` selects of the output, as Captum selects it: (batch,).
 
     Raises:
-        AssertionError, IndexError: Captum's, where the target does not fit the output.
+        AssertionError, IndexError: as Captum, where the target does not fit the output, with what would.
         TypeError: if the output holds no tensor to select from.
         ValueError: if no target is given and the output has several numbers per example.
     """
     found = _explained_tensor(output)
-    chosen = cast("Tensor", _select_targets(found, target))
+    chosen = _at_target(found, target)
     if found.ndim and chosen.numel() != len(found):
         raise ValueError(
             f"{caller} explains one number per example, but of the output, {tuple(found.shape)}, target={target!r} "
@@ -106,6 +107,25 @@ def selected(output: Any, target: Any, caller: str) -> Tensor:
             "(batch, class). HFForward(model, position=...) takes one row of such an output."
         )
     return chosen.reshape(-1)
+
+
+def _at_target(found: Tensor, target: Any) -> Tensor:
+    try:
+        return cast("Tensor", _select_targets(found, target))
+    except (AssertionError, IndexError) as error:
+        raise type(error)(target_problem(target, tuple(found.shape))) from error
+
+
+def target_problem(target: Any, shape: tuple[int, ...] | None = None) -> str:
+    """What is wrong with a target that does not fit an output of ``shape`` (None: not known), and what would fit."""
+    if isinstance(target, str):
+        return f"target={target!r} should be the number of a class: model.config.label2id[{target!r}] may know it."
+    known = "" if shape is None else f", which has the shape {shape}"
+    classes = f" Its classes are 0 to {shape[-1] - 1}." if shape and len(shape) == 2 else ""
+    return (
+        f"target={target!r} does not fit the output of the model{known}.{classes} Give an int for all examples, or one "
+        "per example as a list or a 1-d tensor; a tuple for each where the output has more axes."
+    )
 
 
 def _explained_tensor(output: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import DataParallel, Module
 
 from captum_norm.attr._position import PositionType
 from captum_norm.forward import HFForward
-from captum_norm.forward.inputs import check_inputs
+from captum_norm.forward.inputs import check_inputs, check_model
 from captum_norm.forward.keywords import unwrapped
 
 Forward = Callable[..., Any]
@@ -29,10 +29,11 @@ def readable(
         The tensors whose positions are the inputs' positions: in gate mode, the ids that the gate belongs to.
 
     Raises:
-        TypeError: if the model looks up token ids, and an input holds float numbers.
+        TypeError: if the model looks up token ids, and an input holds float numbers; for what is no model.
         ValueError: for replicas in other threads, or for what a Hugging Face model cannot take (empty or too long
             texts, ids it does not know).
     """
+    check_model(forward_func)
     forward = unwrapped(forward_func)
     _refuse_replicas(title, forward_func)
     try:

@@ -192,6 +192,12 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         generate = getattr(self.model, "generate", None)
         if not callable(generate):
             raise ValueError(f"{type(self.model).__name__} cannot generate a target: give target=.")
+        limit, wanted = longest_input(self.model), arguments.get("max_new_tokens")
+        if limit is not None and isinstance(wanted, int) and ids.shape[1] + wanted > limit:
+            raise ValueError(
+                f"max_new_tokens={wanted} after a prompt of {ids.shape[1]} tokens is more than the {limit} positions "
+                f"of {type(self.model).__name__}. At most {limit - ids.shape[1]} tokens can be written."
+            )
         with torch.no_grad():
             written: Tensor = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
         return written[0, ids.shape[1] :]

@@ -271,7 +271,7 @@ def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> t
             f"{wanting[0]} explains a class or a next token, and this model predicts neither. What runs on it: "
             f"{', '.join(name for name in METHODS if METHODS[name].explains == 'position')}."
         )
-    return tuple(name for name in DEFAULT if name not in wanting), tuple(wanting)
+    return tuple(name for name in names or DEFAULT if name not in wanting), tuple(wanting)
 
 
 def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> Prediction:

@@ -91,12 +91,17 @@ def view_page(
 
 def _with_output(loaded: Loaded, encoding: Any, generate: int | None) -> tuple[Any, int | None]:
     """What the model takes, with what it writes, and how many positions of the decoder's input were given to it."""
+    from captum_norm.cli.loading import longest
+
     splits = bool(getattr(loaded.model.config, "is_encoder_decoder", False))
     count = generate if generate is not None else 64 if splits else 0
     if not count:
         return loaded.forward_inputs(encoding), None
     if loaded.task != "next token":
         raise ValueError(f"--generate {count}: {loaded.name} writes no tokens. Leave it out.")
+    limit, prompt = longest(loaded), 0 if splits else encoding["input_ids"].shape[1]
+    if limit is not None and prompt + count > limit:
+        raise ValueError(f"--generate {count}: {loaded.name} has room for {limit - prompt} more tokens at most.")
     written = loaded.model.generate(**encoding, max_new_tokens=count, do_sample=False, num_beams=1)
     if splits:
         return {**encoding, "decoder_input_ids": written}, 1

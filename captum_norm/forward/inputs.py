@@ -56,12 +56,14 @@ def named_inputs(model: Callable[..., Any], inputs: ModelInputs) -> dict[str, An
         >>> list(named_inputs(nn.TransformerDecoderLayer(4, nhead=1), (torch.ones(1, 1, 4), torch.ones(1, 1, 4))))
         ['tgt', 'memory']
     """
+    check_model(model)
     if isinstance(inputs, Mapping):
         return dict(inputs)
     if not isinstance(inputs, Tensor | tuple):
+        way = " A text goes through the tokenizer first: tokenizer(text, return_tensors='pt')."
         raise TypeError(
             f"{title(model)} cannot be called with a {type(inputs).__name__}: give a mapping (passed as keywords), "
-            "a tensor, or a tuple of tensors (passed positionally)."
+            f"a tensor, or a tuple of tensors (passed positionally).{way if isinstance(inputs, str | list) else ''}"
         )
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     return dict(zip(_parameter_names(model, len(given)), given, strict=True))
@@ -84,12 +86,50 @@ def position_sources(named: Mapping[str, Any]) -> dict[str, Tensor]:
     return sources
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no model that can run.
+
+    Raises:
+        TypeError: for a model's name, a class in place of a model, or anything else that cannot be called.
+        ValueError: for a model without numbers, on the meta device.
+
+    Example:
+        >>> check_model("bert-base-uncased")
+        Traceback (most recent call last):
+        ...
+        TypeError: the model should be a torch.nn.Module or a function, got the name 'bert-base-uncased'. Load it first,
+        for example with transformers.AutoModel.from_pretrained('bert-base-uncased').
+    """
+    wanted = "the model should be a torch.nn.Module or a function"
+    if isinstance(model, str):
+        raise TypeError(
+            f"{wanted}, got the name {model!r}. Load it first, for example with "
+            f"transformers.AutoModel.from_pretrained({model!r})."
+        )
+    if isinstance(model, type):
+        raise TypeError(
+            f"{wanted}, got the class {model.__name__}. Make a model of it, for example with "
+            f"{model.__name__}.from_pretrained(...) or {model.__name__}(...)."
+        )
+    if not callable(model):
+        raise TypeError(f"{wanted}, got {type(model).__name__}.")
+    if isinstance(model, nn.Module):
+        empty = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+        # accelerate keeps weights there, too, and brings each in when its module runs
+        if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+            raise ValueError(
+                f"{title(model)}: its weight {empty} is on the meta device, so it has a shape and no numbers. Load the "
+                "weights, for example with from_pretrained(...) outside torch.device('meta')."
+            )
+
+
 def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
     """Refuse what the model cannot take, before it runs.
 
     Raises:
-        TypeError: if ``inputs`` is of another type, or ids are float.
-        ValueError: if an input is empty or longer than the table of positions, or ids are beyond the vocabulary.
+        TypeError: if ``inputs`` is of another type, or ids are float or a list.
+        ValueError: if an input is empty or longer than the table of positions, ids are beyond the vocabulary or lack
+            the axis of the batch, a mask is of another text, or there are no numbers, on the meta device.
 
     Example:
         >>> check_inputs(nn.Identity(), torch.ones(1, 0))
@@ -97,7 +137,9 @@ def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
         ...
         ValueError: Identity: input is empty, shape (1, 0): there is nothing to attend to. Give at least one token.
     """
-    for name, tensor in position_sources(named_inputs(model, inputs)).items():
+    named = named_inputs(model, inputs)
+    _check_kinds(model, named)
+    for name, tensor in position_sources(named).items():
         if tensor.numel() == 0:
             raise ValueError(
                 f"{title(model)}: {name} is empty, shape {tuple(tensor.shape)}: there is nothing to attend to. "
@@ -105,6 +147,32 @@ def check_inputs(model: Callable[..., Any], inputs: ModelInputs) -> None:
             )
         if name.endswith("input_ids"):
             _check_ids(model, name, tensor)
+
+
+def _check_kinds(model: Callable[..., Any], named: Mapping[str, Any]) -> None:
+    """Ids are tensors of (batch, token) with numbers in them, and a mask has an entry for each."""
+    for name, value in named.items():
+        if name.endswith(("input_ids", "attention_mask")) and isinstance(value, list):
+            raise TypeError(
+                f"{title(model)}: {name} is a list, but the model takes tensors. Let the tokenizer make them: "
+                "tokenizer(text, return_tensors='pt')."
+            )
+        if isinstance(value, Tensor) and value.is_meta:
+            raise ValueError(f"{title(model)}: {name} is on the meta device, so it has a shape and no numbers.")
+        if name.endswith("input_ids") and isinstance(value, Tensor) and value.ndim < 2 and hasattr(model, "config"):
+            raise ValueError(
+                f"{title(model)}: {name} has the shape {tuple(value.shape)}, but the model takes (batch, token). For "
+                f"one text add the axis of the batch: {name}[None]."
+            )
+    for name, ids in named.items():
+        mask = named.get(name.replace("input_ids", "attention_mask")) if name.endswith("input_ids") else None
+        if isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == mask.ndim == 2:
+            longer = mask.shape[1] >= ids.shape[1]  # a cache may hold what the mask counts too
+            if not longer or mask.shape[0] not in (1, ids.shape[0]):
+                raise ValueError(
+                    f"{title(model)}: {name} is (batch, token) = {tuple(ids.shape)}, but the attention mask is "
+                    f"{tuple(mask.shape)}: it belongs to another text. Give what the tokenizer returned as it is."
+                )
 
 
 def longest_input(model: Callable[..., Any]) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -143,6 +143,11 @@ class _Reducer:
 
 
 def _known_quantities(quantities: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(quantities, Iterable):
+        raise TypeError(
+            f"attention_maps: quantities should be names of measures, got {quantities!r}. There are: "
+            f"{', '.join(MEASURES)}."
+        )
     names = (quantities,) if isinstance(quantities, str) else tuple(dict.fromkeys(quantities))
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names:

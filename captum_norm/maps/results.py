@@ -96,7 +96,15 @@ class AttentionMaps:
         )
 
     def to(self, device: torch.device | str) -> AttentionMaps:
-        """The same maps with all tensors on ``device``."""
+        """The same maps with all tensors on ``device``.
+
+        Raises:
+            ValueError: for a device that torch does not know.
+        """
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f'AttentionMaps.to: {device!r} is no device; "cpu" and "cuda:0" are.') from error
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
@@ -125,11 +133,16 @@ class AttentionMaps:
 
         Returns:
             One string per key; keys that are no input read ``"·"``.
+
+        Raises:
+            IndexError: for a call or example that is not there.
         """
+        self._check(i, example)
         return self._labels(self.keys[i], self._axis_size(i, "key"), example)
 
     def query_tokens(self, i: int, example: int = 0) -> list[str]:
         """A label for each row of call ``i``, as `key_tokens`."""
+        self._check(i, example)
         return self._labels(self.queries[i], self._axis_size(i, "query"), example)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -198,6 +211,13 @@ class AttentionMaps:
 
         return in_notebook(self)
 
+    def _check(self, i: int, example: int) -> None:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"AttentionMaps: there is no call {i}, only 0 to {len(self) - 1}.")
+        for name, tokens in self.input_tokens.items():
+            if not -len(tokens) <= example < len(tokens):
+                raise IndexError(f"AttentionMaps: {name} has no example {example}, only 0 to {len(tokens) - 1}.")
+
     def _axis_size(self, i: int, axis: str) -> int:
         for name, results in self.results.items():
             axes = MEASURES[name].axes.split()
@@ -226,6 +246,8 @@ class _OverCalls(list[Tensor]):
     @overload
     def __getitem__(self, i: slice) -> list[Tensor]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> Tensor | list[Tensor]:
+        if not isinstance(i, slice) and not -len(self) <= int(i) < len(self):
+            raise IndexError(f"AttentionMaps: {self._name} has no call {i}, only 0 to {len(self) - 1}.")
         result: Any = super().__getitem__(i)
         if isinstance(i, slice):
             return _OverCalls(self._name, result, self._calls[i])

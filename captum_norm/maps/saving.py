@@ -36,6 +36,8 @@ def read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, cut off, or holds something else.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"AttentionMaps.load: the file should be named by a text or a Path, got {path!r}.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)}: no such file. AttentionMaps.save(path) writes one.")
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -58,8 +59,8 @@ def chosen_layers(layers: Sequence[int | str] | int | str | None) -> tuple[int |
     """
     if layers is None:
         return None
-    choices = (layers,) if isinstance(layers, int | str) else tuple(layers)
-    if not choices or not all(isinstance(choice, int | str) for choice in choices):
+    choices = _several(layers, int | str)
+    if not choices or not all(_is(choice, int | str) for choice in choices):
         raise TypeError(f"attention_maps: layers should be indices or names of attention calls, got {layers!r}.")
     return choices
 
@@ -72,12 +73,22 @@ def chosen_indices(name: str, indices: Sequence[int] | int | None) -> tuple[int,
     """
     if indices is None:
         return None
-    if isinstance(indices, int):
-        return (indices,)
-    chosen = tuple(indices)
-    if not chosen or not all(isinstance(index, int) for index in chosen):
+    chosen = _several(indices, int)
+    if not chosen or not all(_is(index, int) for index in chosen):
         raise TypeError(f"attention_maps: {name} should be one or more ints, got {indices!r}.")
     return chosen
+
+
+def _several(given: Any, kinds: Any) -> tuple[Any, ...]:
+    """One or several as a tuple; of nothing that is either, none."""
+    if _is(given, kinds):
+        return (given,)
+    return tuple(given) if isinstance(given, Iterable) else ()
+
+
+def _is(one: Any, kinds: Any) -> bool:
+    """Whether it is of these kinds; True and False are no numbers."""
+    return isinstance(one, kinds) and not isinstance(one, bool)
 
 
 def _cut_to_rows(record: AttentionRecord, rows: list[int]) -> AttentionRecord:

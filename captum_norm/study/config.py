@@ -121,6 +121,8 @@ def _study_file(content: Mapping[str, Any], folder: Path) -> StudyFile:
     _check_keys("[data]", parts["data"], [f.name for f in fields(DataAsked)])
     _check_keys("[study]", parts["study"], _STUDY)
     _check_keys("[report]", parts["report"], _REPORT)
+    for name, part in parts.items():
+        _check_types(f"[{name}]", part)
     study = dict(parts["study"])
     for name, read in (("methods", _method), ("metrics", _metric)):
         if name in study:
@@ -175,6 +177,26 @@ def _check_keys(where: str, keys: Iterable[str], allowed: Iterable[str]) -> None
         raise ValueError(
             f"{where} has an unknown key {unknown!r}.{_suggestion(unknown, names)} There are: {', '.join(names)}."
         )
+
+
+# What the keys that are no texts, lists or tables of their own should be.
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(
+        "name device dtype device_map path dataset split subset text label evidence key special reference".split(),
+        ("a text in quotes", (str,)),
+    ),
+    **dict.fromkeys("limit batch_size max_length seed random_draws".split(), ("a whole number", (int,))),
+    "target": ("a whole number or a text in quotes", (int, str)),
+    "position": ("a whole number or a text in quotes", (int, str)),
+    "removal": ("a text in quotes", (str,)),
+}
+
+
+def _check_types(where: str, part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        kind, types = _KINDS.get(key, ("", (object,)))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and kind):
+            raise ValueError(f"{where}: {key} should be {kind}, got {value!r}.")
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ def plot(
         The figure.
 
     Raises:
+        TypeError: for anything without ``calls``, such as a tensor.
         ValueError: for a call, head or example that is not there, or a measure that was not computed.
 
     Example:
@@ -59,6 +60,11 @@ def plot(
         >>> [axes.get_title(loc="left") for axes in figure.axes[::2]]
         ['Attention weight, mean of 2 heads', 'Norm of the sum over heads']
     """
+    if not hasattr(maps, "calls"):
+        raise TypeError(
+            f"plot draws what attention_maps(model, inputs) returned, got {type(maps).__name__}. token_map draws one "
+            "matrix of scores, (query, key): token_map(scores, tokens)."
+        )
     chosen = OneExample(maps, example)
     names = chosen.quantities(quantities, heads)
     if is_ratio(names[0]):

@@ -63,8 +63,9 @@ def test_a_dash_is_standard_output_for_the_numbers_alone(capsys, folders):
 def test_texts_come_from_standard_input(capsys, folders, monkeypatch):
     model = ("--model", folders / "encoder", "--json", "-")
     monkeypatch.setattr("sys.stdin", io.StringIO("A warm film.\n"))
-    code, out, _ = answer(capsys, "compare", "-", "--methods", "AttentionNorm", *model)
-    assert (code, json.loads(out)["text"]) == (0, "A warm film.")
+    code, out, err = answer(capsys, "compare", "-", "--methods", "AttentionNorm", *model)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["text"] == "A warm film."
     monkeypatch.setattr("sys.stdin", io.StringIO("A warm film.\n"))
     assert answer(capsys, "certify", "--text", "-", *model)[0] == 0
     monkeypatch.setattr("sys.stdin", io.StringIO("A warm film.\n\nThe plot is thin.\n"))

@@ -125,6 +125,13 @@ def test_a_plain_encoder_gets_attention_methods_and_is_told_so(capsys, folders, 
     assert saved["left_out"] == ["IntegratedGradients", "InputXGradient", "FeatureAblation"]
 
 
+def test_on_a_plain_encoder_the_methods_asked_for_run_alone(capsys, folders):
+    arguments = ("--model", folders / "encoder", "--methods", "AttentionWeights", "--json", "-")
+    code, out, err = answer(capsys, "compare", TEXT, *arguments)
+    assert (code, err) == (0, "")
+    assert list(json.loads(out)["methods"]) == ["AttentionWeights"]
+
+
 def test_a_figure_is_saved(capsys, folders, tmp_path):
     file = tmp_path / "strips.svg"
     arguments = ("--methods", "AttentionNorm", "Saliency", "--figure", file)

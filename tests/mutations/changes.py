@@ -65,6 +65,12 @@ CHANGES: list[Change] = [
         ("(smaller + not_larger + 1)", "(smaller + not_larger)"),
         ("(spread[0] * spread[1]).sqrt()", "(spread[0] * spread[0]).sqrt()"),
     ),
+    *changes_of(
+        "suggestions.py",
+        ("name.lower(), by_lower", "name, by_lower"),
+        ("by_lower[near[0]]", "near[0]"),
+        ("n=1)", "n=1, cutoff=0)"),
+    ),
     # --------------------------------------------------------------------------------------------------- measures, maps
     *changes_of(
         "measures.py",
