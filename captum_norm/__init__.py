@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from captum_norm import capture, functional, models, tokens, visualization
+    from captum_norm import alignment, capture, functional, models, study, tokens, visualization
     from captum_norm.attr import (
         ALTI,
         AttentionBlockNorm,
@@ -58,7 +58,7 @@ _HOME = {
     "attention_layers": "maps",
     "attention_maps": "maps",
 }
-_SUBMODULES = ("capture", "functional", "models", "tokens", "visualization")
+_SUBMODULES = ("alignment", "capture", "functional", "models", "study", "tokens", "visualization")
 
 __all__ = [
     "ALTI",
@@ -79,11 +79,13 @@ __all__ = [
     "LayerAttentionNorm",
     "LayerAttentionWeights",
     "ValueZeroing",
+    "alignment",
     "attention_layers",
     "attention_maps",
     "capture",
     "functional",
     "models",
+    "study",
     "tokens",
     "visualization",
 ]
@@ -94,8 +96,10 @@ def __getattr__(name: str) -> Any:
         return import_module(f"captum_norm.{name}")
     if name in _HOME:
         return getattr(import_module(f"captum_norm.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'captum_norm' has no attribute {name!r}")
+    from captum_norm.suggestions import did_you_mean
+
+    raise AttributeError(f"module 'captum_norm' has no attribute {name!r}.{did_you_mean(name, __all__)}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

@@ -191,8 +191,12 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="AttentionNrom"):
+    with pytest.raises(AttributeError, match=r"AttentionNrom'\. Did you mean AttentionNorm\?"):
         _ = captum_norm.AttentionNrom
+
+
+def test_only_public_names_are_listed():
+    assert dir(captum_norm) == sorted([*captum_norm.__all__, "__version__"])
 
 
 def test_the_version_is_the_same_everywhere():
