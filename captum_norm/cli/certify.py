@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def _as_text(title: str, calls: Sequence[CheckedCall]) -> str:
     refused = [(i, call) for i, call in enumerate(calls) if call.refusal]
     head = f"{title}: {len(calls)} attention calls, " + (f"{len(refused)} refused" if refused else "all read exactly")
     rows = [_row(i, call) for i, call in enumerate(calls)]
-    rows = _narrowed(rows) if sys.stdout.isatty() else rows
+    rows = _narrowed(rows) if sys.stdout.isatty() or "COLUMNS" in os.environ else rows
     parts = [draw.wrap(head), draw.table(_HEADERS, rows, left=(1, 2, 5))]
     errors = [call.certificate for call in calls if call.certificate is not None]
     if errors:

@@ -6,6 +6,7 @@ import pytest
 from transformers import BertForSequenceClassification
 
 from captum_norm.capture import AttentionCall, Certificate
+from captum_norm.cli.table import width_of
 from captum_norm.maps import CheckedCall, attention_layers
 from tests.cli.models import TEXT, bert_tokenizer
 from tests.cli.running import answer
@@ -29,6 +30,15 @@ def test_certify_lists_every_call_with_inputs_made_from_the_config(capsys, folde
     assert [call["kind"] for call in calls] == kinds
     assert all(call["error"] < call["tolerance"] for call in calls)
     assert all(call["W_O"] in out and call["name"] in out for call in calls)
+
+
+def test_on_a_narrow_screen_names_are_cut_and_in_a_pipe_they_are_whole(capsys, folders, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = answer(capsys, "certify", "--model", folders / "classifier")
+    assert max(map(width_of, out.splitlines())) <= 80
+    monkeypatch.delenv("COLUMNS")
+    _, out, _ = answer(capsys, "certify", "--model", folders / "classifier")
+    assert "bert.encoder.layer.1.attention.output.dense.weight" in out
 
 
 def test_certify_takes_a_text(capsys, folders, tmp_path):
