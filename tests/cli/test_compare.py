@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import torch
 from transformers import BertForSequenceClassification, GPT2LMHeadModel
 
 from captum_norm import AttentionNorm, HFForward
 from captum_norm.cli.table import width_of
 from captum_norm.methods import DEFAULT, run_method
 from captum_norm.tokens import word_scores, words_of
-from tests.cli.models import TEXT, bert_tokenizer, gpt_tokenizer
+from tests.cli.models import TEXT, bert_config, bert_tokenizer, gpt_tokenizer
 from tests.cli.running import answer
 
 
