@@ -352,7 +352,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/reader.py",
         ("actual = actual - offset", "actual = actual + offset"),
-        ("if not mixture.unchanged:", "if False:"),
+        ("if not all(mixture.unchanged for mixture in mixtures):", "if False:"),
         ("if error <= tolerance:", "if True:"),
         tests="capture/test_hand_written.py capture/test_refusals.py",
     ),
