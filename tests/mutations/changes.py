@@ -363,6 +363,12 @@ CHANGES: list[Change] = [
         tests="capture/test_hand_written.py capture/test_libraries.py",
     ),
     *changes_of(
+        "capture/joining.py",
+        ("tokens[0].argsort()", "tokens[0].argsort(descending=True)"),
+        tests="capture/test_written_in_pieces.py",
+    ),
+    *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_changed_weights.py"),
+    *changes_of(
         "capture/kind.py",
         ('if self._ahead[structure].is_avoided(weights) else "self"', 'if query == key else "self"'),
         tests="capture/test_positions.py attr/test_what_is_computed.py",
