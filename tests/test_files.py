@@ -119,15 +119,6 @@ def test_nothing_half_written_enters_a_pipe(pipe):
     assert os.read(reader, 100) == b""
 
 
-def test_an_open_file_of_the_process_is_written_behind_what_it_holds(tmp_path):
-    with (tmp_path / "log").open("wb") as log:
-        log.write(b"before ")
-        log.flush()
-        with replacing(f"/dev/fd/{log.fileno()}") as unfinished:
-            unfinished.write_text("after")
-    assert (tmp_path / "log").read_text() == "before after"
-
-
 def test_a_file_keeps_its_permissions(tmp_path):
     target = tmp_path / "secret.json"
     target.write_text("old")
