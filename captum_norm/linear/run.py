@@ -340,7 +340,7 @@ def _on_constants(op: Operation, known: bool) -> Any:
     unload weights do so in the middle of a forward.
     """
     parameters = {id(tensor): tensor for tensor in op.tensors if tensor.requires_grad}
-    if parameters and (op.writes or not known):
+    if parameters and (op.writes or not known or is_distributed()):  # a view of a sharded weight must show as one
         with torch.no_grad():
             return op.func(*op.args, **op.kwargs)
     held = {key: tensor.detach() for key, tensor in parameters.items()}
