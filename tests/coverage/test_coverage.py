@@ -57,7 +57,15 @@ def test_a_model_without_attention_has_no_records(model_type):
     assert check(model_type).status == "none"
 
 
-@pytest.mark.parametrize("model_type", ["diffllama", "levit"])
+def test_two_products_that_are_subtracted_are_one_call():
+    """The check counts products, of which differential attention has two in each call."""
+    result = check("diffllama")
+    assert (result.calls, result.products, result.refusals) == (2, 4, [])
+    assert result.same
+    assert result.worst <= 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["levit"])
 def test_what_cannot_be_read_exactly_is_refused_by_name(model_type):
     result = check(model_type)
     assert result.status == "refused"
