@@ -1,6 +1,6 @@
 """Captum attribution classes over attention: a measure per attention call, an aggregate over calls, a row asked for."""
 
-from captum_norm.attr._base import AttributionReport
+from captum_norm.attr._reduction import AttributionReport
 from captum_norm.attr.alti import ALTI
 from captum_norm.attr.block_norm import AttentionBlockNorm, LayerAttentionBlockNorm
 from captum_norm.attr.decompx import DecompX, DecompXReport

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -19,7 +18,6 @@ from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
 from captum_norm.attr._captum import (
     Attribution,
     as_tuple,
-    check_target,
     extra_arguments,
     is_tuple,
     logged,
@@ -29,25 +27,9 @@ from captum_norm.attr._forward import distinct, position_given, readable
 from captum_norm.attr._maps import call_map, measured
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import KindType, Reduction
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, recording
+from captum_norm.attr._reduction import AttributionReport, KindType, Reduction
+from captum_norm.capture import AttentionRecord, InexactCaptureError, Recorded, recording
 from captum_norm.forward.keywords import unwrapped
-
-
-@dataclass(frozen=True)
-class AttributionReport:
-    """What a call of ``attribute`` read, and how exactly.
-
-    Attributes:
-        certificates: each attention call that was read (its ``modules`` left out) with its certificate, in call order;
-            empty for methods that do not read calls.
-        left_out: per input, the share of the row's total that went to keys that are no input (a class token, memory,
-            sinks) and is in no score: (batch,), or (batch, row) for several rows; dimensionless.  Empty for layer
-            classes, whose maps hold every key.
-    """
-
-    certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
-    left_out: tuple[Tensor, ...] = ()
 
 
 class AttentionMethod:
@@ -83,8 +65,15 @@ class AttentionMethod:
         on_record: Callable[[AttentionRecord], None],
         on_inexact: Callable[[InexactCaptureError], None],
         differentiable: bool = False,
+        on_output: Callable[[Recorded, Any], None] | None = None,
     ) -> Any:
-        """The model's own output; each attention call goes to ``on_record`` as it finishes."""
+        """The model's own output; each attention call goes to ``on_record`` as it finishes.
+
+        Args:
+            inputs, extras: what the forward function takes.
+            on_record, on_inexact, differentiable: as for ``recording``.
+            on_output: told of the recording, while it goes on, and of the output.
+        """
         model = getattr(unwrapped(self.forward_func), "model", None)
         with (
             readable(type(self).__name__, self.forward_func, inputs, extras) as sources,
@@ -95,9 +84,12 @@ class AttentionMethod:
                 on_inexact=on_inexact,
                 differentiable=differentiable,
                 blocks=self.reads_block,
-            ),
+            ) as recorded,
         ):
-            return run_forward(self.forward_func, inputs, extras)
+            output = run_forward(self.forward_func, inputs, extras)
+            if on_output is not None and recorded is not None:
+                on_output(recorded, output)
+            return output
 
 
 class InputMethod(AttentionMethod, Attribution):  # type: ignore[misc]  # Captum is not typed
@@ -169,11 +161,14 @@ class MapMethod(InputMethod):
                 reduction.add(call_map(record, measured(needed, self.measure)))
 
         with torch.no_grad():
-            check_target(self._forward(inputs, extras, take, reduction.skip), target)
+            self._forward(inputs, extras, take, reduction.skip, on_output=reduction.explains(target))
 
-    def _reduction(self, position: PositionType, kind: KindType, call: int | None, device: torch.device) -> Reduction:
+    def _reduction(
+        self, position: PositionType, kind: KindType, call: int | None, device: torch.device, mixers_as_identity: bool
+    ) -> Reduction:
         """What takes in the maps of one pass."""
-        return Reduction(type(self).__name__, self._new_aggregate(), Rows(position), kind, call, device)
+        aggregate = self._new_aggregate()
+        return Reduction(type(self).__name__, aggregate, Rows(position), kind, call, device, mixers_as_identity)
 
     @logged
     def attribute(
@@ -185,6 +180,7 @@ class MapMethod(InputMethod):
         position: PositionType = None,
         kind: KindType = None,
         call: int | None = None,
+        mixers_as_identity: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """How much each input position contributes to the representation at ``position``.
 
@@ -192,16 +188,20 @@ class MapMethod(InputMethod):
             inputs: what ``forward_func`` takes first, batch first: ids (batch, position), vectors (batch, position,
                 model), a gate (batch, position) or pixels (batch, channel, height, width); or a tuple of such.  For an
                 encoder-decoder, ``(input_ids, decoder_input_ids)``, or input_ids alone.
-            target: the class, as in Captum.  It is validated as Captum does; the scores do not depend on it.
+            target: the class, as in Captum.  It is validated as Captum does; the scores depend on it where it selects
+                a row.
             additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.
-            position: whose representation is explained, as a position of the query axis: None for the last real token
-                if every self-attention call of these queries is causal, else the first real token, unless
-                ``HFForward(position=...)`` says otherwise; an integer (negative from the end); one per example
-                (repeated in place when Captum repeats the batch); several per example, a tensor (batch, row);
-                ``"mean"`` over the real tokens; ``"all"``.
+            position: whose representation is explained, as a position of the query axis: None for what the output
+                ``target`` was read from, as seen in the data flow (a row, or a mean of rows; for an output with a row
+                for every position, the last real token if every self-attention call of these queries is causal, else
+                the first), unless ``HFForward(position=...)`` says otherwise; an integer (negative from the end); one
+                per example (repeated in place when Captum repeats the batch); several per example, a tensor (batch,
+                row); ``"mean"`` over the real tokens; ``"all"``.
             kind: ``"self"`` (causal included) or ``"cross"``.  None: inputs that are read by cross-attention are
                 scored by it, all others by self-attention.
             call: which call of each attention module; None for all.
+            mixers_as_identity: where calls are composed along the model, go on as if nothing else mixed positions
+                between them; ``report.mixers`` says what did.
 
         Returns:
             Non-negative scores, one tensor for a tensor and a tuple for a tuple, shaped as ``inputs``; for ``"all"``
@@ -220,8 +220,16 @@ class MapMethod(InputMethod):
         extras = extra_arguments(additional_forward_args)
         if position is None:
             position = position_given(self.forward_func, extras)
-        reduction = self._reduction(position, kind, call, given[0].device)
+        reduction = self._reduction(position, kind, call, given[0].device, mixers_as_identity)
         self._read(reduction, given, target, extras)
+        reduction.conclude()
+        read = reduction.position_read(given) if position is None else None
+        if read is not None:  # another row than the one that was kept
+            row = reduction.row
+            reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
+            self._read(reduction, given, target, extras)
+            reduction.conclude()
+            reduction.row = row
         with torch.no_grad():
             answers = [reduction.answer(index, tensor) for index, tensor in enumerate(given)]
             scores = tuple(
@@ -229,7 +237,7 @@ class MapMethod(InputMethod):
                 for answer, like in zip(answers, given, strict=True)
             )
         left_out = tuple(answer.left_out for answer in answers)
-        self.report = AttributionReport(tuple(reduction.certificates), left_out)
+        self.report = reduction.report(left_out)
         return scores if is_tuple(inputs) else scores[0]
 
     def attribute_each(
@@ -241,6 +249,7 @@ class MapMethod(InputMethod):
         *,
         kind: KindType = None,
         call: int | None = None,
+        mixers_as_identity: bool = False,
     ) -> Tensor:
         """The rows of several positions, from one forward pass.
 
@@ -248,7 +257,7 @@ class MapMethod(InputMethod):
             inputs: ids (batch, position) or a gate.
             targets: not looked at, as the scores do not depend on them.
             positions: the rows.
-            additional_forward_args, kind, call: as in :meth:`attribute`.
+            additional_forward_args, kind, call, mixers_as_identity: as in :meth:`attribute`.
 
         Returns:
             (row, batch, position), equal to the rows one by one.
@@ -268,5 +277,8 @@ class MapMethod(InputMethod):
         if positions is None:
             raise ValueError(f"{type(self).__name__}.attribute_each explains positions: give positions=, a list.")
         rows = torch.tensor([[*positions]]).expand(len(inputs), -1)
-        each = self.attribute(inputs, None, additional_forward_args, position=rows, kind=kind, call=call)
+        each = self.attribute(
+            inputs, None, additional_forward_args, position=rows, kind=kind, call=call,
+            mixers_as_identity=mixers_as_identity,
+        )  # fmt: skip
         return cast("Tensor", each).transpose(0, 1).contiguous()

@@ -38,6 +38,7 @@ __all__ = [
     "is_tuple",
     "logged",
     "run_forward",
+    "select",
     "selected",
     "target_problem",
 ]
@@ -88,6 +89,11 @@ def check_target(output: Any, target: Any) -> None:
     """
     if target is not None:
         _at_target(_explained_tensor(output), target)
+
+
+def select(tensor: Tensor, target: Any) -> Tensor:
+    """What ``target`` selects of a tensor of the output's shape; all of it without a target."""
+    return tensor if target is None else cast("Tensor", _select_targets(tensor, target))
 
 
 def selected(output: Any, target: Any, caller: str) -> Tensor:

@@ -43,11 +43,11 @@ class Rows:
         if isinstance(position, str) and position not in ("mean", "all"):
             raise ValueError(f'position should be an index, one per example, "mean" or "all", got {position!r}.')
         self.position = position
-        self.few = not isinstance(position, str)
-        self.all = not self.few and position == "all"
+        self.few = not isinstance(position, str) and not _are_weights(position)
+        self.all = isinstance(position, str) and position == "all"
         self.several = self.all
         self._columns: tuple[Any, ...] = (position,)
-        if isinstance(position, Tensor) and position.ndim == 2:
+        if isinstance(position, Tensor) and position.ndim == 2 and not _are_weights(position):
             self.several, self._columns = True, position.unbind(1)
 
     def candidates(self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False) -> Tensor:
@@ -80,6 +80,8 @@ class Rows:
             (batch, key); (batch, query, key) for ``"all"``, with zeros in padding rows.
         """
         batch, queries, _ = scores.shape
+        if isinstance(self.position, Tensor):  # how much of each row
+            return torch.einsum("bq,bqk->bk", self.position.to(scores), scores)
         mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
         scores = scores.masked_fill(~mask, 0)
         return scores if self.all else scores.sum(1) / mask.sum(1)
@@ -111,6 +113,11 @@ class Rows:
         """
         rows = [resolve_position(row, real, batch, queries, causal) for row in self._columns]
         return torch.stack(rows, dim=1)
+
+
+def _are_weights(position: PositionType) -> bool:
+    """How much of each row is meant, (batch, query): what an output was seen to read, never what a user gives."""
+    return isinstance(position, Tensor) and position.is_floating_point() and position.ndim == 2
 
 
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -5,23 +5,61 @@ Axes: b batch, h head, q query, r row asked for, k key.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
+from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._maps import CallMap, Route, SequenceName, at_rows, route_of, without_modules
 from captum_norm.attr._placing import count_positions, place, share_left_out
-from captum_norm.attr._position import Rows
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
+from captum_norm.attr._position import PositionType, Rows
+from captum_norm.capture import (
+    Answer,
+    AttentionCall,
+    AttentionRecord,
+    Certificate,
+    InexactCaptureError,
+    Mixer,
+    Positions,
+    Recorded,
+    RowsRead,
+)
+from captum_norm.forward.outputs import output_tensor
 
 KindType = Literal["self", "cross"] | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class AttributionReport:
+    """What a call of ``attribute`` read, how exactly, and what its answer rests on.
+
+    Attributes:
+        certificates: each attention call that was read (its ``modules`` left out) with its certificate, in call order;
+            empty for methods that do not read calls.
+        left_out: per input, the share of the row's total that went to keys that are no input (a class token, memory,
+            sinks) and is in no score: (batch,), or (batch, row) for several rows; dimensionless.  Empty for layer
+            classes, whose maps hold every key.
+        mixers: what mixed positions beside attention on the way to the calls that count, by operation and module.
+            Composing methods refuse it, unless they are asked to take it for the identity.
+        unused: the attention calls that the output does not rest on, which have no part in the scores.
+        row: which row was explained where ``position`` was left out: ``"read"``: the one that the output was computed
+            from, seen in the data flow; ``"convention"``: the last real token if causal, else the first; ``""``: it was
+            given.
+    """
+
+    certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
+    left_out: tuple[Tensor, ...] = ()
+    mixers: tuple[Mixer, ...] = ()
+    unused: tuple[AttentionCall, ...] = ()
+    row: Literal["read", "convention", ""] = ""
+
+
+@dataclass(frozen=True)
+class Scores:
     """What a pass says of one input.
 
     Attributes:
@@ -81,41 +119,130 @@ class Reduction:
         kind: which attention calls count; None for the model's last sequence and whatever it reads.
         call: which call of each module counts; None for all.
         device: where the scores are wanted.
+        mixers_as_identity: compose calls as if what mixed positions between them had not.
 
     Attributes:
         certificates: each call seen with its certificate, in call order.
+        mixers: what mixed positions beside attention on the way to the calls that count.
     """
 
     def __init__(
-        self, title: str, aggregate: Aggregate, rows: Rows, kind: KindType, call: int | None, device: torch.device
-    ) -> None:
+        self, title: str, aggregate: Aggregate, rows: Rows, kind: KindType, call: int | None, device: torch.device,
+        mixers_as_identity: bool = False,
+    ) -> None:  # fmt: skip
         self._title, self._aggregate, self._rows = title, aggregate, rows
         self._kind, self._call, self._device = check_kind(kind), call, device
         self._sequences = Sequences()
         self._shapes: dict[SequenceName, tuple[int, int]] = {}
         self._cut: dict[SequenceName, tuple[Tensor, bool]] = {}
         self._unknown: list[tuple[AttentionCall, str]] = []
+        self._mixers_as_identity = mixers_as_identity
         self.certificates: list[tuple[AttentionCall, Certificate]] = []
+        self.mixers: dict[Mixer, None] = {}
+        self.unused: list[AttentionCall] = []
+        self.row: Literal["read", "convention", ""] = "" if rows.position is not None else "convention"
+        self._noted: list[_Noted] = []
+        self._queries: dict[SequenceName, Positions] = {}
+        self._read = Answer()
+        self._last: SequenceName | None = None
+        self._side_by_side: tuple[AttentionCall, AttentionCall] | None = None
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
         self.certificates.append((without_modules(record.call), record.certificate))
         route = self._sequences.note(record)
+        self._last = None if route is None else route[0]
         if not self.counts(record.call):
             return None
+        light = replace(record, call=without_modules(record.call), weights=_NOTHING, values=_NOTHING, W_O=_NOTHING,
+                        b_O=None, gate=None, mixed=None, block=None)  # fmt: skip
+        self._noted.append(_Noted(light))
         if route is None:
-            self._unknown.append((without_modules(record.call), record.unknown_keys))
             return None
+        if record.queries is not None:
+            self._queries[route[0]] = record.queries
         self._shapes[route[0]] = (record.weights.shape[0], record.weights.shape[2])
         return self._with_needed_rows(record, route[0])
 
     def add(self, one: CallMap) -> None:
-        """Take in the map of a call that counts, with the rows that the answer needs."""
+        """Take in the map of the call that was noted last, with the rows that the answer needs."""
+        self._noted[-1].map = one
+
+    def explains(self, target: Any) -> Callable[[Recorded, Any], None]:
+        """What is to be told of an output: it sees what ``target`` selects of it rests on."""
+
+        def told(recorded: Recorded, output: Any) -> None:
+            check_target(output, target)
+            self._read = recorded.answer(output_tensor(output), lambda tensor: select(tensor, target))
+
+        return told
+
+    def conclude(self) -> None:
+        """Make the answer of the maps of all calls that what is explained rests on."""
+        used = [noted for noted in self._noted if self._read.rests_on(noted.record)]
+        self.unused = [noted.record.call for noted in self._noted if noted not in used]
+        for noted in used:
+            self.mixers |= dict.fromkeys(noted.record.mixers)
+            if noted.record.keys is None:
+                self._unknown.append((noted.record.call, noted.record.unknown_keys))
+        self._side_by_side = _side_by_side(used) if self._aggregate.needs == "all" else None
+        for noted in used:
+            if noted.map is not None:
+                self._add(noted.map)
+
+    def _add(self, one: CallMap) -> None:
         residual = None if one.residual is None else one.residual.to(self._device)
         one = replace(one, scores=one.scores.to(self._device), residual=residual)
         # The model may be running under autocast, which would take products of maps to half precision.
         with torch.autocast(self._device.type, enabled=False):
             self._aggregate.add(one)
+
+    def position_read(self, given: Sequence[Tensor]) -> PositionType:
+        """The position that the output was read from, where the default is another one; None where it is that.
+
+        Raises:
+            ValueError: if the output was read from several rows in a way that was not followed.
+        """
+        read = self._read
+        behind = [mixer for mixer in read.mixers if mixer not in self.mixers]
+        if read.how == "unseen" or behind:
+            raise ValueError(self._unseen(behind))
+        if read.rows is None:
+            return None
+        route = self._route(0, given[0])
+        if route[0] != self._last:  # an encoder by itself, whose output is not what was returned
+            return None
+        queries, (batch, length) = self._queries.get(route[0]), self._shapes[route[0]]
+        weights = None if queries is None else rows_weights(read.rows, queries.index, batch, length)
+        real = self._sequences.real.get(route[0])
+        real = None if real is None or real.shape != (batch, length) else real.cpu()
+        if weights is None or (real is not None and bool(weights[~real].any())):  # padding explains nothing
+            return None
+        self.row = "read"
+        causal = self._sequences.looks_back(route[0])
+        if bool((weights.max(1).values == 1).all()):
+            row = weights.argmax(1)
+            default = Rows(None).chosen(batch, length, real, causal)[:, 0]
+            return None if torch.equal(row, default.cpu()) else row
+        mean = torch.ones(batch, length) if real is None else real
+        mean = mean.double() / mean.double().sum(1, keepdim=True)
+        return "mean" if torch.allclose(weights, mean) else weights
+
+    def _unseen(self, behind: Sequence[Mixer]) -> str:
+        how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
+            "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
+            "windows)"
+        )  # fmt: skip
+        return (
+            f"{self._title}: which rows the output was read from is not known, for {how}. Say whose representation is "
+            'to be explained: position=<row>, one for each example, "mean" over the real tokens, or "all".'
+        )
+
+    def report(self, left_out: tuple[Tensor, ...]) -> AttributionReport:
+        """What the answer rests on."""
+        return AttributionReport(
+            tuple(self.certificates), left_out, tuple(self.mixers), tuple(self.unused), self.row
+        )
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call that could not be read pass if its number is not asked for (its kind is not known)."""
@@ -126,7 +253,11 @@ class Reduction:
         """Whether a call is asked for."""
         return matches(call, self._kind) and self._call in (None, call.call)
 
-    def answer(self, index: int, like: Tensor) -> Answer:
+    def rests_on(self, record: AttentionRecord) -> bool:
+        """Whether a call counts, and what is explained rests on it."""
+        return self.counts(record.call) and self._read.rests_on(record)
+
+    def answer(self, index: int, like: Tensor) -> Scores:
         """The scores of one input, ``like``, which is the one with this index.
 
         Raises:
@@ -147,7 +278,7 @@ class Reduction:
         placed = place(row, keys, count_positions(like, keys))
         if not torch.isfinite(placed).all():
             raise ValueError(f"{self._title}: inputs[{index}] has scores that are not finite: the model computes NaN.")
-        return Answer(placed, share_left_out(row, placed), keys.grid)
+        return Scores(placed, share_left_out(row, placed), keys.grid)
 
     def _with_needed_rows(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
         """The record with the rows asked for alone, where the others do not matter."""
@@ -204,6 +335,15 @@ class Reduction:
                 "cannot be told apart. Give the decoder an input of its own: inputs=(source, prefix)."
             )
         self._refuse_unknown(index, crossing=bool(crossing))
+        self._refuse_mixers(index)
+        if self._side_by_side is not None:
+            first, second = self._side_by_side
+            raise ValueError(
+                f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, but "
+                f"{first.name!r} (call {first.call}) and {second.name!r} (call {second.call}) run side by side: "
+                "neither is made of the other. Each call by itself is exact: AttentionNorm(model, aggregate=<number>), "
+                "AttentionWeights likewise, or a Layer class."
+            )
         return crossing[0] if crossing else own
 
     def _sequence(self, index: int, like: Tensor) -> SequenceName:
@@ -228,6 +368,19 @@ class Reduction:
         if matter:
             raise ValueError(self._no_keys(f"inputs[{index}]", matter))
 
+    def _refuse_mixers(self, index: int) -> None:
+        """Refuse to compose calls between which something else mixes positions."""
+        if self._aggregate.needs != "all" or not self.mixers or self._mixers_as_identity:
+            return
+        first, others = next(iter(self.mixers)), len(self.mixers) - 1
+        raise ValueError(
+            f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, and "
+            f"beside them positions are mixed by {first}{f' and {others} more' if others else ''}. Each call by itself "
+            "is exact: AttentionNorm(model, aggregate=<number>), AttentionWeights likewise, or a Layer class. DecompX "
+            "takes in what is linear. attribute(..., mixers_as_identity=True) composes the calls as if nothing stood "
+            "between them, and lists what did in the report."
+        )
+
     def _no_keys(self, what: str, unknown: list[tuple[AttentionCall, str]]) -> str:
         call, why = unknown[0]
         others = f" (and {len(unknown) - 1} more calls)" if len(unknown) > 1 else ""
@@ -251,6 +404,50 @@ class Reduction:
             f"or name: {routes}. Masks and types belong into additional_forward_args; an encoder-decoder takes its "
             "decoder_input_ids by name (HFForward, or a function that names them)."
         )
+
+
+@dataclass(eq=False)
+class _Noted:
+    """A call that counts: its record without its tensors, and its map once there is one."""
+
+    record: AttentionRecord
+    map: CallMap | None = None
+
+
+_NOTHING = torch.empty(0)
+
+
+def _side_by_side(noted: Sequence[_Noted]) -> tuple[AttentionCall, AttentionCall] | None:
+    """Two calls of one sequence of which neither is made of the other; None where all follow one another."""
+    last: dict[SequenceName, AttentionRecord] = {}
+    for one in noted:
+        route = route_of(one.record)
+        if route is None or not one.record.bit:
+            continue
+        before = last.get(route[0])
+        if before is not None and not one.record.ancestors & before.bit:
+            return before.call, one.record.call
+        last[route[0]] = one.record
+    return None
+
+
+def rows_weights(read: RowsRead, index: Tensor, batch: int, length: int) -> Tensor | None:
+    """How much of each row of a map the output read, (batch, query); None where the rows are not among the queries.
+
+    Args:
+        read: the rows by their input positions.
+        index: (query,), the input position of each query.
+        batch, length: the shape of the result.
+    """
+    positions, weights = read.positions.expand(batch, -1), read.weights.double().expand(batch, -1)
+    if len(index) != length:
+        return None
+    if positions.shape[1] == length and torch.equal(positions, index.expand_as(positions)):
+        return weights
+    matches = positions[..., None] == index
+    if not bool((matches.sum(-1) == 1).all()):
+        return None
+    return torch.zeros(batch, length, dtype=torch.float64).scatter_add(1, matches.int().argmax(-1), weights)
 
 
 def nothing_seen(title: str) -> str:

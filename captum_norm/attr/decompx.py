@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_norm.attr._base import AttributionReport, InputMethod
+from captum_norm.attr._base import InputMethod
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
 from captum_norm.attr._forward import distinct, outside_inference_mode, readable
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
-from captum_norm.attr._reduction import nothing_seen
+from captum_norm.attr._reduction import AttributionReport, nothing_seen
 from captum_norm.linear import (
     ActivationType,
     Conventions,
@@ -216,7 +216,9 @@ class DecompX(InputMethod):
         delta = found.output - torch.stack([by_sequence[sequence].sum(1) for sequence in sequences]).sum(0)
         of_inputs = torch.stack([found.tokens[sequence].sum(1) for sequence in sequences]).sum(0)
         left_out = found.output - found.bias - of_inputs
-        self.report = DecompXReport((), left_out.cpu(), found.bias.cpu(), found.error, found.tolerance)
+        self.report = DecompXReport(
+            left_out=left_out.cpu(), bias=found.bias.cpu(), error=found.error, tolerance=found.tolerance
+        )
         return scores, delta
 
     def _contributions(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import AttentionMethod, AttributionReport
+from captum_norm.attr._base import AttentionMethod
 from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
 from captum_norm.attr._maps import MeasureFunction, measured, without_modules
 from captum_norm.attr._placing import finished
-from captum_norm.attr._reduction import KindType, check_kind, matches, nothing_seen
+from captum_norm.attr._reduction import AttributionReport, KindType, check_kind, matches, nothing_seen
 from captum_norm.attr._split import Splits
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward.keywords import unwrapped

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._base import AttributionReport, MapMethod
+from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import as_tuple, check_target, extra_arguments, logged
 from captum_norm.attr._forward import outside_inference_mode, position_given
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import KindType, check_kind
+from captum_norm.attr._reduction import AttributionReport, KindType, check_kind
 from captum_norm.attr._split import LayerInputs, Splits, Zeros
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord

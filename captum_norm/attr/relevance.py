@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from captum_norm.attr._aggregate import Aggregate
-from captum_norm.attr._base import AttributionReport, MapMethod
+from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import extra_arguments, logged, selected
 from captum_norm.attr._forward import outside_inference_mode
 from captum_norm.attr._maps import call_map, without_padding
@@ -18,7 +18,7 @@ from captum_norm.attr._paths import Relevance
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType
 from captum_norm.attr._reduction import KindType, Reduction
-from captum_norm.capture import AttentionRecord
+from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.functional import gradient_weights
 
 
@@ -70,6 +70,7 @@ class AttentionRelevance(MapMethod):
         position: PositionType = None,
         kind: KindType = None,
         call: int | None = None,
+        mixers_as_identity: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """The relevance of each input position to the output ``target``, by way of the representation at ``position``.
 
@@ -81,12 +82,12 @@ class AttentionRelevance(MapMethod):
                 the output has more axes.  It may be left out only where there is one number per example.
             additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.
             position: whose row of R is given, as a position of the query axis, which should be where ``target`` is read
-                off: None for the last real token if every self-attention call of these queries is causal, else the
-                first real token, unless ``HFForward(position=...)`` says otherwise; an integer (negative from the end);
-                one per example (repeated in place when Captum repeats the batch); ``"mean"`` over the real tokens;
-                ``"all"``.
+                off: None for that, as seen in the data flow, unless ``HFForward(position=...)`` says otherwise; an
+                integer (negative from the end); one per example (repeated in place when Captum repeats the batch);
+                ``"mean"`` over the real tokens; ``"all"``.
             kind: ``"self"`` (causal included) or ``"cross"``: only these calls add to R.  None: all.
             call: which call of each attention module; None for all.
+            mixers_as_identity: go on as if nothing but attention mixed positions; ``report.mixers`` says what did.
 
         Returns:
             Non-negative scores, one tensor for a tensor and a tuple for a tuple, shaped as ``inputs``; for ``"all"``
@@ -102,7 +103,10 @@ class AttentionRelevance(MapMethod):
             InexactCaptureError: if an attention call cannot be read exactly.
             AssertionError: Captum's, if ``target`` does not fit the output.
         """
-        return super().attribute(inputs, target, additional_forward_args, position=position, kind=kind, call=call)
+        return super().attribute(
+            inputs, target, additional_forward_args, position=position, kind=kind, call=call,
+            mixers_as_identity=mixers_as_identity,
+        )  # fmt: skip
 
     def attribute_each(
         self,
@@ -113,6 +117,7 @@ class AttentionRelevance(MapMethod):
         *,
         kind: KindType = None,
         call: int | None = None,
+        mixers_as_identity: bool = False,
     ) -> Tensor:
         """Several outputs of one forward pass, with a backward pass for each.
 
@@ -120,7 +125,7 @@ class AttentionRelevance(MapMethod):
             inputs: ids (batch, position) or a gate.
             targets: each as ``target`` of :meth:`attribute`.
             positions: the row for each target; None for the default row of each.
-            additional_forward_args, kind, call: as in :meth:`attribute`.
+            additional_forward_args, kind, call, mixers_as_identity: as in :meth:`attribute`.
 
         Returns:
             (target, batch, position), equal to the targets one by one.
@@ -132,11 +137,13 @@ class AttentionRelevance(MapMethod):
         if targets is None:
             raise ValueError(f"{type(self).__name__}.attribute_each explains outputs: give targets=, a list.")
         rows = [None] * len(targets) if positions is None else positions
-        reductions = [self._reduction(row, kind, call, inputs.device) for row in rows]
+        reductions = [self._reduction(row, kind, call, inputs.device, mixers_as_identity) for row in rows]
         self._explain(reductions, (inputs,), targets, extra_arguments(additional_forward_args))
+        for reduction in reductions:
+            reduction.conclude()
         answers = [reduction.answer(0, inputs) for reduction in reductions]
         left_out = torch.stack([answer.left_out for answer in answers], dim=1)
-        self.report = AttributionReport(tuple(reductions[0].certificates), (left_out,))
+        self.report = reductions[0].report((left_out,))
         return torch.stack([finished(answer.scores, inputs) for answer in answers])
 
     def _read(self, reduction: Reduction, inputs: tuple[Tensor, ...], target: Any, extras: tuple[Any, ...]) -> None:
@@ -152,14 +159,21 @@ class AttentionRelevance(MapMethod):
         """One forward pass, and for each target a backward pass, whose maps go to a reduction of its own."""
         title, records = type(self).__name__, list[AttentionRecord]()
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.enable_grad():
-            output = self._forward(inputs, extras, records.append, reductions[0].skip, differentiable=True)
-            counted = [record for record in records if reductions[0].counts(record.call)]
+
+            def told(recorded: Recorded, output: Any) -> None:
+                for reduction, target in zip(reductions, targets, strict=True):
+                    reduction.explains(target)(recorded, output)
+
+            output = self._forward(
+                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told
+            )
             for reduction, target in zip(reductions, targets, strict=True):
+                counted = [record for record in records if reduction.rests_on(record)]
                 explained = selected(output, target, title).sum() if counted else None
                 keep = reduction is not reductions[-1]
                 gradients = iter(() if explained is None else weight_gradients(counted, explained, title, keep))
                 for record in records:
-                    gradient = next(gradients) if reduction.counts(record.call) else None
+                    gradient = next(gradients) if reduction.rests_on(record) else None
                     if reduction.note(record) is not None and gradient is not None:
                         reduction.add(call_map(record, _relevant(record, gradient)))
 

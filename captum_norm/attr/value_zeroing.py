@@ -13,7 +13,7 @@ from torch.random import fork_rng
 
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._base import MapMethod
-from captum_norm.attr._captum import check_target, run_forward
+from captum_norm.attr._captum import run_forward
 from captum_norm.attr._forward import outside_inference_mode
 from captum_norm.attr._maps import call_map
 from captum_norm.attr._paths import LayerProduct
@@ -82,20 +82,22 @@ class ValueZeroing(MapMethod):
         outlines: list[Outline] = []
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.no_grad():
             numbers = torch.get_rng_state()
-            output = self._forward(inputs, extras, lambda record: outlines.append(Outline.of(record)), reduction.skip)
-            check_target(output, target)
+            self._forward(
+                inputs, extras, lambda record: outlines.append(Outline.of(record)), reduction.skip,
+                on_output=reduction.explains(target),
+            )  # fmt: skip
 
             def run() -> Any:
                 with fork_rng([tensor.device.index or 0 for tensor in inputs if tensor.is_cuda]):
                     torch.set_rng_state(numbers)
                     return run_forward(self.forward_func, inputs, extras)
 
-            wanted = [outline for outline in outlines if reduction.counts(outline.record.call)]
+            wanted = [outline for outline in outlines if reduction.rests_on(outline.record)]
             _refuse_cross_alone(type(self).__name__, wanted, reduction)
             scores = value_zeroing_maps(run, outlines, wanted, layers=self.layers, keys_at_once=self.keys_at_once)
             shares = _shares(wanted, scores)
             for outline in outlines:
-                if reduction.note(outline.record) is not None:
+                if reduction.note(outline.record) is not None and id(outline) in shares:
                     reduction.add(call_map(outline.record, *shares[id(outline)]))
 
 

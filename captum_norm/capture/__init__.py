@@ -10,6 +10,7 @@ the residual stream around each call as well.
 Other parts of the package import from here and from no module inside.
 """
 
+from captum_norm.capture.answer import Answer, Recorded
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
@@ -20,14 +21,16 @@ from captum_norm.capture.record import (
     Certificate,
     InexactCaptureError,
     Kind,
+    Mixer,
     Positions,
 )
 from captum_norm.capture.recorder import recording
 from captum_norm.capture.running import in_float32, run_recorded
-from captum_norm.capture.traces import Mixture, Term
+from captum_norm.capture.traces import Mixture, RowsRead, Term
 from captum_norm.capture.weights import attention_weights
 
 __all__ = [
+    "Answer",
     "AttentionBlock",
     "AttentionCall",
     "AttentionRecord",
@@ -37,8 +40,11 @@ __all__ = [
     "Kind",
     "Layout",
     "LayoutError",
+    "Mixer",
     "Mixture",
     "Positions",
+    "Recorded",
+    "RowsRead",
     "Term",
     "attention_weights",
     "in_float32",

@@ -2,8 +2,8 @@
 
 ``RULES`` says what a torch operation does to what is known of its operands.  The rules are in
 :mod:`captum_norm.capture.rules`, a file per step of the way.  An operation without a rule of its own keeps the
-positions of an operand of its shape and loses everything else, so that what we do not understand is refused later and
-never guessed.
+positions of an operand of its shape, which it is taken to mix, and loses everything else, so that what we do not
+understand is refused later and never guessed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,10 +18,14 @@ from torch import Tensor
 from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.graph import edge_of
+from captum_norm.capture.names import Names
+from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.capture.readout import ReadOuts
+from captum_norm.capture.record import Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
-from captum_norm.operations.callers import how_many_run
+from captum_norm.operations.callers import how_many_run, running_modules
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.places import Anchor, Features, Place, Places, Whole
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 
@@ -39,19 +42,28 @@ class Dataflow:
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
-        stream: Stream | None = None,
+        stream: Stream | None = None, names: Names | None = None,
     ) -> None:  # fmt: skip
         self.traces = Traces()
+        self.places, self.reach = Places(), Reach()
+        self.rows = ReadOuts(self.traces, self.reach, self.places)
+        self._names = names or Names(None)
+        self._born = 0
+        self.calls = 0  # the bits of all attention calls
+        self._operation: Operation | None = None
         self._stream = stream
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = 0
         self._embeddings = 0
         self._roots = 0
-        for index, source in enumerate(sources):
+        named = tuple(sources)
+        self._has_sources = bool(named)
+        for index, source in enumerate(named):
             self._name_source(index, source)
 
     def _name_source(self, index: int, source: Tensor) -> None:
+        self.reach.add(source, INPUT | self.reach.new_bit())
         if source.ndim < 2 or self.traces[source] is not None:
             return
         # Ids or a gate (batch, position), vectors (batch, position, model), pictures (batch, channel, *grid).
@@ -69,15 +81,63 @@ class Dataflow:
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
         rule = RULES.of(name)
-        if rule is None or self._stream is None:
-            return None if rule is None else partial(rule, self)
-        see = self._stream.see
+        if rule is None:
+            return None
+        see = None if self._stream is None else self._stream.see
 
-        def both(op: Operation) -> None:
+        def all_of(op: Operation) -> None:
+            self._operation = op
             rule(self, op)
-            see(op)
+            if see is not None:
+                see(op)
+            born, self._born, self._operation = self._born, 0, None
+            self.reach.see(op, born)
+            if self.calls:
+                self.rows.see(op)
 
-        return both
+        return all_of
+
+    # ---- what mixes positions
+
+    def begins(self, made_of: Tensor) -> None:
+        """Positions begin to count in what this operation gives out, unless no input has a part in it."""
+        if not self._has_sources or self.reach.of(made_of) & INPUT:
+            self._born |= self.reach.new_bit()
+
+    def is_moved(self, tensor: Tensor, beside: Tensor) -> bool:
+        """Whether a tensor of unknown positions may hold others than those of a tensor beside it.
+
+        A constant does not, and neither do numbers that choose (ids, masks, routes).
+        """
+        return self.reach.of(tensor) > INPUT and not self.is_constant(tensor, beside)
+
+    def is_constant(self, tensor: Tensor, beside: Tensor) -> bool:
+        """Whether a tensor is made of no input, in contrast to the one beside it (a table of position embeddings)."""
+        return self._has_sources and not self.reach.of(tensor) & INPUT and bool(self.reach.of(beside) & INPUT)
+
+    def mixed_by(self, place: Place, why: str) -> Place:
+        """The place with the operation that is running among what has mixed positions."""
+        name = "" if self._operation is None else self._operation.name
+        module = self._names.module(tuple(caller.module for caller in running_modules()))
+        return place.mixed_by(frozenset((Mixer(name, module, why),)))
+
+    def read_whole(self, place: Place, out: Tensor, axis: int = -1) -> Place | None:
+        """Where the result lies that an operation made of all entries along an axis, writing as many as it likes.
+
+        Where these are several positions, an operation that writes as many entries as it read leaves them where they
+        were, and mixes them.
+        """
+        axis %= out.ndim
+        if self.places.holds_one(place, (axis,)):
+            return place.then(Features(out.shape[-1]) if axis == out.ndim - 1 else Whole((axis,), out.shape))
+        numbers = place.numbers()
+        if numbers is None:
+            return None
+        if len(set(numbers.movedim(axis, 0).flatten(1)[:, 0].tolist())) < numbers.shape[axis]:  # features of several
+            return self.mixed_by(place.then(Features(out.shape[-1])), "it reads several positions at once")
+        if numbers.shape != out.shape:
+            return None
+        return self.mixed_by(place, "it reads several positions at once")
 
     def step(self, tensor: Tensor, step: Step) -> Tensor:
         """The tensor after a step of our own, with its place; in autograd's graph if the tensor is."""
@@ -97,8 +157,13 @@ class Dataflow:
         if self._stream is not None:
             self._stream.mixed(mixture)
         mixture.steps = steps
+        mixture.bit = self.reach.new_bit()
+        self._born |= mixture.bit
+        self.calls |= mixture.bit
+        mixture.ancestors = 0 if self._operation is None else self.reach.of_all(self._operation.tensors)
         if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
+        place = place and Place(place.anchor, place.steps)  # what moved the queries moves no value
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
 
     def finish(self, only_projected: bool = False) -> None:
@@ -120,6 +185,8 @@ class Dataflow:
         """Drop everything that is held."""
         self._open.clear()
         self.traces.clear()
+        self.reach.clear()
+        self.rows.clear()
         if self._stream is not None:
             self._stream.clear()
 
@@ -135,7 +202,7 @@ class Dataflow:
                 projection = self.propose(projection.of(fresh), out)
         elif trace.projection is not None:
             projection = self._one_more_factor(trace.projection, W, bias, out)
-        place = trace.place and trace.place.then(Features(out.shape[-1]))
+        place = trace.place and self.read_whole(trace.place, out)
         self.traces[out] = Trace(projection=projection, place=place)
 
     def _one_more_factor(

@@ -28,6 +28,7 @@ from captum_norm.capture.record import (
     AttentionRecord,
     Certificate,
     InexactCaptureError,
+    Mixer,
     Positions,
 )
 from captum_norm.capture.traces import Mixture, Projection
@@ -52,17 +53,17 @@ class RecordReader:
     """Turns finished mixtures into checked records.
 
     Args:
-        model: what names are relative to; None: the outermost module that was running.
+        names: what modules and parameters are called.
         on_record, on_inexact: as for :func:`~captum_norm.capture.recording`.
         stream: what follows the blocks around the calls, or None.
     """
 
     def __init__(
-        self, model: Module | None, on_record: OnRecord, on_inexact: OnInexact | None, stream: Stream | None
+        self, names: Names, on_record: OnRecord, on_inexact: OnInexact | None, stream: Stream | None
     ) -> None:
         self._on_record, self._on_inexact = on_record, on_inexact
         self._stream, self._blocks = stream, BlockReader()
-        self._names = Names(model)
+        self._names = names
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
         self._counts: dict[int, int] = {}
 
@@ -115,7 +116,10 @@ class RecordReader:
 
     def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
         mixture = call.parts[0].mixture
-        named = self._call(tuple(dict.fromkeys(part.mixture for part in call.parts)))
+        parts = tuple(dict.fromkeys(part.mixture for part in call.parts))
+        named, bit, ancestors = self._call(parts), 0, 0
+        for part in parts:
+            bit, ancestors = bit | part.bit, ancestors | part.ancestors
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
         weights = call.weights
@@ -141,6 +145,9 @@ class RecordReader:
             key_mask=received_mask(mixture.callers, batch, key, memory=cross),
             certificate=read.certificate,
             mixed=_mixed_values(call),
+            mixers=mixers_of(parts),
+            bit=bit,
+            ancestors=ancestors & ~bit,
             block=block,
             no_block=no_block,
         )
@@ -176,6 +183,13 @@ class RecordReader:
             return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""
         except UnreadableBlockError as error:
             return None, str(error)
+
+
+def mixers_of(mixtures: tuple[Mixture, ...]) -> tuple[Mixer, ...]:
+    """What mixed positions on the way to the values, in one order whatever the run."""
+    places = [mixture.values_place for mixture in mixtures if mixture.values_place is not None]
+    found = {mixer for place in places for mixer in place.mixers if isinstance(mixer, Mixer)}
+    return tuple(sorted(found, key=str))
 
 
 def _is_attention(mixture: Mixture) -> bool:

@@ -67,6 +67,25 @@ class AttentionCall:
 
 
 @dataclass(frozen=True)
+class Mixer:
+    """Something beside attention that mixed positions: a convolution, a recurrence, a sum of two positions.
+
+    Attributes:
+        operation: the torch operation that did.
+        module: dotted name of the innermost module that was running; ``""`` where there was none.
+        why: how it is known, in words for a report.
+    """
+
+    operation: str
+    module: str
+    why: str
+
+    def __str__(self) -> str:
+        where = f" in {self.module!r}" if self.module else ""
+        return f"{self.operation}{where} ({self.why})"
+
+
+@dataclass(frozen=True)
 class Certificate:
     """How far the record is from what the model computed: max |predicted - actual| / max |attention part of actual|.
 
@@ -174,6 +193,8 @@ class AttentionRecord:
             where it received none (all are real).
         key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed.
+        mixers: what beside attention mixed positions on the way from the inputs to the values.
+        bit, ancestors: the call's own bit, and those of the calls it was made of (:mod:`captum_norm.capture.reach`).
         mixed: weights_h @ values_h in autograd's graph, for ``recording(differentiable=True)``; else None.
     """
 
@@ -192,3 +213,6 @@ class AttentionRecord:
     block: AttentionBlock | None = None
     no_block: str = "blocks were not recorded"
     mixed: MixedValues | None = None
+    mixers: tuple[Mixer, ...] = ()
+    bit: int = 0
+    ancestors: int = 0

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_norm.capture.answer import Recorded
 from captum_norm.capture.blocks.stream import Stream
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
-from captum_norm.capture.record import AttentionRecord
 from captum_norm.operations.modes import WatchingMode
 
 
@@ -33,7 +34,7 @@ def recording(
     on_inexact: OnInexact | None = None,
     differentiable: bool = False,
     blocks: bool = False,
-) -> Iterator[list[AttentionRecord]]:
+) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
     The running model is untouched: no hook, no change of mode, config or random state; its outputs are bit-equal to
@@ -53,7 +54,8 @@ def recording(
             handed over one attention call later, when it is known how the residual stream goes on.
 
     Yields:
-        The list of records; empty while ``on_record`` is given.
+        The list of records; empty while ``on_record`` is given.  It says what an output rests on, too, as long as the
+        recording goes on.
 
     Raises:
         InexactCaptureError: where a call cannot be read exactly, naming the module, the error and the way out.
@@ -66,10 +68,11 @@ def recording(
         >>> tuple(records[0].weights.shape), tuple(records[0].W_O.shape), float(records[0].certificate) < 1e-5
         ((1, 2, 5, 5), (2, 4, 8), True)
     """
-    records: list[AttentionRecord] = []
     stream = Stream() if blocks else None
-    reader = RecordReader(model, on_record or records.append, on_inexact, stream)
-    flow = Dataflow(sources, reader.finish, differentiable, stream)
+    names = Names(model)
+    records = Recorded()
+    reader = RecordReader(names, on_record or records.append, on_inexact, stream)
+    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names)
     mode = WatchingMode(flow.rule_for)
     try:
         with _uncompiled(), mode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ class Mixture:
         edge: the product in autograd's graph, where gradients are asked for.
         steps: what the product's result is of (*lead, query, head_dim).
         live: the values in autograd's graph, if the model's own are.
+        bit: the call's own, of all that is made of it; ``ancestors`` are the bits of what entered the product.
     """
 
     weights: Tensor
@@ -45,6 +46,8 @@ class Mixture:
     edge: GradientEdge | None = None
     steps: tuple[Step, ...] = ()
     live: Tensor | None = None
+    bit: int = 0
+    ancestors: int = 0
     versions: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +60,33 @@ class Mixture:
     @property
     def unchanged(self) -> bool:
         return self.versions == self._versions()
+
+
+@dataclass(frozen=True, eq=False)
+class RowsRead:
+    """The rows that a tensor without positions was made of.
+
+    Attributes:
+        positions: (batch, row), the input position of each, or below 0 where it is none.
+        weights: (batch, row), how much of each was read; a row's weights sum to 1.
+        mixers: what mixed positions on the way to them.
+    """
+
+    positions: Tensor
+    weights: Tensor
+    mixers: frozenset[Hashable] = frozenset()
+
+    def equals(self, other: RowsRead) -> bool:
+        """Whether the same rows were read."""
+        if self is other:
+            return True
+        if self.positions.shape != other.positions.shape or not torch.equal(self.positions, other.positions):
+            return False
+        return torch.allclose(self.weights.double(), other.weights.double())
+
+    def joined(self, other: RowsRead) -> RowsRead:
+        """The same rows with the mixers of both."""
+        return self if other.mixers <= self.mixers else replace(self, mixers=self.mixers | other.mixers)
 
 
 class Mixed(NamedTuple):

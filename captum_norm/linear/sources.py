@@ -115,7 +115,9 @@ class TokenSources:
         if not tensor.is_floating_point() or isinstance(tensor, torch.nn.Parameter):
             return None
         trace = self._flow.traces[tensor]
-        return None if trace is None or trace.in_attention else trace.place
+        if trace is None or trace.in_attention or trace.place is None or trace.place.mixers:
+            return None
+        return trace.place
 
     def note(self, op: Operation) -> bool:
         """Take in an operation that has run on nothing live; whether it mixed positions."""

@@ -33,7 +33,7 @@ class Facts(Generic[Fact]):
 
     def __setitem__(self, tensor: Tensor, fact: Fact | None) -> None:
         key = id(tensor)
-        if not fact:
+        if fact is None or (not isinstance(fact, Tensor) and not fact):
             self._of.pop(key, None)
             return
         self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), fact)

@@ -96,7 +96,8 @@ KINDS: dict[OperationKind, str] = {
         "cummin median kthvalue one_hot bincount histc floor ceil round sign floor_divide remainder fmod isnan isinf "
         "isfinite linalg_vector_norm vector_norm linalg_norm cdist searchsorted bucketize unique nonzero multinomial "
         "bernoulli cosine_similarity gumbel_softmax hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
-        "logical_or logical_not bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ entropy"
+        "logical_or logical_not bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ entropy maximum "
+        "minimum lerp addcmul addcdiv tan sinh cosh float_power glu xlogy hypot polar complex nansum"
     ),
 }
 
@@ -104,6 +105,8 @@ KINDS: dict[OperationKind, str] = {
 class Property(Enum):
     """What is true of some operations, of whatever kind."""
 
+    POSITIONWISE = auto()  # each entry of the result is made of the entries at its own place, and of nothing else
+    ALONG_AXES = auto()  # reads whole axes, given as ``dim``, and treats all others alike
     SHUFFLES = auto()  # same shape in and out, but positions change places in a way that nobody follows
     KEEPS_WEIGHTS = auto()  # of attention weights it makes what then multiplies the values
     SATURATES = auto()  # does not become the identity for large numbers
@@ -111,6 +114,20 @@ class Property(Enum):
 
 
 PROPERTIES: dict[Property, str] = {
+    Property.POSITIONWISE: (
+        f"{KINDS[OperationKind.IDENTITY]} {KINDS[OperationKind.CHOICE]} {KINDS[OperationKind.DROPOUT]} "
+        f"{KINDS[OperationKind.SUM]} {KINDS[OperationKind.SCALE]} {KINDS[OperationKind.ACTIVATION]} "
+        "neg real imag conj resolve_conj view_as_complex view_as_real exp sigmoid logsigmoid exp2 expm1 log log1p log2 "
+        "erf erfc sin cos tan sinh cosh sqrt rsqrt reciprocal rdiv floor ceil round trunc sign floor_divide remainder "
+        "fmod isnan isinf isfinite bernoulli hardsigmoid relu6_gate atan2 atan logical_and logical_or logical_not "
+        "bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ maximum minimum lerp addcmul addcdiv "
+        "float_power xlogy hypot polar complex one_hot bucketize"
+    ),
+    Property.ALONG_AXES: (
+        "sum mean nanmean nansum norm std var var_mean std_mean topk sort msort argsort argmax argmin max min amax "
+        "amin aminmax cumsum cumprod prod cummax cummin median kthvalue linalg_vector_norm vector_norm count_nonzero "
+        "all any softmax log_softmax softmin logsumexp gumbel_softmax normalize glu gather take_along_dim tril triu"
+    ),
     Property.SHUFFLES: (
         "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud "
         "fliplr rot90 topk masked_select masked_scatter msort cummax cummin"

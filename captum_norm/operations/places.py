@@ -4,6 +4,9 @@ A *place* starts where tokens enter (an embedding, a patch convolution, an input
 ``b * length + position``.  It goes unchanged through everything that treats positions alike (linear maps, norms,
 elementwise operations) and is moved by whatever moves positions (transposes, windows, flips, rolls, an index).  So the
 keys of an attention call are known to be the input's positions, or known not to be.
+
+Some operations leave every entry at its position and still mix other positions into it (a convolution, a recurrence):
+the place goes on, and keeps in ``mixers`` what did so.
 """
 
 from __future__ import annotations
@@ -66,10 +69,11 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """The anchor a tensor's positions come from, and the steps since."""
+    """The anchor a tensor's positions come from, the steps since, and what has mixed positions on the way."""
 
     anchor: Anchor
     steps: tuple[Step, ...] = ()
+    mixers: frozenset[Hashable] = frozenset()
 
     @property
     def key(self) -> Hashable:
@@ -92,8 +96,12 @@ class Place:
     def then(self, step: Step) -> Place:
         """The place after one more step; of two that only change the features, the last one counts."""
         if isinstance(step, Features) and self.steps and isinstance(self.steps[-1], Features):
-            return Place(self.anchor, (*self.steps[:-1], step))
-        return Place(self.anchor, (*self.steps, step))
+            return Place(self.anchor, (*self.steps[:-1], step), self.mixers)
+        return Place(self.anchor, (*self.steps, step), self.mixers)
+
+    def mixed_by(self, mixers: frozenset[Hashable]) -> Place:
+        """The place with these among its mixers."""
+        return self if mixers <= self.mixers else Place(self.anchor, self.steps, self.mixers | mixers)
 
 
 class UnplacedError(ValueError):
@@ -115,6 +123,86 @@ class Features(Step):
         return numbers[..., :1].expand(*numbers.shape[:-1], count)
 
 
+class Whole(Step):
+    """The step of an operation that reads whole axes, each of which holds one position.
+
+    Args:
+        axes: what it reads.
+        shape: the shape of its result, which has these axes at another length or not at all.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, axes: tuple[int, ...], shape: torch.Size) -> None:
+        super().__init__(("whole", axes, tuple(shape)), lambda numbers: self._apply(numbers, axes, shape))
+
+    @staticmethod
+    def _apply(numbers: Tensor, axes: tuple[int, ...], shape: torch.Size) -> Tensor:
+        if _varies(numbers, axes):
+            raise UnplacedError("an operation reads several positions at once")
+        for axis in sorted(axes, reverse=True):
+            numbers = numbers.narrow(axis, 0, 1) if len(shape) == numbers.ndim else numbers.select(axis, 0)
+        return numbers.expand(shape)
+
+
 def broadcast(shape: torch.Size) -> Step:
     """The step of an elementwise operation whose result has more entries than this operand."""
     return Step(("broadcast", tuple(shape)), lambda numbers: numbers.expand(shape))
+
+
+NOTHING_YET = -2
+"""The number of an entry that is zero until a position is written there."""
+
+
+class Places:
+    """Answers about places, worked out on their numbers once for all layers that share a structure."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[bool, tuple[Place, ...]]] = {}  # the places hold what the keys are ids of
+
+    def holds_one(self, place: Place, axes: tuple[int, ...]) -> bool:
+        """Whether all entries along these axes belong to one position."""
+        key = (place.key, axes)
+        if key not in self._known:
+            numbers = place.numbers()
+            self._known[key] = numbers is not None and not _varies(numbers, axes), (place,)
+        return self._known[key][0]
+
+    def agree(self, one: Place, other: Place, shape: torch.Size) -> bool:
+        """Whether two tensors, broadcast to one shape, have the same positions at the same entries.
+
+        Positions of two sequences of one length are the same where their numbers are.
+        """
+        if one.steps is other.steps and one.anchor is other.anchor:
+            return True
+        key = (one.key, other.key, tuple(shape))
+        if key not in self._known:
+            self._known[key] = _agree(one, other, shape), (one, other)
+        return self._known[key][0]
+
+
+def _agree(one: Place, other: Place, shape: torch.Size) -> bool:
+    a, b = one.numbers(), other.numbers()
+    if a is None or b is None:
+        return False
+    try:
+        a, b = a.expand(shape), b.expand(shape)
+    except RuntimeError:
+        return False
+    for axis in range(a.ndim):  # features, as a rule: nothing to compare along them
+        if not a.stride(axis) and not b.stride(axis):
+            a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
+    if one.anchor is not other.anchor:
+        if one.anchor.length != other.anchor.length:
+            return False
+        a, b = (torch.where(n < 0, n, n % one.anchor.length) for n in (a, b))
+    return bool(((a == b) | (a == NOTHING_YET) | (b == NOTHING_YET)).all())
+
+
+def _varies(numbers: Tensor, axes: tuple[int, ...]) -> bool:
+    for axis in axes:
+        if not numbers.numel():
+            return False
+        if numbers.stride(axis) and not torch.equal(numbers, numbers.narrow(axis, 0, 1).expand_as(numbers)):
+            return True
+    return False

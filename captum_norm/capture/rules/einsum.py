@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.products import unread_product, value_product
+from captum_norm.capture.rules.products import place_of, unread_product, value_product
 from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -67,8 +67,15 @@ def _product(
             left, right, lhs, rhs, trace = right, left, rhs, lhs, other
     if trace is not None and (trace.mixed or trace.projection):
         _einsum_projection(flow, trace, left, right, lhs, rhs, res, op.out)
-    elif trace is not None and trace.place is not None:
-        flow.traces[op.out] = Trace(place=trace.place.then(_einsum_place(lhs, res, op.out)))
+        return
+    if place_of(flow, left) is None and not flow.is_moved(left, right):
+        left, right, lhs, rhs = right, left, rhs, lhs
+    start = place_of(flow, left)
+    if start is not None:
+        place = start.then(_einsum_place(lhs, res, op.out))
+        if flow.is_moved(right, left):
+            place = flow.mixed_by(place, "a product with what positions were made into")
+        flow.traces[op.out] = Trace(place=place)
 
 
 def _parse_einsum(op: Operation) -> tuple[list[Tensor], list[str], str] | None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import RULES, Dataflow, rule
+from captum_norm.capture.rules.alike import Operands, broadcasts, place_after
 from captum_norm.capture.traces import Mixed, Projection, SoftmaxPart, Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import Place, broadcast
+from captum_norm.operations.places import broadcast
 from captum_norm.operations.steps import Step
 
 RULES.pass_over(OperationKind.QUESTION, OperationKind.SETTING, OperationKind.COMPOSITE)
@@ -22,8 +23,8 @@ RULES.pass_over(OperationKind.FRESH)  # whatever is written there later is anoth
 _IDENTITIES = names_of(OperationKind.IDENTITY)
 # Linear in one operand while the others are held fixed.
 _SCALES = names_of(OperationKind.SCALE, OperationKind.CHOICE)
-_ON_WEIGHTS = names_with(Property.KEEPS_WEIGHTS) | _IDENTITIES
 _SHUFFLES = names_with(Property.SHUFFLES)
+_ON_WEIGHTS = names_with(Property.KEEPS_WEIGHTS) | _IDENTITIES
 
 
 @rule(OperationKind.DROPOUT)
@@ -39,8 +40,8 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
 @rule(
     OperationKind.IDENTITY, OperationKind.CHOICE, OperationKind.COMBINATION, OperationKind.ACTIVATION,
     OperationKind.FUNCTION, "mul", "rsub", "radd", "softmin", "embedding_bag", "group_norm", "batch_norm", "normalize",
-    "index_add", "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "addbmm", "addmv", "bilinear", "dot", "grouped_mm", "_grouped_mm", "kron", "mv", "outer",
+    "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "addbmm", "addmv", "bilinear", "dot", "kron", "mv", "outer",
 )  # fmt: skip
 def carry(flow: Dataflow, op: Operation) -> None:
     """What an operation without a step of its own keeps of what is known of its operands."""
@@ -50,7 +51,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
     name = base_name(op.name)
     if not any(trace.in_attention for _, trace in operands):  # most operations of a model
         for out in op.outputs:
-            flow.traces[out] = Trace(place=_same_place(name, operands, out))
+            flow.traces[out] = Trace(place=place_after(flow, op, name, operands, out))
         return
     if name in _IDENTITIES:  # x.type_as(other) is x
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
@@ -59,12 +60,9 @@ def carry(flow: Dataflow, op: Operation) -> None:
             weights=_still_weights(name, operands, out),
             mixed=_scaled(flow, op, name, operands, out),
             projection=_still_projection(op, name, operands, out),
-            place=_same_place(name, operands, out),
+            place=place_after(flow, op, name, operands, out),
             softmax_part=_softmax_part(name, operands, out),
         )
-
-
-Operands = list[tuple[Tensor, Trace]]
 
 
 def _still_weights(name: str, operands: Operands, out: Tensor) -> Columns | None:
@@ -76,7 +74,7 @@ def _still_weights(name: str, operands: Operands, out: Tensor) -> Columns | None
         if tensor.shape == out.shape:
             return UNKNOWN_COLUMNS if name in _SHUFFLES else columns
     for tensor, columns in weights:  # one map of weights, scaled for each head
-        if _broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
+        if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
             return columns.then(broadcast(out.shape))
     return None
 
@@ -147,21 +145,3 @@ def _still_projection(op: Operation, name: str, operands: Operands, out: Tensor)
         return None
     divide = name == "div"
     return projection.times(lambda matrix: matrix / factor if divide else matrix * factor)
-
-
-def _same_place(name: str, operands: Operands, out: Tensor) -> Place | None:
-    """The positions of the operand that has them all; named sources first, then what was embedded first."""
-    if name in _SHUFFLES:
-        return None
-    full = [t.place for tensor, t in operands if t.place is not None and tensor.shape == out.shape]
-    if full:
-        return min(full, key=lambda place: (*place.anchor.preference, len(place.steps)))
-    for tensor, trace in operands:
-        if trace.place is not None and _broadcasts(tensor.shape, out.shape):
-            return trace.place.then(broadcast(out.shape))
-    return None
-
-
-def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
-    """(batch, position, 1) to (batch, position, model), but not a reduction and not a lower rank."""
-    return len(small) == len(large) and all(a in (1, b) for a, b in zip(small, large, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def _cat(flow: Dataflow, op: Operation) -> None:
     axis = {"hstack": 1, "vstack": 0}.get(op.name, op.argument(1, "dim", 0)) % op.out.ndim
     shapes = [tuple(tensor.shape) for tensor in pieces]
     weights, mixed = _cat_weights(traces, op.out), _cat_mixed(traces, shapes, axis)
-    flow.traces[op.out] = Trace(weights, mixed, None, _cat_place(traces, shapes, axis, op.out.ndim))
+    flow.traces[op.out] = Trace(weights, mixed, None, _cat_place(flow, pieces, traces, shapes, axis, op.out))
 
 
 @rule("stack")
@@ -115,7 +117,9 @@ def _side_by_side(parents: list[tuple[Step, ...] | None], shapes: list[tuple[int
     return Step(("cat", axis, tuple(shapes), keys), apply)
 
 
-def _cat_place(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int, ndim: int) -> Place | None:
+def _cat_place(
+    flow: Dataflow, pieces: list[Tensor], traces: list[Trace], shapes: list[tuple[int, ...]], axis: int, out: Tensor
+) -> Place | None:
     places = [trace.place for trace in traces]
     known = [place for place in places if place is not None]
     if not known:
@@ -125,6 +129,27 @@ def _cat_place(traces: list[Trace], shapes: list[tuple[int, ...]], axis: int, nd
         return None  # for example a cache: positions of several forward passes
     anchor = min((place.anchor for place in known), key=lambda anchor: anchor.preference)
     parents = [place.steps if place is not None and place.anchor is anchor else None for place in places]
-    if axis == ndim - 1 and all(steps is not None and steps == parents[0] for steps in parents):
-        return Place(anchor, parents[0] or ()).then(Features(sum(shape[axis] for shape in shapes)))
-    return Place(anchor, (_side_by_side(parents, shapes, axis),))
+    mixers: frozenset[Hashable] = frozenset().union(*(place.mixers for place in known))
+    if axis == out.ndim - 1:
+        beside = _beside_place(flow, pieces, places, mixers)
+        if beside is not None:
+            return beside.then(Features(out.shape[axis]))
+    return Place(anchor, (_side_by_side(parents, shapes, axis),), mixers)
+
+
+def _beside_place(
+    flow: Dataflow, pieces: list[Tensor], places: list[Place | None], mixers: frozenset[Hashable]
+) -> Place | None:
+    """The place of features put beside features: where they are those of the same positions, or of none."""
+    first = next(i for i, place in enumerate(places) if place is not None)
+    start, rows = places[first], (*pieces[first].shape[:-1], 1)
+    if start is None or not flow.places.holds_one(start, (pieces[first].ndim - 1,)):
+        return None
+    for tensor, place in zip(pieces, places, strict=True):
+        if place is None and flow.is_moved(tensor, pieces[first]):
+            return flow.mixed_by(start, "beside something that was made of several positions").mixed_by(mixers)
+        if place is None or flow.is_constant(tensor, pieces[first]):
+            continue
+        if not flow.places.agree(start.then(Features(1)), place.then(Features(1)), torch.Size(rows)):
+            return None
+    return start.mixed_by(mixers)

@@ -10,6 +10,7 @@ from torch import Tensor
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.traces import Mixed, Trace
 from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Place
 from captum_norm.operations.precision import at_least_float32
 from captum_norm.operations.steps import Step
 
@@ -18,8 +19,10 @@ from captum_norm.operations.steps import Step
 def _layer_norm(flow: Dataflow, op: Operation) -> None:
     x = op.args[0]
     trace = flow.traces[x] or Trace()
-    if not trace.mixed or len(op.argument(1, "normalized_shape")) > 1:
-        flow.traces[op.out] = Trace(weights=trace.weights, place=trace.place)
+    axes = len(op.argument(1, "normalized_shape"))
+    if not trace.mixed or axes > 1:
+        place = trace.place and normalised_place(flow, trace.place, op.out, axes)
+        flow.traces[op.out] = Trace(weights=trace.weights, place=place)
         return
     wide = x.detach().to(at_least_float32(x.dtype))
     scale = (wide.var(-1, correction=0, keepdim=True) + op.argument(4, "eps", 1e-5)).rsqrt()
@@ -30,13 +33,14 @@ def _layer_norm(flow: Dataflow, op: Operation) -> None:
 def _rms_norm(flow: Dataflow, op: Operation) -> None:
     x = op.args[0]
     trace = flow.traces[x] or Trace()
+    axes = len(op.argument(1, "normalized_shape"))
     if not trace.mixed:
-        flow.traces[op.out] = Trace(weights=trace.weights, place=trace.place)
+        place = trace.place and normalised_place(flow, trace.place, op.out, axes)
+        flow.traces[op.out] = Trace(weights=trace.weights, place=place)
         return
     wide, eps, weight = x.detach().to(at_least_float32(x.dtype)), op.argument(3, "eps"), op.argument(2, "weight")
-    axes = tuple(range(-len(op.argument(1, "normalized_shape")), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    scale = (wide.square().mean(axes, keepdim=True) + eps).rsqrt()
+    scale = (wide.square().mean(tuple(range(-axes, 0)), keepdim=True) + eps).rsqrt()
     flow.traces[op.out] = _scaled(trace, scale if weight is None else scale * weight.detach(), ("rms_norm", object()))
 
 
@@ -45,6 +49,13 @@ def _scaled(trace: Trace, scale: Tensor, key: Hashable) -> Trace:
     step = Step(key, lambda t: t * scale, True)
     mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in trace.mixed)
     return Trace(mixed=mixed, place=trace.place)
+
+
+def normalised_place(flow: Dataflow, place: Place, out: Tensor, axes: int) -> Place:
+    """The place behind a norm over the last axes, which mixes positions where these hold several."""
+    if flow.places.holds_one(place, tuple(range(out.ndim - axes, out.ndim))):
+        return place
+    return flow.mixed_by(place, "a norm over several positions")
 
 
 class CentredNorm:

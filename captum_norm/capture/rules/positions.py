@@ -6,7 +6,6 @@ import math
 
 from torch import Tensor
 
-from captum_norm.capture.columns import mapped
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
@@ -24,8 +23,10 @@ def _embedding(flow: Dataflow, op: Operation) -> None:
         place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1))).then(Features(op.out.shape[-1]))
         # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
         anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
+        flow.begins(ids)
         flow.traces[op.out] = Trace(place=Place(anchor, place.steps))
     elif ids.ndim == 2:
+        flow.begins(ids)
         anchor = Anchor(flow.next_embedding(), tuple(op.out.shape), (1,), flow.next_anchor())
         flow.traces[op.out] = Trace(place=Place(anchor))
 
@@ -48,7 +49,7 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
             flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)
         elif trace.place is not None:
-            flow.traces[op.out] = Trace(place=trace.place.then(mapped(1, op.out.shape)))
+            flow.traces[op.out] = Trace(place=flow.read_whole(trace.place, op.out, 1))
         return
     if is_weights(flow, x) and op.out.shape[2:] == x.shape[2:]:  # queries and keys stay in place
         map_weights(flow, x, 1, op.out)
@@ -67,15 +68,21 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
         named = source if source is not None and is_patches else flow.next_embedding()
         parent = None if origin is None else origin.anchor
         anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor(), parent)
-        flow.traces[op.out] = Trace(place=Place(anchor))
+        flow.begins(x)
+        place = Place(anchor, mixers=frozenset() if origin is None else origin.mixers)
+        if flow.reach.of(x) & flow.calls:
+            place = flow.mixed_by(place, f"patches of what attention has mixed, kernel {kernel}, stride {stride}")
+        flow.traces[op.out] = Trace(place=place)
     elif origin is not None and op.out.shape[2:] == x.shape[2:]:
         # A convolution over neighbours, as position embedding or token shift: positions stay where they are.
         channels = op.out.shape[1]
         step = Step(("channels", channels), lambda n: n[:, :1].expand(n.shape[0], channels, *n.shape[2:]))
-        flow.traces[op.out] = Trace(place=origin.then(step))
+        place = origin.then(step)
+        is_stem = len(kernel) > 1 and not flow.reach.of(x) & flow.calls  # a picture is not cut into patches yet
+        flow.traces[op.out] = Trace(place=place if is_stem else flow.mixed_by(place, f"neighbours, kernel {kernel}"))
 
 
 def _is_pointwise(op: Operation, weight: Tensor) -> bool:
-    return math.prod(weight.shape[2:]) == 1 and op.argument(6, "groups", 1) == 1 and op.argument(3, "stride", 1) in (
+    return math.prod(weight.shape[2:]) == 1 and op.argument(3, "stride", 1) in (
         1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1],
     )  # fmt: skip

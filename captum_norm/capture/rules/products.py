@@ -13,7 +13,7 @@ from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import attention_weights
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features
+from captum_norm.operations.places import Features, Place
 from captum_norm.operations.steps import Step
 
 
@@ -99,7 +99,12 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
     elif right.ndim == 2:
         flow.project(left, right, None, op.out, right)
     else:
-        _product_place(flow, left, op.out)
+        _product_place(flow, left, right, op.out)
+
+
+@rule("grouped_mm", "_grouped_mm")
+def _grouped(flow: Dataflow, op: Operation) -> None:
+    _product_place(flow, op.tensors[0], op.tensors[1], op.out)
 
 
 def _vmapped_product(flow: Dataflow, op: Operation, *operands: Tensor) -> None:
@@ -112,7 +117,7 @@ def _vmapped_product(flow: Dataflow, op: Operation, *operands: Tensor) -> None:
 def _map_by_matrix(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
     """A matrix of parameters, or one that the model made of its inputs, mixes the weights of heads."""
     if min(left.ndim, right.ndim) < 2:
-        _product_place(flow, left, out)
+        _product_place(flow, left, right, out)
     elif is_weights(flow, left):
         map_weights(flow, left, -1, out)
     else:
@@ -128,7 +133,7 @@ def added_product(flow: Dataflow, op: Operation) -> None:
     """beta * added + alpha * (left @ right): a value product where left are weights and nothing is added."""
     added, left, right = op.tensors[:3]
     if not _meets_values(flow, left, -1, right, -2):
-        _product_place(flow, left, op.out)
+        _product_place(flow, left, right, op.out)
         return
     alpha = op.kwargs.get("alpha", 1)
     scale = Step(("alpha", object()), lambda t: t * alpha, True)
@@ -138,10 +143,24 @@ def added_product(flow: Dataflow, op: Operation) -> None:
     value_product(flow, left, right, op.out, op.out.shape, steps, problem)
 
 
-def _product_place(flow: Dataflow, left: Tensor, out: Tensor) -> None:
-    trace = flow.traces[left]
-    if trace is not None and trace.place is not None and out.ndim >= left.ndim:
-        flow.traces[out] = Trace(place=trace.place.then(Features(out.shape[-1])))
+def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Where the product of two tensors lies: where the left one does, or the right one beside a constant."""
+    place = place_of(flow, left)
+    if place is None:
+        place = place_of(flow, right)
+        if place is not None and 2 <= out.ndim == right.ndim and not flow.is_moved(left, right):
+            flow.traces[out] = Trace(place=flow.read_whole(place, out, -2))
+    elif out.ndim >= left.ndim:
+        place = flow.read_whole(place, out)
+        if place is not None and flow.is_moved(right, left):
+            place = flow.mixed_by(place, "a product with what positions were made into")
+        flow.traces[out] = Trace(place=place)
+
+
+def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
+    """Where a tensor lies."""
+    trace = flow.traces[tensor]
+    return None if trace is None else trace.place
 
 
 def value_product(

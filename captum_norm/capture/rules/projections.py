@@ -7,12 +7,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.alike import place_after
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import added_product, hidden_product
 from captum_norm.capture.rules.weights import is_weights, map_weights, reduce_weights
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Trace
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import Features
 from captum_norm.operations.steps import Step
 
 
@@ -30,7 +30,7 @@ def _linear(flow: Dataflow, op: Operation) -> None:
     elif trace.weights is not None:
         map_weights(flow, x, -1, op.out)
     elif trace.place:
-        flow.traces[op.out] = Trace(place=trace.place.then(Features(op.out.shape[-1])))
+        flow.traces[op.out] = Trace(place=flow.read_whole(trace.place, op.out))
 
 
 @rule("addmm")
@@ -160,6 +160,8 @@ def _sum_over_one(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[x]
     if trace is not None and axis is not None and x.shape[axis] == 1 and not trace.projection:
         flow.traces[op.out] = trace.after(Step((op.name, axis, op.out.ndim), lambda t: t.reshape(op.out.shape)))
+    elif trace is not None and trace.place is not None:
+        flow.traces[op.out] = Trace(place=place_after(flow, op, base_name(op.name), [(x, trace)], op.out))
 
 
 def _only_axis(op: Operation) -> int | None:

@@ -14,7 +14,10 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
     if op.out.ndim >= 2:
         trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
         columns = Columns(tuple(op.out.shape), None if axis is None else axis % op.out.ndim)
-        flow.traces[op.out] = Trace(weights=columns, place=trace.place if trace else None)
+        place = None if trace is None else trace.place
+        if place is not None and columns.axis is not None:  # over the keys: the place is that of the queries
+            place = place if flow.places.holds_one(place, (columns.axis,)) else None
+        flow.traces[op.out] = Trace(weights=columns, place=place)
 
 
 @rule("log_softmax")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.alike import written_place
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
@@ -21,7 +22,13 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[into] or Trace()
     weights = trace.weights or written_weights(flow, into, op.tensors[-1])
     mixed = _written_mixed(flow, op, trace) if op.name == "setitem" else ()
-    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=trace.place if op.name == "setitem" else None)
+    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op))
+
+
+@rule("index_add")
+def _index_add(flow: Dataflow, op: Operation) -> None:
+    """Rows are added to others, as an expert's to those of the tokens it was given."""
+    flow.traces[op.out] = Trace(place=written_place(flow, op))
 
 
 def _written_mixed(flow: Dataflow, op: Operation, before: Trace) -> tuple[Mixed, ...]:

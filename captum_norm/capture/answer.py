@@ -1,0 +1,85 @@
+"""What an output rests on: the rows it was read from, the attention calls that reach it, and what mixed positions last.
+
+Known from the data flow (:mod:`captum_norm.capture.dataflow`) once the model has run, for the tensor that is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.record import AttentionRecord, Mixer
+from captum_norm.capture.traces import RowsRead
+
+HowRead = Literal["rows", "every position", "unseen", "no attention"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the explained numbers were made of.
+
+    Attributes:
+        reach: the bits of the attention calls that they were made of; 0 where none is known to reach them.
+        how: ``"rows"``: they were read from the rows in ``rows``; ``"every position"``: each position has its own;
+            ``"unseen"``: they were read from several in a way that was not followed; ``"no attention"``: no attention
+            call is known to reach them.
+        rows: the rows, for ``"rows"``.
+        mixers: what mixed positions beside attention on the way to them.
+    """
+
+    reach: int = 0
+    how: HowRead = "no attention"
+    rows: RowsRead | None = None
+    mixers: tuple[Mixer, ...] = ()
+
+    def rests_on(self, record: AttentionRecord) -> bool:
+        """Whether an attention call reaches what is explained; True for all where no call is known to."""
+        return not self.reach or not record.bit or bool(self.reach & record.bit)
+
+
+class Recorded(list[AttentionRecord]):
+    """The records of a recording, and what an output rests on while it goes on.
+
+    Attributes:
+        flow: what is known of the running model.
+    """
+
+    flow: Dataflow
+
+    def answer(self, explained: Tensor | None, select: Callable[[Tensor], Tensor]) -> Answer:
+        """What an output of the model rests on.
+
+        Args:
+            explained: the output; None where there is none.
+            select: what is explained of it.
+        """
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            reach = 0 if explained is None else self.flow.reach.of(explained) & self.flow.calls
+            if explained is None or not reach:
+                return Answer()
+            return _answer(self.flow, explained, reach, select)
+
+
+def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Tensor], Tensor]) -> Answer:
+    trace = flow.traces[explained]
+    place = None if trace is None else trace.place
+    numbers = None if place is None else place.numbers()
+    if place is None or numbers is None or numbers.shape != explained.shape:
+        rows = flow.rows.of(explained)
+        mixers = frozenset() if rows is None else rows.mixers
+        return Answer(reach, "unseen" if rows is None else "rows", rows, _listed(mixers))
+    chosen = select(numbers).reshape(len(numbers), -1)
+    chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
+    if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
+        return Answer(reach, "every position", None, _listed(place.mixers))
+    rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
+    return Answer(reach, "rows", rows, _listed(place.mixers))
+
+
+def _listed(mixers: frozenset[object]) -> tuple[Mixer, ...]:
+    return tuple(sorted((mixer for mixer in mixers if isinstance(mixer, Mixer)), key=str))

@@ -1,0 +1,113 @@
+"""Which rows a tensor was made of that has no positions of its own any more: a pooled state, logits, a loss.
+
+Axes: b batch, n row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.capture.traces import RowsRead, Traces
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.places import Place, Places
+
+
+class ReadOuts:
+    """Follows the rows of tensors without a place, from operation to operation.
+
+    Args:
+        traces, reach, places: what is known of the running model.
+    """
+
+    def __init__(self, traces: Traces, reach: Reach, places: Places) -> None:
+        self._traces, self._reach, self._places = traces, reach, places
+        self._rows: Facts[RowsRead] = Facts()
+        self._factors: Facts[Tensor] = Facts()
+
+    def of(self, tensor: Tensor) -> RowsRead | None:
+        """The rows that a tensor without a place was made of; None where they are not known."""
+        return self._rows[tensor]
+
+    def see(self, op: Operation) -> None:
+        """Take in one operation, after everything else."""
+        if op.name in ("mul", "mul_"):
+            self._note_factor(op)
+        for out in op.outputs:
+            if self._place(out) is None and out.is_floating_point():
+                self._rows[out] = self._pooled(op) or self._rows_of_all(op)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
+        self._factors.clear()
+
+    def _place(self, tensor: Tensor) -> Place | None:
+        trace = self._traces[tensor]
+        return None if trace is None else trace.place
+
+    def _rows_of_all(self, op: Operation) -> RowsRead | None:
+        """The rows that all operands were made of, constants and masks aside; None where they differ."""
+        found: RowsRead | None = None
+        for tensor in op.tensors:
+            if self._reach.of(tensor) <= INPUT or not tensor.is_floating_point():
+                continue
+            rows = self._rows[tensor] or self._one_row(tensor)
+            if rows is None or (found is not None and not rows.equals(found)):
+                return None
+            found = rows if found is None else found.joined(rows)
+        return found
+
+    def _one_row(self, tensor: Tensor) -> RowsRead | None:
+        """The row that all entries of an example belong to."""
+        place = self._place(tensor)
+        if place is None or not tensor.ndim or not self._places.holds_one(place, tuple(range(1, tensor.ndim))):
+            return None
+        numbers = place.numbers()
+        if numbers is None:
+            return None
+        positions = _positions(numbers.reshape(len(numbers), -1)[:, :1], place)
+        return RowsRead(positions, torch.ones(len(numbers), 1), place.mixers)
+
+    def _note_factor(self, op: Operation) -> None:
+        """What each row of a state (b, n, d) was multiplied with, unless it is 0 or 1."""
+        if not isinstance(op.out, Tensor) or op.out.ndim != 3 or self._place(op.out) is None:
+            return
+        for other in op.tensors:
+            is_state = other is op.out or self._place(other) is not None
+            if is_state or other.ndim < 2 or other.shape[-2] == 1 or isinstance(other, torch.nn.Parameter):
+                continue
+            if not bool(((other == 0) | (other == 1)).all()):
+                self._factors[op.out] = other.detach().expand(op.out.shape)
+
+    def _pooled(self, op: Operation) -> RowsRead | None:
+        """A sum or mean over the positions of a state (b, n, d) or (b, d, n); rows of zeros have no part in it."""
+        if base_name(op.name) not in ("sum", "mean") or op.tensors[0].ndim != 3:
+            return None
+        place, axis = self._place(op.tensors[0]), op.argument(1, "dim")
+        axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
+        if place is None or not isinstance(axis, int) or axis % 3 == 0:
+            return None
+        axis %= 3
+        numbers = place.numbers()
+        if numbers is None or not self._places.holds_one(place, (3 - axis,)):
+            return None
+        weights = (op.tensors[0].detach().movedim(axis, 1) != 0).any(-1).double()
+        factor = self._factors[op.tensors[0]]
+        if factor is not None:
+            factor = factor.movedim(axis, 1)
+            if not torch.equal(factor, factor[..., :1].expand_as(factor)):
+                return None
+            weights = weights * factor[..., 0]
+        total = weights.sum(1, keepdim=True)
+        if not bool((total > 0).all()):
+            return None
+        positions = _positions(numbers.movedim(axis, 1)[..., 0], place)
+        return RowsRead(positions, (weights / total).cpu(), place.mixers)
+
+
+def _positions(numbers: Tensor, place: Place) -> Tensor:
+    """``b * length + position`` as positions; what is no input stays below 0."""
+    return torch.where(numbers < 0, numbers, numbers % place.anchor.length)

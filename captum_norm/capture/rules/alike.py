@@ -1,0 +1,163 @@
+"""Where the result of an operation lies that is neither a move nor a product, and whether it mixes positions.
+
+Nothing is taken to treat positions alike but what is known to: operations that compute each entry of its own place,
+from operands that have the same positions there, and operations along an axis that holds one position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.traces import Trace
+from captum_norm.operations.kinds import Property, names_with
+from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.places import NOTHING_YET, Place, UnplacedError, Whole, broadcast
+from captum_norm.operations.steps import Step
+
+Operands = list[tuple[Tensor, Trace]]
+
+_POSITIONWISE = names_with(Property.POSITIONWISE)
+_ALONG_AXES = names_with(Property.ALONG_AXES)
+_SHUFFLES = names_with(Property.SHUFFLES)
+_AXES_AT = {"norm": 2, "vector_norm": 2, "linalg_vector_norm": 2, "topk": 2, "kthvalue": 2, "normalize": 2}
+_LAST_BY_DEFAULT = frozenset("topk sort msort argsort kthvalue median softmax log_softmax softmin glu".split())
+
+
+def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor) -> Place | None:
+    """Where a result lies, with what has mixed positions on the way.
+
+    Args:
+        flow: what is known.
+        op: the operation, ``name`` its name without the in-place underscore.
+        operands: the operands of which something is known.
+        out: one of its results.
+    """
+    if name in _ALONG_AXES:
+        along = _along(flow, op, name, out)
+        if along is not None or name in _SHUFFLES:
+            return along
+    if name in _SHUFFLES:
+        return None
+    place = _widest(operands, out)
+    if place is None or any(trace.mixed for _, trace in operands):  # what scales mixed values is the call's own gate
+        return place
+    if name in _POSITIONWISE or (name == "batch_norm" and not op.argument(5, "training", False)):
+        return _with_operands(flow, op, place, out)
+    if not out.is_floating_point() and not out.is_complex():
+        return place
+    return flow.mixed_by(place, "not known to treat positions alike")
+
+
+def _widest(operands: Operands, out: Tensor) -> Place | None:
+    """The place of the operand that has all positions; named sources first, then what was embedded first."""
+    full = [t.place for tensor, t in operands if t.place is not None and tensor.shape == out.shape]
+    if full:
+        return min(full, key=lambda place: (*place.anchor.preference, len(place.steps)))
+    for tensor, trace in operands:
+        if trace.place is not None and broadcasts(tensor.shape, out.shape):
+            return trace.place.then(broadcast(out.shape))
+    return None
+
+
+def _with_operands(flow: Dataflow, op: Operation, place: Place, out: Tensor) -> Place:
+    """The place, if every operand has the same positions at the same entries; else it is one that mixes them."""
+    placed = next((t for t in op.tensors if (known := flow.traces[t]) and known.place), out)
+    for tensor in op.tensors:
+        trace = flow.traces[tensor]
+        other = None if trace is None else trace.place
+        if other is not None:
+            place = place.mixed_by(other.mixers)
+            if not flow.places.agree(place, other, out.shape) and not _constant_among(flow, op, tensor):
+                return flow.mixed_by(place, "entries of different positions are put together")
+        elif tensor.is_floating_point() and not (trace and trace.in_attention) and flow.is_moved(tensor, placed):
+            return flow.mixed_by(place, "one operand was made of several positions")
+    return place
+
+
+def _constant_among(flow: Dataflow, op: Operation, tensor: Tensor) -> bool:
+    """Whether an operand is made of no input while another is."""
+    return any(flow.is_constant(tensor, other) for other in op.tensors if other is not tensor)
+
+
+def broadcasts(small: torch.Size, large: torch.Size) -> bool:
+    """(batch, position, 1) to (batch, position, model), but not a reduction and not a lower rank."""
+    return len(small) == len(large) and all(a in (1, b) for a, b in zip(small, large, strict=True))
+
+
+def _along(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | None:
+    """Where an operation's result lies that reads whole axes of its first operand."""
+    x = op.tensors[0]
+    trace, axes = flow.traces[x], _axes(op, name, x)
+    place = None if trace is None else trace.place
+    if place is None or axes is None or x is not op.args[0] or out.ndim not in (x.ndim, x.ndim - len(axes)):
+        return None
+    if flow.places.holds_one(place, axes):
+        kept = [n for axis, n in enumerate(x.shape) if axis not in axes]
+        left = [n for axis, n in enumerate(out.shape) if out.ndim < x.ndim or axis not in axes]
+        return place.then(Whole(axes, out.shape)) if left == kept else None
+    stays = name in ("cumsum", "cumprod") or name not in _SHUFFLES | {"tril", "triu"}
+    if out.shape == x.shape and stays and place.numbers() is not None:
+        return flow.mixed_by(place, "it reads several positions at once")
+    return None
+
+
+def _axes(op: Operation, name: str, x: Tensor) -> tuple[int, ...] | None:
+    """The axes that an operation reads whole; None where that cannot be told."""
+    if name in ("tril", "triu"):
+        return (x.ndim - 2, x.ndim - 1)
+    axes: Any = op.argument(_AXES_AT.get(name, 1), "dim", op.kwargs.get("axis"))
+    if isinstance(axes, Tensor | bool) or axes is None:
+        axes = 1 if name == "normalize" else -1 if name in _LAST_BY_DEFAULT else None
+    if isinstance(axes, int):
+        axes = (axes,)
+    return None if axes is None else tuple(sorted({axis % x.ndim for axis in axes}))
+
+
+def written_place(flow: Dataflow, op: Operation) -> Place | None:
+    """Where a tensor lies that was written into, by an index of rows or of anything.
+
+    A position that is written where another one is mixes both; what is still empty takes any.
+    """
+    into, value = op.tensors[0], op.args[-1] if op.args else None
+    before, index = _place_of(flow, into), op.args[1] if len(op.args) > 1 else None
+    if base_name(op.name) == "index_add":
+        index = op.argument(2, "index")
+        value = op.argument(3, "source", op.kwargs.get("source"))
+        if op.argument(1, "dim", 0) != 0:
+            return None
+    elif op.name != "setitem":
+        return None
+    if not isinstance(value, Tensor) or not flow.reach.of(value) & ~1:
+        return before
+    written, shape = _place_of(flow, value), tuple(into.shape)
+    if written is None or (before is None and flow.reach.of(into) > 1):
+        return before and flow.mixed_by(before, "one operand was made of several positions")
+    if before is not None and before.anchor is not written.anchor:
+        return flow.mixed_by(before, "entries of different positions are put together")
+    step = Step(("written", object()), lambda numbers: _written(numbers, before, index, shape, op.name))
+    place = Place(written.anchor, (*written.steps, step), written.mixers)
+    place = place if before is None else place.mixed_by(before.mixers)
+    if place.numbers() is None:
+        return before and flow.mixed_by(before, "entries of different positions are put together")
+    return place
+
+
+def _place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
+    trace = flow.traces[tensor]
+    return None if trace is None else trace.place
+
+
+def _written(numbers: Tensor, before: Place | None, index: Any, shape: tuple[int, ...], name: str) -> Tensor:
+    start = None if before is None else before.numbers()
+    if before is not None and start is None:
+        raise UnplacedError("what was written into has no place")
+    out = numbers.new_full(shape, NOTHING_YET) if start is None else start.clone()
+    rows = out[index]
+    if name != "setitem" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
+        raise UnplacedError("added to another position")
+    out[index] = numbers.expand_as(rows)
+    return out

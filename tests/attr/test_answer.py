@@ -1,0 +1,137 @@
+"""The row explained is the one that the output was read from, and calls are composed as the model composes them."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from captum_norm import (
+    ALTI,
+    AttentionFlow,
+    AttentionNorm,
+    AttentionRelevance,
+    AttentionRollout,
+    GlobEnc,
+    ValueZeroing,
+)
+
+close = torch.testing.assert_close
+COMPOSING = (ALTI, AttentionFlow, AttentionRelevance, AttentionRollout, GlobEnc)
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+SIZES = {"vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 32, "initializer_range": 0.2}  # fmt: skip
+
+
+class Layer(nn.Module):
+    def __init__(self, between=None):
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.feed_forward, self.between = nn.Linear(16, 16), between or nn.Identity()
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + self.attention(y, y, y)[0]
+        return x + self.feed_forward(self.between(self.norm2(x)))
+
+
+class Model(nn.Module):
+    """Two layers, read in a way of the caller's."""
+
+    def __init__(self, run=lambda self, x: self.second(self.first(x))[:, 0], between=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.first, self.second = nn.Embedding(10, 16), Layer(between), Layer()
+        self.classes, self.run = nn.Linear(16, 3), run
+        self.eval()
+
+    def forward(self, ids):
+        return self.classes(self.run(self, self.embedding(ids)))
+
+
+def gru_between():
+    return nn.Sequential(nn.GRU(16, 16, batch_first=True), First())
+
+
+class First(nn.Module):
+    def forward(self, given):
+        return given[0]
+
+
+@pytest.mark.parametrize("method", COMPOSING)
+def test_what_mixes_positions_between_calls_is_refused_by_name_with_ways_out_that_work(method):
+    model = Model(between=gru_between())
+    with pytest.raises(ValueError, match=r"gru in 'first.between.0'.*aggregate=<number>.*mixers_as_identity=True"):
+        method(model).attribute(IDS, target=1)
+    assert AttentionNorm(model, aggregate=1).attribute(IDS, target=1).shape == IDS.shape
+    explained = method(model)
+    assert explained.attribute(IDS, target=1, mixers_as_identity=True).shape == IDS.shape
+    assert [mixer.operation for mixer in explained.report.mixers] == ["gru"]
+
+
+@pytest.mark.parametrize("method", COMPOSING)
+def test_a_branch_that_nothing_uses_has_no_part(method):
+    plain = Model(lambda self, x: self.first(x)[:, 0])
+    with_branch = Model(lambda self, x: (self.second(x), self.first(x))[1][:, 0])
+    explained = method(with_branch)
+    close(explained.attribute(IDS, target=1), method(plain).attribute(IDS, target=1))
+    assert [call.name for call in explained.report.unused] == ["second.attention"]
+
+
+@pytest.mark.parametrize("method", COMPOSING)
+def test_calls_side_by_side_are_not_composed_as_if_one_followed_the_other(method):
+    model = Model(lambda self, x: (self.first(x) + self.second(x))[:, 0])
+    with pytest.raises(ValueError, match=r"'first\.attention'.*'second\.attention'.*side by side"):
+        method(model).attribute(IDS, target=1)
+    assert AttentionNorm(model).attribute(IDS, target=1).shape == IDS.shape
+
+
+@pytest.mark.parametrize("method", [*COMPOSING, AttentionNorm, ValueZeroing])
+def test_layers_behind_the_one_that_is_read_have_no_part(method):
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**SIZES | {"num_hidden_layers": 3})).eval()
+
+    def whole(ids):
+        return model(ids, output_hidden_states=True).hidden_states[2][:, 0]
+
+    expected, layers = method(whole), model.encoder.layer
+    found = expected.attribute(IDS, target=3)
+    model.encoder.layer = layers[:2]
+    close(found, method(lambda ids: model(ids).last_hidden_state[:, 0]).attribute(IDS, target=3))
+    assert len(expected.report.unused) == 1
+
+
+def rows_read(method, model, target, position):
+    explained = method(model)
+    close(explained.attribute(IDS, target=target), method(model).attribute(IDS, target=target, position=position))
+    return explained.report.row
+
+
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionRelevance, AttentionRollout])
+def test_the_row_that_target_or_head_reads_is_explained(method):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(num_labels=3, **SIZES)
+    tokens = transformers.BertForTokenClassification(config).eval()
+    assert rows_read(method, tokens, (3, 1), 3) == "read"
+    assert rows_read(method, transformers.BertForSequenceClassification(config).eval(), 1, 0) == "read"
+    assert rows_read(method, Model(lambda self, x: self.first(x).mean(1)), 1, "mean") == "read"
+    assert rows_read(method, Model(lambda self, x: self.first(x)[range(2), [2, 4]]), 1, [2, 4]) == "read"
+
+
+def test_an_output_with_a_row_for_every_position_keeps_the_convention_and_says_so():
+    assert rows_read(AttentionNorm, Model(lambda self, x: self.first(x)), None, 0) == "convention"
+
+
+@pytest.mark.parametrize("read", [lambda h: h.amax(1), lambda h: h[:, 0] + h[:, 1]])
+def test_a_read_out_that_was_not_followed_is_an_error_that_lists_the_choices(read):
+    model = Model(lambda self, x: read(self.first(x)))
+    with pytest.raises(ValueError, match=r'which rows the output was read from is not known.*position=<row>.*"mean"'):
+        AttentionNorm(model).attribute(IDS, target=1)
+    assert AttentionNorm(model).attribute(IDS, target=1, position=2).shape == IDS.shape
+
+
+def test_a_weighted_mean_is_explained_by_its_weights():
+    weights = torch.tensor([1.0, 2, 3, 0, 0, 4])[:, None]
+    method = AttentionNorm(Model(lambda self, x: (self.first(x) * weights.expand(2, 6, 1)).sum(1)))
+    rows = method.attribute(IDS, target=1, position="all")
+    close(method.attribute(IDS, target=1), torch.einsum("q,bqk->bk", weights[:, 0] / 10, rows))

@@ -1,0 +1,106 @@
+"""What mixes positions beside attention is named, and what treats them alike is not."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from captum_norm.capture import recording
+
+LENGTH, MODEL = 6, 16
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+
+
+class Layer(nn.Module):
+    """A pre-norm layer whose feed-forward part begins with ``between``."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(MODEL), nn.LayerNorm(MODEL)
+        self.attention = nn.MultiheadAttention(MODEL, 4, batch_first=True)
+        self.feed_forward, self.between = nn.Linear(MODEL, MODEL), between
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + self.attention(y, y, y)[0]
+        return x + self.feed_forward(self.between(self.norm2(x)))
+
+
+def two_layers(between):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(10, MODEL), Layer(between), Layer(between)).eval()
+
+
+def mixers(between):
+    """What mixed positions on the way to the second call."""
+    model = two_layers(between)
+    with torch.no_grad(), recording(sources=(IDS,), model=model) as records:
+        model(IDS)
+    assert not records[0].mixers
+    assert records[1].keys is not None
+    assert records[1].keys.index.tolist() == list(range(LENGTH))
+    return [(mixer.operation, mixer.module) for mixer in records[1].mixers]
+
+
+def first_row_written(x):
+    x = x.clone()
+    x[:, 0] = x[:, 3]
+    return x
+
+
+tokens, gru = nn.Linear(LENGTH, LENGTH), nn.GRU(MODEL, MODEL, batch_first=True)
+convolution = nn.Conv1d(MODEL, MODEL, 3, padding=1)
+fixed = torch.randn(LENGTH, LENGTH)
+
+MIXING = {
+    "a convolution over neighbours": (lambda x: convolution(x.mT).mT, "conv1d"),
+    "a recurrence": (lambda x: gru(x)[0], "gru"),
+    "a token MLP": (lambda x: tokens(x.mT).mT, "linear"),
+    "a fixed matrix over positions": (lambda x: fixed @ x, "matmul"),
+    "a running sum": (lambda x: x.cumsum(1), "cumsum"),
+    "pooling of neighbours": (lambda x: F.avg_pool1d(x.mT, 3, 1, 1).mT, "avg_pool1d"),
+    "a Fourier transform": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
+    "a roll, added to the stream": (lambda x: x.roll(3, 1), "add"),
+    "the mean taken away": (lambda x: x - x.mean(1, keepdim=True), "sub"),
+    "squeeze and excitation": (lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)), "mul"),
+    "the first row added to all": (lambda x: x + x[:, :1], "add"),
+    "a norm over positions": (lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm"),
+    "the norm of the whole batch": (lambda x: x / x.norm(), "div"),
+    "a row written over another": (first_row_written, "add"),
+    "linear attention": (lambda x: F.elu(x) @ (F.elu(x).mT @ x), "matmul"),
+}
+
+
+@pytest.mark.parametrize("what", MIXING)
+def test_what_mixes_positions_between_calls_is_named(what):
+    between, operation = MIXING[what]
+    assert operation in [name for name, _ in mixers(between)]
+    assert all(module.startswith("1") for _, module in mixers(between))
+
+
+def routed(x):
+    """Experts write the rows that they were given into zeros."""
+    flat, out = x.reshape(-1, MODEL), torch.zeros(x.shape[0] * LENGTH, MODEL)
+    for rows in (torch.tensor([0, 2, 5]), torch.tensor([1, 7])):
+        out.index_add_(0, rows, flat[rows] * 2)
+    return out.view_as(x)
+
+
+ALIKE = {
+    "nothing": lambda x: x,
+    "a norm written out by hand": lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True),
+    "a gated activation": lambda x: F.silu(x) * x,
+    "a convolution of width one": lambda x: F.conv1d(x.mT, torch.ones(MODEL, MODEL, 1)).mT,
+    "positions first and back": lambda x: (x.transpose(0, 1) * 2).transpose(0, 1),
+    "features beside features": lambda x: torch.cat([x, x * 2], -1)[..., :MODEL],
+    "a weight on the left": lambda x: (torch.ones(MODEL, MODEL) @ x.mT).mT,
+    "the largest features alone": lambda x: x.masked_fill(x < x.topk(3, -1).values[..., -1:], 0),
+    "a softmax over features": lambda x: x.softmax(-1) * x,
+    "experts": routed,
+    "a table of positions": lambda x: x + torch.arange(float(LENGTH))[:, None],
+}
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_what_treats_positions_alike_is_no_mixer(what):
+    assert mixers(ALIKE[what]) == []

@@ -1,0 +1,73 @@
+"""What an output was read from is seen in the data flow: rows, all positions, or something that was not followed."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_norm.capture import recording
+
+X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+MASK = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+
+
+def answer_of(encoder, read, select=lambda tensor: tensor):
+    with torch.no_grad(), recording(sources=(X,)) as recorded:
+        explained = read(encoder(X))
+        return recorded.answer(explained, select)
+
+
+ROWS = {
+    "the first": (lambda h: h[:, 0], [[0], [0]], [[1.0], [1.0]]),
+    "the last, through a head": (lambda h: torch.tanh(h[:, -1]) @ torch.ones(16, 3), [[4], [4]], [[1.0], [1.0]]),
+    "one for each example": (lambda h: h[torch.arange(2), torch.tensor([2, 4])], [[2], [4]], [[1.0], [1.0]]),
+    "the mean": (lambda h: h.mean(1), [[0, 1, 2, 3, 4]] * 2, [[0.2] * 5] * 2),
+    "the mean of real tokens": (
+        lambda h: (h * MASK[..., None]).sum(1) / MASK.sum(1, keepdim=True),
+        [[0, 1, 2, 3, 4]] * 2, [[1 / 3] * 3 + [0, 0], [0.2] * 5],
+    ),
+    "a weighted mean": (
+        lambda h: (h * torch.tensor([1.0, 2, 3, 4, 0])[:, None].expand(2, 5, 1)).sum(1),
+        [[0, 1, 2, 3, 4]] * 2, [[0.1, 0.2, 0.3, 0.4, 0]] * 2,
+    ),
+    "a loss": (lambda h: nn.functional.cross_entropy(h[:, 1], torch.tensor([0, 1])), [[1], [1]], [[1.0], [1.0]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_the_rows_that_an_output_was_read_from_are_seen(encoder, what):
+    read, positions, weights = ROWS[what]
+    answer = answer_of(encoder, read)
+    assert answer.how == "rows"
+    assert answer.rows.positions.tolist() == positions
+    torch.testing.assert_close(answer.rows.weights.double(), torch.tensor(weights).double())
+
+
+def test_a_target_chooses_the_row(encoder):
+    assert answer_of(encoder, lambda h: h).how == "every position"
+    assert answer_of(encoder, lambda h: h, lambda tensor: tensor[:, 3, 1]).rows.positions.tolist() == [[3], [3]]
+
+
+def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):
+    assert answer_of(encoder, lambda h: h.amax(1)).how == "unseen"
+    assert [mixer.operation for mixer in answer_of(encoder, lambda h: h[:, 0] + h[:, 1]).mixers] == ["add"]
+
+
+def test_calls_behind_the_read_out_do_not_reach_it(encoder):
+    kept = []
+    handle = encoder.layers[0].register_forward_hook(lambda module, given, out: kept.append(out))
+    with torch.no_grad(), recording(sources=(X,)) as records:
+        encoder(X)
+        answer = records.answer(kept[0][:, 0], lambda tensor: tensor)
+    handle.remove()
+    assert [answer.rests_on(record) for record in records] == [True, False]
+
+
+def test_what_no_call_reaches_says_nothing(encoder):
+    assert answer_of(encoder, lambda h: X * 2).how == answer_of(encoder, lambda h: None).how == "no attention"
