@@ -47,15 +47,16 @@ def _stack(flow: Dataflow, op: Operation) -> None:
     known = [trace.place for trace in traces if trace.place is not None]
     place = None
     if len(known) == len(traces) and all(place.key == known[0].key for place in known):
-        shape = op.out.shape
-        place = known[0].then(Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape)))
+        shape, mixers = op.out.shape, frozenset[Hashable]().union(*(place.mixers for place in known))
+        place = known[0].mixed_by(mixers).then(Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape)))
     flow.traces[op.out] = Trace(place=place, projection=_stacked_projections(traces, axis))
     if any(trace.mixed or trace.weights is not None for trace in traces):
         apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
-        shapes = [tuple(tensor.unsqueeze(axis).shape) for tensor in op.tensors]
+        pieces = [tensor.unsqueeze(axis) for tensor in op.tensors]
+        shapes = [tuple(piece.shape) for piece in pieces]
         traces = [trace.after(apart) for trace in traces]
         weights, mixed = _cat_weights(traces, op.out), _cat_mixed(traces, shapes, axis)
-        place = place or _cat_place(traces, shapes, axis, op.out.ndim)
+        place = place or _cat_place(flow, pieces, traces, shapes, axis, op.out)
         flow.traces.update(op.out, weights=weights, mixed=mixed, place=place)
 
 
