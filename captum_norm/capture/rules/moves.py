@@ -48,7 +48,8 @@ def _stack(flow: Dataflow, op: Operation) -> None:
     place = None
     if len(known) == len(traces) and all(place.key == known[0].key for place in known):
         shape, mixers = op.out.shape, frozenset[Hashable]().union(*(place.mixers for place in known))
-        place = known[0].mixed_by(mixers).then(Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape)))
+        beside = Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape))
+        place = known[0].mixed_by(mixers).then(beside)
     flow.traces[op.out] = Trace(place=place, projection=_stacked_projections(traces, axis))
     if any(trace.mixed or trace.weights is not None for trace in traces):
         apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
