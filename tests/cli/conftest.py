@@ -18,6 +18,12 @@ from transformers import (
 from tests.cli.models import PIECES, SIZES, bert_config, bert_tokenizer, gpt_tokenizer
 
 
+@pytest.fixture(autouse=True)
+def _output_that_nobody_watches(monkeypatch):
+    """Commands write as into a pipe, whatever width the surroundings tell of."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Tiny models of every kind the commands meet, saved as users save theirs."""
