@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_norm.capture.blocks.stream import Stream
+from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.names import Names
@@ -42,7 +42,7 @@ class Dataflow:
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
-        stream: Stream | None = None, names: Names | None = None,
+        stream: ResidualStream | None = None, names: Names | None = None,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self.places, self.reach = Places(), Reach()

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
-from captum_norm.capture.blocks.stream import Stream
+from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import predicted, read_along, relative_error, tolerance_for
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
@@ -59,7 +59,7 @@ class RecordReader:
     """
 
     def __init__(
-        self, names: Names, on_record: OnRecord, on_inexact: OnInexact | None, stream: Stream | None
+        self, names: Names, on_record: OnRecord, on_inexact: OnInexact | None, stream: ResidualStream | None
     ) -> None:
         self._on_record, self._on_inexact = on_record, on_inexact
         self._stream, self._blocks = stream, BlockReader()

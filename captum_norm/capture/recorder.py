@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture.answer import Recorded
-from captum_norm.capture.blocks.stream import Stream
+from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
@@ -68,7 +68,7 @@ def recording(
         >>> tuple(records[0].weights.shape), tuple(records[0].W_O.shape), float(records[0].certificate) < 1e-5
         ((1, 2, 5, 5), (2, 4, 8), True)
     """
-    stream = Stream() if blocks else None
+    stream = ResidualStream() if blocks else None
     names = Names(model)
     records = Recorded()
     reader = RecordReader(names, on_record or records.append, on_inexact, stream)

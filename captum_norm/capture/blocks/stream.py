@@ -63,7 +63,7 @@ class OpenBlock:
     pre_norm: bool = False
 
 
-class Stream:
+class ResidualStream:
     """The residual stream of one running model, followed beside its attention.
 
     ``mixed``, ``projected`` are told by :class:`~captum_norm.capture.dataflow.Dataflow`; ``see`` is handed every
