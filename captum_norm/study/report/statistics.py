@@ -1,12 +1,12 @@
 """How sure is a study of its numbers?  Intervals, tests and effect sizes of values paired by example.
 
-    interval      of a mean, or of a mean difference, by resampling the examples (BCa bootstrap)
-    test          of no difference, by the studentised bootstrap: is |mean| / standard error larger than in resamples
-                  that are centred?  Or by flipping the signs of the differences
-    equivalence   of two methods within a margin: two one-sided tests (TOST)
-    correction    Holm's, for several tests at once
-    effect size   mean difference / its standard deviation (Cohen's d, paired), or P(a > b) - P(a < b) (Cliff's delta)
-    needed n      how many examples find a difference with a given power
+- interval: of a mean, or of a mean difference, by resampling the examples (BCa bootstrap)
+- test: of no difference, by the studentised bootstrap (is |mean| / standard error larger than in resamples that are
+  centred?) or by flipping the signs of the differences
+- equivalence: of two methods within a margin, by two one-sided tests (TOST)
+- correction: Holm's, for several tests at once
+- effect size: mean difference / its standard deviation (Cohen's d, paired), or P(a > b) - P(a < b) (Cliff's delta)
+- needed n: how many examples find a difference with a given power
 
 What the tests assume: that the examples are independent draws from the texts one wants to speak of.  Flipping signs
 assumes besides that differences are symmetric about 0 where there is none; where they are skewed or mostly 0, as those
