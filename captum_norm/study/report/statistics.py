@@ -1,7 +1,7 @@
 """How sure is a study of its numbers?  Intervals, tests and effect sizes of values paired by example.
 
 - interval: of a mean, or of a mean difference, by resampling the examples (BCa bootstrap)
-- test: of no difference, by the studentised bootstrap (is |mean| / standard error larger than in resamples that are
+- test: of no difference, by the studentised bootstrap (is ``|mean| / error`` larger than in resamples that are
   centred?) or by flipping the signs of the differences
 - equivalence: of two methods within a margin, by two one-sided tests (TOST)
 - correction: Holm's, for several tests at once
