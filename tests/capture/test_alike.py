@@ -104,3 +104,16 @@ ALIKE = {
 @pytest.mark.parametrize("what", ALIKE)
 def test_what_treats_positions_alike_is_no_mixer(what):
     assert mixers(ALIKE[what]) == []
+
+
+def test_a_buffer_that_is_written_and_read_again_and_again_is_followed_in_one_go():
+    """Each write was once gone through twice for every write after it."""
+
+    def rewritten(x):
+        x = x.clone()
+        for _ in range(8):
+            for row in range(LENGTH):
+                x[:, row] = x[:, row] * 2
+        return x
+
+    assert mixers(rewritten) == []

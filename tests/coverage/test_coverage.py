@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from captum_norm.capture import AttentionRecord, recording
 from tests.coverage.check import Result, build, check, forward
@@ -58,9 +59,10 @@ def test_a_model_without_attention_has_no_records(model_type):
 
 
 def test_two_products_that_are_subtracted_are_one_call():
-    """The check counts products, of which differential attention has two in each call."""
+    """The check counts products, of which differential attention has two in each call, or one in transformers 4."""
     result = check("diffllama")
-    assert (result.calls, result.products, result.refusals) == (2, 4, [])
+    assert (result.calls, result.refusals) == (2, [])
+    assert result.products == (4 if int(transformers.__version__.split(".")[0]) > 4 else 2)
     assert result.same
     assert result.worst <= 1e-5
 

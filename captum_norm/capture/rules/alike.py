@@ -15,7 +15,7 @@ from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import Property, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import NOTHING_YET, Place, UnplacedError, Whole, broadcast
+from captum_norm.operations.places import NOTHING_YET, Place, Whole, broadcast
 from captum_norm.operations.steps import Step
 
 Operands = list[tuple[Tensor, Trace]]
@@ -138,12 +138,15 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
         return before and flow.mixed_by(before, "one operand was made of several positions")
     if before is not None and before.anchor is not written.anchor:
         return flow.mixed_by(before, "entries of different positions are put together")
-    step = Step(("written", object()), lambda numbers: _written(numbers, before, index, shape, op.name))
-    place = Place(written.anchor, (*written.steps, step), written.mixers)
-    place = place if before is None else place.mixed_by(before.mixers)
-    if place.numbers() is None:
+    numbers = _written(written, before, index, shape, op.name)
+    if numbers is None:
         return before and flow.mixed_by(before, "entries of different positions are put together")
-    return place
+    # Settled at once: a buffer that is written many times would be gone through anew for each of its writes.
+    same = torch.equal(numbers, numbers[..., :1].expand_as(numbers))
+    settled = numbers[..., :1].clone() if same else numbers
+    step = Step(("written", object()), lambda _: settled.expand(shape))
+    place = Place(written.anchor, (step,), written.mixers)
+    return place if before is None else place.mixed_by(before.mixers)
 
 
 def _place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
@@ -151,13 +154,17 @@ def _place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
     return None if trace is None else trace.place
 
 
-def _written(numbers: Tensor, before: Place | None, index: Any, shape: tuple[int, ...], name: str) -> Tensor:
-    start = None if before is None else before.numbers()
-    if before is not None and start is None:
-        raise UnplacedError("what was written into has no place")
+def _written(written: Place, before: Place | None, index: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """The numbers of a tensor after a write; None where positions were torn apart, or one is added to another."""
+    numbers, start = written.numbers(), None if before is None else before.numbers()
+    if numbers is None or (before is not None and start is None):
+        return None
     out = numbers.new_full(shape, NOTHING_YET) if start is None else start.clone()
-    rows = out[index]
-    if name != "setitem" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
-        raise UnplacedError("added to another position")
-    out[index] = numbers.expand_as(rows)
+    try:
+        rows = out[index]
+        if name != "setitem" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
+            return None
+        out[index] = numbers.expand_as(rows)
+    except (RuntimeError, IndexError, ValueError):
+        return None
     return out
