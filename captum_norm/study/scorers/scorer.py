@@ -79,6 +79,11 @@ class NoEvidenceError(ValueError):
 
 
 def checked(name: str, scores: Tensor, batch: TextBatch) -> Tensor:
+    """Scores (batch, token) on the CPU in float64, 0 at padding.
+
+    Raises:
+        ValueError: if there is not one score per token, or a real token's is not finite.
+    """
     if scores.shape != batch.real.shape:
         raise ValueError(
             f"{name} gave scores of shape {tuple(scores.shape)}, not one per token: {tuple(batch.real.shape)}."
