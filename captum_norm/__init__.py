@@ -11,46 +11,19 @@ nor transformers.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captum_norm import attr
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from captum_norm import alignment, capture, functional, models, study, tokens, visualization
-    from captum_norm.attr import (
-        ALTI,
-        AttentionBlockNorm,
-        AttentionFlow,
-        AttentionNorm,
-        AttentionRelevance,
-        AttentionRollout,
-        AttentionWeights,
-        DecompX,
-        GlobEnc,
-        LayerAttentionBlockNorm,
-        LayerAttentionNorm,
-        LayerAttentionWeights,
-        LLMAttentionAttribution,
-        ValueZeroing,
-    )
+    from captum_norm.attr import *  # noqa: F403
     from captum_norm.capture import InexactCaptureError
     from captum_norm.forward import HFForward
     from captum_norm.linear import FrozenModel
     from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
 
-_HOME = {
-    "ALTI": "attr",
-    "AttentionBlockNorm": "attr",
-    "AttentionFlow": "attr",
-    "AttentionNorm": "attr",
-    "AttentionRelevance": "attr",
-    "AttentionRollout": "attr",
-    "AttentionWeights": "attr",
-    "DecompX": "attr",
-    "LLMAttentionAttribution": "attr",
-    "GlobEnc": "attr",
-    "LayerAttentionBlockNorm": "attr",
-    "LayerAttentionNorm": "attr",
-    "LayerAttentionWeights": "attr",
-    "ValueZeroing": "attr",
+_HOME = dict.fromkeys(attr.__all__, "attr") | {
     "InexactCaptureError": "capture",
     "HFForward": "forward",
     "FrozenModel": "linear",
@@ -61,24 +34,10 @@ _HOME = {
 _SUBMODULES = ("alignment", "capture", "functional", "models", "study", "tokens", "visualization")
 
 __all__ = [
-    "ALTI",
-    "AttentionBlockNorm",
-    "AttentionFlow",
     "AttentionMaps",
-    "AttentionNorm",
-    "AttentionRelevance",
-    "AttentionRollout",
-    "AttentionWeights",
-    "DecompX",
     "FrozenModel",
-    "GlobEnc",
     "HFForward",
     "InexactCaptureError",
-    "LLMAttentionAttribution",
-    "LayerAttentionBlockNorm",
-    "LayerAttentionNorm",
-    "LayerAttentionWeights",
-    "ValueZeroing",
     "alignment",
     "attention_layers",
     "attention_maps",
@@ -89,6 +48,7 @@ __all__ = [
     "tokens",
     "visualization",
 ]
+__all__ += attr.__all__
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from captum_norm.attr import CLASSES
 from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -61,21 +62,15 @@ class TokenMethod:
         return "gate" if self.source.split(".")[0] == "captum" else "ids"
 
 
-_ours = partial(TokenMethod, "captum_norm.attr")
 _captums = partial(TokenMethod, "captum.attr", "target")
 
-# A new method is one row here; its name is the name of its class.
+# Our own methods are told in `captum_norm.attr`; a new one of Captum's is one row here, by the name of its class.
 METHODS: dict[str, TokenMethod] = {
-    "AttentionNorm": _ours("position"),
-    "AttentionWeights": _ours("position"),
-    "AttentionRollout": _ours("position"),
-    "AttentionFlow": _ours("position"),
-    "AttentionBlockNorm": _ours("position"),
-    "GlobEnc": _ours("position"),
-    "ALTI": _ours("position"),
-    "ValueZeroing": _ours("position"),
-    "AttentionRelevance": _ours("target"),
-    "DecompX": _ours("target", signed=True),
+    **{
+        name: TokenMethod("captum_norm.attr", row.explains, signed=row.signed)
+        for name, row in CLASSES.items()
+        if row.explains
+    },
     "IntegratedGradients": _captums({"n_steps": 50, "internal_batch_size": 16}, signed=True),
     "InputXGradient": _captums(signed=True),
     "Saliency": _captums(),
