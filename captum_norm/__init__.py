@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from captum_norm import alignment, capture, functional, models, study, tokens, visualization
     from captum_norm.attr import *  # noqa: F403
     from captum_norm.capture import InexactCaptureError
+    from captum_norm.explanation import Explanation, explain
     from captum_norm.forward import HFForward
     from captum_norm.linear import FrozenModel
     from captum_norm.maps import AttentionMaps, attention_layers, attention_maps
 
 _HOME = dict.fromkeys(attr.__all__, "attr") | {
     "InexactCaptureError": "capture",
+    "Explanation": "explanation",
+    "explain": "explanation",
     "HFForward": "forward",
     "FrozenModel": "linear",
     "AttentionMaps": "maps",
@@ -35,6 +38,7 @@ _SUBMODULES = ("alignment", "capture", "functional", "models", "study", "tokens"
 
 __all__ = [
     "AttentionMaps",
+    "Explanation",
     "FrozenModel",
     "HFForward",
     "InexactCaptureError",
@@ -42,6 +46,7 @@ __all__ = [
     "attention_layers",
     "attention_maps",
     "capture",
+    "explain",
     "functional",
     "models",
     "study",

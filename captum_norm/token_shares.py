@@ -27,6 +27,7 @@ from torch import Tensor
 from captum_norm import measures
 from captum_norm.capture import AttentionCall, AttentionRecord, in_float32, run_recorded
 from captum_norm.ranks import spearman
+from captum_norm.tables import Table, Tabular
 from captum_norm.token_classes import class_means, class_shares
 
 _CHOSEN = ("all", "not special")  # the tokens that a correlation is taken over
@@ -38,8 +39,8 @@ MEASURES = {name: f"{row.title} {row.unit}" for name, row in measures.MEASURES.i
 
 
 @dataclass(frozen=True)
-class TokenShares:
-    """What each class of tokens receives, per attention call.
+class TokenShares(Tabular):
+    """What each class of tokens receives, per attention call: a table with a row for each call, class and measure.
 
     Attributes:
         classes: special tokens by name, then ``"punctuation"`` and ``"other"``.
@@ -79,6 +80,20 @@ class TokenShares:
             KeyError: for a measure that is none of ``MEASURES``.
         """
         return float(self.shares[measure][:, list(self.special)].sum(dim=-1).mean())
+
+    def as_table(self) -> Table:
+        """A row for each call, class and measure: share, the paper's sum, and the mean length of f(x)."""
+        rows = tuple(
+            (
+                call, self.calls[call].name, name, measure, float(table[call, column]),
+                float(self.sums[measure][call, column]), float(self.f_norms[call, column]),
+            )
+            for measure, table in self.shares.items()
+            for call in range(len(self.calls))
+            for column, name in enumerate(self.classes)
+        )  # fmt: skip
+        columns = ("call", "name", "class", "measure", "share", "sum", "f_norm")
+        return Table(columns, rows, f"{self.sequences} sequences, {self.tokens} tokens")
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers and lists, for JSON; NaN becomes None."""

@@ -31,7 +31,9 @@ LAYERS = (
     {"alignment", "study"},
     {"cli"},
 )
-LEAVES = {"files", "forward", "models", "optional_packages", "ranks", "suggestions", "token_classes", "tokens", "words"}
+LEAVES = set(
+    "explanation files forward models optional_packages ranks suggestions tables token_classes tokens words".split()
+)
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 

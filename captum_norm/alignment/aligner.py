@@ -17,14 +17,15 @@ from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, Evalua
 from captum_norm.alignment.links import GoldLinks, Link, check_links
 from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
+from captum_norm.tables import Table, Tabular
 
 Sentence: TypeAlias = Sequence[str]
 Gold: TypeAlias = Sequence[GoldLinks]
 
 
 @dataclass(frozen=True)
-class AlignedPair:
-    """Two sentences, their links, and what the links were read from.
+class AlignedPair(Tabular):
+    """Two sentences, their links, and what the links were read from: a table with a row for each target word.
 
     Attributes:
         source, target: the words.
@@ -38,6 +39,15 @@ class AlignedPair:
     links: tuple[Link, ...]
     scores: Tensor
     candidates: tuple[str, ...]
+
+    def as_table(self) -> Table:
+        """Each target word, the source word it is linked to (None for none), and that candidate's share of its row."""
+        linked = {target: source for source, target in self.links}
+        best = (self.scores / self.scores.sum(-1, keepdim=True)).double().max(-1).values.tolist()
+        rows = tuple(
+            (word, self.source[linked[i]] if i in linked else None, best[i]) for i, word in enumerate(self.target)
+        )
+        return Table(("target", "source", "share"), rows)
 
 
 class CrossAttentionAligner:

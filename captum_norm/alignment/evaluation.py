@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_norm.alignment.batches import PairBatch, Setting
 from captum_norm.alignment.links import Link
 from captum_norm.alignment.scoring import AlignmentScore
+from captum_norm.tables import Table, Tabular
 
 LayerChoice: TypeAlias = int | Literal["mean"]
 
@@ -53,8 +54,8 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True)
-class AlignmentEvaluation:
-    """The quality of one method's links at every place.
+class AlignmentEvaluation(Tabular):
+    """The quality of one method's links at every place: a table with a row for each.
 
     Attributes:
         method: its name.
@@ -103,6 +104,22 @@ class AlignmentEvaluation:
     def heads(self, layer: int) -> int:
         """The number of heads of a layer that have a row."""
         return len({row.choice.head for row in self.rows if row.choice.layer == layer} - {None})
+
+    def as_table(self) -> Table:
+        """A row for each setting, layer and head: error rate with its interval, precision, recall, shares."""
+        rows = tuple(
+            (
+                row.choice.setting, str(row.choice.layer), "all" if row.choice.head is None else str(row.choice.head),
+                row.score.error_rate, row.score.low, row.score.high, row.score.precision, row.score.recall,
+                row.special_share, row.punctuation_share,
+            )
+            for row in self.rows
+        )  # fmt: skip
+        columns = "setting layer head AER low high precision recall special_share punctuation_share".split()
+        notes = (f"diagonal: AER {self.diagonal.error_rate:.3f}",)
+        if self.chosen is not None:
+            notes = (f"chosen: {self.chosen.choice}, AER {self.chosen.score.error_rate:.3f}", *notes)
+        return Table(tuple(columns), rows, f"Alignment by {self.method} on {self.pairs} pairs", notes, ".3f")
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""

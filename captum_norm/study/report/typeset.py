@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+from captum_norm.tables import tex
+
+__all__ = ["Column", "blocks", "interval", "number", "side_by_side", "signed", "tex"]
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,3 @@ def signed(value: float) -> str:
         '+0.50'
     """
     return "·" if math.isnan(value) else f"{value:+.2f}"
-
-
-def tex(text: str) -> str:
-    """Text whose special characters LaTeX prints as they are.
-
-    Example:
-        >>> tex("token_f1")
-        'token\\\\_f1'
-    """
-    return "".join(_TEX.get(character, character) for character in text)

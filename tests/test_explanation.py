@@ -1,0 +1,103 @@
+"""An explanation says what its scores mean, shows itself safely, and never changes the numbers of ``attribute``."""
+
+import pytest
+import torch
+from captum.attr import InputXGradient, NoiseTunnel
+from transformers import BertForSequenceClassification
+
+from captum_norm import ALTI, AttentionNorm, DecompX, HFForward, explain
+from tests.cli.models import bert_config, bert_tokenizer
+
+TEXTS = ["A warm film, delightful!", "the plot is thin"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(bert_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def encoding():
+    return bert_tokenizer()(TEXTS, return_tensors="pt", padding=True)
+
+
+def test_scores_are_those_of_attribute_with_its_mask(model, encoding):
+    found = explain(AttentionNorm(model), encoding, text=TEXTS)
+    arguments = HFForward(model).inputs(encoding)
+    assert torch.equal(found.scores, AttentionNorm(HFForward(model)).attribute(**arguments))
+    assert found.tokens[1][-3:] == ("[PAD]", "[PAD]", "[PAD]")
+    assert not found.real[1, -3:].any()
+    assert found.words[0].strings == ("[CLS]", "A", "warm", "film,", "delightful!", "[SEP]")
+    assert torch.allclose(found.word_scores(0).sum(), found.scores[0].sum().double())
+    assert (found.calls, found.row) == (2, "the one that the output was read from")
+    assert 0 <= found.error < found.tolerance
+
+
+def test_what_explains_an_output_names_it_and_has_signs(model, encoding):
+    found = explain(DecompX(model), encoding, target=1)
+    assert (found.target, found.signed, found.row) == ("good", True, "")
+    assert "explained: good" in repr(found)
+
+
+@pytest.mark.parametrize("make", [InputXGradient, lambda forward: NoiseTunnel(InputXGradient(forward))])
+def test_captums_own_methods_are_explained_through_a_gate(model, encoding, make):
+    found = explain(make(HFForward(model, mode="gate")), encoding, text=TEXTS, target=0)
+    assert found.scores.shape == encoding["input_ids"].shape
+    assert found.error is None
+
+
+def test_a_method_on_something_that_takes_no_encoding_is_refused(model, encoding):
+    with pytest.raises(TypeError, match=r"explain: AttentionNorm is built on function.*HFForward"):
+        explain(AttentionNorm(lambda ids: model(ids)), encoding)
+
+
+def test_several_rows_are_refused(model, encoding):
+    with pytest.raises(ValueError, match=r"one score for each token"):
+        explain(ALTI(model), encoding, position="all")
+
+
+def test_words_need_the_text_of_the_encoding(model, encoding):
+    with pytest.raises(ValueError, match="words need the text"):
+        explain(AttentionNorm(model), encoding).word_scores()
+    with pytest.raises(ValueError, match="3 texts for an encoding of 2"):
+        explain(AttentionNorm(model), encoding, text=["a", "b", "c"])
+
+
+def test_the_tidy_table_has_a_row_for_each_real_token(model, encoding):
+    pytest.importorskip("pandas")
+    found = explain(AttentionNorm(model), encoding, text=TEXTS)
+    table = found.to_pandas()
+    assert len(table) == int(encoding["attention_mask"].sum())
+    assert table.groupby("example")["share"].sum().tolist() == pytest.approx([1, 1])
+    assert table["special"].sum() == 4
+    assert set(table["word_text"]) > {"film,", "[CLS]"}
+
+
+def test_every_spelling_holds_every_word(model, encoding):
+    found = explain(AttentionNorm(model), encoding, text=TEXTS)
+    for spelled in (found.to_text(), found.to_markdown(), found.to_latex(), found.to_csv(), found._repr_html_()):
+        assert all(word in spelled for word in ("delightful!", "thin"))
+
+
+def test_a_text_is_shown_and_never_run():
+    tokenizer = bert_tokenizer()
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(bert_config()).eval()
+    text = "<script>alert(1)</script> & \"'"
+    shown = explain(AttentionNorm(model), tokenizer(text, return_tensors="pt"), text=text)._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_a_long_batch_is_shown_in_a_few_lines(model):
+    encoding = bert_tokenizer()(TEXTS * 40, return_tensors="pt", padding=True)
+    found = explain(AttentionNorm(model), encoding)
+    assert len(repr(found).splitlines()) < 10
+    assert "76 more" in repr(found)
+
+
+def test_the_method_asked_keeps_the_model_it_was_built_on(model, encoding):
+    method = AttentionNorm(model)
+    explain(method, encoding)
+    assert method.forward_func is model
