@@ -116,7 +116,7 @@ class AlignmentEvaluation(Tabular):
             for row in self.rows
         )  # fmt: skip
         columns = "setting layer head AER low high precision recall special_share punctuation_share".split()
-        notes = (f"diagonal: AER {self.diagonal.error_rate:.3f}",)
+        notes: tuple[str, ...] = (f"diagonal: AER {self.diagonal.error_rate:.3f}",)
         if self.chosen is not None:
             notes = (f"chosen: {self.chosen.choice}, AER {self.chosen.score.error_rate:.3f}", *notes)
         return Table(tuple(columns), rows, f"Alignment by {self.method} on {self.pairs} pairs", notes, ".3f")
