@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionBlock, AttentionRecord
-from captum_norm.functional import alti, block_quantities, head_norms, summed_norms, transformed_norms
+from captum_norm.functional import (
+    alti,
+    block_quantities,
+    drop_norms,
+    head_norms,
+    nothing_left,
+    summed_norms,
+    transformed_norms,
+)
+from captum_norm.operations.precision import at_least_float32
 
 Role = Literal["weight", "norm", "share"]
 
@@ -118,6 +127,19 @@ def _lacks_transformed_norms(record: AttentionRecord) -> str:
     )
 
 
+def _lacks_softmax(record: AttentionRecord) -> str:
+    """Why the softmax of a call cannot be normalised anew without a key; ``""`` where it can."""
+    sums = record.weights.sum(-1, dtype=torch.float64)
+    rounding = torch.finfo(record.weights.dtype).eps * max(4.0, record.weights.shape[-1] ** 0.5)
+    if (record.weights >= 0).all() and (((sums - 1).abs() <= rounding) | (sums == 0)).all():
+        return ""
+    return (
+        f"its weights are negative or do not add up to 1 (sums from {float(sums.min()):.4g} to {float(sums.max()):.4g}), "
+        "so a softmax with a sink and weights that were changed behind it cannot be told apart. "
+        "functional.drop_norms takes weights beside a sink"
+    )
+
+
 def mean_weights(record: AttentionRecord) -> Tensor:
     """Mean over heads of α, (batch, query, key), in float32 at least; rows sum to 1."""
     return record.weights.mean(dim=1, dtype=torch.promote_types(record.weights.dtype, torch.float32))
@@ -172,6 +194,21 @@ _TABLE = (
         formula=r"\operatorname{mean}_h \alpha^h_{ij}", says="how much the heads look at j from i",
         paper=KOBAYASHI_2020, of_one_head="weights", classes=("AttentionWeights", "LayerAttentionWeights"),
         aligner="weights", brief="weight",
+    ),
+    Measure(
+        "drop_norms", "batch query key", lambda r: drop_norms(r.weights, r.values, r.W_O, gate=r.gate),
+        "Norm of the change without the key", "‖Δy‖", "norm",
+        formula=r"\lVert \sum_h \tfrac{\alpha^h_{ij}}{1-\alpha^h_{ij}}(y^h_i - f^h(x_j))\rVert",
+        says="how far attention's output moves when j goes and the softmax is normalised anew", paper=KOBAYASHI_2020,
+        lacks=_lacks_softmax,
+    ),
+    Measure(
+        "nothing_left", "batch query key",
+        lambda r: nothing_left(r.weights).to(at_least_float32(r.weights.dtype)).mean(1),
+        "Heads with nothing left without the key", "share of heads", "share",
+        formula=r"\operatorname{mean}_h [\sum_{k\ne j}\alpha^h_{ik} = 0]",
+        says="the share of heads whose whole output goes with j: `drop_norms` lets them give out 0",
+        paper=KOBAYASHI_2020, lacks=_lacks_softmax,
     ),
     _in_block(
         "res_norms", "batch query key", lacks_block, "Norm with the residual", "‖Σαf(x) + x‖", "norm",

@@ -14,6 +14,7 @@ from captum_norm.functional.block_quantities import (
     res_norms,
 )
 from captum_norm.functional.decompx import EncoderLayer, decompx_layer, decompx_output, share_bias
+from captum_norm.functional.dropping import drop_norms, nothing_left
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
@@ -27,6 +28,7 @@ __all__ = [
     "block_quantities",
     "decompx_layer",
     "decompx_output",
+    "drop_norms",
     "flow",
     "globenc_norms",
     "gradient_weights",
@@ -38,6 +40,7 @@ __all__ = [
     "mixing_res_ln",
     "mixing_res_weights",
     "mixing_weights",
+    "nothing_left",
     "relevance",
     "relevance_encoder_decoder",
     "res_ln_norms",

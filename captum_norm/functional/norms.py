@@ -238,15 +238,15 @@ def _fill_summed_norms_by_factors(
 
 
 def _fill_gated_head_norms(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor) -> None:
-    projection = _narrow(W_O.double())
-    for b, q, k in _pair_blocks(result, W_O.shape[0] * max(W_O.shape[1:])):
+    projection = narrow(W_O.double())
+    for b, q, k in pair_blocks(result, W_O.shape[0] * max(W_O.shape[1:])):
         f = _elementwise_gated(values[b, :, k], gate[b, :, q]).flatten(1, 2) @ projection
         result[b, :, q, k] = weights[b, :, q, k].abs() * vector_norm(f, dim=-1).view_as(weights[b, :, q, k])
 
 
 def _fill_gated_summed_norms(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor) -> None:
-    projection = _narrow(W_O.double().flatten(0, 1))
-    for b, q, k in _pair_blocks(result, max(projection.shape[0], W_O.shape[2])):
+    projection = narrow(W_O.double().flatten(0, 1))
+    for b, q, k in pair_blocks(result, max(projection.shape[0], W_O.shape[2])):
         mixed = _elementwise_gated(values[b, :, k], gate[b, :, q]) * weights[b, :, q, k, None]
         result[b, q, k] = vector_norm(mixed.permute(1, 2, 0, 3).flatten(2) @ projection, dim=-1)
 
@@ -256,7 +256,7 @@ def _elementwise_gated(values: Tensor, gate: Tensor) -> Tensor:
     return values.double()[:, None] * gate[:, :, None]
 
 
-def _narrow(projection: Tensor) -> Tensor:
+def narrow(projection: Tensor) -> Tensor:
     """A projection (..., rows, at most rows) that leaves vectors as long as this one, (..., rows, model), does."""
     rows, model = projection.shape[-2:]
     return qr(projection.mT, mode="r").R.mT if rows < model else projection
@@ -304,7 +304,7 @@ def _query_blocks(weights: Tensor, size: int = 8) -> Iterator[slice]:
     yield from slices(query, 8 * work(weights) // (2 * size * batch * head * key))
 
 
-def _pair_blocks(result: Tensor, width: int) -> Iterator[tuple[int, slice, slice]]:
+def pair_blocks(result: Tensor, width: int) -> Iterator[tuple[int, slice, slice]]:
     """Batch and slices of query and key that cover result (batch, ..., query, key), at ``width`` numbers to a pair."""
     query, key = result.shape[-2:]
     # Never all pairs at once, however few: that would be the (query, key, model) tensor we promise not to build.
