@@ -15,6 +15,7 @@ from captum_norm.functional.block_quantities import (
 )
 from captum_norm.functional.decompx import EncoderLayer, decompx_layer, decompx_output, share_bias
 from captum_norm.functional.dropping import drop_norms, nothing_left
+from captum_norm.functional.feed_forward import feed_forward_parts
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
@@ -29,6 +30,7 @@ __all__ = [
     "decompx_layer",
     "decompx_output",
     "drop_norms",
+    "feed_forward_parts",
     "flow",
     "globenc_norms",
     "gradient_weights",
