@@ -19,12 +19,14 @@ from captum_norm.functional.feed_forward import feed_forward_parts
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
+from captum_norm.functional.span import SpanShares, span_shares, span_values
 from captum_norm.functional.split import input_split, value_gradients
 from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_shares
 
 __all__ = [
     "EncoderLayer",
     "FrozenNorm",
+    "SpanShares",
     "alti",
     "block_quantities",
     "decompx_layer",
@@ -50,6 +52,8 @@ __all__ = [
     "rollout",
     "rollout_encoder_decoder",
     "share_bias",
+    "span_shares",
+    "span_values",
     "summed_norms",
     "transformed_norms",
     "value_gradients",
