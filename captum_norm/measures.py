@@ -134,8 +134,8 @@ def _lacks_softmax(record: AttentionRecord) -> str:
     if (record.weights >= 0).all() and (((sums - 1).abs() <= rounding) | (sums == 0)).all():
         return ""
     return (
-        f"its weights are negative or do not add up to 1 (sums from {float(sums.min()):.4g} to {float(sums.max()):.4g}), "
-        "so a softmax with a sink and weights that were changed behind it cannot be told apart. "
+        f"its weights are negative or do not add up to 1 (sums {float(sums.min()):.4g} to {float(sums.max()):.4g}), so "
+        "a softmax with a sink and weights that were changed behind it cannot be told apart. "
         "functional.drop_norms takes weights beside a sink"
     )
 

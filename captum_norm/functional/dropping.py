@@ -112,4 +112,5 @@ def _fill(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Te
         change[h, row, largest[b, h, q.start + row, 0] - k.start] = other_mixed[b, h, q.start + row]
         if gate is not None:
             change = change * gate[b, :, q, None]
-        result[b, q, k] = vector_norm(change.permute(1, 2, 0, 3).reshape(*a.shape[1:], head * head_dim) @ projection, dim=-1)
+        vectors = change.permute(1, 2, 0, 3).reshape(*a.shape[1:], head * head_dim) @ projection
+        result[b, q, k] = vector_norm(vectors, dim=-1)

@@ -25,6 +25,7 @@ Axes: k key (a part), d model, m hidden.  All in float64.
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -193,13 +194,13 @@ def _gated_by_relu(A: Tensor, b_g: Tensor, U: Tensor, b_u: Tensor) -> tuple[Tens
 
 
 def _gated(g: _Smooth, A: Tensor, b_g: Tensor, U: Tensor, b_u: Tensor) -> tuple[Tensor, Tensor]:
-    """J and M; J by Gauss-Legendre between the places where the activation stops to be straight, bends most, and ends."""
+    """J and M; J by Gauss-Legendre between the places where the activation begins to bend, bends most and ends to."""
     divisor = torch.where(A == 0, 1, A)
     places = [torch.where(A == 0, 0.0, ((x - b_g) / divisor).clamp(0, 1)) for x in (-g.saturates, 0.0, g.saturates)]
     first, middle, last = torch.stack(places).sort(0).values
     knots = (torch.zeros_like(A), first, middle, last, torch.ones_like(A))
     J = torch.zeros_like(A)
-    for start, stop in zip(knots, knots[1:], strict=False):
+    for start, stop in pairwise(knots):
         straight = start is knots[0] or stop is knots[-1]
         widest = 0.0 if straight or not A.numel() else float(((stop - start) * A).abs().max())
         for node, weight in _nodes(_nodes_for(widest)):

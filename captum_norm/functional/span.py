@@ -8,10 +8,10 @@ and what a summand z brings X nearer to what it is, is
 
     prox(z; X) = max(0, ||X||_1 - ||X - z||_1).
 
-Shares are these divided by their sum over all heads and keys, the residual and the biases.  Parts are summed over the
-rows *before* the maximum: a span is not the mean of its rows.
+Shares are these divided by their sum over heads and keys, the residual and the biases.  Parts are summed over the rows
+*before* the maximum: a span is not the mean of its rows.
 
-Coordinate by coordinate |X| - |X - z| = min(s z, 2 |X| - s z) with s the sign of X: no digits are lost where z is small.
+Coordinate by coordinate |X| - |X - z| = min(s z, 2 |X| - s z) with s the sign of X: a small z keeps its digits.
 
 Sources: Ferrando and Voita (2024), "Information Flow Routes", https://arxiv.org/abs/2403.00824, for a row;
 FlashTrace (2026), https://arxiv.org/abs/2602.01914, for a span.  Theirs leave b_V and b_O out of all parts.

@@ -1,4 +1,4 @@
-"""The drop norm is what is left of a call when a key really goes: by its definition from scores, and by running a model."""
+"""The drop norm is how far a call moves when a key really goes: by definition from scores, and by running models."""
 
 import numpy as np
 import pytest
@@ -78,9 +78,9 @@ def test_where_nothing_is_left_the_head_gives_out_zero_and_is_flagged():
 
 def test_what_is_no_softmax_is_refused():
     weights, values, W_O = torch.full((1, 1, 2, 2), 0.6), torch.ones(1, 1, 2, 3), torch.ones(1, 3, 4)
-    with pytest.raises(ValueError, match="drop_norms: the weights at .* are not those of a softmax: their sum is 1.2"):
+    with pytest.raises(ValueError, match=r"drop_norms: the weights at .* are not those of a softmax: their sum is 1.2"):
         drop_norms(weights, values, W_O)
-    with pytest.raises(ValueError, match="the smallest -0.2"):
+    with pytest.raises(ValueError, match=r"the smallest -0.2"):
         drop_norms(weights - 0.8, values, W_O)
 
 
@@ -112,13 +112,13 @@ def test_maps_hold_what_a_model_run_without_the_key_gives_out(causal):
 def test_weights_changed_behind_their_softmax_have_no_drop_norms():
     x = torch.randn(1, 3, 4)
     W_O = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match=r"no chosen call has drop_norms: .* do not add up to 1 \(sums from 0.5"):
+    with pytest.raises(ValueError, match=r"no chosen call has drop_norms: .* do not add up to 1 \(sums 0.5"):
         attention_maps(lambda x: W_O(0.5 * (x @ x.mT).softmax(-1) @ x), x, "drop_norms")
     assert {MEASURES[name].axes for name in ("drop_norms", "nothing_left")} == {"batch query key"}
 
 
 def test_drop_norms_are_those_of_a_softmax_taken_anew(oracles):
-    """Key really removed, in float64; one head's other keys have underflowed, which weights cannot tell from no keys."""
+    """Key really removed; one head's other keys have underflowed, which weights cannot tell from no keys."""
     known = {name: torch.from_numpy(array) for name, array in np.load(oracles / "dropnorm.npz").items()}
     weights, values, W_O = known["weights"], known["values"], known["W_O"]
     found, expected = drop_norms(weights, values, W_O), known["drop_norm"]

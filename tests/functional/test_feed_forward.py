@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from captum_norm.functional import feed_forward_parts
 
 ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
+    "gelu": nn.functional.gelu,
+    "gelu_new": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "silu": nn.functional.silu,
+    "relu": nn.functional.relu,
 }
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -25,8 +25,9 @@ def layer(gated, biased=True):
 
 
 def run(x, activation, W_1, b_1, W_2, W_gate=None, b_gate=None):
-    act, hidden = ACTIVATIONS[activation], F.linear(x, W_1, b_1)
-    return F.linear(act(hidden) if W_gate is None else act(F.linear(x, W_gate, b_gate)) * hidden, W_2)
+    act, linear = ACTIVATIONS[activation], nn.functional.linear
+    hidden = linear(x, W_1, b_1)
+    return linear(act(hidden) if W_gate is None else act(linear(x, W_gate, b_gate)) * hidden, W_2)
 
 
 def along_slope(function, x, direction, step=1e-5):
@@ -54,7 +55,7 @@ def test_parts_are_integrated_gradients_and_add_up_to_the_output(activation, gat
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "silu"])
 def test_a_gate_of_any_width_is_integrated_to_the_last_digits(activation):
     """One hidden entry, gate from b to A + b: against composite integration over 2000 short intervals."""
-    for gate, bias in ((0.0, 0.7), (1e-9, -2.0), (0.5, 0.0), (7.0, -3.0), (40.0, -20.0), (-300.0, 100.0), (90.0, -400.0)):
+    for gate, bias in ((0, 0.7), (1e-9, -2), (0.5, 0), (7, -3), (40, -20), (-300, 100), (90, -400)):
         A, b, u = (torch.tensor([x], dtype=torch.float64) for x in (gate, bias, 1.5))
         parts = torch.tensor([[0.0, 1.0]], dtype=torch.float64)  # the gate does not see it: J alone
         other = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -84,12 +85,13 @@ def test_parts_in_float32_are_those_of_float64():
     single = {name: tensor.float() for name, tensor in given.items()}
     found = feed_forward_parts(parts.float(), activation="silu", **single)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), feed_forward_parts(parts, activation="silu", **given), rtol=1e-4, atol=1e-5)
+    expected = feed_forward_parts(parts, activation="silu", **given)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_feed_forward_part_is_refused():
     given, parts = layer(gated=True), torch.randn(3, 6, dtype=torch.float64)
-    with pytest.raises(ValueError, match="activation should be one of 'gelu', .*, got 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation should be one of 'gelu', .*, got 'tanh'"):
         feed_forward_parts(parts, activation="tanh", **given)
     with pytest.raises(ValueError, match="b_gate is a gate's bias, but W_gate is None"):
         feed_forward_parts(parts, activation="silu", **(given | {"W_gate": None}))
@@ -99,7 +101,8 @@ def test_what_is_no_feed_forward_part_is_refused():
 
 def test_parts_are_those_of_numeric_integration(oracles):
     """400 nodes of Gauss-Legendre on the Jacobian; rows 2 and 3 hold parts that all but cancel."""
-    known = {name: torch.from_numpy(array) for name, array in np.load(oracles / "feedforward.npz").items() if "notes" not in name}
+    file = np.load(oracles / "feedforward.npz")
+    known = {name: torch.from_numpy(file[name]) for name in file.files if "notes" not in name}
     parts, W_1, W_2 = known["parts"], known["W1"], known["W2"]
     for activation in ACTIVATIONS:
         found = feed_forward_parts(parts, W_1, known["b1"], W_2, activation)

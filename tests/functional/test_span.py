@@ -19,7 +19,8 @@ def drawn(*shape):
 
 def case(gate=None):
     weights = drawn(2, 3, 4, 5).softmax(-1)
-    return weights, drawn(2, 3, 5, 6), drawn(3, 6, 8), torch.rand(2, 4).double(), None if gate is None else drawn(2, 3, 4, gate)
+    gate = None if gate is None else drawn(2, 3, 4, gate)
+    return weights, drawn(2, 3, 5, 6), drawn(3, 6, 8), torch.rand(2, 4).double(), gate
 
 
 @pytest.mark.parametrize("gate", [None, 1, 6])
@@ -38,7 +39,8 @@ def test_shares_are_their_definition(gate):
     total = of_parts.sum((1, 2)) + prox(residual) + prox(bias)
     found = span_shares(span_values(weights, values, span, gate), W_O, residual, state)
     for share, expected in (
-        (found.tokens, of_parts.sum(1)), (found.heads, of_parts.sum(2)), (found.residual, prox(residual)), (found.bias, prox(bias)),
+        (found.tokens, of_parts.sum(1)), (found.heads, of_parts.sum(2)),
+        (found.residual, prox(residual)), (found.bias, prox(bias)),
     ):  # fmt: skip
         torch.testing.assert_close(share, expected / total.view(2, *[1] * (expected.ndim - 1)), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.tokens.sum(1) + found.residual + found.bias, torch.ones(2).double())
@@ -80,8 +82,9 @@ class Traced:
         """weights, values and W_O of one layer, as the package has them."""
         x = self["x_before"][layer]
         normed = x / (x.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.parameter(layer, "input_layernorm")
-        values = (normed @ self.parameter(layer, "self_attn.v_proj").T).unflatten(-1, (self.config["num_key_value_heads"], -1))
-        values = values.transpose(0, 1).repeat_interleave(self.groups, 0)
+        values = normed @ self.parameter(layer, "self_attn.v_proj").T
+        values = values.unflatten(-1, (self.config["num_key_value_heads"], -1)).transpose(0, 1)
+        values = values.repeat_interleave(self.groups, 0)
         W_O = self.parameter(layer, "self_attn.o_proj").T.unflatten(0, (self.config["num_attention_heads"], -1))
         return self["attentions"][layer][None], values[None], W_O
 
@@ -108,9 +111,12 @@ def test_shares_are_those_of_flashtrace(oracles, kind, number):
     answer = traced.span("answer")
     weighted = answer.clone()
     weighted[answer > 0] = traced["span_weighted/weights"].double()
+    raw = float(traced["span_threshold/threshold"])
     for name, span, threshold in (
-        ("span", answer, 0.0), ("span_weighted", weighted, 0.0), ("span_threshold", answer, float(traced["span_threshold/threshold"])),
-    ):  # fmt: skip
+        ("span", answer, 0.0),
+        ("span_weighted", weighted, 0.0),
+        ("span_threshold", answer, raw),
+    ):
         for layer in traced.layers:
             weights, values, W_O = traced.attention(layer)
             states = [torch.einsum("bi,id->bd", span, traced[x][layer]) for x in ("x_before", "x_mid")]

@@ -12,6 +12,18 @@ CHANGES: list[Change] = [
     ),
     *changes_of("functional/gram.py", ("if not seen:", "if False:")),
     *changes_of(
+        "functional/dropping.py",
+        ("> 0.5\n", "> 2.0\n"),
+        ("torch.where(rest > rounding, rest, 0.0)", "torch.zeros_like(rest)"),
+    ),
+    *changes_of(
+        "functional/feed_forward.py",
+        ("_NEAR = 0.03", "_NEAR = 0.0"),
+        ("torch.where(b == 0, 0.5, 0.0)", "torch.where(b == 0, 0.0, 0.0)"),
+        ("(node * U + b_u)", "node * U"),
+    ),
+    *changes_of("functional/span.py", ("torch.where(state < 0, -1, 1)", "state.sign()")),
+    *changes_of(
         "functional/block.py",
         ("_CANCELS = 0.1", "_CANCELS = 0.0"),
         ("rest -= self.b_O", "rest += self.b_O"),
