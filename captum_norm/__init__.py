@@ -16,7 +16,7 @@ from captum_norm import attr
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from captum_norm import alignment, capture, functional, models, study, tokens, visualization
+    from captum_norm import alignment, capture, exports, functional, models, study, tokens, visualization
     from captum_norm.attr import *  # noqa: F403
     from captum_norm.capture import InexactCaptureError
     from captum_norm.explanation import Explanation, explain
@@ -34,7 +34,7 @@ _HOME = dict.fromkeys(attr.__all__, "attr") | {
     "attention_layers": "maps",
     "attention_maps": "maps",
 }
-_SUBMODULES = ("alignment", "capture", "functional", "models", "study", "tokens", "visualization")
+_SUBMODULES = ("alignment", "capture", "exports", "functional", "models", "study", "tokens", "visualization")
 
 __all__ = [
     "AttentionMaps",
@@ -47,6 +47,7 @@ __all__ = [
     "attention_maps",
     "capture",
     "explain",
+    "exports",
     "functional",
     "models",
     "study",

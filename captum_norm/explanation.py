@@ -86,11 +86,19 @@ class Explanation(Tabular):
             raise ValueError("Explanation.word_scores: words need the text: explain(method, encoding, text=text).")
         return word_scores(self.scores[example].double().cpu(), self.words[example])
 
+    def pieces(self, example: int) -> tuple[Sequence[str], Tensor]:
+        """Words and their scores, (word,), or tokens where words are not known; padding left out."""
+        if self.words:
+            return self.words[example].strings, self.word_scores(example)
+        real = self.real[example].cpu()
+        labels = [token for token, keep in zip(self.tokens[example], real.tolist(), strict=True) if keep]
+        return labels, self.scores[example].double().cpu()[real]
+
     def as_table(self) -> Table:
         """A row for each word, or for each token where the text is not known: score, and share of all sizes."""
         rows = []
         for example in range(len(self)):
-            labels, scores = self._pieces(example)
+            labels, scores = self.pieces(example)
             total = max(float(scores.abs().sum()), 1e-300)
             first = (example,) if len(self) > 1 else ()
             rows += [
@@ -125,7 +133,7 @@ class Explanation(Tabular):
     def __repr__(self) -> str:
         lines = [self._headline()]
         for example in range(min(len(self), _SHOWN)):
-            labels, scores = self._pieces(example)
+            labels, scores = self.pieces(example)
             found = ", ".join(f"{label} {score:.3g}" for label, score in zip(labels, scores.tolist(), strict=True))
             lines.append(textwrap.shorten(found, 118, placeholder=" …"))
         if len(self) > _SHOWN:
@@ -141,21 +149,13 @@ class Explanation(Tabular):
         return f"{head}{texts}{more}<p style='opacity:.7'><small>{notes}</small></p>"
 
     def _coloured(self, example: int) -> str:
-        labels, scores = self._pieces(example)
+        labels, scores = self.pieces(example)
         largest = max(float(scores.abs().max()), 1e-300)
         return " ".join(
             f'<span style="padding:.2em .35em;border-radius:.25em;background:rgba({_BLUE if score < 0 else _ORANGE},'
             f'{0.85 * abs(score) / largest:.3f})" title="{score:.4g}">{html.escape(label)}</span>'
             for label, score in zip(labels, scores.tolist(), strict=True)
         )
-
-    def _pieces(self, example: int) -> tuple[Sequence[str], Tensor]:
-        """Words and their scores, or tokens where words are not known; padding left out."""
-        if self.words:
-            return self.words[example].strings, self.word_scores(example)
-        real = self.real[example].cpu()
-        labels = [token for token, keep in zip(self.tokens[example], real.tolist(), strict=True) if keep]
-        return labels, self.scores[example].double().cpu()[real]
 
     def _word(self, example: int, place: int) -> dict[str, Any]:
         number = self.words[example].index[place] if self.words else None

@@ -27,7 +27,7 @@ LAYERS = (
     {"viewer"},
     {"attr", "maps"},
     {"methods", "token_shares"},
-    {"visualization"},
+    {"exports", "visualization"},
     {"alignment", "study"},
     {"cli"},
 )

@@ -467,6 +467,13 @@ CHANGES: list[Change] = [
         tests="test_tables.py",
     ),
     *changes_of(
+        "exports/attention_views.py",
+        ("if rows != columns:", "if False:"),
+        ('if MEASURES[quantity].role == "norm":', "if False:"),
+        ("_source(maps, i) == decoder", "True"),
+        tests="exports",
+    ),
+    *changes_of(
         "explanation.py",
         ("html.escape(label)}</span>", "label}</span>"),
         ("if self.real[example, place]", "if True"),
