@@ -12,9 +12,7 @@ Sources: Ferrando et al. (2022), "Measuring the Mixing of Contextual Information
 https://arxiv.org/abs/2203.04212; Ferrando et al. (2022), "Towards Opening the Black Box of Neural Machine Translation"
 (ALTI+), https://arxiv.org/abs/2205.11631.
 
-L1 has no closed form: vectors are built, for a small block of queries and keys at a time.  L2 has one,
-||y - t||^2 = ||y||^2 - 2 <y, t> + ||t||^2, with <y_i, f_h(x_j)> = <y_i W_O^h^T, v_hj>, for float32 results; for float64
-results, of which it would cost half of the digits, vectors are built as well.
+How much nearer a vector brings the output is in ``nearer``.
 
 Axes: b batch, h head, q query (i), k key (j), e head_dim, d model.
 """
@@ -29,14 +27,11 @@ from torch.linalg import vector_norm
 
 from captum_norm.functional.axes import check_finite
 from captum_norm.functional.block import Block, BlockOptions
-from captum_norm.functional.normalization import FrozenNorm, divided, fold
-from captum_norm.functional.norms import fill_summed_norms_by_products, is_elementwise, slices
+from captum_norm.functional.nearer import nearer
+from captum_norm.functional.normalization import FrozenNorm
 
 # What the authors' code adds to each coordinate of a difference: a default of torch's pairwise_distance.
 _PUBLISHED_EPS = 1e-6
-
-# Numbers in a block of vectors: a core's second cache holds them.
-_VECTORS = 1 << 17
 
 
 @torch.no_grad()
@@ -97,78 +92,13 @@ def alti(
         y = norm.output()
     # Attribution may run inside an autocast region, which would take these products to half precision.
     with torch.autocast(weights.device.type, enabled=False):
-        length = vector_norm(y, ord=p, dim=-1, keepdim=True)
+        length = vector_norm(y, ord=p, dim=-1)
         y = y - _PUBLISHED_EPS if as_published else y
-        own = vector_norm(y - block.own_part(), ord=p, dim=-1)
-        nearer = length - block.with_own(_distances(block, y, p), own)
-    check_finite("alti", nearer, **block.inputs)
-    return _shares(nearer.clamp_min_(0)).to(block.dtype)
-
-
-def _distances(block: Block, y: Tensor, p: int) -> Tensor:
-    """||y_i - t_ij|| without the residual, (batch, query, key) in float64."""
-    after = block.behind_attention(block.norms)
-    scales = divided(torch.ones_like(y[..., :1]), after)
-    if p == 2 and block.dtype == torch.float32 and not is_elementwise(block.gate):
-        return _distances_by_products(block, y, scales)
-    projection = fold(block.W_O, after)
-    batch, _, query, key = block.weights.shape
-    distances = y.new_empty(batch, query, key)
-    for b in range(batch):
-        for k in slices(key, 64):
-            _fill_distances(distances[b, :, k], block, b, k, y[b], projection, scales[b], p)
-    return distances
-
-
-def _fill_distances(
-    distances: Tensor, block: Block, b: int, keys: slice, y: Tensor, projection: Tensor, scales: Tensor, p: int
-) -> None:
-    """Vector by vector, a few queries and keys at a time."""
-    weights = block.weights[b, :, :, keys].permute(2, 1, 0).double() * scales  # (key, query, head)
-    values = block.values[b, :, keys].transpose(0, 1).double()  # (key, head, head_dim)
-    gate = None if block.gate is None else block.gate[b].transpose(0, 1).double()  # (query, head, head_dim or 1)
-    if gate is not None and not is_elementwise(gate):
-        weights, gate = weights * gate[..., 0], None
-    f = torch.einsum("khe,hed->khd", values, projection)
-    query = min(len(y), 64)
-    for k in slices(len(values), _VECTORS // max(1, query * projection.shape[2])):
-        for q in slices(len(y), query):
-            if gate is None:
-                left = (weights[k, q] @ f[k]).sub_(y[q])
-            else:
-                mixed = weights[k, q, :, None] * values[k, None] * gate[q]
-                left = (mixed.flatten(2) @ projection.flatten(0, 1)).sub_(y[q])
-            distances[q, k] = (left.abs_().sum(-1) if p == 1 else vector_norm(left, dim=-1)).T
-
-
-def _distances_by_products(block: Block, y: Tensor, scales: Tensor) -> Tensor:
-    """||y - t||_2, (batch, query, key) in float64, from g = ||t||^2 - 2 <y, t> in float32.
-
-    As ||y|| + g / (||y|| + sqrt(||y||^2 + g)): a t much shorter than y keeps its digits.
-    """
-    batch, head, query, key = block.weights.shape
-    lengths = vector_norm(y, dim=-1, keepdim=True)
-    if head == 0:
-        return lengths.expand(batch, query, key).clone()
-    norms = torch.empty(batch, query, key, device=y.device)
-    after = block.behind_attention(block.norms)
-    fill_summed_norms_by_products(norms, block.weights, block.values, block.W_O, block.gate, after)
-    towards = y * scales
-    for norm in reversed(after):
-        towards = norm.back(towards)
-    images = (towards.float() @ block.W_O.flatten(0, 1).mT.float()).view(batch, query, head, -1).transpose(1, 2)
-    if block.gate is not None:
-        images = images * block.gate.float()
-    values = block.values.float().mT
-    distances = y.new_empty(batch, query, key)
-    for q in slices(query, 128):
-        growth = (norms[:, q] * scales[:, q]).float().square_()
-        for h in range(head):
-            growth.addcmul_(block.weights[:, h, q].float(), images[:, h, q] @ values[:, h], value=-2)
-        length = lengths[:, q]
-        shorter = (length.square() + growth).clamp_min_(0).sqrt_() + length
-        distances[:, q] = length + growth / shorter.clamp_min_(torch.finfo(torch.float64).tiny)
-    return distances
+        shifted = vector_norm(y, ord=p, dim=-1)
+        own = shifted - vector_norm(y - block.own_part(), ord=p, dim=-1)
+        found = block.with_own(nearer(block, y, p), own) + (length - shifted)[..., None]
+    check_finite("alti", found, **block.inputs)
+    return _shares(found.clamp_min_(0)).to(block.dtype)
 
 
 def _shares(contributions: Tensor) -> Tensor:

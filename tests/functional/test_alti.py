@@ -128,12 +128,31 @@ def test_float32_contributions_are_those_of_float64_over_many_keys(p):
     torch.testing.assert_close(alti(**block, p=p).double(), alti(**doubled, p=p), rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("gate", ["none", "one per head"])
+@pytest.mark.parametrize("left", [1.0, 0.1, 1e-3, 1e-5])
+def test_float32_is_right_to_a_millionth_of_the_row_however_much_the_heads_cancel(left, gate):
+    block, _ = draw_alti((1, 4, 70, 0, 8, 32), dtype=torch.float32, gate=gate)
+    block["weights"] = block["weights"].softmax(-1).tril()
+    block["norm"] = None
+    if left < 1:  # every second head takes back what the first gave, but for this part
+        for name, axis in (("weights", 1), ("W_O", 0), ("gate", 1)):
+            if name in block:
+                block[name] = block[name].unflatten(axis, (2, 2)).select(axis + 1, 0).repeat_interleave(2, axis)
+        block["values"][:, 1::2] = left * block["values"][:, 1::2] - block["values"][:, 0::2]
+        block["residual"] *= left
+    attention = [block[name] for name in ("weights", "values", "W_O", "residual")]
+    vectors = block_vectors(*attention, own_keys=torch.arange(70)[None], gate=block.get("gate"))
+    block["output"] = vectors.sum(dim=2).float()
+    expected = slow_alti(vectors, block["output"], 1)
+    assert ((quietly(**block) - expected).abs().amax(-1) < 1e-6 * expected.amax(-1)).all()
+
+
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("p", [1, 2])
 def test_sizes_that_are_worked_on_in_blocks_give_the_same(monkeypatch, gate, p):
     block, _ = draw_alti((2, 2, 70, 5, 3, 6), gate=gate, keys="last keys")
     in_one = quietly(**block, p=p)
-    monkeypatch.setattr(import_module("captum_norm.functional.alti"), "_VECTORS", 100)
+    monkeypatch.setattr(import_module("captum_norm.functional.nearer"), "_VECTORS", 100)
     torch.testing.assert_close(quietly(**block, p=p), in_one)
 
 

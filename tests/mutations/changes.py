@@ -47,8 +47,15 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "functional/alti.py",
-        ("nearer.clamp_min_(0)", "nearer"),
+        ("found.clamp_min_(0)", "found"),
         ("replace(norm, eps=0.0)", "norm"),
+    ),
+    *changes_of(
+        "functional/nearer.py",
+        ("_TOLERATED = 5e-7", "_TOLERATED = 1e9"),
+        ("alpha=2)", "alpha=1)"),
+        ("int(seen[-1]) + 1", "int(seen[-1])"),
+        tests="functional/test_alti.py",
     ),
     *changes_of("functional/decompx.py", ("if with_b_V:", "if not with_b_V:")),
     *changes_of("functional/relevance.py", (".clamp_min_(0).mean(1)", ".mean(1)")),
