@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from captum_norm.visualization.every_head import every_head
 from captum_norm.visualization.grids import map_grid
 from captum_norm.visualization.mixing import below_each_other
 from captum_norm.visualization.one_example import OneExample, by_head, is_ratio
@@ -24,12 +25,13 @@ def plot(
     call: int | None = None,
     *,
     example: int = 0,
-    heads: int | Literal["each"] | None = None,
+    heads: int | Literal["each", "all"] | None = None,
     quantities: Sequence[str] | None = None,
     title: str | None = None,
     log: bool = False,
     scale: Scale = "shared",
     columns: int | None = None,
+    scale_without: Collection[str] = (),
 ) -> Page:
     """What ``attention_maps`` found: weight beside norm for one attention call, or a grid over calls or heads.
 
@@ -38,12 +40,14 @@ def plot(
         call: which attention call; None draws all calls as a grid (or the only one).
         example: which example of the batch; its padding is left out.
         heads: None: the weights on the mean over heads beside ``summed_norms``; an int: that head's weights beside
-            its ``head_norms``; ``"each"``: a grid over the heads of one call.
+            its ``head_norms``; ``"each"``: a grid over the heads of one call; ``"all"``: every layer and head on one
+            page, the norms below the weights.
         quantities: which measures instead.  ``"transformed_norms"`` has a row per head and stands alone.  Mixing
             ratios are drawn as calls × tokens, one below the other, with the mean of each call.
         title: what the figure shows; by default which call it is.
         log: as in ``token_map``.
         scale, columns: of a grid, as in ``map_grid``.
+        scale_without: attended tokens that colour scales do not look at, as in ``token_map``.
 
     Returns:
         The figure.
@@ -69,7 +73,9 @@ def plot(
     names = chosen.quantities(quantities, heads)
     if is_ratio(names[0]):
         return _ratios(chosen, names, call, title, scale)
-    look: Any = {"log": log, "scale": scale, "columns": columns}
+    if heads == "all":
+        return _every_head(chosen, names, call, title, log, scale, scale_without)
+    look: Any = {"log": log, "scale": scale, "columns": columns, "scale_without": scale_without}
     if call is None and len(maps.calls) > 1:
         lines = _all_calls(chosen, names, heads)
         return map_grid(lines, _call_titles(maps.calls), **chosen.common_tokens(names[0]), title=title, **look)
@@ -80,7 +86,22 @@ def plot(
         lines = {name: list(chosen.map(name, call, "each")) for name in names}
         titles = [f"Head {head}" for head in chosen.head_numbers(call, len(lines[names[0]]))]
         return map_grid(lines, titles, **chosen.tokens(call, names[0]), title=title, **look)
-    return _one_call(chosen, call, names, heads, title, log)
+    return _one_call(chosen, call, names, heads, title, log, scale_without)
+
+
+def _every_head(
+    example: OneExample, names: Sequence[str], call: int | None, title: str | None, log: bool, scale: Scale,
+    scale_without: Collection[str],
+) -> Page:  # fmt: skip
+    if call is not None:
+        raise ValueError('plot: heads="all" draws every call; heads="each" draws the heads of one.')
+    count = len(example.maps.calls)
+    blocks = {name: [example.map(name, i, "each") for i in range(count)] for name in names}
+    if scale not in ("shared", "each"):
+        raise ValueError(f"plot: scale should be 'shared' or 'each', got {scale!r}.")
+    tokens = example.common_tokens(names[0])["key_tokens"] or []
+    said = "Every layer and head" if title is None else title
+    return every_head(blocks, _call_titles(example.maps.calls), tokens, said, log, scale, scale_without)
 
 
 def _ratios(example: OneExample, names: Sequence[str], call: int | None, title: str | None, scale: Scale) -> Page:
@@ -108,8 +129,9 @@ def _all_calls(example: OneExample, names: Sequence[str], heads: int | str | Non
 
 
 def _one_call(
-    example: OneExample, call: int, names: Sequence[str], heads: int | str | None, title: str, log: bool
-) -> Page:
+    example: OneExample, call: int, names: Sequence[str], heads: int | str | None, title: str, log: bool,
+    scale_without: Collection[str],
+) -> Page:  # fmt: skip
     panels = []
     for name in names:
         panel = panel_of("plot", name, example.map(name, call, heads), "score", log)
@@ -117,7 +139,7 @@ def _one_call(
     # Beside cross-attention some maps have one more column, the residual; the others stop before it.
     widest = max(range(len(panels)), key=lambda i: panels[i].values.shape[1])
     rows, columns = axis_tokens("plot", [panels[widest]], None, **example.tokens(call, names[widest]))
-    return side_by_side(panels, rows, columns, title, log, "" if by_head(names[0]) else ATTENDING)
+    return side_by_side(panels, rows, columns, title, log, "" if by_head(names[0]) else ATTENDING, scale_without)
 
 
 def _call_titles(calls: Sequence[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How numbers become colours: linear or by order of magnitude, and the bar beside a map that says which.
+"""The bar beside a map that says which number has which colour.
 
 Sizes in the code are inches.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from captum_norm.visualization.letters import SMALL, printable, text_width
@@ -21,18 +21,7 @@ from captum_norm.visualization.page import Page
 from captum_norm.visualization.panels import Panel
 from captum_norm.visualization.style import MUTED
 
-_LOWEST = 1e-4  # where a logarithmic scale ends, as a part of the largest score
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def colour_scale(values: Numbers, log: bool) -> Normalize:
-    """From the numbers of a map, or of several, to where its colours begin and end."""
-    largest = float(np.abs(values).max()) or 1.0
-    if log:
-        positive = values[values > 0]
-        smallest = float(positive.min()) if positive.size else largest * _LOWEST
-        return LogNorm(min(max(smallest, largest * _LOWEST), largest * 0.5), largest)
-    return Normalize(-largest if (values < 0).any() else 0.0, largest)
 
 
 def bar_width(panels: Sequence[Panel]) -> float:
@@ -56,7 +45,11 @@ def _bar_ticks(norm: Any, values: Numbers) -> tuple[list[float], list[str]]:
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
     if not isinstance(norm, LogNorm):
         ticks = [float(t) for t in MaxNLocator(4).tick_values(low, high) if low - 1e-12 <= t <= high + 1e-12]
-        return ticks, [short(t) for t in ticks]
+        above = "≥ " if float(values.max()) > high * (1 + 1e-9) else ""  # the darkest colour stands for all above
+        if above and high - ticks[-1] < 0.12 * (high - low):
+            ticks.pop()
+        ticks += [high] if above else []
+        return ticks, [*map(short, ticks[:-1]), f"{above}{short(ticks[-1])}"]
     lowest, highest = np.log10(low), np.log10(high)
     room = 0.08 * (highest - lowest)  # that the lowest tick needs for its own label
     powers = range(ceil(lowest + room), int(np.floor(highest)) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -10,11 +10,21 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from captum_norm.visualization.colour_bars import bar_width, colour_bar, colour_scale, short
+from captum_norm.visualization.colour_bars import bar_width, colour_bar, short
 from captum_norm.visualization.letters import SMALL, printable, widest
 from captum_norm.visualization.numbers import check_count
 from captum_norm.visualization.page import Page, page
-from captum_norm.visualization.panels import LETTERS, Panel, axis_tokens, choose_labels, draw_map, name_tokens, panel_of
+from captum_norm.visualization.panels import (
+    LETTERS,
+    Panel,
+    axis_tokens,
+    choose_labels,
+    draw_map,
+    name_tokens,
+    outside,
+    panel_of,
+    scale_of,
+)
 from captum_norm.visualization.style import MUTED
 
 _EDGE = 0.3
@@ -32,6 +42,7 @@ def map_grid(
     log: bool = False,
     scale: Literal["shared", "each"] = "shared",
     columns: int | None = None,
+    scale_without: Collection[str] = (),
 ) -> Page:
     """Many small maps over the same tokens: the heads of a layer, or the layers of a model.
 
@@ -45,6 +56,7 @@ def map_grid(
         scale: ``"shared"``: one colour scale for all panels of a name, so that they can be compared; ``"each"``: each
             panel runs to its own largest score, which is written above it.
         columns: panels beside each other; by default at most six.
+        scale_without: as in ``token_map``.
 
     Returns:
         The figure.
@@ -68,7 +80,7 @@ def map_grid(
     if titles is not None:
         check_count("map_grid", "titles", titles, "panel", counts.pop())
     across = min(len(next(iter(lines.values()))), columns or 6)
-    return _grid(list(lines.values()), titles, rows, keys, title, log, scale, across)
+    return _grid(list(lines.values()), titles, rows, keys, title, log, scale, across, scale_without)
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,9 @@ def _grid(
     log: bool,
     scale: str,
     across: int,
+    scale_without: Collection[str],
 ) -> Page:
+    note = outside(columns, scale_without).removeprefix("; ")
     cell = min(max(10.2 / across, 1.2), 2.6) / max(len(rows), len(columns))
     labels = choose_labels([panel for line in lines for panel in line], rows, columns, cell)
     named = cell * 72 * 0.8 >= LETTERS[0]  # whether there is room for tokens at all
@@ -123,7 +137,7 @@ def _grid(
         across=across,
         lines=len(lines),
         left=_EDGE + 0.35 + (widest(rows, labels.size) if named else 0.0),
-        top=_EDGE + (0.5 if title else 0.1),
+        top=_EDGE + (0.5 if title else 0.1) + (0.2 if note else 0.0),
         above=0.24 if titles or scale == "each" else 0.0,
         titled=scale == "each",
         below=0.08 + widest(columns, labels.size) if named else 0.0,
@@ -132,13 +146,15 @@ def _grid(
         right=_EDGE if scale == "each" else bar_width([line[0] for line in lines]) - 0.1,
     )
     with page(*raster.page(len(lines[0])), title, _EDGE) as figure:
+        if note:
+            figure.write(_EDGE, raster.top - 0.3, note[0].upper() + note[1:], SMALL, color=MUTED)
         for number, line in enumerate(lines):
-            shared = colour_scale(np.stack([panel.values for panel in line]), log)
+            shared = scale_of(line, columns, log, scale_without)
             for place, panel in enumerate(line):
                 x, y, first = raster.x(place), raster.y(place, number), place % across == 0
                 name = titles[place] if titles else ""
                 box = figure.box(x, y, raster.width, raster.height, label=f"{panel.title} {name}".strip())
-                norm = shared if scale == "shared" else colour_scale(panel.values, log)
+                norm = shared if scale == "shared" else scale_of([panel], columns, log, scale_without)
                 image = draw_map(box, panel.values, norm, panel.colours)
                 name_tokens(box, labels, False, named and first, named and number == len(lines) - 1)
                 above = [name] if name and (number == 0 or scale == "each") else []

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from matplotlib import get_cachedir
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
+_EAST_ASIAN = "Noto Sans CJK"
+_FONTS = {
+    "emoji": "Noto Emoji", "CJK": _EAST_ASIAN, "HIRAGANA": _EAST_ASIAN, "KATAKANA": _EAST_ASIAN, "HANGUL": _EAST_ASIAN,
+}  # fmt: skip
 TITLE, PANEL, BODY, SMALL = 14.0, 11.0, 10.0, 8.5  # sizes in points
 
 _SANS = ("Inter", "Source Sans 3", "Helvetica Neue", "Arial", "Liberation Sans")
@@ -38,6 +44,7 @@ def printable(text: str) -> str:
     """Text that the installed fonts can draw: a box for a letter they lack, marks for line breaks and tabs.
 
     matplotlib would warn of each missing letter whenever the figure is drawn, long after the call that could be asked.
+    Here each script that no font has is told once, with a font that has it.
     """
     shown = []
     for character in text:
@@ -50,8 +57,30 @@ def printable(text: str) -> str:
         elif unicodedata.category(character) == "Cc":
             shown.append("·")
         else:
-            shown.append(character if _has_glyph(character) else "□")
+            if not (known := _has_glyph(character)):
+                _tell(_script(character))
+            shown.append(character if known else "□")
     return "".join(shown)
+
+
+def _script(character: str) -> str:
+    """The script a letter belongs to, as the first word of its name: "CJK", "ARABIC"; "emoji" for symbols."""
+    if unicodedata.category(character) == "So":
+        return "emoji"
+    return unicodedata.name(character, "").partition(" ")[0]
+
+
+@lru_cache(maxsize=64)
+def _tell(script: str) -> None:
+    """Warn of letters that are drawn as boxes, once for each script."""
+    if not script:  # a code point without a name has no font either
+        return
+    font = _FONTS.get(script, f"Noto Sans {script.title()}")
+    warnings.warn(
+        f"no installed font has the letters of {script}: they are drawn as □. {font} has them: install it and remove "
+        f"matplotlib's list of fonts ({get_cachedir()}).",
+        stacklevel=3,
+    )
 
 
 def shorten(text: str, most: int) -> str:

@@ -73,7 +73,7 @@ class OneExample:
         return call % count
 
     def map(self, name: str, call: int, heads: int | str | None) -> Tensor:
-        """(query, key) of this example; (head, query, key) for ``heads="each"``; (head, key) for ‖f(x)‖."""
+        """(query, key) of this example; (head, query, key) for ``"each"``; (head, key) for ‖f(x)‖."""
         scores = self._scores(name, call)[self.example]
         keys = self._real_keys(call, scores.shape[-1])
         if by_head(name):

@@ -9,7 +9,11 @@ from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Annotation, Text
 
 from captum_norm.visualization.letters import BODY, PANEL, SMALL, TITLE, font_families, printable, text_width
 from captum_norm.visualization.style import FAINT, INK, MUTED
@@ -32,10 +36,65 @@ class Page(Figure):
         place: Any = {"ha": "left", "va": "top", "color": INK, "parse_math": False} | kwargs
         self.text(left / page_width, 1 - top / page_height, printable(text), fontsize=size, **place)
 
+    def fit(self, width: float | None = None, font_size: float | None = None) -> Page:
+        """The same figure at another size, letters and lines with it: ``plot(maps, call=2).fit(width=3.3)``.
+
+        Args:
+            width: in inches, such as that of a column; it is kept exactly by ``savefig("figure.pdf")``.
+            font_size: of the text in the body, in points, such as the paper's; the width follows.
+
+        Returns:
+            The figure itself.
+
+        Raises:
+            ValueError: if not exactly one of them is given, or it is no positive number.
+        """
+        given = [size for size in (width, font_size) if size is not None]
+        if len(given) != 1 or not given[0] > 0:
+            raise ValueError(f"fit: give width or font_size, one of them and positive, got {width} and {font_size}.")
+        factor = width / self.get_figwidth() if width is not None else given[0] / (BODY * self._factor)
+        self._factor *= factor
+        self.set_size_inches(*(self.get_size_inches() * factor))
+        scaled(self, factor)
+        return self
+
+    _factor = 1.0
+
+    def savefig(self, fname: Any, **kwargs: Any) -> None:
+        """As matplotlib saves; text stays text: whole fonts in PDF (type 42), letters in SVG."""
+        with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+            super().savefig(fname, **kwargs)
+
     def _repr_png_(self) -> bytes:
         picture = BytesIO()
         self.savefig(picture, format="png")
         return picture.getvalue()
+
+
+def scaled(figure: Any, factor: float) -> None:
+    """Everything in points times ``factor``: letters, their distances, lines, marks."""
+    for axes in figure.axes:
+        # matplotlib sets a title's distance together with its text only
+        title, pad = axes.get_title(loc="left"), axes.titleOffsetTrans.get_matrix()[1, 2] * 72 / figure.dpi
+        for place, held in (("left", title), ("center", axes.get_title())):
+            if held:
+                size = {"left": axes._left_title, "center": axes.title}[place].get_fontsize()
+                axes.set_title(held, loc=place, pad=pad * factor, fontsize=size)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.labelpad *= factor
+            for tick in axis.get_major_ticks():
+                tick.set_pad(tick.get_pad() * factor)
+    for text in figure.findobj(Text):
+        text.set_fontsize(text.get_fontsize() * factor)
+        if isinstance(text, Annotation) and text.anncoords == "offset points":
+            across, up = text.xyann
+            text.xyann = factor * across, factor * up
+    for line in figure.findobj(Line2D):
+        line.set(linewidth=line.get_linewidth() * factor, markersize=line.get_markersize() * factor)
+    for patch in figure.findobj(Patch):
+        patch.set_linewidth(patch.get_linewidth() * factor)
+    for marks in figure.findobj(PathCollection):
+        marks.set_sizes([size * factor**2 for size in marks.get_sizes()])
 
 
 @contextmanager

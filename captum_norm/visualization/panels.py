@@ -6,7 +6,7 @@ tokens in the same order.  Sizes in the code are inches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, cast
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captum_norm.visualization.letters import BODY, printable, shorten
 from captum_norm.visualization.numbers import Numbers, check_count, drawable
-from captum_norm.visualization.style import PAPER, SIGNED_COLOURS, look_of
+from captum_norm.visualization.style import PAPER, SIGNED_COLOURS, colour_scale, look_of
 
 _LONGEST = 14  # characters of a token
 LETTERS = (6.5, BODY)  # the smallest and largest size of token labels, in points
@@ -109,6 +109,19 @@ def choose_labels(panels: Sequence[Panel], rows: Sequence[str], columns: Sequenc
     every = ceil(spacing / cell)
     named_rows = sorted(chosen) if list(rows) == list(columns) else list(range(0, len(rows), every))
     return Labels(rows, columns, named_rows, sorted(chosen), size)
+
+
+def scale_of(panels: Sequence[Panel], columns: Sequence[str], log: bool, without: Collection[str] = ()) -> Normalize:
+    """The colour scale of panels together, over the columns of all tokens but some; of all where no other is left."""
+    values = np.stack([panel.values for panel in panels])
+    kept = [place for place, token in enumerate(columns[: values.shape[-1]]) if token not in without]
+    return colour_scale(values[..., kept] if kept else values, log)
+
+
+def outside(columns: Sequence[str], without: Collection[str]) -> str:
+    """What a figure says of tokens that its scale does not look at."""
+    found = [token for token in dict.fromkeys(columns) if token in without]
+    return f"; colours are scaled without {', '.join(found)}" if found else ""
 
 
 def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> ScalarMappable:

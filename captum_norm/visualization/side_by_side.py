@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from matplotlib.axes import Axes
 from torch import Tensor
 
-from captum_norm.visualization.colour_bars import bar_width, colour_bar, colour_scale
+from captum_norm.visualization.colour_bars import bar_width, colour_bar
 from captum_norm.visualization.letters import PANEL, SMALL, printable, text_width, widest
 from captum_norm.visualization.page import Page, page
 from captum_norm.visualization.panels import (
@@ -18,7 +19,9 @@ from captum_norm.visualization.panels import (
     choose_labels,
     draw_map,
     name_tokens,
+    outside,
     panel_of,
+    scale_of,
 )
 from captum_norm.visualization.style import MUTED
 
@@ -36,6 +39,8 @@ def token_map(
     title: str | None = None,
     unit: str = "score",
     log: bool = False,
+    scale_without: Collection[str] = (),
+    ax: Axes | None = None,
 ) -> Page:
     """One or more maps over the same tokens side by side, each with its own colour bar.
 
@@ -48,9 +53,13 @@ def token_map(
         title: what the figure shows.
         unit: what a map that brings no unit along is measured in; stands at its colour bar.
         log: colours by order of magnitude, down to 1/10000 of the largest score; smaller ones are drawn as that.
+        scale_without: attended tokens that the colour scale does not look at, such as ``("[CLS]", "[SEP]")``, so that
+            they do not flatten the rest; what is more than the scale has the darkest colour, and the figure says so.
+        ax: axes to draw one map into, with its colour bar, instead of a page of its own.
 
     Returns:
-        The figure.  Where tokens are too many to name them all, those that receive most are named.
+        The figure, that of ``ax`` where it is given.  Where tokens are too many to name them all, those that receive
+        most are named.
 
     Raises:
         ValueError: for scores that are no map, or not all of one shape, NaN or infinite, tokens that do not fit the
@@ -65,7 +74,9 @@ def token_map(
     named = dict(scores) if isinstance(scores, Mapping) else {"": scores}
     panels = [panel_of("token_map", name, values, unit, log) for name, values in named.items()]
     rows, columns = axis_tokens("token_map", panels, tokens, query_tokens, key_tokens)
-    return side_by_side(panels, rows, columns, title, log, query_axis)
+    if ax is not None:
+        return _into(ax, panels, rows, columns, title, log, query_axis, scale_without)
+    return side_by_side(panels, rows, columns, title, log, query_axis, scale_without)
 
 
 def side_by_side(
@@ -75,6 +86,7 @@ def side_by_side(
     title: str | None,
     log: bool,
     query_axis: str = ATTENDING,
+    scale_without: Collection[str] = (),
 ) -> Page:
     """Panels with the same rows beside each other, each with its colour bar; some may lack the last columns."""
     cell = cell_size(max(len(rows), len(columns)))
@@ -95,14 +107,44 @@ def side_by_side(
             own = labels.up_to(panel.values.shape[1])
             panel_width = cell * len(own.columns)
             box = figure.box(left + place * slot, top, panel_width, height, label=panel.title or "map")
-            image = draw_map(box, panel.values, colour_scale(panel.values, log), panel.colours)
+            image = draw_map(box, panel.values, scale_of([panel], columns, log, scale_without), panel.colours)
             box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
             name_tokens(box, own, upright, with_rows=place == 0)
             count = len(own.columns)
             note = f" ({count}; those that receive most are named)" if len(own.named_columns) < count else ""
-            box.set_xlabel(f"Attended token{note}", **axis_style)
+            note += outside(columns, scale_without) if place == 0 else ""
+            box.set_xlabel(printable(f"Attended token{note}"), parse_math=False, **axis_style)
             if query_axis and place == 0 and height > 1.1:
                 box.set_ylabel(printable(query_axis), parse_math=False, **axis_style)
             bar = figure.box(left + place * slot + panel_width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
             colour_bar(figure, bar, image, panel)
+    return figure
+
+
+def _into(
+    ax: Axes,
+    panels: Sequence[Panel],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str | None,
+    log: bool,
+    query_axis: str,
+    scale_without: Collection[str],
+) -> Any:
+    """One panel in axes of the caller's, as large as they are."""
+    if len(panels) > 1:
+        raise ValueError(f"token_map: ax holds one map, but scores has {len(panels)}: one call and one ax for each.")
+    [panel] = panels
+    figure: Any = ax.get_figure(root=True)
+    size = ax.get_window_extent().width / figure.dpi / len(columns)
+    labels = choose_labels(panels, rows, columns, size)
+    image = draw_map(ax, panel.values, scale_of([panel], columns, log, scale_without), panel.colours)
+    name_tokens(ax, labels, upright=False)
+    ax.tick_params(which="both", length=0)
+    ax.set_title(printable(title or panel.title), fontsize=PANEL, parse_math=False)
+    ax.set_xlabel(printable(f"Attended token{outside(columns, scale_without)}"), parse_math=False, fontsize=SMALL)
+    ax.set_ylabel(printable(query_axis), parse_math=False, fontsize=SMALL)
+    bar = figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04)
+    bar.ax.set_title(printable(panel.unit), fontsize=SMALL, parse_math=False)
+    bar.outline.set_visible(False)
     return figure

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+import numpy as np
+from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm, Normalize
 
 from captum_norm.measures import MEASURES, Role
+from captum_norm.visualization.numbers import Numbers
 
 INK, MUTED, FAINT, PAPER = "#1d232b", "#69727d", "#e6e9ec", "#ffffff"
 
@@ -29,6 +31,8 @@ UNSIGNED_COLOURS = LinearSegmentedColormap.from_list("captum_norm.unsigned", _OR
 # Okabe and Ito's colours, told apart by colour-blind eyes; the rest of the text stays in the background.
 SPECIAL_CLASS_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 CLASS_COLOURS = {"punctuation": "#8b96a3", "other": "#dfe3e7", "no token": "#f3dfa2"}
+
+_LOWEST = 1e-4  # where a logarithmic scale ends, as a part of the largest score
 
 ROLE_COLOURS: dict[Role, Colormap] = {"weight": WEIGHT_COLOURS, "norm": NORM_COLOURS, "share": SHARE_COLOURS}
 
@@ -48,6 +52,16 @@ def look_of(name: str, unit: str = "score") -> Look:
         return Look(name, unit, NORM_COLOURS)
     measure = MEASURES[name]
     return Look(measure.title, measure.unit, ROLE_COLOURS[measure.role])
+
+
+def colour_scale(values: Numbers, log: bool) -> Normalize:
+    """From the numbers of a map, or of several, to where its colours begin and end."""
+    largest = float(np.abs(values).max()) or 1.0
+    if log:
+        positive = values[values > 0]
+        smallest = float(positive.min()) if positive.size else largest * _LOWEST
+        return LogNorm(min(max(smallest, largest * _LOWEST), largest * 0.5), largest)
+    return Normalize(-largest if (values < 0).any() else 0.0, largest)
 
 
 def ink_on(colour: Any) -> str:

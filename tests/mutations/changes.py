@@ -481,6 +481,14 @@ CHANGES: list[Change] = [
         tests="exports",
     ),
     *changes_of(
+        "visualization/page.py",
+        ('"pdf.fonttype": 42', '"pdf.fonttype": 3'),
+        ('"svg.fonttype": "none"', '"svg.fonttype": "path"'),
+        ("given[0] / (BODY * self._factor)", "given[0] / BODY"),
+        tests="visualization/test_papers.py",
+    ),
+    *changes_of("visualization/panels.py", ("if token not in without]", "]"), tests="visualization/test_papers.py"),
+    *changes_of(
         "explanation.py",
         ("html.escape(label)}</span>", "label}</span>"),
         ("if self.real[example, place]", "if True"),
