@@ -43,6 +43,7 @@ class TokenMethod:
         options: what its class is made with, besides the forward.
         over: the method that it wraps, for those that wrap one.
         baseline: whether ``attribute`` must be told what absence is: a gate of zeros.
+        decoders: whether it refuses all but causal language models.
         alone: whether an example's scores depend on the padding beside it, or the method takes one example at a time.
     """
 
@@ -54,6 +55,7 @@ class TokenMethod:
     options: Mapping[str, Any] = field(default_factory=dict)
     over: str = ""
     baseline: bool = False
+    decoders: bool = False
     alone: bool = False
 
     @property
@@ -67,7 +69,7 @@ _captums = partial(TokenMethod, "captum.attr", "target")
 # Our own methods are told in `captum_norm.attr`; a new one of Captum's is one row here, by the name of its class.
 METHODS: dict[str, TokenMethod] = {
     **{
-        name: TokenMethod("captum_norm.attr", row.explains, signed=row.signed)
+        name: TokenMethod("captum_norm.attr", row.explains, signed=row.signed, decoders=row.decoders)
         for name, row in CLASSES.items()
         if row.explains
     },

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from captum_norm.attr.norm import AttentionNorm, LayerAttentionNorm
     from captum_norm.attr.relevance import AttentionRelevance
     from captum_norm.attr.rollout import AttentionRollout
+    from captum_norm.attr.span_trace import SpanTrace, SpanTraceReport
     from captum_norm.attr.value_zeroing import ValueZeroing
     from captum_norm.attr.weights import AttentionWeights
 
 
 class Row(NamedTuple):
-    """Where a class stands, and what its scores tell where it is one of the methods that score tokens."""
+    """Where a class stands; where it is one of the methods that score tokens, what its scores tell, and whether only of
+    decoders."""
 
     module: str
     explains: Literal["position", "target", ""] = ""
     signed: bool = False
+    decoders: bool = False
 
 
 # Methods that score tokens first, in the order in which they are listed to users.
@@ -44,6 +47,7 @@ CLASSES = {
     "ValueZeroing": Row("value_zeroing", "position"),
     "AttentionRelevance": Row("relevance", "target"),
     "DecompX": Row("decompx", "target", signed=True),
+    "SpanTrace": Row("span_trace", "position", decoders=True),
     "LayerAttentionWeights": Row("layer"),
     "LayerAttentionNorm": Row("norm"),
     "LayerAttentionBlockNorm": Row("block_norm"),
@@ -51,6 +55,7 @@ CLASSES = {
     "AttributionReport": Row("_reduction"),
     "DecompXReport": Row("decompx"),
     "LLMAttributionReport": Row("llm"),
+    "SpanTraceReport": Row("span_trace"),
 }
 
 __all__ = [
@@ -70,6 +75,8 @@ __all__ = [
     "LayerAttentionBlockNorm",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
+    "SpanTrace",
+    "SpanTraceReport",
     "ValueZeroing",
 ]
 

@@ -69,6 +69,14 @@ class Mean:
         return replace(total, scores=rows_of(total.scores, rows) / self._counts[route])
 
 
+class Total(Mean):
+    """The sum over the calls of a route."""
+
+    def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
+        total = self._sums[route]
+        return replace(total, scores=rows_of(total.scores, rows))
+
+
 class Single:
     """The n-th call of each route; negative n counts from the last."""
 

@@ -136,6 +136,8 @@ class AttentionBlock:
         norm: the norm behind the residual (post-LN), likewise; None where the stream goes on as the sum (pre-LN).
         second_norm: the norm behind the feed-forward part, likewise.
         output: what attention, residual and norm became, with all biases, (batch, query, model).
+        behind: what that became behind the feed-forward parts, as the next attention call's stream; ``output`` where
+            there are none.
         feed_forward: where the feed-forward part stands: ``"behind"`` the residual, ``"beside"`` attention (in
             parallel), ``"several"`` of them with norms behind, ``"later"``: another attention call comes first (the
             cross-attention of a decoder); ``""``: none was seen.
@@ -151,6 +153,7 @@ class AttentionBlock:
     norm: FrozenNorm | None
     second_norm: FrozenNorm | None
     output: Tensor
+    behind: Tensor
     feed_forward: FeedForward
     normalised: bool
     certificate: Certificate
@@ -171,6 +174,7 @@ class AttentionBlock:
             norm=self.norm and self.norm.at(rows),
             second_norm=self.second_norm and self.second_norm.at(rows),
             output=self.output.gather(1, wide),
+            behind=self.behind.gather(1, wide),
         )
 
 

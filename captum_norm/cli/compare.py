@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 def _kinds() -> str:
     """The methods there are, by what they explain and whose they are."""
-    ours = [name for name, method in METHODS.items() if method.mode == "ids"]
+    ours = [name for name, method in METHODS.items() if method.mode == "ids" and not method.decoders]
     kinds = {
         "methods that say what the representation is made of": [n for n in ours if METHODS[n].explains == "position"],
         "methods that say what the output rests on, by way of attention": [
             n for n in ours if METHODS[n].explains == "target"
         ],
-        "the same, Captum's own": [n for n in METHODS if n not in ours],
+        "of language models alone": [n for n in METHODS if METHODS[n].decoders],
+        "what the output rests on, Captum's own": [n for n in METHODS if METHODS[n].mode == "gate"],
     }
     return "\n\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items())
 

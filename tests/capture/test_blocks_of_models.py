@@ -91,6 +91,7 @@ def test_the_block_goes_on_where_the_next_begins(architecture, records):
             torch.testing.assert_close(block.second_norm.output(), after.residual.double(), rtol=1e-6, atol=1e-6)
         elif block.feed_forward == "later":
             torch.testing.assert_close(block.output, after.residual)
+        torch.testing.assert_close(block.behind, after.residual)
 
 
 def test_rows_of_alti_rolled_out_sum_to_one_source_and_prefix_together(architecture, records):

@@ -22,6 +22,12 @@ CHANGES: list[Change] = [
         ("torch.where(b == 0, 0.5, 0.0)", "torch.where(b == 0, 0.0, 0.0)"),
         ("(node * U + b_u)", "node * U"),
     ),
+    *changes_of(
+        "attr/span_trace.py",
+        ("divided / norm.deviation", "divided"),
+        ("* before_the_end(thought)", "* 1"),
+        ("(u != 0).any(0)", "(u != 0).all(0)"),
+    ),
     *changes_of("functional/span.py", ("torch.where(state < 0, -1, 1)", "state.sign()")),
     *changes_of(
         "functional/block.py",

@@ -66,7 +66,7 @@ class BlockReader:
             check.equal("the sum of attention and residual", part + residual, state, rows)
         going_on = self._going_on(0, first, default=not (block.pre_norm or form.normalises))
         norm, output = self._norm(check, "the norm behind the residual", going_on, state, rows)
-        second = self._second_norms(check, behind, rows, norm is not None)
+        second, last = self._behind(check, behind, rows, norm is not None)
         return AttentionBlock(
             residual=residual,
             attended=_attended(form, kept, part, inner),
@@ -75,6 +75,7 @@ class BlockReader:
             norm=norm,
             second_norm=second[0] if len(second) == 1 else None,
             output=part + residual if norm is None else output,
+            behind=output if last is None else last,
             feed_forward="several" if len(second) > 1 else block.feed_forward,
             normalised=_is_normalised(block),
             certificate=check.certificate(),
@@ -105,17 +106,19 @@ class BlockReader:
         check.norm(what, norm, state, actual, moved, form.precision)
         return norm, actual
 
-    def _second_norms(self, check: Check, behind: list[Stage], rows: Tensor, post_norm: bool) -> list[FrozenNorm]:
-        """The norms behind the feed-forward parts up to the next attention call."""
-        norms = []
+    def _behind(
+        self, check: Check, behind: list[Stage], rows: Tensor, post_norm: bool
+    ) -> tuple[list[FrozenNorm], Tensor | None]:
+        """The norms behind the feed-forward parts up to the next attention call, and what the last part became."""
+        norms, last = [], None
         for number, stage in enumerate(behind, start=1):
             rows = self._rows(rows, stage.origin)
             state = _take_rows(stage.state.tensor, rows)
             going_on = self._going_on(number, stage, default=post_norm)
-            norm, _ = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
+            norm, last = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
             if norm is not None:
                 norms.append(norm)
-        return norms
+        return norms, last
 
     def _rows(self, rows: Tensor, form: Form) -> Tensor:
         """Where rows of a form's state lie among the rows of the tensor; -1 where they are not kept."""
