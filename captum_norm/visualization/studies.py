@@ -108,7 +108,7 @@ def _panel(axes: Axes, row: Mapping[str, Interval], reference: str | None, with_
         if math.isnan(mean):
             continue
         colour = _REFERENCE if method == reference else _OTHER
-        if not math.isnan(low):
+        if math.isfinite(low) and math.isfinite(high):
             axes.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=0.45, solid_capstyle="butt")
         axes.plot([mean], [y], "o", color=colour, markersize=4.5)
         if method == reference:

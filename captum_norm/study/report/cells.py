@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from captum_norm.study.report.resampling import (
     Pivot,
-    bca_limits,
     moments,
     repetition_weights,
     resampled_means,
@@ -148,7 +147,7 @@ def complete_cases(values: Mapping[str, Numbers]) -> dict[str, Numbers]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What is resampled for the cells of one metric: for each method its values, (n, k), and moments of differences."""
+    """What is resampled for the cells of one metric: each method's values and its differences, (k, n)."""
 
     metric: str
     reference: str
@@ -171,41 +170,39 @@ class _Columns:
 
     @property
     def all(self) -> Numbers:
-        """(n, c)"""
-        of_differences = [moments(of) for of in self.differences.values()]
-        return np.concatenate([*(of.T for of in self.values.values()), *of_differences], axis=1)
+        """(n, c): the moments of values, then those of differences, (k + 1) columns for each."""
+        return np.concatenate([moments(of) for of in (*self.values.values(), *self.differences.values())], axis=1)
 
     def cells(self, means: Numbers, counts: Numbers, statistics: Statistics) -> Iterator[tuple[str, Cell]]:
         """Each method's cell, from the resampled means of `all`."""
         k = len(next(iter(self.values.values())))
         weights = repetition_weights(k, len(means), statistics.seed)
-        first_moment = k * len(self.values)
-        for place, (name, values) in enumerate(self.values.items()):
-            defined = values[:, ~np.isnan(values[0])].mean(axis=0)
-            n = len(defined)
-            cell = Cell(float(defined.mean()) if n else math.nan, math.nan, math.nan, n)
+
+        def pivot(place: int, values: Numbers) -> Pivot:
+            taken = slice(place * (k + 1), (place + 1) * (k + 1))
+            drawn = ~np.isnan(means[:, taken]).any(axis=1)
+            return Pivot.of(values, means[drawn, taken], counts[drawn, taken], weights[drawn])
+
+        differing = {name: len(self.values) + place for place, name in enumerate(self.differences)}
+        for place, (name, of_method) in enumerate(self.values.items()):
+            values = of_method[:, ~np.isnan(of_method[0])]
+            n = values.shape[1]
+            cell = Cell(float(values.mean()) if n else math.nan, math.nan, math.nan, n)
             if n > 1:
-                resampled = (means[:, place * k : (place + 1) * k] * weights).sum(axis=1)
-                low, high = bca_limits(resampled[~np.isnan(resampled)], defined, statistics.confidence)
+                low, high = pivot(place, values).limits(statistics.confidence)
                 cell = replace(cell, low=low, high=high)
-            if name in self.differences:
-                start = first_moment + list(self.differences).index(name) * (k + 1)
-                taken = slice(start, start + k + 1)
-                cell = self._tested(name, cell, means[:, taken], counts[:, taken], weights, statistics)
+            if name in differing:
+                differences = self.differences[name][:, ~np.isnan(self.differences[name][0])]
+                of_differences = pivot(differing[name], differences) if differences.shape[1] > 1 else None
+                cell = self._tested(cell, differences, of_differences, statistics)
             yield name, cell
 
-    def _tested(
-        self, name: str, cell: Cell, means: Numbers, counts: Numbers, weights: Numbers, statistics: Statistics
-    ) -> Cell:
+    def _tested(self, cell: Cell, differences: Numbers, pivot: Pivot | None, statistics: Statistics) -> Cell:
         """The cell with its comparison to the reference."""
-        differences = self.differences[name]
-        differences = differences[:, ~np.isnan(differences[0])]
         of_examples = differences.mean(axis=0)
-        if len(of_examples) < 2:
+        if pivot is None:
             mean = float(of_examples.mean()) if len(of_examples) else math.nan
             return replace(cell, difference=mean, p=1.0 if len(of_examples) else math.nan)
-        drawn = ~np.isnan(means).any(axis=1)
-        pivot = Pivot.of(differences, means[drawn], counts[drawn], weights[drawn])
         p = pivot.p()
         if statistics.test == "permutation":
             zeros = np.zeros_like(of_examples)
@@ -214,7 +211,7 @@ class _Columns:
         margin = statistics.margin_of(self.metric)
         return replace(
             cell,
-            difference=pivot.difference,
+            difference=pivot.mean,
             difference_low=low,
             difference_high=high,
             p=p,

@@ -84,11 +84,11 @@ def rounding(*values: Numbers) -> float:
     return 1e-12 * largest
 
 
-def moments(differences: Numbers) -> Numbers:
-    """What `Pivot.of` needs the resampled means of: differences about their mean, and squares, (k, n) -> (n, k + 1)."""
-    if np.isnan(differences).all():
-        return np.full((differences.shape[1], len(differences) + 1), np.nan)
-    centred = differences - np.nanmean(differences)
+def moments(values: Numbers) -> Numbers:
+    """What `Pivot.of` needs the resampled means of: values about their mean, and squares, (k, n) -> (n, k + 1)."""
+    if np.isnan(values).all():
+        return np.full((values.shape[1], len(values) + 1), np.nan)
+    centred = values - np.nanmean(values)
     return np.concatenate([centred, centred.mean(axis=0, keepdims=True) ** 2]).T
 
 
@@ -102,73 +102,92 @@ def repetition_weights(repetitions: int, resamples: int, seed: int) -> Numbers:
 
 @dataclass(frozen=True)
 class Pivot:
-    """A mean difference, its standard error, and how far resampled means lie from it in units of their own error.
+    """A mean, its standard error, and how far resampled means lie from it in units of their own error.
+
+    Tails are taken by themselves, so skewed values get an interval that reaches further on one side.
 
     Attributes:
-        difference: the mean.
-        error: its standard error; 0 where all differences are equal.
-        distances: (r,) |resampled mean - mean| / the resample's standard error, sorted; infinite where a resample's
-            differences are all equal.
+        mean: of the values, differences of two methods or one method's own.
+        error: its standard error; 0 where all values are equal.
+        distances: (r,) (resampled mean - mean) / the resample's standard error, sorted.
+        without_spread: how many more resamples have no error, because all their values are equal; they count as
+            infinitely far on either side.
         smallest: the smallest p that so many examples allow.
     """
 
-    difference: float
+    mean: float
     error: float
     distances: Numbers
+    without_spread: int
     smallest: float
 
     @classmethod
-    def of(cls, differences: Numbers, means: Numbers, counts: Numbers, weights: Numbers | None = None) -> Pivot:
-        """From differences without NaN.
+    def of(cls, values: Numbers, means: Numbers, counts: Numbers, weights: Numbers | None = None) -> Pivot:
+        """From values without NaN.
 
         Args:
-            differences: (k, n), k repetitions of the metric (most have one).
+            values: (k, n), k repetitions of the metric (most have one).
             means: (r, k + 1), the resampled means of their `moments`.
             counts: (r,) or (r, k + 1), of the examples in each resample.
             weights: (r, k), the shares of the repetitions in each resample; None where there is one.
         """
-        k, n = differences.shape
+        k, n = values.shape
         weights = np.ones((len(means), 1)) if weights is None else weights
         deviation = (means[:, :k] * weights).sum(axis=1)
         variance = means[:, k] - means[:, :k].mean(axis=1) ** 2
         spread = variance > 1e-12 * means[:, k]
         variance = np.where(spread, variance, np.inf) / np.maximum(counts.reshape(len(means), -1)[:, 0] - 1, 1)
         between = ((means[:, :k] - deviation[:, None]) ** 2 * weights).sum(axis=1) / max(k - 1, 1)
-        distances = np.where(spread, np.abs(deviation) / np.sqrt(variance + between), np.inf)
+        distances = (deviation / np.sqrt(variance + between))[spread]
         # A resample that holds one example n times has no spread and says nothing: n of n^n do.
-        smallest = max(1 / (len(means) + 1), float(n) ** (1 - n))
-        return cls(float(differences.mean()), _standard_error(differences), np.sort(distances), smallest)
+        smallest = min(1.0, 2 * max(1 / (len(means) + 1), float(n) ** (1 - n)))
+        return cls(
+            float(values.mean()), _standard_error(values), np.sort(distances), int((~spread).sum()), smallest
+        )
 
     def p(self, hypothesis: float = 0.0) -> float:
-        """Of a mean as far from the hypothesis in either direction; NaN where differences without spread lie off it."""
-        distance = abs(self.difference - hypothesis)
+        """Of a mean as far from the hypothesis in either direction; NaN where values without spread lie off it."""
         if self.error == 0:
-            return 1.0 if distance == 0 else math.nan
-        further = len(self.distances) - np.searchsorted(self.distances, distance / self.error * (1 - 1e-12))
-        return float((further + 1) / (len(self.distances) + 1))
+            return 1.0 if self.mean == hypothesis else math.nan
+        return min(1.0, 2 * min(self._as_high(hypothesis), self._as_low(hypothesis)))
 
     def limits(self, confidence: float) -> tuple[float, float]:
-        """The interval of the hypotheses that are not refused."""
+        """The interval of the hypotheses that are not refused; infinite where too many resamples have no spread."""
         if self.error == 0:
-            return self.difference, self.difference
-        place = math.ceil(confidence * (len(self.distances) + 1)) - 1
-        reach = self.error * float(self.distances[place]) if place < len(self.distances) else math.inf
-        return self.difference - reach, self.difference + reach
+            return self.mean, self.mean
+        resamples = len(self.distances) + self.without_spread
+        refused = math.floor((1 - confidence) / 2 * (resamples + 1) - 1 - self.without_spread + 1e-9)
+        if not 0 <= refused < len(self.distances):
+            return -math.inf, math.inf
+        return self.mean - self.error * float(self.distances[-1 - refused]), (
+            self.mean - self.error * float(self.distances[refused])
+        )
 
     def p_equivalent(self, margin: float) -> float:
         """Of a mean as well inside -margin to margin, if it were at its nearer edge: the larger of two one-sided p."""
-        if self.error == 0 and self.difference == 0:
-            return self.smallest
-        edge = math.copysign(margin, self.difference)
-        inside = abs(self.difference) < margin
-        return self.p(edge) / 2 if inside else 1 - self.p(edge) / 2
+        if self.error == 0:
+            return self.smallest / 2 if self.mean == 0 else math.nan
+        return max(self._as_low(margin), self._as_high(-margin))
+
+    def _as_high(self, hypothesis: float) -> float:
+        """How often a mean lies as far above the hypothesis, or further."""
+        distance = (self.mean - hypothesis) / self.error
+        below = np.searchsorted(self.distances, distance - 1e-12 * abs(distance))
+        return self._share(len(self.distances) - int(below))
+
+    def _as_low(self, hypothesis: float) -> float:
+        distance = (self.mean - hypothesis) / self.error
+        return self._share(int(np.searchsorted(self.distances, distance + 1e-12 * abs(distance), "right")))
+
+    def _share(self, further: int) -> float:
+        return (further + self.without_spread + 1) / (len(self.distances) + self.without_spread + 1)
 
 
-def _standard_error(differences: Numbers) -> float:
+def _standard_error(values: Numbers) -> float:
     """Of the mean of (k, n), over examples and over repetitions; 0 where all are equal within rounding."""
-    k, n = differences.shape
-    of_examples, of_repetitions = differences.mean(axis=0), differences.mean(axis=1)
-    if np.ptp(of_examples) <= rounding(differences):
+    k, n = values.shape
+    of_examples, of_repetitions = values.mean(axis=0), values.mean(axis=1)
+    if np.ptp(of_examples) <= rounding(values):
         return 0.0
     between = of_repetitions.var(ddof=1) / k if k > 1 else 0.0
     return math.sqrt(of_examples.var(ddof=1) / n + between)

@@ -110,8 +110,8 @@ class StudyTable:
         how = self.statistics
         family = "each metric" if how.correction == "metric" else "the whole table"
         lines = [
-            f"{self.examples} examples; brackets are {how.confidence:.0%} bootstrap intervals (BCa) of each mean by "
-            "itself; differences have intervals of their own.",
+            f"{self.examples} examples; brackets are {how.confidence:.0%} intervals (studentised bootstrap) of each "
+            "mean by itself; differences have intervals of their own.",
             _CASES[how.cases],
             f"* differs from {self.reference}: {_TESTS[how.test]}, Holm's correction over the tests of "
             f"{family}, p < {ALPHA}.",
@@ -204,7 +204,7 @@ class StudyTable:
         if tests and smallest_p(how.test, fewest, resamples) * tests >= ALPHA:
             return f"With {fewest} examples and {tests} tests no difference, however large, can be marked."
         if fewest < FEW_EXAMPLES:
-            return f"Below {FEW_EXAMPLES} examples the test finds too much where differences are skewed."
+            return f"Below {FEW_EXAMPLES} examples nobody has tried whether tests and intervals hold their level."
         return ""
 
     def _mark(self, method: str, metric: str, star: str = "*", level: str = "=") -> str:

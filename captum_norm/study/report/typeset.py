@@ -89,6 +89,8 @@ def number(value: float) -> str:
     """
     if math.isnan(value):
         return "·"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.1e}"
 
 

@@ -74,9 +74,21 @@ def test_the_pivot_is_its_definition(repetitions):
         squared = differences[:, examples].mean(axis=0).var(ddof=1) / 25
         if repetitions > 1:
             squared += ((of_repetitions - deviation) ** 2 * shares).sum() / (repetitions - 1)
-        distances.append(abs(deviation) / np.sqrt(squared))
+        distances.append(deviation / np.sqrt(squared))
     assert pivot.distances == pytest.approx(np.sort(distances))
     squared = differences.mean(axis=0).var(ddof=1) / 25
     if repetitions > 1:
         squared += differences.mean(axis=1).var(ddof=1) / repetitions
     assert pivot.error == pytest.approx(np.sqrt(squared))
+
+
+def test_an_interval_reaches_further_where_values_do():
+    """Tails are taken by themselves, and where too many resamples say nothing there is no end."""
+    skewed = RANDOM.exponential(size=30)
+    low, high = (Pivot.of(skewed[None], *resampled_means(moments(skewed[None]), 999, 0))).limits(0.95)
+    assert high - skewed.mean() > 1.2 * (skewed.mean() - low)
+    lone = np.eye(1, 20)
+    pivot = Pivot.of(lone, *resampled_means(moments(lone), 999, 0))
+    assert pivot.without_spread > 300
+    assert pivot.limits(0.95) == (-np.inf, np.inf)
+    assert pivot.p() > 0.5
