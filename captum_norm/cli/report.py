@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", choices=("bootstrap", "permutation"), default="bootstrap", help="of the differences")
     parser.add_argument("--correction", choices=("metric", "table"), default="metric", help="Holm's, over which tests")
     parser.add_argument("--cases", choices=("complete", "available"), default="complete", help="over which examples")
+    parser.add_argument(
+        "--predictions", choices=("all", "right", "wrong"), default="all", help="only examples predicted so"
+    )
     parser.add_argument("--margin", type=float, metavar="X", help="mark what is level: differences within X")
     parser.add_argument("--agreement", choices=_MEASURES, default="spearman", help="measured how (default: spearman)")
     parser.add_argument("--level", choices=("token", "word"), default="token", help="agreement on what")
@@ -54,7 +57,7 @@ def run(asked: argparse.Namespace) -> int:
         raise ValueError(f"--figures {folder}: there is no such folder. Make it first.")
     from captum_norm.study import Results
 
-    results = Results(asked.store)
+    results = Results(asked.store, asked.predictions)
     reference = _known(results, asked.reference)
     table = {"test": asked.test, "correction": asked.correction, "cases": asked.cases, "margin": asked.margin}
     text = printed(results, reference, table, measure=asked.agreement, level=asked.level, special=asked.special)

@@ -21,6 +21,7 @@ from torch import Tensor
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import longest_input
 from captum_norm.study.data import Example
+from captum_norm.study.metrics.answers import Answers
 from captum_norm.words import Words, words_of
 
 
@@ -51,7 +52,7 @@ class Tokenized:
 
     def seed(self, *more: Any) -> int:
         """A number that depends on the text and on ``more`` alone, wherever the text stands in the data; below 2^63."""
-        content = repr((self.example.text, *more)).encode()
+        content = repr((*self.example.texts, *more)).encode()
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
@@ -66,6 +67,7 @@ class TextBatch:
         real: (b, s) bool, False at padding.
         special: (b, s) bool.
         evidence: (b, s) bool, all False for an example without any; None where no example has any.
+        words: (b, s) long, the number of each token's word; -1 at padding.
         target: (b,) long, the class that is explained; empty until that is known.
         memo: what metrics keep of this batch for each other.
     """
@@ -76,6 +78,7 @@ class TextBatch:
     real: Tensor
     special: Tensor
     evidence: Tensor | None
+    words: Tensor
     target: Tensor
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -155,7 +158,7 @@ def padded(
     """The texts side by side in one batch."""
     longest = max(map(len, examples))
 
-    def together(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
+    def together(rows: Sequence[Tensor], fill: int) -> Tensor:
         return torch.stack([_filled(row, longest, fill, pad.side) for row in rows])
 
     fills = {"input_ids": pad.token}
@@ -168,9 +171,10 @@ def padded(
     if any(text.evidence is not None for text in examples):
         marked = [torch.zeros_like(text.special) if text.evidence is None else text.evidence for text in examples]
         evidence = together(marked, False)
+    words = together([torch.tensor([-1 if w is None else w for w in text.words.index]) for text in examples], -1)
     if target is None:
         target = torch.zeros(0, dtype=torch.long)
-    return TextBatch(number, examples, inputs, real, special, evidence, target)
+    return TextBatch(number, examples, inputs, real, special, evidence, words, target)
 
 
 @dataclass(frozen=True)
@@ -180,12 +184,14 @@ class Explained:
     Attributes:
         target: (b,) long, the class.
         predicted: (b,) long, the class the model finds most probable.
-        probability: (b,) of the target, float64.
+        probability: (b,) of the target, float64; its value where the model answers with values.
+        label: the class that the data names, for each example; None where it names none that the model has.
     """
 
     target: Tensor
     predicted: Tensor
     probability: Tensor
+    label: tuple[int | None, ...]
 
 
 def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
@@ -195,11 +201,13 @@ def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], whi
         ValueError: naming the example, where a label is needed and missing, or the model has no such class.
     """
     logits = logits_of(batch, forward)
-    predicted = logits.argmax(-1)
+    predicted, classes = logits.argmax(-1), logits.shape[1]
     target = predicted
     if which == "label":
-        target = torch.tensor([class_of(text.example, labels, logits.shape[1]) for text in batch.examples])
-    return Explained(target, predicted, logits.softmax(-1).gather(1, target[:, None])[:, 0])
+        target = torch.tensor([class_of(text.example, labels, classes) for text in batch.examples])
+    answers = Answers.of(forward.model, logits, target)
+    known = tuple(_known_class(text.example, labels, classes) for text in batch.examples)
+    return Explained(target, predicted, answers.numbers.gather(1, target[:, None])[:, 0], known)
 
 
 def logits_of(batch: TextBatch, forward: HFForward) -> Tensor:
@@ -236,9 +244,16 @@ def class_of(example: Example, labels: Mapping[str, int], classes: int) -> int:
     return number
 
 
+def _known_class(example: Example, labels: Mapping[str, int], classes: int) -> int | None:
+    try:
+        return class_of(example, labels, classes)
+    except ValueError:
+        return None
+
+
 def _tokenized(number: int, example: Example, tokenizer: Any, limit: int | None, cut_at: int | None) -> Tokenized:
     encoding = tokenizer(
-        example.text, truncation=cut_at is not None, max_length=cut_at, return_special_tokens_mask=True, verbose=False
+        *example.texts, truncation=cut_at is not None, max_length=cut_at, return_special_tokens_mask=True, verbose=False
     )
     ids = encoding["input_ids"]
     special = torch.tensor(encoding["special_tokens_mask"], dtype=torch.bool)
@@ -251,20 +266,26 @@ def _tokenized(number: int, example: Example, tokenizer: Any, limit: int | None,
         raise ValueError(f"{example.where}: the tokenizer makes no token of its text {example.text[:40]!r}.")
     inputs = {name: torch.tensor(encoding[name]) for name in tokenizer.model_input_names if name in encoding}
     tokens = tuple(tokenizer.convert_ids_to_tokens(ids))
-    words = words_of(encoding, example.text, special="keep")
-    evidence = _evidence(example, encoding.encodings[0].offsets, special, was_cut=cut_at is not None)
+    texts: Any = example.text if example.text_pair is None else example.texts
+    words = words_of(encoding, texts, special="keep")
+    evidence = _evidence(example, encoding.encodings[0], special, was_cut=cut_at is not None)
     return Tokenized(number, example, inputs, tokens, words, special, evidence)
 
 
-def _evidence(example: Example, offsets: Sequence[tuple[int, int]], special: Tensor, was_cut: bool) -> Tensor | None:
-    if example.evidence is None:
+def _evidence(example: Example, encoded: Any, special: Tensor, was_cut: bool) -> Tensor | None:
+    of_texts = (example.evidence, example.evidence_pair)
+    if of_texts == (None, None):
         return None
-    overlaps = [any(start < last and first < end for first, last in example.evidence) for start, end in offsets]
+    overlaps = [
+        any(start < last and first < end for first, last in of_texts[text or 0] or ())
+        for text, (start, end) in zip(encoded.sequence_ids, encoded.offsets, strict=True)
+    ]
     evidence = torch.tensor(overlaps, dtype=torch.bool) & ~special
-    if example.evidence and not bool(evidence.any()):
+    spans = [span for spans in of_texts for span in spans or ()]
+    if spans and not bool(evidence.any()):
         if was_cut:
             return None  # all of it lay beyond the cut
-        raise ValueError(f"{example.where}: no token overlaps its evidence {example.evidence[0]}.")
+        raise ValueError(f"{example.where}: no token overlaps its evidence {spans[0]}.")
     return evidence
 
 

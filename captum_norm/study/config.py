@@ -27,7 +27,7 @@ from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
 
-_STUDY = "methods metrics removal target special position batch_size max_length seed random_draws".split()
+_STUDY = "methods metrics removal level target special position batch_size max_length seed random_draws".split()
 _REPORT = ("reference",)
 
 
@@ -54,13 +54,15 @@ class DataAsked:
     label: str | None = None
     evidence: str | None = None
     key: str | None = None
+    text_pair: str | None = None
+    evidence_pair: str | None = None
 
     def examples(self, folder: Path) -> list[Example]:
         """Read them; a relative path starts at ``folder``."""
         if (self.path is None) == (self.dataset is None):
             raise ValueError("[data] should have either path, a file, or dataset, an id.")
-        named = (self.label, self.evidence, self.key) != (None, None, None) or self.text != "text"
-        names = Fields(self.text, self.label, self.evidence, self.key) if named else None
+        others = (self.label, self.evidence, self.key, self.text_pair, self.evidence_pair)
+        names = Fields(self.text, *others) if any(others) or self.text != "text" else None
         source = str(folder / self.path) if self.path is not None else str(self.dataset)
         return read_examples(source, names, split=self.split, subset=self.subset, limit=self.limit)
 
@@ -182,13 +184,16 @@ def _check_keys(where: str, keys: Iterable[str], allowed: Iterable[str]) -> None
 # What the keys that are no texts, lists or tables of their own should be.
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(
-        "name device dtype device_map path dataset split subset text label evidence key special reference".split(),
+        (
+            "name device dtype device_map path dataset split subset text label evidence key text_pair evidence_pair "
+            "special reference"
+        ).split(),
         ("a text in quotes", (str,)),
     ),
     **dict.fromkeys("limit batch_size max_length seed random_draws".split(), ("a whole number", (int,))),
     "target": ("a whole number or a text in quotes", (int, str)),
     "position": ("a whole number or a text in quotes", (int, str)),
-    "removal": ("a text in quotes", (str,)),
+    **dict.fromkeys(("removal", "level"), ("a text in quotes", (str,))),
 }
 
 

@@ -1,9 +1,9 @@
 """The texts of a study, with label and human evidence where they are known: from a file, a data set, or Python.
 
 A file is JSONL (one object per line), CSV or TSV (with a header), or a data set of the ``datasets`` package by its id.
-Evidence marks the characters of a text that justify its label: spans ``[[start, end], ...]`` of characters (end
-excluded), or flags ``[0, 1, ...]``, one per word between white space.  An example that
-cannot be used is an error here, with its line, before any model runs.
+A record may hold a pair of texts.  Evidence marks the characters of a text that justify its label: spans
+``[[start, end], ...]`` of characters (end excluded), or flags ``[0, 1, ...]``, one per word between white space.  An
+example that cannot be used is an error here, with its line, before any model runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Example:
         evidence: spans of characters (start, end), end excluded; None where none is known.
         key: what it is called in the results; unique in a study.
         where: where it comes from, for error messages.
+        text_pair: the second text of a pair (a hypothesis, a question's passage); None for a single text.
+        evidence_pair: spans of characters of the second text.
 
     Example:
         >>> Example("A warm film.", evidence=((2, 6),)).evidence
@@ -47,17 +49,30 @@ class Example:
     evidence: tuple[Span, ...] | None = None
     key: str = ""
     where: str = "example"
+    text_pair: str | None = None
+    evidence_pair: tuple[Span, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not self.text.strip():
-            raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
-        for start, end in self.evidence or ():
-            if not 0 <= start < end:
-                raise ValueError(f"{self.where}: evidence [{start}, {end}] is no span: it should be 0 <= start < end.")
-            if end > len(self.text):
-                raise ValueError(
-                    f"{self.where}: evidence [{start}, {end}] ends beyond its text of {len(self.text)} characters."
-                )
+        for text in self.texts:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
+        if self.evidence_pair and self.text_pair is None:
+            raise ValueError(f"{self.where} has evidence of a second text, and no second text.")
+        for text, evidence in zip(self.texts, (self.evidence, self.evidence_pair), strict=False):
+            for start, end in evidence or ():
+                if not 0 <= start < end:
+                    raise ValueError(
+                        f"{self.where}: evidence [{start}, {end}] is no span: it should be 0 <= start < end."
+                    )
+                if end > len(text):
+                    raise ValueError(
+                        f"{self.where}: evidence [{start}, {end}] ends beyond its text of {len(text)} characters."
+                    )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or both of a pair."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
 
 @dataclass(frozen=True)
@@ -69,12 +84,16 @@ class Fields:
         label: the class.
         evidence: spans or flags.
         key: the example's name; None numbers the examples from 0.
+        text_pair: the second text of a pair.
+        evidence_pair: spans or flags of the second text.
     """
 
     text: str = "text"
     label: str | None = None
     evidence: str | None = None
     key: str | None = None
+    text_pair: str | None = None
+    evidence_pair: str | None = None
 
 
 def read_examples(
@@ -89,7 +108,8 @@ def read_examples(
 
     Args:
         source: a path that ends in .jsonl, .csv or .tsv; anything else is an id for ``datasets.load_dataset``.
-        fields: which field holds what.  None: ``text``, and ``label``, ``evidence`` and ``id`` where a record has them.
+        fields: which field holds what.  None: ``text``, and ``text_pair``, ``label``, ``evidence``,
+            ``evidence_pair`` and ``id`` where a record has them.
         split: of a data set by id: ``"validation"``.
         subset: of a data set by id: its configuration.
         limit: only the first so many.
@@ -113,7 +133,7 @@ def read_examples(
 
 
 def as_examples(data: Iterable[Any], fields: Fields | None = None, *, name: str = "data") -> list[Example]:
-    """Examples from anything that is like them: `Example`, texts, mappings, or (where, mapping) pairs from a file.
+    """Examples from anything like them: `Example`, texts, pairs of texts, mappings, (where, mapping) from a file.
 
     Raises:
         TypeError: for an entry of another kind.
@@ -125,7 +145,8 @@ def as_examples(data: Iterable[Any], fields: Fields | None = None, *, name: str 
     """
     examples: list[Example] = []
     for number, entry in enumerate(data):
-        where, content = entry if isinstance(entry, tuple) else (f"{name}, example {number}", entry)
+        from_file = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)
+        where, content = entry if from_file else (f"{name}, example {number}", entry)
         names = fields or (_usual_fields(content) if isinstance(content, Mapping) else Fields())
         examples.append(_example(content, names, str(number), where))
     if not examples:
@@ -198,24 +219,37 @@ def _dataset(source: str, split: str | None, subset: str | None) -> Iterator[tup
 
 
 def _usual_fields(record: Mapping[str, Any]) -> Fields:
-    label, evidence, key = (name if name in record else None for name in ("label", "evidence", "id"))
-    return Fields(label=label, evidence=evidence, key=key)
+    names = {"label": "label", "evidence": "evidence", "key": "id"} | {n: n for n in ("text_pair", "evidence_pair")}
+    return Fields(**{field: name for field, name in names.items() if name in record})
 
 
 def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
     if isinstance(content, Example):
-        return Example(content.text, content.label, content.evidence, content.key or number, where)
+        return replace(content, key=content.key or number, where=where)
     if isinstance(content, str):
         return Example(content, key=number, where=where)
+    if isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(text, str) for text in content):
+        return Example(content[0], key=number, where=where, text_pair=content[1])
     if not isinstance(content, Mapping):
-        raise TypeError(f"{where} should be a text, a mapping or an Example, got {type(content).__name__}.")
-    text = _field(content, fields.text, where)
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: the field {fields.text!r} should be a text, got {type(text).__name__}.")
+        kind = type(content).__name__
+        raise TypeError(f"{where} should be a text, a pair of texts, a mapping or an Example, got {kind}.")
+    text, spans = _text(content, fields.text, fields.evidence, where)
+    second: tuple[Any, Any] = (None, None)
+    if fields.text_pair is not None and _field(content, fields.text_pair, where) is not None:
+        second = _text(content, fields.text_pair, fields.evidence_pair, where)
     label = None if fields.label is None else _label(_field(content, fields.label, where), where)
-    spans = None if fields.evidence is None else _spans(_field(content, fields.evidence, where), text, where)
     key = number if fields.key is None else str(_field(content, fields.key, where))
-    return Example(text, label, spans, key, where)
+    return Example(text, label, spans, key, where, *second)
+
+
+def _text(
+    record: Mapping[str, Any], name: str, evidence: str | None, where: str
+) -> tuple[str, tuple[Span, ...] | None]:
+    """A text and its evidence."""
+    text = _field(record, name, where)
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: the field {name!r} should be a text, got {type(text).__name__}.")
+    return text, None if evidence is None else _spans(_field(record, evidence, where), text, where)
 
 
 def _field(record: Mapping[str, Any], name: str, where: str) -> Any:

@@ -69,6 +69,7 @@ class Study:
         metrics: names of `captum_norm.study.metrics.METRICS`, or metrics.  None: comprehensiveness and sufficiency,
             once and over fractions, log-odds and the area under deletion; with evidence also AUPRC, token F1 and IOU.
         removal: how metrics remove a token (`captum_norm.study.metrics.removal.REMOVALS`); None: as each metric says.
+        level: whether metrics rank and remove ``"token"``s or ``"word"``s as a whole; None: as each metric says.
         target: what is explained: ``"predicted"``, the class or next token the model finds most probable, or
             ``"label"``, the data's.
         special: what becomes of special tokens: ``"mask"`` sets them aside (neither removed nor ranked), ``"keep"``
@@ -100,6 +101,7 @@ class Study:
         metrics: Sequence[str | Metric] | None = None,
         *,
         removal: str | None = None,
+        level: Literal["token", "word"] | None = None,
         target: Literal["predicted", "label"] = "predicted",
         special: Literal["mask", "keep", "report"] = "mask",
         position: Position = None,
@@ -121,6 +123,7 @@ class Study:
         self.methods = DEFAULT_METHODS if methods is None else methods
         self.metrics = metrics
         self.removal = removal
+        self.level = level
         self.target = target
         self.special = special
         self.batch_size = batch_size
@@ -187,7 +190,7 @@ class Study:
     def _batch(self, plan: Plan, number: int, methods: Sequence[int], store: Store, bar: Any) -> None:
         batch = padded(number, plan.batches[number], plan.runner.pad)
         explained = explain(batch, self.forward, plan.labels, self.target)
-        store.add_targets(batch.numbers, explained.target, explained.predicted, explained.probability)
+        store.add_targets(batch.numbers, explained)
         batch = with_target(batch, explained.target)
         for method in methods:
             bar.set_postfix_str(plan.runner.scorers[method].name, refresh=False)
@@ -250,6 +253,7 @@ class Study:
             raise ValueError(f"unknown metric {given!r}. There are: {', '.join(METRICS)}.")
         metric = METRICS[given] if isinstance(given, str) else given
         arguments: dict[str, Any] = {"removal": self.removal} if self.removal and hasattr(metric, "removal") else {}
+        arguments |= {"level": self.level} if self.level else {}
         return replace(metric, **arguments)
 
     def _config(

@@ -283,7 +283,8 @@ CHANGES: list[Change] = [
         ("(6 * (centred**2).sum() ** 1.5)", "(centred**2).sum() ** 1.5"),
         ("ndtri((1 - confidence) / 2)", "ndtri(1 - confidence)"),
         ("/ max(k - 1, 1)", "* 0"),
-        ("2 * min(self._as_high", "2 * max(self._as_high"),
+        ("max(by_tail, self._as_far(hypothesis))", "by_tail"),
+        ("max(by_tail, self._as_far(hypothesis))", "self._as_far(hypothesis)"),
         ("(further + self.without_spread + 1)", "(further + 1)"),
     ),
     *changes_of(

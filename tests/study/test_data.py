@@ -45,6 +45,19 @@ def test_fields_may_have_other_names_and_examples_may_be_limited(tmp_path):
     assert [(one.text, one.label) for one in found] == [("Film 0.", 0), ("Film 1.", 1)]
 
 
+def test_pairs_are_read_from_fields_tuples_and_examples():
+    record = {"text": "Warm film.", "text_pair": "Dull.", "evidence": [1, 0], "evidence_pair": [[0, 4]]}
+    [of_fields] = as_examples([record])
+    assert of_fields.texts == ("Warm film.", "Dull.")
+    assert (of_fields.evidence, of_fields.evidence_pair) == (((0, 4),), ((0, 4),))
+    [of_tuple], [same] = as_examples([("Warm film.", "Dull.")]), as_examples([of_fields])
+    assert (of_tuple.texts, of_tuple.evidence_pair) == (of_fields.texts, None)
+    assert same == of_fields
+    assert digest_of([of_fields]) != digest_of([of_tuple])
+    with pytest.raises(ValueError, match="evidence of a second text, and no second text"):
+        Example("Warm.", evidence_pair=((0, 2),))
+
+
 @pytest.mark.parametrize(
     ("records", "says"),
     [

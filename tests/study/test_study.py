@@ -2,6 +2,7 @@
 
 
 import math
+from dataclasses import replace
 
 import accelerate
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from captum_norm.methods import METHODS
 from captum_norm.study import METRICS, Study, Variant
+from captum_norm.study.metrics.removal import REMOVALS
 from captum_norm.study.run.store import Store
 from tests.study import tiny
 
@@ -81,7 +83,7 @@ def test_a_language_model_is_asked_for_its_next_token(tmp_path, which):
     for method in found[0].methods:
         one, other = (np.concatenate(results.scores(method)) for results in found)
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
-    assert any(target > 1 for _, target, _, _ in _targets(tmp_path / "1.db"))
+    assert any(target > 1 for _, target, *_ in _targets(tmp_path / "1.db"))
 
 
 def test_the_label_of_a_language_model_is_a_token(tmp_path):
@@ -192,3 +194,41 @@ def test_metrics_of_one_name_are_told_apart(tmp_path):
     results = tiny.run(tmp_path, metrics=[usual, replace(usual, removal="mask")])
     assert results.metrics[0] == "comprehensiveness"
     assert "removal=mask" in results.metrics[1]
+
+
+PAIRS = [
+    {"text": "A warm film.", "text_pair": "The film is dull!", "label": 0, "evidence_pair": [[12, 16]]},
+    {"text": "Dull.", "text_pair": "The cast shines.", "label": 1, "evidence": [[0, 4]]},
+]
+
+
+def test_pairs_of_texts_go_through_every_metric_and_removal(tmp_path):
+    metrics = [metric for metric in METRICS.values() if metric.name != "leave_one_out_correlation"]
+    metrics += [replace(METRICS["leave_one_out_correlation"], removal=removal) for removal in REMOVALS]
+    results = tiny.run(tmp_path, ("AttentionNorm", "Saliency"), metrics, PAIRS, batch_size=2)
+    assert not results.failures()
+    assert results.tokens()[1] == ("[CLS]", "dull", ".", "[SEP]", "the", "cast", "shine", "##s", ".", "[SEP]")
+    oracle = [scores.nonzero()[0].tolist() for scores in results.scores("oracle")]
+    assert [[results.tokens()[row][place] for place in places] for row, places in enumerate(oracle)] == [
+        ["dull"],
+        ["dull"],
+    ]
+    assert results.explained[1].texts == ("Dull.", "The cast shines.")
+    alone = tiny.run(tmp_path, ("Saliency",), ONE, [("Dull.", "The cast shines.")], "alone.db")
+    assert alone.scores("Saliency")[0] == pytest.approx(results.scores("Saliency")[1], rel=1e-4)
+
+
+def test_a_second_text_is_another_example(tmp_path):
+    data = [("A warm film.", "Dull."), ("A warm film.", "Warm.")]
+    random = tiny.run(tmp_path, ("Saliency",), ONE, data).scores("random")
+    assert random[0][1] != random[1][1]
+
+
+def test_the_same_study_by_words(tmp_path):
+    tokens, words = (tiny.run(tmp_path, metrics=["comprehensiveness"], level=level, name=f"{level}.db")
+                     for level in ("token", "word"))
+    assert "Words are removed by: delete." in words.table(resamples=99).as_text()
+    assert not words.failures()
+    assert words.values("comprehensiveness")["AttentionNorm"] != pytest.approx(
+        tokens.values("comprehensiveness")["AttentionNorm"]
+    )

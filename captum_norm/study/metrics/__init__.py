@@ -3,7 +3,8 @@
 Faithfulness, by what the model does without some tokens: ``erasure``, ``soft``, ``curves``, ``leave_one_out``, and
 Captum's own two in ``captums``.  Plausibility, against evidence: ``plausibility``.  Sanity: ``randomised``.  What they
 stand on: ``metric`` (what a metric is), ``scored_texts`` (what it measures), ``order`` (which tokens come first),
-``removal`` and ``perturbed`` (the model on texts without some tokens), ``seeding`` (random numbers of a text's own).
+``removal``, ``perturbed`` and ``answers`` (the model on texts without some tokens), ``seeding`` (random numbers of a
+text's own).
 
 A new metric is a class with a ``name`` in a file of this package; the table finds it.
 """
@@ -19,11 +20,19 @@ from captum_norm.study.metrics.erasure import (
     AOPCSufficiency,
     Comprehensiveness,
     LogOdds,
+    LogPChange,
     Sufficiency,
 )
 from captum_norm.study.metrics.leave_one_out import LeaveOneOutChangeCorrelation, LeaveOneOutCorrelation
 from captum_norm.study.metrics.metric import Attribute, Metric, variations
-from captum_norm.study.metrics.plausibility import AUPRC, IOU, TokenF1, average_precision, random_average_precision
+from captum_norm.study.metrics.plausibility import (
+    AUPRC,
+    IOU,
+    SpanIOU,
+    TokenF1,
+    average_precision,
+    random_average_precision,
+)
 from captum_norm.study.metrics.randomised import RandomisedWeights
 from captum_norm.study.metrics.soft import SoftComprehensiveness, SoftSufficiency
 
@@ -57,11 +66,13 @@ __all__ = [
     "LeaveOneOutChangeCorrelation",
     "LeaveOneOutCorrelation",
     "LogOdds",
+    "LogPChange",
     "Metric",
     "RandomisedWeights",
     "Sensitivity",
     "SoftComprehensiveness",
     "SoftSufficiency",
+    "SpanIOU",
     "Sufficiency",
     "TokenF1",
     "average_precision",

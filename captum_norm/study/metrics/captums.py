@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ class Infidelity(Metric):
         drawing = generators(scored, self.seed)
 
         def remove(gates: Tensor) -> tuple[Tensor, Tensor]:
-            removed = (_draws(scored, drawing, len(gates)) < self.probability).to(gates)
+            removed = scored.whole_units(
+                _draws(scored, drawing, len(gates)) < self.probability, _repeated(scored, len(gates))
+            ).to(gates)
             return removed, gates - removed
 
         errors: Tensor = infidelity(
@@ -122,14 +124,15 @@ class Sensitivity(Metric):
         drawing = generators(scored, self.seed)
 
         def disturb(gates: Tensor, radius: float) -> Tensor:
-            noise = (2 * _draws(scored, drawing, len(gates)) - 1).masked_fill(~_repeated(scored, len(gates)), 0.0)
-            return gates + radius * noise.to(gates)
+            examples = _repeated(scored, len(gates))
+            noise = (2 * _draws(scored, drawing, len(gates)) - 1).masked_fill(~scored.removable[examples], 0.0)
+            return gates + radius * scored.whole_units(noise, examples).to(gates)
 
         def explain(gates: Any, **arguments: Any) -> Any:
             # Captum passes a tuple at first and then what disturb returned; what it gets back must be of the same kind.
             several = isinstance(gates, tuple)
             gate: Tensor = gates[0] if several else gates
-            scores = attributed(attribute, gate_forward, gate, arguments, _repeated(scored, len(gate)))
+            scores = attributed(attribute, gate_forward, gate, arguments, scored)
             return (scores,) if several else scores
 
         changes: Tensor = sensitivity_max(
@@ -160,9 +163,9 @@ def gated_arguments(forward: HFForward, scored: Scored) -> tuple[HFForward, Tens
 
 
 def attributed(
-    attribute: Attribute, forward: HFForward, gate: Tensor, arguments: dict[str, Any], removable: Tensor
+    attribute: Attribute, forward: HFForward, gate: Tensor, arguments: dict[str, Any], scored: Scored
 ) -> Tensor:
-    """A method's scores, 0 at tokens that are not removable, (r, s), in the gate's dtype.
+    """A method's scores of the units of texts, 0 elsewhere, (r, s), in the gate's dtype; texts are repeated in place.
 
     Raises:
         ValueError: if the method returns another shape, or no finite number for a removable token.
@@ -174,10 +177,12 @@ def attributed(
             f"attribute returned scores of shape {tuple(scores.shape)} for a gate of {tuple(gate.shape)}; there is one "
             "score per token."
         )
-    removable = removable.to(scores.device)
-    if not torch.isfinite(scores[removable]).all():
+    examples = _repeated(scored, len(scores))
+    removable, affected = (scored.removable[examples], scored.whole_units(scored.removable[examples], examples))
+    if not torch.isfinite(scores[affected.to(scores.device)]).all():
         raise ValueError("attribute returned NaN or infinity for a token.")
-    return torch.where(removable, scores, 0.0)
+    summed = scored.summed(torch.where(affected.to(scores.device), scores, 0.0))
+    return torch.where(removable.to(scores.device), summed, 0.0)
 
 
 def parts(scored: Scored, rows: int) -> Iterator[Scored]:
@@ -186,12 +191,7 @@ def parts(scored: Scored, rows: int) -> Iterator[Scored]:
         yield scored
         return
     for part in torch.split(torch.arange(len(scored)), rows):
-        evidence = None if scored.evidence is None else scored.evidence[part]
-        inputs = {name: value[part.to(value.device)] for name, value in scored.inputs.items()}
-        taken = (scored.scores[part], scored.target[part], scored.removable[part])
-        yield replace(
-            scored, inputs=inputs, scores=taken[0], target=taken[1], removable=taken[2], evidence=evidence, memo={}
-        )
+        yield scored.part(part)
 
 
 def _draws(scored: Scored, drawing: list[Generator], rows: int) -> Tensor:
@@ -206,7 +206,8 @@ def _draws(scored: Scored, drawing: list[Generator], rows: int) -> Tensor:
 
 
 def _repeated(scored: Scored, rows: int) -> Tensor:
-    return scored.removable.repeat_interleave(rows // len(scored), dim=0)
+    """The example of each row, examples repeated in place."""
+    return torch.arange(len(scored)).repeat_interleave(rows // len(scored))
 
 
 def _check_samples(name: str, samples: int) -> None:

@@ -51,7 +51,7 @@ class _Area(Metric):
         examples = torch.arange(len(scored)).repeat_interleave(torch.tensor([len(p) for p in points]))
         first = place[examples] < torch.cat(points)[:, None]
         keep = first if self.inserts else ~first
-        p = perturbed(forward, scored, examples, keep, self.removal, self.max_rows).exp()
+        p = perturbed(forward, scored, examples, keep, self.removal, self.max_rows)
         areas = [
             torch.trapezoid(curve, count / count[-1])
             for curve, count in zip(torch.split(p, [len(c) for c in points]), points, strict=True)

@@ -2,14 +2,16 @@
 
     comprehensiveness   p(x) - p(x without its top tokens)     large where the top tokens were needed
     sufficiency         p(x) - p(x of its top tokens only)     small where the top tokens are enough
-    log-odds            log p(x without its top tokens) - log p(x)
+    log-odds            l(x without its top tokens) - l(x),  l = log(p / (1 - p))
+    log p change        log p(x without its top tokens) - log p(x)
 
-p is the probability of the target; the top tokens are the given fraction of the removable ones, rounded up.  Special
-tokens stay in every copy.
+p is the probability of the target, or in a regression its value, which has no logarithm; the top tokens are the given
+fraction of the removable ones, rounded up.  Special tokens stay in every copy.
 
 Sources: DeYoung et al. (2020), "ERASER", https://arxiv.org/abs/1911.03429 (comprehensiveness, sufficiency, and their
 mean over fractions, AOPC, after Samek et al. 2015, https://arxiv.org/abs/1509.06321); Shrikumar et al. (2017),
-https://arxiv.org/abs/1704.02685, and for text Chen et al. (2020), https://arxiv.org/abs/2004.02015 (log-odds).
+https://arxiv.org/abs/1704.02685 (log-odds); Chen et al. (2020), https://arxiv.org/abs/2004.02015 (the change of log p,
+which is called log-odds there and after).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
+from captum_norm.study.metrics.answers import Quantity
 from captum_norm.study.metrics.metric import Attribute, Metric
 from captum_norm.study.metrics.order import check_fraction, places, share, sizes
 from captum_norm.study.metrics.perturbed import intact, perturbed
@@ -50,13 +53,14 @@ class _Erasure(Metric):
         for fraction in self.fractions:
             check_fraction(self.name, fraction)
 
-    def _without(self, forward: HFForward, scored: Scored, only: bool) -> Tensor:
-        """log p of the copies without the top tokens, or of these alone: (fraction, b)."""
+    def _moved(self, forward: HFForward, scored: Scored, only: bool, quantity: Quantity = "answer") -> Tensor:
+        """A quantity of the copies without the top tokens, or of these alone, less that of the text; (b,)."""
         place, size = places(scored), sizes(scored).tolist()
         copies = [place < torch.tensor([share(n, fraction) for n in size])[:, None] for fraction in self.fractions]
         keep = torch.cat(copies if only else [~top for top in copies])
         examples = torch.arange(len(scored)).repeat(len(self.fractions))
-        return perturbed(forward, scored, examples, keep, self.removal, self.max_rows).view(-1, len(scored))
+        of_copies = perturbed(forward, scored, examples, keep, self.removal, self.max_rows, quantity)
+        return of_copies.view(-1, len(scored)).mean(0) - intact(forward, scored, quantity)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Comprehensiveness(_Erasure):
     source = ERASER
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        return intact(forward, scored).exp() - self._without(forward, scored, only=False).exp().mean(0)
+        return -self._moved(forward, scored, only=False)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Sufficiency(_Erasure):
     higher_is_better = False
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        return intact(forward, scored).exp() - self._without(forward, scored, only=True).exp().mean(0)
+        return -self._moved(forward, scored, only=True)
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,25 @@ class AOPCSufficiency(Sufficiency):
 
 @dataclass(frozen=True)
 class LogOdds(_Erasure):
-    """How much the logarithm of the probability changes without the top tokens; the further below 0, the better."""
+    """How much the log-odds of the target change without the top tokens; the further below 0, the better."""
 
     name = "log_odds"
-    formula = "log p(x without the top tokens) - log p(x)"
-    source = "Shrikumar et al. (2017), https://arxiv.org/abs/1704.02685; Chen et al. (2020), https://arxiv.org/abs/2004.02015"
+    formula = "l(x without the top tokens) - l(x), l = log(p / (1 - p))"
+    source = "Shrikumar et al. (2017), https://arxiv.org/abs/1704.02685"
     higher_is_better = False
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
-        return self._without(forward, scored, only=False).mean(0) - intact(forward, scored)
+        return self._moved(forward, scored, only=False, quantity="log_odds")
+
+
+@dataclass(frozen=True)
+class LogPChange(_Erasure):
+    """How much the logarithm of the probability changes without the top tokens; the further below 0, the better."""
+
+    name = "log_p_change"
+    formula = "log p(x without the top tokens) - log p(x)"
+    source = "Chen et al. (2020), https://arxiv.org/abs/2004.02015, who call it log-odds"
+    higher_is_better = False
+
+    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
+        return self._moved(forward, scored, only=False, quantity="log")

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.agreement import RankCorrelation, rank_correlation
+from captum_norm.study.metrics.answers import QUANTITIES
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.metrics.perturbed import changes, remembered
+from captum_norm.study.metrics.perturbed import all_quantities, intact, remembered
 from captum_norm.study.metrics.removal import removal_named
 from captum_norm.study.metrics.scored_texts import Scored
 
@@ -100,9 +101,10 @@ def leave_one_out(forward: HFForward, scored: Scored, removal: str, max_rows: in
         keep = torch.ones(len(examples), scored.removable.shape[1], dtype=torch.bool)
         keep[torch.arange(len(examples)), tokens] = False
         drops, distances = torch.zeros_like(scored.scores), torch.zeros_like(scored.scores)
-        drops[examples, tokens], distances[examples, tokens] = changes(
-            forward, scored, examples, keep, removal, max_rows
-        )
+        # Not shared with other metrics: what they asked before would decide which copies run together.
+        of_copies = all_quantities(forward, scored, examples, keep, removal, max_rows, {})
+        drops[examples, tokens] = intact(forward, scored)[examples] - of_copies[:, QUANTITIES.index("answer")]
+        distances[examples, tokens] = of_copies[:, QUANTITIES.index("change")]
         return drops, distances
 
     effects: tuple[Tensor, Tensor] = remembered(scored, (forward, "leave one out", removal), run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Metric:
 
     Attributes:
         max_rows: how many perturbed copies the model runs at once.
+        level: whether ``"token"``s are ranked and removed, or ``"word"``s (between white space), as a whole.
         name: how it is called in tables.
         formula: what it computes.
         source: who proposed it, with a link.
@@ -38,6 +39,7 @@ class Metric:
     """
 
     max_rows: int = 64
+    level: Literal["token", "word"] = "token"
 
     name: ClassVar[str]
     formula: ClassVar[str]
@@ -51,6 +53,8 @@ class Metric:
     def __post_init__(self) -> None:
         if self.max_rows < 1:
             raise ValueError(f"{self.name}: max_rows should be at least 1, got {self.max_rows}.")
+        if self.level not in ("token", "word"):
+            raise ValueError(f"{self.name}: level should be 'token' or 'word', got {self.level!r}.")
 
     def __call__(self, forward: HFForward, scored: Scored, *, attribute: Attribute | None = None) -> Tensor:
         """The metric of each example.
@@ -81,7 +85,11 @@ class Metric:
                 "(forward, inputs, *, target, additional_forward_args) -> scores."
             )
         with torch.no_grad():
-            return self.measure(forward, scored, attribute).double().cpu()
+            return self.measure(forward, self.units(scored), attribute).double().cpu()
+
+    def units(self, scored: Scored) -> Scored:
+        """What it ranks and removes: the tokens, or the words."""
+        return scored.by_word() if self.level == "word" else scored
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
         """The metric itself; see :meth:`__call__`."""
@@ -100,7 +108,8 @@ class Metric:
 
     def arguments(self) -> dict[str, Any]:
         """The parameters that its value depends on, for the record: all fields but ``max_rows``."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_rows"}
+        names = [f.name for f in fields(self) if f.name not in ("max_rows", "level")]
+        return {name: getattr(self, name) for name in (*names, "level")}
 
 
 def variations(metric: Metric, **choices: Sequence[Any]) -> list[Metric]:
@@ -114,7 +123,7 @@ def variations(metric: Metric, **choices: Sequence[Any]) -> list[Metric]:
         >>> from captum_norm.study.metrics import METRICS
         >>> several = variations(METRICS["comprehensiveness"], removal=["delete", "mask"], fractions=[(0.1,), (0.2,)])
         >>> len(several), several[0].arguments()
-        (4, {'fractions': (0.2,), 'removal': 'delete'})
+        (4, {'fractions': (0.2,), 'removal': 'delete', 'level': 'token'})
     """
     combinations = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
     varied = [replace(metric, **combination) for combination in combinations]

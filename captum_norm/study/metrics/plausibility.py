@@ -8,7 +8,8 @@ where the top tokens are as many as the evidence has, or a fraction of the text.
 
 Source: DeYoung et al. (2020), "ERASER", https://arxiv.org/abs/1911.03429, section 5.  There, AUPRC joins the points of
 the curve by straight lines, which promises more than a ranking can keep (Davis and Goadrich 2006,
-https://doi.org/10.1145/1143844.1143874): ``area="trapezoid"``.  IOU is of tokens, not of spans.
+https://doi.org/10.1145/1143844.1143874): ``area="trapezoid"``.  Its IOU is of spans (``span_iou``): an F1 of the runs
+of top tokens, right where one overlaps a run of evidence by half.  ``iou`` is of tokens.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class _Overlap(_Plausibility):
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
         return self.overlap(*self._counts(scored))
 
-    def at_random(self, forward: HFForward, scored: Scored) -> Tensor:
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor | None:
         """The mean over how many of the first tokens may be evidence, a hypergeometric number of them."""
         _, chosen, marked = self._counts(scored)
         rows = zip(sizes(scored).tolist(), chosen.tolist(), marked.tolist(), strict=True)
@@ -189,6 +190,49 @@ class IOU(_Overlap):
 
     def overlap(self, both: Tensor, chosen: Tensor, marked: Tensor) -> Tensor:
         return both / (chosen + marked - both)
+
+
+@dataclass(frozen=True)
+class SpanIOU(_Overlap):
+    """F1 of spans: a run of first tokens is right where it and a run of evidence share enough of what both cover.
+
+    Runs are of neighbouring units among those that can be ranked; evidence that touches is one run.
+
+    Args:
+        threshold: how large their intersection over union is at least.
+    """
+
+    threshold: float = 0.5
+
+    name = "span_iou"
+    formula = "2 PR / (P + R), P and R the right runs over those of the top tokens and of the evidence"
+
+    def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
+        _, chosen, _ = self._counts(scored)
+        rows = zip(top(scored, chosen.long()), _evidence(scored), scored.removable, strict=True)
+        return torch.tensor([self._f1(first[r], marked[r]) for first, marked, r in rows], dtype=torch.float64)
+
+    def at_random(self, forward: HFForward, scored: Scored) -> Tensor | None:
+        return None
+
+    def _f1(self, first: Tensor, marked: Tensor) -> float:
+        if not marked.any():
+            return math.nan
+        found, wanted = _runs(first), _runs(marked)
+        best = (max(len(run & other) / len(run | other) for other in wanted) for run in found)
+        right = sum(iou >= self.threshold for iou in best)
+        return 2 * right / (len(found) + len(wanted))  # with P = right / found and R = right / wanted
+
+
+def _runs(marks: Tensor) -> list[set[int]]:
+    """Places that stand side by side: (unit,) bool."""
+    runs: list[set[int]] = []
+    for place in marks.nonzero()[:, 0].tolist():
+        if runs and place - 1 in runs[-1]:
+            runs[-1].add(place)
+        else:
+            runs.append({place})
+    return runs
 
 
 def _evidence(scored: Scored) -> Tensor:

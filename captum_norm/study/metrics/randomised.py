@@ -78,7 +78,7 @@ class RandomisedWeights(Metric):
         }
         gate_forward, gate, extras = gated_arguments(HFForward(model, **settings, **forward.fixed), scored)
         arguments = {"additional_forward_args": extras, "target": scored.target.to(gate.device)}
-        shuffled_scores = attributed(attribute, gate_forward, gate, arguments, scored.removable).double().cpu()
+        shuffled_scores = attributed(attribute, gate_forward, gate, arguments, scored).double().cpu()
         rows = zip(scored.scores, shuffled_scores, scored.removable, strict=True)
         return torch.tensor([abs(spearman(a[r].numpy(), b[r].numpy())) for a, b, r in rows], dtype=torch.float64)
 

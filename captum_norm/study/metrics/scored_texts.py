@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,16 @@ class Scored:
         removable: (b, s) bool, True where a token may be removed: real and not special.
         evidence: (b, s) bool, True at the tokens that are known to matter; None where it is not known.
         mask_id: the id of the tokenizer's [MASK] token, ``tokenizer.mask_token_id``; None where it has none.
+        words: (b, s) long, the number of each token's word; None where words are not known.
+        drawn: whether scores are random draws, of which a word gets one and not the sum of its tokens'.
         memo: results that do not depend on the scores, kept for the next metric or method on the same batch:
             ``dataclasses.replace(scored, scores=others)`` shares it.
 
     Attributes:
-        fingerprint: of inputs, target and removable tokens, which is all that what is kept in ``memo`` depends on.
+        copies: what the model said of perturbed copies, shared by the metrics of the same scores.
+        units: (b, s) long, where the token stands that is ranked and removed for each token: itself, or by words
+            (`by_word`) the first of its word.
+        fingerprint: of inputs, target, removable tokens and units, which is all that ``memo`` depends on.
 
     Raises:
         ValueError: where shapes disagree, an example has no removable token, or a removable token's score is NaN or
@@ -53,6 +58,10 @@ class Scored:
     evidence: Tensor | None = None
     mask_id: int | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    words: Tensor | None = None
+    drawn: bool = False
+    copies: dict[Any, dict[bytes, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    units: Tensor | None = field(default=None, repr=False)
     fingerprint: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +83,10 @@ class Scored:
             if tensor.ndim == 0 or len(tensor) != len(scores):
                 raise ValueError(f"Scored: {name} is {tuple(tensor.shape)}, but scores hold {len(scores)} examples.")
         self._check_scores()
-        object.__setattr__(self, "fingerprint", _fingerprint(*self.inputs.values(), self.target, self.removable))
+        units = [] if self.units is None else [self.units]
+        object.__setattr__(
+            self, "fingerprint", _fingerprint(*self.inputs.values(), self.target, self.removable, *units)
+        )
 
     def _check_scores(self) -> None:
         empty = (~self.removable.any(1)).nonzero().flatten().tolist()
@@ -93,6 +105,44 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def by_word(self) -> Scored:
+        """The same with words for units: ranked by the sum of their tokens' scores, removed and evidence as a whole.
+
+        A word stands at the place of its first removable token; the others are not removable by themselves.
+
+        Raises:
+            ValueError: where words are not known.
+        """
+        if self.words is None:
+            raise ValueError("by words: the words of these texts are not known. Give Scored(words=...).")
+        words = self.words.cpu()
+        places = torch.arange(words.shape[1]).expand_as(words)
+        alike = (words[:, :, None] == words[:, None, :]) & self.removable[:, None, :]
+        first = torch.where(alike, places[:, None, :], words.shape[1]).amin(-1)
+        units = torch.where(self.removable, first, places)
+        whole = replace(self, removable=self.removable & (units == places), units=units)
+        evidence = None if self.evidence is None else whole.summed((self.evidence & self.removable).double()) > 0
+        scores = self.scores if self.drawn else whole.summed(torch.where(self.removable, self.scores, 0.0))
+        return replace(whole, scores=scores, evidence=evidence)
+
+    def summed(self, scores: Tensor) -> Tensor:
+        """Scores of tokens, (r, s) with each example repeated in place, added up at the token of their unit."""
+        if self.units is None:
+            return scores
+        units = self.units.repeat_interleave(len(scores) // len(self), dim=0).to(scores.device)
+        return torch.zeros_like(scores).scatter_add(1, units, scores)
+
+    def part(self, rows: Tensor) -> Scored:
+        """Some of the examples."""
+        inputs = {name: value[rows.to(value.device)] for name, value in self.inputs.items()}
+        masks = {name: getattr(self, name) for name in ("scores", "target", "removable", "evidence", "words", "units")}
+        of_rows: dict[str, Any] = {name: None if mask is None else mask[rows] for name, mask in masks.items()}
+        return replace(self, inputs=inputs, memo={}, copies={}, **of_rows)
+
+    def whole_units(self, marks: Tensor, examples: Tensor) -> Tensor:
+        """What is marked at a unit's token, marked at all its tokens: (r, s), rows of ``examples``."""
+        return marks if self.units is None else marks.gather(1, self.units[examples].to(marks.device))
 
 
 def _fingerprint(*tensors: Tensor) -> str:

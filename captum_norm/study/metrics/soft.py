@@ -6,8 +6,8 @@ sufficiency:
 
     soft comprehensiveness  = max(0, p(x) - p(x'))         soft sufficiency  = 1 - max(0, p(x) - p(x'))
 
-on the mean over several draws x'.  The normalised forms, Soft-NC and Soft-NS, relate them to the text x0 whose tokens
-are all 0, by max(0, p(x) - p(x0)).
+on the mean over several draws x'.  As published (Soft-NC, Soft-NS) they are related to the text x0 whose tokens are
+all 0, by max(0, p(x) - p(x0)), and cut off at 0 and 1; ``normalise=False`` leaves that out.
 
 Source: Zhao and Aletras (2023), https://arxiv.org/abs/2305.10496.  They draw once; how scores of either sign become
 shares is left open there.
@@ -38,16 +38,16 @@ class _Soft(Metric):
 
     Args:
         samples: how many draws the metric is the mean over.
-        normalise: whether to relate it to the text without any token (Soft-NC, Soft-NS).
+        normalise: whether to relate it to the text without any token, as published (Soft-NC, Soft-NS).
         seed: of the draws, which depend on it and on the text alone.
     """
 
     samples: int = 10
-    normalise: bool = False
+    normalise: bool = True
     seed: int = 0
 
     source = "Zhao and Aletras (2023), https://arxiv.org/abs/2305.10496"
-    undefined = "with normalise=True, where the text without any token is no less probable than the text"
+    undefined = "with normalise, where the text without any token is no less probable than the text"
     keeps_top: ClassVar[bool]
 
     def __post_init__(self) -> None:
@@ -58,20 +58,21 @@ class _Soft(Metric):
     def _lost(self, forward: HFForward, scored: Scored) -> Tensor:
         """max(0, p(x) - p(x')) on the mean over the draws, (b,)."""
         stays = shares(scored) if self.keeps_top else 1 - shares(scored)
+        stays = scored.whole_units(stays, torch.arange(len(scored)))
         drawing = generators(scored, self.seed)
         examples = torch.arange(len(scored)).repeat(self.samples)
 
         def drop(copies: Copies) -> Copies:
             return copies.but(change=_dropping(scored, stays, copies.examples, drawing))
 
-        p = changed(forward, scored, examples, drop, self.max_rows).exp().view(self.samples, len(scored))
-        return (intact(forward, scored).exp() - p).clamp(min=0).mean(0)
+        p = changed(forward, scored, examples, drop, self.max_rows).view(self.samples, len(scored))
+        return (intact(forward, scored) - p).clamp(min=0).mean(0)
 
     def _lost_without_any(self, forward: HFForward, scored: Scored) -> Tensor:
         """max(0, p(x) - p(x0)), NaN where it is 0: nothing can be related to it."""
         nothing = torch.zeros_like(scored.removable)
-        p0 = perturbed(forward, scored, torch.arange(len(scored)), nothing, "gate", self.max_rows).exp()
-        lost = intact(forward, scored).exp() - p0
+        p0 = perturbed(forward, scored, torch.arange(len(scored)), nothing, "gate", self.max_rows)
+        lost = intact(forward, scored) - p0
         return torch.where(lost > 0, lost, torch.nan)
 
 
@@ -95,8 +96,9 @@ def _dropping(scored: Scored, stays: Tensor, examples: Tensor, drawing: list[Gen
     def change(module: nn.Module, output: Tensor) -> Tensor:
         # Drawn for removable tokens alone, one row after the other, so that every batch gives the same numbers.
         mask = torch.ones(output.shape, dtype=torch.float64)
+        affected = scored.whole_units(scored.removable, torch.arange(len(scored)))
         for row, example in enumerate(examples.tolist()):
-            removable = scored.removable[example]
+            removable = affected[example]
             draw = torch.rand(int(removable.sum()), output.shape[-1], generator=drawing[example], dtype=torch.float64)
             mask[row, removable] = (draw < stays[example, removable, None]).double()
         return output * mask.to(output)
@@ -109,12 +111,12 @@ class SoftComprehensiveness(_Soft):
     """How much of the probability goes when each token loses what its score says."""
 
     name = "soft_comprehensiveness"
-    formula = "mean over draws of max(0, p(x) - p(x')), x' without a share a of each embedding"
+    formula = "min(1, max(0, p(x) - p(x')) / max(0, p(x) - p(x0))), x' without a share of each embedding, x0 without all"
     keeps_top = False
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
         lost = self._lost(forward, scored)
-        return lost / self._lost_without_any(forward, scored) if self.normalise else lost
+        return (lost / self._lost_without_any(forward, scored)).clamp(max=1) if self.normalise else lost
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class SoftSufficiency(_Soft):
     """How much of the probability remains when each token keeps what its score says."""
 
     name = "soft_sufficiency"
-    formula = "1 - mean over draws of max(0, p(x) - p(x')), x' with a share a of each embedding"
+    formula = "(S(x') - S(x0)) / (1 - S(x0)), S = 1 - max(0, p(x) - p(.)), x' with a share a of each embedding"
     keeps_top = True
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from captum_norm.study.variants import ORACLE
 from captum_norm.words import Words
 
 Numbers = NDArray[np.float64]
+
+_EXPLAINED = """SELECT examples.name, text, text_pair, targets.label, target, predicted, probability
+    FROM examples LEFT JOIN targets USING (example) ORDER BY example"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,38 @@ class Failure:
     error: str
 
 
+@dataclass(frozen=True)
+class ExplainedText:
+    """What is explained of one example.
+
+    Attributes:
+        key: the example's.
+        texts: the text, or both of a pair.
+        label: the class that the data names; None where it names none that the model has.
+        target: the class that is explained; None where the study has not come to it.
+        predicted: the class that the model finds most probable.
+        probability: of the target, or its value in a regression.
+    """
+
+    key: str
+    texts: tuple[str, ...]
+    label: int | None
+    target: int | None
+    predicted: int | None
+    probability: float
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the model predicts the label; None where either is not known."""
+        return None if self.label is None or self.predicted is None else self.label == self.predicted
+
+
 class Measured:
     """What a study measured.
 
     Args:
         path: its store.
+        predictions: which examples count: ``"all"``, or those that the model predicts ``"right"`` or ``"wrong"``.
 
     Attributes:
         path: its store.
@@ -52,21 +83,31 @@ class Measured:
         methods: the methods' names.
         metrics: the metrics' names.
         keys: the examples' keys, in order.
+        explained: what is explained of each example.
 
     Raises:
         FileNotFoundError: if there is no such store.
-        ValueError: if it is no store, or nothing was begun in it.
+        ValueError: if it is no store, nothing was begun in it, or no example counts.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, predictions: Literal["all", "right", "wrong"] = "all") -> None:
+        if predictions not in ("all", "right", "wrong"):
+            raise ValueError(f"predictions should be 'all', 'right' or 'wrong', got {predictions!r}.")
         self.path = Path(path)
+        self.predictions = predictions
         with Store(self.path, readonly=True) as store:
             config = store.about("config")
             if config is None:
                 raise ValueError(f"{path} is a store in which no study was begun.")
             self.config: dict[str, Any] = config
             self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run")}
-            self.keys = tuple(key for (key,) in store.rows("SELECT name FROM examples ORDER BY example"))
+            explained = [_explained_text(*row) for row in store.rows(_EXPLAINED)]
+        wanted = {"right": True, "wrong": False}.get(predictions)
+        self._kept = [place for place, of in enumerate(explained) if wanted is None or of.right is wanted]
+        if explained and not self._kept:
+            raise ValueError(f"{path} has no example that is known to be predicted {predictions}: labels decide that.")
+        self.explained = tuple(explained[place] for place in self._kept)
+        self.keys = tuple(of.key for of in self.explained)
         self.methods = tuple(method["name"] for method in config["methods"])
         self.metrics = tuple(metric["name"] for metric in config["metrics"])
         # the store has a number for each repetition of a metric
@@ -82,8 +123,8 @@ class Measured:
     @property
     def finished(self) -> int:
         """How many (example, method)s the store holds; all of them: examples x methods."""
-        [(count,)] = self._rows("SELECT count(*) FROM scores")
-        return int(count)
+        counts = dict(self._rows("SELECT example, count(*) FROM scores GROUP BY example"))
+        return sum(counts.get(example, 0) for example in self._kept)
 
     def higher_is_better(self, metric: str) -> bool:
         """A metric's direction."""
@@ -119,23 +160,24 @@ class Measured:
         Raises:
             KeyError: for a method that the study does not have.
         """
-        scores: list[Numbers | None] = [None] * len(self)
         query = "SELECT example, scores FROM scores WHERE method = ? AND scores IS NOT NULL"
-        for example, blob in self._rows(query, self._place("method", method)):
-            scores[example] = scores_of(blob)
-        return scores
+        blobs = dict(self._rows(query, self._place("method", method)))
+        return [scores_of(blobs[example]) if example in blobs else None for example in self._kept]
 
     def tokens(self) -> list[tuple[str, ...]]:
         """The tokens of every example."""
-        return [tuple(json.loads(text)) for (text,) in self._rows("SELECT tokens FROM examples ORDER BY example")]
+        rows = self._rows("SELECT tokens FROM examples ORDER BY example")
+        return [tuple(json.loads(rows[example][0])) for example in self._kept]
 
     def failures(self) -> list[Failure]:
         """What could not be had, and why."""
         of_methods = self._rows("SELECT method, NULL, example, error FROM scores WHERE error IS NOT NULL")
         of_metrics = self._rows("SELECT method, metric, example, error FROM metrics WHERE error IS NOT NULL")
+        keys = dict(zip(self._kept, self.keys, strict=True))
         failures = [
-            Failure(self.methods[method], None if metric is None else self._repeated[metric], self.keys[example], error)
+            Failure(self.methods[method], None if metric is None else self._repeated[metric], keys[example], error)
             for method, metric, example, error in [*of_methods, *of_metrics]
+            if example in keys
         ]
         return list(dict.fromkeys(failures))
 
@@ -152,7 +194,7 @@ class Measured:
 
     def special_shares(self) -> dict[str, float]:
         """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
-        special = [flags_of(blob) for (blob,) in self._rows("SELECT special FROM examples ORDER BY example")]
+        special = [marks for _, marks in self._marks]
         special_shares = {}
         for method in self.config["methods"]:
             if method["special"] == "report" and method["name"] != ORACLE:
@@ -164,23 +206,25 @@ class Measured:
     @cached_property
     def _values(self) -> dict[str, Numbers]:
         """method -> (repetition of a metric, n)."""
-        values = np.full((len(self.methods), len(self._repeated), len(self)), np.nan)
+        [(examples,)] = self._rows("SELECT count(*) FROM examples")
+        values = np.full((len(self.methods), len(self._repeated), examples), np.nan)
         rows = self._rows("SELECT method, metric, example, value FROM metrics WHERE value IS NOT NULL")
         if rows:
             method, metric, example, value = zip(*rows, strict=True)
             values[list(method), list(metric), list(example)] = value
-        return dict(zip(self.methods, values, strict=True))
+        return dict(zip(self.methods, values[:, :, self._kept], strict=True))
 
     @cached_property
     def _marks(self) -> list[tuple[Words, NDArray[np.bool_]]]:
         """The words of every example, and its special tokens."""
         rows = self._rows("SELECT words, special FROM examples ORDER BY example")
-        read = [(json.loads(words), flags_of(special)) for words, special in rows]
+        read = [(json.loads(rows[example][0]), flags_of(rows[example][1])) for example in self._kept]
         return [(Words(tuple(strings), tuple(index)), special) for (strings, index), special in read]
 
     def _failure_counts(self) -> dict[str, int]:
-        query = "SELECT method, count(*) FROM scores WHERE error IS NOT NULL GROUP BY method"
-        return {self.methods[method]: count for method, count in self._rows(query)}
+        kept = set(self._kept)
+        rows = self._rows("SELECT method, example FROM scores WHERE error IS NOT NULL ORDER BY method")
+        return dict(Counter(self.methods[method] for method, example in rows if example in kept))
 
     def _place(self, what: str, name: str) -> int:
         names = self.methods if what == "method" else self.metrics
@@ -191,3 +235,9 @@ class Measured:
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with Store(self.path, readonly=True) as store:
             return store.rows(query, *values)
+
+
+def _explained_text(key: str, text: str, pair: str | None, *of_model: Any) -> ExplainedText:
+    label, target, predicted, probability = of_model
+    texts = (text,) if pair is None else (text, pair)
+    return ExplainedText(key, texts, label, target, predicted, math.nan if probability is None else probability)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,10 @@ def repetition_weights(repetitions: int, resamples: int, seed: int) -> Numbers:
 class Pivot:
     """A mean, its standard error, and how far resampled means lie from it in units of their own error.
 
-    Tails are taken by themselves, so skewed values get an interval that reaches further on one side.
+    A hypothesis is refused where two ways of counting refuse it.  By size, both tails together, finds too much where
+    values are skewed; each tail by itself, with an interval that reaches further on one side, finds too much where
+    values have heavy tails.  Differences of metrics are either, so p is the larger of the two, and the interval holds
+    both intervals.
 
     Attributes:
         mean: of the values, differences of two methods or one method's own.
@@ -149,25 +153,38 @@ class Pivot:
         """Of a mean as far from the hypothesis in either direction; NaN where values without spread lie off it."""
         if self.error == 0:
             return 1.0 if self.mean == hypothesis else math.nan
-        return min(1.0, 2 * min(self._as_high(hypothesis), self._as_low(hypothesis)))
+        by_tail = 2 * min(self._as_high(hypothesis), self._as_low(hypothesis))
+        return min(1.0, max(by_tail, self._as_far(hypothesis)))
 
     def limits(self, confidence: float) -> tuple[float, float]:
         """The interval of the hypotheses that are not refused; infinite where too many resamples have no spread."""
         if self.error == 0:
             return self.mean, self.mean
-        resamples = len(self.distances) + self.without_spread
-        refused = math.floor((1 - confidence) / 2 * (resamples + 1) - 1 - self.without_spread + 1e-9)
-        if not 0 <= refused < len(self.distances):
-            return -math.inf, math.inf
-        return self.mean - self.error * float(self.distances[-1 - refused]), (
-            self.mean - self.error * float(self.distances[refused])
+        tail, both = (
+            math.floor(share * (len(self.distances) + self.without_spread + 1) + 1e-9) - 1 - self.without_spread
+            for share in ((1 - confidence) / 2, 1 - confidence)
         )
+        if not 0 <= tail <= both < len(self.distances):
+            return -math.inf, math.inf
+        reach = float(self._sizes[-1 - both])
+        high, low = max(reach, -float(self.distances[tail])), max(reach, float(self.distances[-1 - tail]))
+        return self.mean - self.error * low, self.mean + self.error * high
 
     def p_equivalent(self, margin: float) -> float:
         """Of a mean as well inside -margin to margin, if it were at its nearer edge: the larger of two one-sided p."""
         if self.error == 0:
             return self.smallest / 2 if self.mean == 0 else math.nan
-        return max(self._as_low(margin), self._as_high(-margin))
+        far = self._as_far(math.copysign(margin, self.mean)) / 2
+        return max(self._as_low(margin), self._as_high(-margin), far if abs(self.mean) < margin else 1 - far)
+
+    @cached_property
+    def _sizes(self) -> Numbers:
+        return np.sort(np.abs(self.distances))
+
+    def _as_far(self, hypothesis: float) -> float:
+        """How often a mean lies as far from the hypothesis, on either side, or further."""
+        distance = abs(self.mean - hypothesis) / self.error * (1 - 1e-12)
+        return self._share(len(self._sizes) - int(np.searchsorted(self._sizes, distance)))
 
     def _as_high(self, hypothesis: float) -> float:
         """How often a mean lies as far above the hypothesis, or further."""

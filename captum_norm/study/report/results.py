@@ -33,10 +33,11 @@ class Results(Measured):
 
     Args:
         path: its store.
+        predictions: which examples count: ``"all"``, or those that the model predicts ``"right"`` or ``"wrong"``.
 
     Raises:
         FileNotFoundError: if there is no such store.
-        ValueError: if it is no store, or nothing was begun in it.
+        ValueError: if it is no store, nothing was begun in it, or no example counts.
     """
 
     @property
@@ -204,7 +205,8 @@ class Results(Measured):
         return families
 
     def to_pandas(self) -> Any:
-        """A row per example, method and metric: ``key, method, metric, value``.
+        """A row per example, method and metric: ``key, method, metric, value``, and what is explained: ``label, target,
+        predicted, probability``.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -219,6 +221,11 @@ class Results(Measured):
                 "method": pandas.Categorical.from_codes(method, self.methods),
                 "metric": pandas.Categorical.from_codes(metric, self.metrics),
                 "value": every.ravel(),
+                **{
+                    name: pandas.array([getattr(of, name) for of in self.explained], dtype="Int64")[example]
+                    for name in ("label", "target", "predicted")
+                },
+                "probability": np.array([of.probability for of in self.explained])[example],
             }
         )
 
@@ -280,6 +287,8 @@ class Results(Measured):
         return {
             "model": self.config["model"],
             "target": self.config["target"],
+            "predictions": self.predictions,
+            "levels": sorted({of.get("level", "'token'").strip("'") for of in arguments.values()}),
             "special": self.config["special"],
             "removals": removals,
             "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},

@@ -2,7 +2,7 @@
 
 - interval: of a mean, or of a mean difference, by resampling the examples (studentised or BCa bootstrap)
 - test: of no difference, by the studentised bootstrap (does ``mean / error`` lie further out than in resamples that are
-  centred, in the tail that it lies in?) or by flipping the signs of the differences
+  centred, counted by its size and in its own tail?) or by flipping the signs of the differences
 - equivalence: of two methods within a margin, by two one-sided tests (TOST)
 - correction: Holm's, for several tests at once
 - effect size: mean difference / its standard deviation (Cohen's d, paired), or P(a > b) - P(a < b) (Cliff's delta)
@@ -10,13 +10,14 @@
 
 What the tests assume: that the examples are independent draws from the texts one wants to speak of.  Flipping signs
 assumes besides that differences are symmetric about 0 where there is none; where they are skewed or mostly 0, as those
-of metrics often are, it finds too much in few examples.  The studentised bootstrap assumes no shape.  With both tails
-taken by themselves it keeps its level from 20 examples on; fewer were not tried (`FEW_EXAMPLES`).
+of metrics often are, it finds too much in few examples.  The studentised bootstrap assumes no shape.  As it counts here
+(`captum_norm.study.report.resampling.Pivot`) it keeps its level from 20 examples on; fewer were not tried
+(`FEW_EXAMPLES`).
 
 Sources: Efron (1987), https://doi.org/10.1080/01621459.1987.10478410 (BCa); Hall (1988),
-https://doi.org/10.1214/aos/1176350933 (the studentised bootstrap, with equal tails); Schuirmann (1987),
-https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733; Cohen (1988), "Statistical
-Power Analysis for the Behavioral Sciences", section 2.3 (d_z); Cliff (1993),
+https://doi.org/10.1214/aos/1176350933 (the studentised bootstrap; the larger p of symmetric and equal tails is ours);
+Schuirmann (1987), https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733; Cohen
+(1988), "Statistical Power Analysis for the Behavioral Sciences", section 2.3 (d_z); Cliff (1993),
 https://doi.org/10.1037/0033-2909.114.3.494.  scipy computes the permutation test and the power.
 
 Values are one number per example, (example,); NaN says that a method failed there or the metric is undefined.  Such

@@ -108,10 +108,12 @@ class StudyTable:
         removals = sorted(set(self.notes.get("removals", {}).values()))
         failed = ", ".join(f"{method} on {count} examples" for method, count in self.failures.items())
         how = self.statistics
+        units = " and ".join(f"{level}s" for level in self.notes.get("levels", ["token"]))
         family = "each metric" if how.correction == "metric" else "the whole table"
+        which = {"right": " that the model predicts right", "wrong": " that the model predicts wrong"}
         lines = [
-            f"{self.examples} examples; brackets are {how.confidence:.0%} intervals (studentised bootstrap) of each "
-            "mean by itself; differences have intervals of their own.",
+            f"{self.examples} examples{which.get(self.notes.get('predictions', ''), '')}; brackets are "
+            f"{how.confidence:.0%} intervals (studentised bootstrap) of each mean by itself; differences have intervals of their own.",
             _CASES[how.cases],
             f"* differs from {self.reference}: {_TESTS[how.test]}, Holm's correction over the tests of "
             f"{family}, p < {ALPHA}.",
@@ -119,7 +121,7 @@ class StudyTable:
             f"= is level with {self.reference}, within {how.margin}: two one-sided tests, p < {ALPHA}, not corrected."
             if how.margin is not None
             else "",
-            f"Tokens are removed by: {', '.join(removals)}." if removals else "",
+            f"{units.capitalize()} are removed by: {', '.join(removals)}." if removals else "",
             _SPECIAL_TOKENS.get(self.notes.get("special", ""), ""),
             *(f"{metric} {caution}." for metric, caution in self.notes.get("cautions", {}).items()),
             f"Failed: {failed}." if failed else "",

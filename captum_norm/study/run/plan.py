@@ -37,7 +37,7 @@ class Plan:
             words = json.dumps([text.words.strings, text.words.index], ensure_ascii=False)
             tokens = json.dumps(text.tokens, ensure_ascii=False)
             flags = [None if mask is None else bytes(mask.tolist()) for mask in (text.special, text.evidence)]
-            yield text.number, text.example.key, text.example.text, label, tokens, words, *flags
+            yield text.number, text.example.key, text.example.text, text.example.text_pair, label, tokens, words, *flags
 
     def remaining(self, finished: set[tuple[int, int]]) -> list[tuple[int, list[int]]]:
         """(batch, methods) that are not finished.

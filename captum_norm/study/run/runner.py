@@ -152,7 +152,7 @@ class Runner:
     def _at_random(self, metric: Metric, scorer: Scorer, batch: TextBatch, scored: Scored) -> Tensor:
         """(b,): the expectation where the metric knows it, else the mean over all draws; NaN where there is neither."""
         with torch.no_grad():
-            expected = metric.at_random(self.forward, scored)
+            expected = metric.at_random(self.forward, metric.units(scored))
         if expected is not None:
             return expected
         if metric.needs_attribute:
@@ -174,6 +174,8 @@ class Runner:
             batch.evidence,
             mask_id=self.mask_id,
             memo=memo,
+            words=batch.words,
+            drawn=scorer.draws > 0,
         )
 
 

@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from captum_norm.study.batches import Explained
+
 _APPLICATION = 0x63_6E_73_74  # "cnst", by which a store differs from any other SQLite file
-_FORMAT = 1
+_FORMAT = 2
 
 _TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, content TEXT NOT NULL);
-CREATE TABLE examples (example INTEGER PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, label TEXT,
-    tokens TEXT NOT NULL, words TEXT NOT NULL, special BLOB NOT NULL, evidence BLOB);
+CREATE TABLE examples (example INTEGER PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, text_pair TEXT,
+    label TEXT, tokens TEXT NOT NULL, words TEXT NOT NULL, special BLOB NOT NULL, evidence BLOB);
 CREATE TABLE targets (example INTEGER PRIMARY KEY, target INTEGER NOT NULL, predicted INTEGER NOT NULL,
-    probability REAL NOT NULL);
+    probability REAL NOT NULL, label INTEGER);
 CREATE TABLE scores (method INTEGER, example INTEGER, scores BLOB, error TEXT, PRIMARY KEY (method, example))
     WITHOUT ROWID;
 CREATE TABLE metrics (method INTEGER, metric INTEGER, example INTEGER, value REAL, error TEXT,
@@ -134,7 +136,7 @@ class Store:
             begun = self.about("config")
             if begun is None:
                 self._write_about({"config": config, **about})
-                self._base.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", examples)
+                self._base.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", examples)
                 return
         differing = list(_differences(begun, json.loads(json.dumps(config))))
         if differing:
@@ -178,11 +180,14 @@ class Store:
                 (*row, cost.method_seconds, cost.metric_seconds, cost.peak_bytes),
             )
 
-    def add_targets(self, examples: Sequence[int], target: Tensor, predicted: Tensor, probability: Tensor) -> None:
-        """What is explained of a batch: the target, the predicted class, the target's probability, (b,) each."""
-        rows = zip(examples, target.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+    def add_targets(self, examples: Sequence[int], explained: Explained) -> None:
+        """What is explained of a batch."""
+        columns = (explained.target.tolist(), explained.predicted.tolist(), explained.probability.tolist())
         with self._transaction():
-            self._base.executemany("INSERT OR REPLACE INTO targets VALUES (?, ?, ?, ?)", rows)
+            self._base.executemany(
+                "INSERT OR REPLACE INTO targets VALUES (?, ?, ?, ?, ?)",
+                zip(examples, *columns, explained.label, strict=True),
+            )
 
     def take_in(self, part: Path) -> None:
         """Everything that another store of the same study holds, in one transaction."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from captum_norm.study.metrics import Comprehensiveness, LogOdds, Sufficiency
+from captum_norm.study.metrics import Comprehensiveness, LogOdds, LogPChange, Sufficiency
 from captum_norm.study.metrics.scored_texts import Scored
 from tests.study.metrics.bag import ROWS, BagOfTokens, Example, forward, probability, random_scored
 
@@ -15,6 +15,7 @@ def test_comprehensiveness_sufficiency_and_log_odds_are_their_definitions():
     c = Comprehensiveness(fractions=(0.1, 0.5))(forward(model), scored)
     s = Sufficiency(fractions=(0.1, 0.5))(forward(model), scored)
     o = LogOdds(fractions=(0.1, 0.5))(forward(model), scored)
+    log = LogPChange(fractions=(0.1, 0.5))(forward(model), scored)
     for row in ROWS:
         example = Example(scored, row)
         whole = probability(model, example.ids, example.target)
@@ -26,7 +27,9 @@ def test_comprehensiveness_sufficiency_and_log_odds_are_their_definitions():
         ]
         assert float(c[row]) == pytest.approx(whole - sum(lacking) / 2)
         assert float(s[row]) == pytest.approx(whole - sum(alone) / 2)
-        assert float(o[row]) == pytest.approx(sum(math.log(p / whole) for p in lacking) / 2)
+        assert float(log[row]) == pytest.approx(sum(math.log(p / whole) for p in lacking) / 2)
+        odds = [math.log(p / (1 - p)) for p in (whole, *lacking)]
+        assert float(o[row]) == pytest.approx(sum(odds[1:]) / 2 - odds[0])
 
 
 def test_comprehensiveness_by_hand():
@@ -40,4 +43,5 @@ def test_comprehensiveness_by_hand():
     scored = Scored(inputs, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), torch.tensor([[True, True]]))
     assert float(Comprehensiveness(fractions=(0.5,))(forward(model), scored)) == pytest.approx(0.25)
     assert float(Sufficiency(fractions=(0.5,))(forward(model), scored)) == pytest.approx(0.0)
-    assert float(LogOdds(fractions=(0.5,))(forward(model), scored)) == pytest.approx(math.log(2 / 3))
+    assert float(LogPChange(fractions=(0.5,))(forward(model), scored)) == pytest.approx(math.log(2 / 3))
+    assert float(LogOdds(fractions=(0.5,))(forward(model), scored)) == pytest.approx(-math.log(3))

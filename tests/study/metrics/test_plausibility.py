@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_norm.study.metrics import AUPRC, IOU, METRICS, TokenF1, average_precision, random_average_precision
+from captum_norm.study.metrics import AUPRC, IOU, METRICS, SpanIOU, TokenF1, average_precision, random_average_precision
 from captum_norm.study.metrics.scored_texts import Scored
 from tests.study.metrics.bag import Example, forward, random_scored, single
 
@@ -117,3 +117,14 @@ def test_what_is_expected_of_a_random_order_is_the_mean_over_all_orders(metric):
 
 def test_what_is_expected_of_a_trapezoid_is_not_known():
     assert AUPRC(area="trapezoid").at_random(forward(), random_scored()) is None
+
+
+def test_spans_are_right_where_half_of_what_both_cover_is_shared():
+    """Two runs of first tokens, {0, 1} and {4}; evidence {0, 1, 2} is met (2 of 3), {6} is not."""
+    scores = torch.tensor([[9.0, 8.0, 0.0, 0.0, 7.0, 0.0, 0.1]])
+    evidence = torch.tensor([[1, 1, 1, 0, 0, 0, 1]]).bool()
+    scored = Scored({}, scores, torch.zeros(1).long(), torch.ones(1, 7).bool(), evidence)
+    assert float(SpanIOU(fraction=0.4).measure(None, scored, None)) == pytest.approx(2 * 1 / (2 + 2))
+    assert float(SpanIOU(fraction=0.4, threshold=0.7).measure(None, scored, None)) == 0.0
+    own = Scored({}, evidence.double(), torch.zeros(1).long(), torch.ones(1, 7).bool(), evidence)
+    assert float(SpanIOU().measure(None, own, None)) == 1.0

@@ -24,7 +24,7 @@ def keep_of(scored: Scored, seed: int = 0) -> Tensor:
 
 def removed(model, scored: Scored, removal: str, keep: Tensor | None = None) -> Tensor:
     keep = keep_of(scored) if keep is None else keep
-    return perturbed(HFForward(model), scored, torch.arange(len(scored)), keep, removal, max_rows=64)
+    return perturbed(HFForward(model), scored, torch.arange(len(scored)), keep, removal, 64, "log")
 
 
 def log_p(model, ids: Tensor, target: Tensor, **more: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def test_decoders_and_encoder_decoders_lose_tokens_too(family, removal):
     scored = random_scored(classes=20)
     everything = torch.ones_like(scored.removable)
     whole = removed(model, scored, removal, everything)
-    torch.testing.assert_close(whole, intact(HFForward(model), scored), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole, intact(HFForward(model), scored, "log"), atol=1e-5, rtol=1e-5)
     keep = keep_of(scored)
     found = removed(model, scored, removal, keep)
     assert (found - whole).abs().min() > 1e-4
@@ -137,7 +137,7 @@ def test_pixels_are_removed_by_the_gate():
     keep = patches.clone()
     keep[:, 4] = False
     found = removed(model, scored, "gate", keep)
-    assert (found - intact(HFForward(model), scored)).abs().min() > 1e-4
+    assert (found - intact(HFForward(model), scored, "log")).abs().min() > 1e-4
     with pytest.raises(ValueError, match="removal='delete' is for token ids"):
         removed(model, scored, "delete", keep)
 
@@ -147,13 +147,12 @@ def test_a_chosen_position_is_explained_in_every_copy(position):
     model, scored = tiny("GPT2"), random_scored(classes=20)
     through = HFForward(model, position=position)
     keep = keep_of(scored)
-    found = perturbed(through, scored, torch.tensor([2, 0, 1]), keep[[2, 0, 1]], "mean_embedding", max_rows=2)
+    found = perturbed(through, scored, torch.tensor([2, 0, 1]), keep[[2, 0, 1]], "mean_embedding", 2, "log")
     for place, row in enumerate([2, 0, 1]):
         own = position[row] if isinstance(position, list) else position
         one, real = single(scored, row), scored.inputs["attention_mask"][row] > 0
-        alone = perturbed(
-            HFForward(model, position=own), one, torch.tensor([0]), keep[row : row + 1, real], "mean_embedding", 64
-        )
+        place_of_one = (one, torch.tensor([0]), keep[row : row + 1, real], "mean_embedding", 64, "log")
+        alone = perturbed(HFForward(model, position=own), *place_of_one)
         torch.testing.assert_close(found[place], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -202,8 +201,8 @@ def test_copies_that_are_the_same_run_once():
 
     scored = random_scored([4])
     keep = scored.removable.repeat(5, 1)
-    found = perturbed(forward(Counting()), scored, torch.zeros(5).long(), keep, "pad", 64)
-    assert rows == [1]
+    found = perturbed(forward(Counting()), scored, torch.zeros(5).long(), keep, "pad", 64, "log")
+    assert rows == [1, 1]  # the text as it is, and one copy
     assert len(found) == 5
 
 
@@ -216,7 +215,7 @@ def test_a_model_that_reads_its_last_place_finds_a_token_there():
 
     scored = random_scored(left=True)
     last = removed(LastPlace(), scored, "delete", ~scored.removable)
-    torch.testing.assert_close(last, intact(forward(LastPlace()), scored))
+    torch.testing.assert_close(last, intact(forward(LastPlace()), scored, "log"))
 
 
 def test_the_decoders_own_tokens_stay():

@@ -91,3 +91,34 @@ def test_an_unfinished_study_says_so(tmp_path, monkeypatch):
     results = Results(tmp_path / "s.db")
     left = 27 - results.finished
     assert f"Not finished: {left} scores are still to be computed." in results.table().as_text()
+
+
+def test_what_is_explained_is_in_results_and_exports(results):
+    for of, row in zip(results.explained, results.to_pandas().query("method == 'Saliency'").itertuples(), strict=False):
+        assert (row.key, row.target, row.predicted, row.label) == (of.key, of.target, of.predicted, of.label)
+        assert row.probability == of.probability
+        assert of.target == of.predicted  # nothing else was asked for
+        assert of.texts[0] in [text for text, _ in tiny.TEXTS]
+
+
+def test_only_examples_that_are_predicted_right_or_wrong_may_count(results):
+    right, wrong = (Results(results.path, which) for which in ("right", "wrong"))
+    assert [of.right for of in right.explained] == [True] * len(right)
+    assert len(right) + len(wrong) == len(results)
+    kept = [results.keys.index(key) for key in right.keys]
+    whole, some = results.values("comprehensiveness"), right.values("comprehensiveness")
+    assert all(np.array_equal(some[name], of[kept], equal_nan=True) for name, of in whole.items())
+    assert [scores.tolist() for scores in right.scores("Saliency")] == [
+        results.scores("Saliency")[place].tolist() for place in kept
+    ]
+    assert right.tokens() == [results.tokens()[place] for place in kept]
+    assert right.agreement().n.max() == len(right)
+    assert f"{len(right)} examples that the model predicts right" in right.table(resamples=99).as_text()
+    with pytest.raises(ValueError, match="predictions should be 'all', 'right' or 'wrong'"):
+        Results(results.path, "good")
+
+
+def test_without_labels_nothing_is_known_to_be_right(tmp_path):
+    tiny.run(tmp_path, data=["A warm film."])
+    with pytest.raises(ValueError, match="no example that is known to be predicted right: labels decide that"):
+        Results(tmp_path / "s.db", "right")

@@ -119,7 +119,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
     base = sqlite3.connect(tmp_path / "s.db")
     base.execute("PRAGMA user_version = 99")
     base.close()
-    with pytest.raises(ValueError, match="a store of format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match="a store of format 99; this version reads format 2"):
         Store(tmp_path / "s.db")
 
 
