@@ -113,7 +113,8 @@ class StudyTable:
         which = {"right": " that the model predicts right", "wrong": " that the model predicts wrong"}
         lines = [
             f"{self.examples} examples{which.get(self.notes.get('predictions', ''), '')}; brackets are "
-            f"{how.confidence:.0%} intervals (studentised bootstrap) of each mean by itself; differences have intervals of their own.",
+            f"{how.confidence:.0%} intervals (studentised bootstrap) of each mean by itself; differences have "
+            "intervals of their own.",
             _CASES[how.cases],
             f"* differs from {self.reference}: {_TESTS[how.test]}, Holm's correction over the tests of "
             f"{family}, p < {ALPHA}.",
