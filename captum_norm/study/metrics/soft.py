@@ -111,7 +111,7 @@ class SoftComprehensiveness(_Soft):
     """How much of the probability goes when each token loses what its score says."""
 
     name = "soft_comprehensiveness"
-    formula = "min(1, max(0, p(x) - p(x')) / max(0, p(x) - p(x0))), x' without a share of each embedding, x0 without all"
+    formula = "min(1, max(0, p(x) - p(x')) / max(0, p(x) - p(x0))), x' lacks a share of each embedding, x0 lacks all"
     keeps_top = False
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:
