@@ -27,6 +27,7 @@ LAYERS = (
     {"viewer"},
     {"attr", "maps"},
     {"methods", "token_shares"},
+    {"comparison"},
     {"exports", "visualization"},
     {"alignment", "study"},
     {"cli"},

@@ -215,7 +215,7 @@ LINES = {
     "view x -o y.html --generate 3": "writes no tokens",
     "view x -o y.html --layers 9": NOTHING_SHOWN,
     "viwe x": r"invalid choice: 'viwe'.*Did you mean view\?",
-    "compare x y": "unexpected argument y",
+    "compare x y": "put a text of several words in quotes",
     "align --source some.txt": "belong together",
     "align --layer first": "should be a number from 0 on, or mean",
     "align --method nrom": r"there are .*Did you mean norm\?",

@@ -13,12 +13,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from captum_norm.cli import align, certify, compare, report, study, tokens, view
+from captum_norm.cli import align, certify, compare, maps, report, study, tokens, view
 from captum_norm.suggestions import did_you_mean
 
 COMMANDS = {
     "compare": compare,
     "view": view,
+    "maps": maps,
     "tokens": tokens,
     "certify": certify,
     "study": study,

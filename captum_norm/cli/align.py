@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first", type=int, choices=(0, 1), help="number of the first word in --gold (default: 1, for pharaoh 0)"
     )
     parser.add_argument("--target-first", action="store_true", help="--gold has the target word first in each link")
-    parser.add_argument("--dev", type=int, metavar="N", help="choose the layer on the first N pairs (default: 100)")
+    parser.add_argument("--dev", type=int, metavar="N", help="choose on the first N pairs (default: 100, or half)")
     parser.add_argument(
         "--method", metavar="METHOD", help="norm, weights ... (default: norm; with --gold also weights)"
     )
@@ -157,7 +157,7 @@ def _scored(
 ) -> dict[str, Any]:
     """Chooses where that is left open, scores, prints; what is to be saved."""
     open_choice = any(aligner.choice is None for aligner in aligners) or asked.dev is not None
-    dev = 0 if not open_choice else asked.dev or 100
+    dev = 0 if not open_choice else asked.dev or min(100, max(1, len(pairs) // 2))
     if dev >= len(pairs):
         raise ValueError(
             f"{dev} pairs to choose on leave none of {len(pairs)} to report on: give a smaller --dev, or --layer and "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.cli import table as draw
@@ -18,16 +19,12 @@ from captum_norm.cli.arguments import (
     write_figure,
     write_json,
 )
-from captum_norm.methods import DEFAULT, METHODS, known_methods, run_method
-from captum_norm.suggestions import did_you_mean
+from captum_norm.cli.progress import Steps
+from captum_norm.methods import DEFAULT, METHODS, known_methods
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captum_norm.cli.loading import Loaded
-    from captum_norm.maps import CheckedCall
-    from captum_norm.methods import TokenScores
-    from captum_norm.words import Words
+    from captum_norm.comparison import Comparison
 
 
 def _kinds() -> str:
@@ -50,17 +47,30 @@ DESCRIPTION = f"""\
 Scores every word of a text by several methods, and says how far they agree.
 
 Attention methods say what the representation the model reads its answer from is made of; they do not look at the
-class. The others explain one output: the predicted class of a classifier, the predicted next token of a language
-model, or --target. On a model that predicts neither (a plain encoder), attention methods run alone.
+class. The others explain one output, the predicted one or --target. What a model predicts is told by its head: classes
+(one, several labels, or a value), a class for each token, the beginning of an answer (TEXT is the question, --pair the
+context), a masked word, the next token, one of several choices (--pair is the choice); an encoder without a head
+compares TEXT with --pair. On a model that predicts nothing, attention methods run alone.
 
 {_kinds()}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("text", metavar="TEXT", help="the text to explain; - reads it from standard input")
+    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to explain; - reads one from standard input")
+    parser.add_argument("--pair", metavar="TEXT", help="the second text of a pair: context, choice, other sentence")
+    parser.add_argument(
+        "--file", metavar="FILE", help="texts, one per line, a tab before the second of a pair; - is standard input"
+    )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"which ones (default: {', '.join(DEFAULT)})")
     parser.add_argument("--target", help="class (name or number) or next token to explain (default: the predicted one)")
+    parser.add_argument(
+        "--position", metavar="N", help="token whose row is explained: a number, or a word (default: the one read)"
+    )
+    parser.add_argument(
+        "--specials", choices=("keep", "drop"), default="keep", help="special tokens in shares (default: keep)"
+    )
+    parser.add_argument("--top", metavar="N", type=int, help="only the N words with the largest shares (default: all)")
     add_model_arguments(parser, default="the embedded sentiment model")
     add_output_arguments(parser, figure="the words shaded by each method's scores")
 
@@ -70,159 +80,139 @@ def run(asked: argparse.Namespace) -> int:
     check_outputs(asked.json, asked.figure)
     check_figure(asked.figure)
     names = known_methods(_split(asked.methods)) if asked.methods else None
-    if asked.text == "-":
-        asked.text = from_stdin().strip()
-    if not asked.text.strip():
-        raise ValueError("the text is empty: there is nothing to explain.")
+    if asked.top is not None and asked.top < 1:
+        raise ValueError(f"--top {asked.top} should be at least 1.")
+    texts = list(_texts(asked))
+    if len(texts) > 1 and asked.figure:
+        raise ValueError(f"--figure draws one text, and there are {len(texts)}.")
     from captum_norm.cli import loading
 
     with loading.quiet():
-        comparison = _compare(asked, names, loading.load(asked))
-        say(comparison.as_text(), asked.json)
+        loaded = loading.load(asked)
+        shown = []
+        for text, pair in texts:
+            one = ShownComparison(text, pair, loaded, _compared(asked, names, loaded, text, pair), asked.top)
+            shown.append(one)
+            rule = "\n" + "═" * 40 + "\n" if len(shown) > 1 else ""
+            say(rule + one.as_text(), asked.json)
         if asked.json:
-            write_json(asked.json, comparison.as_dict())
+            saved = [one.as_dict() for one in shown]
+            write_json(asked.json, saved[0] if len(saved) == 1 else {"texts": saved})
         if asked.figure:
-            write_figure(asked.figure, comparison.figure())
+            write_figure(asked.figure, shown[0].figure())
     return 0
 
 
+def _texts(asked: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    """The texts asked about, each with the second text of its pair."""
+    if not asked.text and not asked.file:
+        raise ValueError("give a text, or --file with one per line.")
+    if asked.text and asked.file:
+        raise ValueError("give TEXT or --file, not both.")
+    if len(asked.text) > 1 and not any(" " in text for text in asked.text):
+        raise ValueError("put a text of several words in quotes; several texts of one word each go into a --file.")
+    if asked.file:
+        lines = (from_stdin() if asked.file == "-" else _read(asked.file)).splitlines()
+        given = [tuple(line.split("\t", 1)) for line in lines if line.strip()]
+    else:
+        given = [(from_stdin().strip(),) if text == "-" else (text,) for text in asked.text]
+    for text, *pair in given:
+        if not text.strip():
+            raise ValueError("the text is empty: there is nothing to explain.")
+        yield text, pair[0] if pair else asked.pair
+    if not given:
+        raise ValueError(f"--file {asked.file}: there is no text in it.")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--file {path} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+
+
+def _compared(
+    asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loaded, text: str, pair: str | None
+) -> Comparison:
+    from captum_norm.cli.loading import check_length
+    from captum_norm.comparison import compare
+
+    check_length(loaded, loaded.encode(text)["input_ids"])
+    with Steps(len(names or DEFAULT)) as steps:
+        return compare(
+            loaded.model, loaded.tokenizer, text, pair, methods=names, target=asked.target, position=asked.position,
+            specials=asked.specials, on_method=steps.begin,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Prediction:
-    """What the model says of the text, and what is explained; a regression has values and no probabilities."""
-
-    label: str
-    index: int
-    value: float
-    probability: float | None
-    target: str
-    target_index: int
-    target_value: float
-    target_probability: float | None
-
-    @property
-    def found(self) -> str:
-        """The value of what is said, as it is shown."""
-        return _shown(self.value, self.probability)
-
-    @property
-    def of_target(self) -> str:
-        """The value of what is explained, as it is shown."""
-        return _shown(self.target_value, self.target_probability)
-
-
-def _shown(value: float, probability: float | None) -> str:
-    return f"{value:.4g}" if probability is None else f"{probability:.1%}"
-
-
-@dataclass(frozen=True)
-class ComparedText:
-    """Everything that is printed and saved."""
+class ShownComparison:
+    """A comparison as it is printed, drawn and saved."""
 
     text: str
+    pair: str | None
     loaded: Loaded
-    words: Words
-    special: tuple[bool, ...]
-    prediction: Prediction | None
-    results: dict[str, TokenScores]
-    calls: list[CheckedCall]
-    left_out: tuple[str, ...]
-
-    def scores(self, name: str) -> Tensor:
-        """(word,): a method's scores, those of the pieces of a word added up."""
-        from captum_norm.words import word_scores
-
-        return word_scores(self.results[name].scores[0].double(), self.words)
-
-    def agreement(self) -> dict[str, dict[str, float | None]]:
-        """Spearman's ρ of |score| over the words that are no special tokens; None where it is not defined."""
-        import torch
-
-        from captum_norm.ranks import spearman
-
-        plain = ~torch.tensor(self.special)
-        sizes = {name: self.scores(name).abs()[plain] for name in self.results}
-        rho = {a: {b: float(spearman(sizes[a], sizes[b])) for b in sizes} for a in sizes}
-        return {a: {b: None if r != r else r for b, r in row.items()} for a, row in rho.items()}
-
-    def worst_error(self) -> tuple[float, float]:
-        """The largest certificate error of the attention calls, and what was allowed."""
-        worst = max((c.certificate for c in self.calls if c.certificate is not None), key=float)
-        return float(worst), worst.tolerance
+    found: Comparison
+    top: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``: the unrounded scores."""
-        error, tolerance = self.worst_error()
-        return {
-            "text": self.text,
-            "model": self.loaded.name,
-            "prediction": None if self.prediction is None else vars(self.prediction),
-            "words": list(self.words.strings),
-            "special": list(self.special),
-            "word_of_token": list(self.words.index),
-            "methods": {
-                name: {
-                    "explains": METHODS[name].explains,
-                    "seconds": result.seconds,
-                    "token_scores": result.scores[0].double().tolist(),
-                    "word_scores": self.scores(name).tolist(),
-                }
-                for name, result in self.results.items()
-            },
-            "rank_agreement": self.agreement(),
-            "certificate": {"calls": len(self.calls), "error": error, "tolerance": tolerance},
-            "left_out": list(self.left_out),
-        }
+        pair = {} if self.pair is None else {"pair": self.pair}
+        return {"text": self.text, **pair, "model": self.loaded.name, **self.found.as_dict()}
 
     def as_text(self) -> str:
         """What is printed."""
-        parts = [self._head(), *self._score_tables(), *self._agreement_table(), self._foot()]
-        return "\n\n".join(parts)
+        return "\n\n".join([self._head(), *self._score_tables(), *self._agreement_table(), self._foot()])
 
     def figure(self) -> Any:
         """The words shaded by each method."""
         from captum_norm.visualization import method_strips
 
-        said = self.prediction
+        said, kept = self.found.prediction, self.found.kept(self.top)
         return method_strips(
-            {name: self.scores(name) for name in self.results},
-            list(self.words.strings),
-            signed=[name for name in self.results if METHODS[name].signed],
+            {name: self.found.scores(name)[kept] for name in self.found.results},
+            [self.found.words.strings[i] for i in kept],
+            signed=[name for name in self.found.results if METHODS[name].signed],
             title=None if said is None else f"Explained: {said.target} ({said.of_target})",
         )
 
     def _head(self) -> str:
-        lines = [draw.wrap(draw.shown(self.text.strip()))]
+        lines = [draw.wrap(draw.shown(text.strip())) for text in (self.text, self.pair) if text is not None]
         model = f"{self.loaded.name} ({type(self.loaded.model).__name__})"
-        said = self.prediction
+        said = self.found.prediction
         if said is None:
             lines.append(draw.wrap(f"{model} predicts neither classes nor a next token: attention methods only"))
-        else:
-            found = f"{model} predicts {draw.emphasised(said.label)} ({said.found})"
-            if said.probability is None:  # nothing was chosen among others
-                found = f"{model} predicts {draw.emphasised(said.found)} as {said.label}"
-            other = f"; explained: {said.target} ({said.of_target})"
-            lines.append(draw.wrap(found + (other if said.target_index != said.index else "")))
+            return "\n".join(lines)
+        found = f"{model} predicts {draw.emphasised(said.label)} ({said.found})"
+        if said.probability is None:  # nothing was chosen among others
+            found = f"{model} predicts {draw.emphasised(said.found)} as {said.label}"
+        other = f"; explained: {said.target} ({said.of_target})"
+        lines.append(draw.wrap(found + (other if said.target_index != said.index else "")))
+        note = f": {self.found.asked.note}" if self.found.asked.note else ""
+        lines.append(draw.wrap(f"taken as {self.found.asked.task}{note}"))
         return "\n".join(lines)
 
     def _score_tables(self) -> list[str]:
         """Scores as parts of each method's total; as many methods side by side as fit."""
-        total = {name: self.scores(name).abs().sum().clamp_min(1e-300) for name in self.results}
-        parts = {name: (100 * self.scores(name) / total[name]).tolist() for name in self.results}
-        words = [draw.cut(draw.shown(word), 24) for word in self.words.strings]
-        room = draw.screen_width() - max(map(draw.width_of, ["seconds", *words]))
-        tables = ["score of each word, in % of the method's total |score|"]
-        for names in _fitting(list(self.results), room):
-            top = {name: sorted(map(abs, parts[name]), reverse=True)[:3][-1] for name in names}
-            rows = [[w, *(_part(parts[n][i], top[n], METHODS[n].signed) for n in names)] for i, w in enumerate(words)]
-            seconds = ["seconds", *(f"{self.results[name].seconds:.2f}" for name in names)]
+        found, kept = self.found, self.found.kept(self.top)
+        parts = {name: (100 * found.shares(name)).tolist() for name in found.results}
+        words = {i: draw.cut(draw.shown(found.words.strings[i]), 24) for i in kept}
+        room = draw.screen_width() - max(map(draw.width_of, ["seconds", *words.values()]))
+        of_all = "" if len(kept) == len(found.kept()) else f", the {len(kept)} largest of {len(found.kept())}"
+        left = "; special tokens left out" if found.specials == "drop" else ""
+        tables = [draw.wrap(f"score of each word{of_all}, in % of the method's total |score|{left}")]
+        for names in _fitting(list(found.results), room):
+            top = {name: sorted((abs(parts[name][i]) for i in kept), reverse=True)[:3][-1] for name in names}
+            rows = [[words[i], *(_part(parts[n][i], top[n], METHODS[n].signed) for n in names)] for i in kept]
+            seconds = ["seconds", *(f"{found.results[name].seconds:.2f}" for name in names)]
             tables.append(draw.table(["", *map(_two_lines, names)], [*rows, [], seconds]))
         return ["\n".join(tables[:2]), *tables[2:]]
 
     def _agreement_table(self) -> list[str]:
-        names = list(self.results)
+        names = list(self.found.results)
         if len(names) < 2:
             return []
-        agreement = self.agreement()
+        agreement = self.found.agreement()
         rows = [
             [f"{i + 1} {a}", *("" if i < j else "1" if i == j else _rho(agreement[a][b]) for j, b in enumerate(names))]
             for i, a in enumerate(names)
@@ -232,113 +222,12 @@ class ComparedText:
         return [f"{draw.wrap(title)}\n{draw.table(['', *numbers], rows, width=draw.screen_width())}"]
 
     def _foot(self) -> str:
-        error, tolerance = self.worst_error()
-        read = (
-            f"{len(self.calls)} attention calls read, each checked: worst error {error:.1e} (allowed {tolerance:.0e})"
-        )
-        lines = [read] if not self.left_out else [f"left out, for want of a target: {', '.join(self.left_out)}", read]
+        error, tolerance = self.found.worst_error()
+        calls = len(self.found.calls)
+        read = f"{calls} attention calls read, each checked: worst error {error:.1e} (allowed {tolerance:.0e})"
+        left_out = self.found.left_out
+        lines = [f"left out, for want of a target: {', '.join(left_out)}", read] if left_out else [read]
         return "\n".join(map(draw.wrap, lines))
-
-
-def _compare(asked: argparse.Namespace, names: Sequence[str] | None, loaded: Loaded) -> ComparedText:
-    from captum_norm.cli.loading import check_length
-    from captum_norm.maps import checked_calls
-
-    encoding = loaded.encode(asked.text)
-    if not encoding["input_ids"].numel():
-        raise ValueError("the tokenizer makes no token of this text: there is nothing to explain.")
-    check_length(loaded, encoding["input_ids"])
-    calls = checked_calls(loaded.model, loaded.forward_inputs(encoding))
-    refused = [c for c in calls if c.refusal]
-    if refused:
-        raise ValueError(f"{refused[0].refusal}. captum-norm certify lists every attention call of the model.")
-    prediction = None if loaded.task == "none" else _predict(loaded, encoding, asked.target)
-    if prediction is None and asked.target is not None:
-        raise ValueError(f"--target {asked.target}: {loaded.name} predicts neither classes nor a next token.")
-    chosen, left_out = _applicable(names, prediction)
-    target = None if prediction is None else prediction.target_index
-    results = {name: run_method(name, loaded.model, encoding, target) for name in chosen}
-    words, special = _words(asked.text, encoding, loaded)
-    return ComparedText(asked.text, loaded, words, special, prediction, results, calls, left_out)
-
-
-def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The methods to run, and those of the default that need a target where there is none."""
-    if prediction is not None:
-        return tuple(names or DEFAULT), ()
-    wanting = [name for name in names or DEFAULT if METHODS[name].explains == "target"]
-    if names and wanting:
-        raise ValueError(
-            f"{wanting[0]} explains a class or a next token, and this model predicts neither. What runs on it: "
-            f"{', '.join(name for name in METHODS if METHODS[name].explains == 'position')}."
-        )
-    return tuple(name for name in names or DEFAULT if name not in wanting), tuple(wanting)
-
-
-def _predict(loaded: Loaded, encoding: Mapping[str, Any], asked: str | None) -> Prediction:
-    import torch
-
-    from captum_norm.forward import HFForward
-
-    forward = HFForward(loaded.model)
-    given = forward.inputs(encoding)
-    with torch.no_grad():
-        [values] = forward(given["inputs"], *(given["additional_forward_args"] or ())).cpu().double()
-    chances = _chances(loaded, values)
-    index = int(values.argmax())
-    target = index if asked is None else _target(loaded, asked, len(values))
-
-    def said(index: int) -> tuple[str, int, float, float | None]:
-        name = "the value" if chances is None and len(values) == 1 else loaded.label(index)
-        return name, index, float(values[index]), None if chances is None else float(chances[index])
-
-    return Prediction(*said(index), *said(target))
-
-
-def _chances(loaded: Loaded, values: Tensor) -> Tensor | None:
-    """The probabilities that outputs stand for: of classes that exclude each other, or of each class by itself, as the
-    model's ``problem_type`` says; None for a regression, which a single output is unless it says otherwise."""
-    problem = getattr(loaded.model.config, "problem_type", None) if loaded.task == "classes" else None
-    if problem == "multi_label_classification":
-        return values.sigmoid()
-    if problem == "regression" or len(values) == 1:
-        return None
-    return values.softmax(dim=-1)
-
-
-def _target(loaded: Loaded, asked: str, classes: int) -> int:
-    """The class or token that ``--target`` names."""
-    known = loaded.labels()
-    if asked.lower() in known:
-        return known[asked.lower()]
-    if asked.lstrip("-").isdigit():
-        if 0 <= int(asked) < classes:
-            return int(asked)
-        raise ValueError(f"--target {asked}: the model has {classes} outputs, 0 to {classes - 1}.")
-    if loaded.task == "next token":
-        pieces = loaded.tokenizer(asked, add_special_tokens=False)["input_ids"]
-        if len(pieces) == 1:
-            return int(pieces[0])
-        cut = loaded.tokenizer.convert_ids_to_tokens(pieces)
-        raise ValueError(f"--target {asked!r} should be one token, but the tokenizer makes {len(pieces)} of it: {cut}.")
-    raise ValueError(f"--target {asked}: no such class. There are: {', '.join(known)}.{did_you_mean(asked, known)}")
-
-
-def _words(text: str, encoding: Any, loaded: Loaded) -> tuple[Words, tuple[bool, ...]]:
-    """The words of the text, special tokens among them, and which are special."""
-    from captum_norm.words import Words, words_of
-
-    ids = encoding["input_ids"][0].tolist()
-    marks = set(loaded.tokenizer.all_special_ids)
-    if getattr(encoding, "encodings", None):
-        words = words_of(encoding, text, special="keep")
-    else:  # a tokenizer without offsets: its tokens are the words
-        words = Words(tuple(loaded.tokenizer.convert_ids_to_tokens(ids)), tuple(range(len(ids))))
-    special = [False] * len(words)
-    for token, word in zip(ids, words.index, strict=True):
-        if word is not None and token in marks:
-            special[word] = True
-    return words, tuple(special)
 
 
 def _split(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from captum_norm.alignment.examples import examples
 from captum_norm.alignment.links import as_talp, check_links
 from captum_norm.cli import main
 from captum_norm.models.translation import TRANSLATION_WEIGHTS
+from tests.cli.running import answer
 
 pytestmark = pytest.mark.skipif(not TRANSLATION_WEIGHTS.exists(), reason="no translation model is shipped")
 
@@ -123,3 +124,9 @@ def test_a_mistake_is_one_line_with_the_way_out(files, capsys, monkeypatch, argu
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert message in said.err
+
+
+def test_a_layer_without_files_is_scored_on_our_own_sentences(capsys):
+    code, out, err = answer(capsys, "align", "--layer", "0")
+    assert (code, err) == (0, "")
+    assert "chosen on" in out

@@ -158,7 +158,9 @@ CHANGES: list[Change] = [
         ("scores[..., queries, :]", "scores"),
         ("h % self.maps", "0 * h % self.maps"),
     ),
-    *changes_of("visualization/colour_bars.py", ("-largest if (values < 0)", "0.0 if (values < 0)")),
+    *changes_of(
+        "visualization/style.py", ("-largest if (values < 0)", "0.0 if (values < 0)"), tests="visualization"
+    ),
     *changes_of("visualization/grids.py", ('shared if scale == "shared"', "shared if scale")),
     *changes_of("visualization/strips.py", ("(1 + part) / 2", "(1 - part) / 2")),
     # ----------------------------------------------------------------------------------------------------------- models
@@ -497,6 +499,16 @@ CHANGES: list[Change] = [
         tests="visualization/test_papers.py",
     ),
     *changes_of("visualization/panels.py", ("if token not in without]", "]"), tests="visualization/test_papers.py"),
+    *changes_of(
+        "comparison/tasks.py",
+        ("values.masked_fill(~self.allowed, -torch.inf)", "values"),
+        ("1 - chances[:, outside].sum(-1)", "chances[:, outside].sum(-1)"),
+        ("places[-1 if last else 0]", "0"),
+        tests="cli/test_compare_tasks.py",
+    ),
+    *changes_of(
+        "comparison/compared.py", ('if self.specials == "drop":', "if False:"), tests="cli/test_compare_tasks.py"
+    ),
     *changes_of(
         "explanation.py",
         ("html.escape(label)}</span>", "label}</span>"),

@@ -1,0 +1,152 @@
+"""``captum-norm compare`` understands what a model predicts, says which it took, and takes pairs and files."""
+
+import io
+import json
+
+import pytest
+import torch
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertModel,
+)
+
+from captum_norm.comparison import compare, question
+from tests.cli.models import TEXT, bert_config, bert_tokenizer
+from tests.cli.running import answer
+
+CONTEXT = "the plot is thin"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A tiny model of each task, saved."""
+    root = tmp_path_factory.mktemp("tasks")
+    config = bert_config()
+    config.id2label = {0: "O", 1: "PER"}
+    heads = (BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertForMultipleChoice)
+    for kind in (*heads, BertModel):
+        torch.manual_seed(1)
+        kind(config).save_pretrained(root / kind.__name__)
+        bert_tokenizer().save_pretrained(root / kind.__name__)
+    return root
+
+
+def saved_by(capsys, *arguments):
+    capsys.readouterr()
+    code, out, err = answer(capsys, "compare", *arguments, "--json", "-")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def model_of(tasks, kind):
+    return kind.from_pretrained(tasks / kind.__name__).eval().requires_grad_(False)
+
+
+METHODS = ("--methods", "AttentionNorm", "DecompX", "FeatureAblation")
+
+
+def test_a_token_classifier_is_explained_at_the_token_it_is_surest_of(capsys, tasks):
+    folder = tasks / "BertForTokenClassification"
+    saved = saved_by(capsys, TEXT, "--model", folder, *METHODS)
+    chances = model_of(tasks, BertForTokenClassification)(**bert_tokenizer()(TEXT, return_tensors="pt"))
+    chances = chances.logits[0, 1:-1].softmax(-1)[:, 1]
+    assert saved["task"] == "token classification"
+    assert saved["position"] == 1 + int(chances.argmax())
+    at = saved_by(capsys, TEXT, "--model", folder, "--position", "film", *METHODS)
+    assert at["position"] == 3
+    assert "'film'" in at["note"]
+    total = sum(at["methods"]["DecompX"]["token_scores"])
+    assert total == pytest.approx(at["prediction"]["value"], abs=0.2)  # but for the biases' share
+
+
+def test_an_answer_is_explained_by_where_it_begins_in_the_context(capsys, tasks):
+    folder = tasks / "BertForQuestionAnswering"
+    saved = saved_by(capsys, TEXT, "--pair", CONTEXT, "--model", folder, *METHODS)
+    encoding = bert_tokenizer()(TEXT, CONTEXT, return_tensors="pt")
+    starts = model_of(tasks, BertForQuestionAnswering)(**encoding).start_logits[0]
+    inside = [i for i, sequence in enumerate(encoding.sequence_ids(0)) if sequence == 1]
+    assert saved["prediction"]["index"] == saved["position"] == max(inside, key=lambda i: float(starts[i]))
+    assert saved["task"] == "question answering"
+    code, _, err = answer(capsys, "compare", TEXT, "--model", folder)
+    assert code == 2
+    assert "reads two texts: give the context" in err
+
+
+def test_a_masked_word_is_explained_where_the_mask_stands(capsys, tasks):
+    folder = tasks / "BertForMaskedLM"
+    saved = saved_by(capsys, "a warm [MASK] .", "--model", folder, "--target", "film", *METHODS)
+    assert (saved["position"], saved["prediction"]["target"]) == (3, "'film'")
+    code, _, err = answer(capsys, "compare", TEXT, "--model", folder)
+    assert code == 2
+    assert "write [MASK] in the text" in err
+
+
+def test_a_choice_is_explained_by_its_logit(capsys, tasks):
+    saved = saved_by(capsys, TEXT, "--pair", CONTEXT, "--model", tasks / "BertForMultipleChoice", *METHODS)
+    encoding = bert_tokenizer()(TEXT, CONTEXT, return_tensors="pt")
+    logits = model_of(tasks, BertForMultipleChoice)(**{name: one[:, None] for name, one in encoding.items()}).logits
+    assert saved["prediction"]["value"] == pytest.approx(float(logits.detach()), rel=1e-5)
+
+
+def test_an_encoder_compares_two_texts_by_their_cosine(capsys, tasks):
+    methods = ("--methods", "AttentionNorm", "InputXGradient", "FeatureAblation")
+    saved = saved_by(capsys, TEXT, "--pair", CONTEXT, "--model", tasks / "BertModel", *methods)
+    model = model_of(tasks, BertModel)
+    encodings = [bert_tokenizer()(text, return_tensors="pt") for text in (TEXT, CONTEXT)]
+    a, b = (model(**encoding).last_hidden_state[0].mean(0) for encoding in encodings)
+    assert saved["task"] == "similarity"
+    assert saved["prediction"]["value"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), rel=1e-5)
+
+
+def test_what_was_taken_is_said(capsys, tasks):
+    _, out, _ = answer(capsys, "compare", "a warm [MASK] .", "--model", tasks / "BertForMaskedLM", *METHODS[:2])
+    assert "taken as masked language model" in out
+
+
+def test_a_pair_of_sentences_has_the_words_of_both(capsys, folders):
+    saved = saved_by(capsys, "a warm film", "--pair", "thin plot", "--model", folders / "classifier", *METHODS[:2])
+    assert saved["words"] == ["[CLS]", "a", "warm", "film", "[SEP]", "thin", "plot", "[SEP]"]
+
+
+def test_several_texts_come_as_arguments_from_a_file_or_a_pipe(capsys, folders, tmp_path, monkeypatch):
+    (tmp_path / "texts.txt").write_text("a warm film\n\nthe plot is thin\tnever warm\n", "utf-8")
+    given = ("--model", folders / "classifier", *METHODS[:2])
+    from_file = saved_by(capsys, "--file", tmp_path / "texts.txt", *given)["texts"]
+    assert [one["text"] for one in from_file] == ["a warm film", "the plot is thin"]
+    assert from_file[1]["pair"] == "never warm"
+    assert saved_by(capsys, "a warm film", *given) == from_file[0] | {
+        "methods": {"AttentionNorm": from_file[0]["methods"]["AttentionNorm"] | {"seconds": pytest.approx(0, abs=9)}}
+    }
+    monkeypatch.setattr("sys.stdin", io.StringIO("a warm film\nthe plot is thin\n"))
+    assert len(saved_by(capsys, "--file", "-", *given)["texts"]) == 2
+    _, out, _ = answer(capsys, "compare", "a warm film", "the plot is thin", *given)
+    assert out.count("taken as sequence classification") == 2
+
+
+def test_special_tokens_are_dropped_where_asked_and_the_largest_words_stay(capsys, folders):
+    given = ("--model", folders / "classifier", *METHODS[:2])
+    _, out, _ = answer(capsys, "compare", TEXT, *given, "--specials", "drop", "--top", "2")
+    assert "[CLS]" not in out.split("score of each word")[1]
+    assert "the 2 largest of 4" in out
+
+
+def test_shares_add_up_with_and_without_special_tokens(folders):
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(folders / "classifier").eval()
+    for specials in ("keep", "drop"):
+        found = compare(model, bert_tokenizer(), TEXT, methods=["AttentionNorm"], specials=specials)
+        assert float(found.shares("AttentionNorm").sum()) == pytest.approx(1)
+        assert len(found.as_table().rows) == (6 if specials == "keep" else 4)
+    assert "AttentionNorm" in found.agreement_table().to_markdown()
+
+
+def test_a_target_that_is_not_there_is_refused(tasks):
+    asked = question(model_of(tasks, BertForTokenClassification), bert_tokenizer(), TEXT)
+    with pytest.raises(ValueError, match=r"no such class\. There are: o, per"):
+        asked.index_of("loc")
+    with pytest.raises(ValueError, match="the model has 2 outputs"):
+        asked.index_of("7")
