@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from captum_norm.attr._reduction import AttributionReport
     from captum_norm.attr.alti import ALTI
+    from captum_norm.attr.alti_logit import ALTILogit, ALTILogitReport
     from captum_norm.attr.block_norm import AttentionBlockNorm, LayerAttentionBlockNorm
     from captum_norm.attr.decompx import DecompX, DecompXReport
     from captum_norm.attr.flow import AttentionFlow
@@ -47,11 +48,13 @@ CLASSES = {
     "ValueZeroing": Row("value_zeroing", "position"),
     "AttentionRelevance": Row("relevance", "target"),
     "DecompX": Row("decompx", "target", signed=True),
+    "ALTILogit": Row("alti_logit", "target", signed=True, decoders=True),
     "SpanTrace": Row("span_trace", "position", decoders=True),
     "LayerAttentionWeights": Row("layer"),
     "LayerAttentionNorm": Row("norm"),
     "LayerAttentionBlockNorm": Row("block_norm"),
     "LLMAttentionAttribution": Row("llm"),
+    "ALTILogitReport": Row("alti_logit"),
     "AttributionReport": Row("_reduction"),
     "DecompXReport": Row("decompx"),
     "LLMAttributionReport": Row("llm"),
@@ -60,6 +63,8 @@ CLASSES = {
 
 __all__ = [
     "ALTI",
+    "ALTILogit",
+    "ALTILogitReport",
     "AttentionBlockNorm",
     "AttentionFlow",
     "AttentionNorm",

@@ -106,6 +106,10 @@ class InputMethod(AttentionMethod, Attribution):  # type: ignore[misc]  # Captum
     signed: ClassVar[bool] = False
     certifies_calls: ClassVar[bool] = True
 
+    def target_at(self, row: int, token: int) -> Any:
+        """The target that stands for a token's logit in a row of a language model's output."""
+        return row, token
+
     def attribute_each(
         self,
         inputs: Tensor,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from captum_norm.attr._captum import as_tuple
 from captum_norm.capture import AttentionBlock, AttentionRecord
 
 
@@ -41,3 +44,17 @@ def at_queries(by_position: Tensor, record: AttentionRecord) -> Tensor:
         )
     index = record.queries.index.to(by_position.device)
     return by_position[:, index.clamp_min(0)].masked_fill(index < 0, 0)
+
+
+def one_input(title: str, inputs: Any) -> Tensor:
+    """The one sequence that a decoder reads, (batch, position, ...).
+
+    Raises:
+        TypeError: for what is neither a tensor nor a tuple of them.
+        ValueError: for several.
+    """
+    given = as_tuple(inputs)
+    if len(given) > 1 or given[0].ndim < 2:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
+        raise ValueError(f"{title} explains decoders, which read one sequence, (batch, position, ...); got {shapes}.")
+    return given[0]

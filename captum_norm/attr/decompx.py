@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._base import InputMethod
-from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward, selected
+from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward
+from captum_norm.attr._contrast import selected_contrast
 from captum_norm.attr._forward import distinct, outside_inference_mode, readable
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
@@ -146,7 +147,9 @@ class DecompX(InputMethod):
                 encoder-decoder, ``(input_ids, decoder_input_ids)``: the tokens of both have shares; those of input_ids
                 alone leave the prefix's to the delta.
             target: which output is explained, as in Captum: a class, one for each example, or a tuple of indices where
-                the output has more axes.  For the next token, ``HFForward(model, position=...)`` takes the row.
+                the output has more axes.  For the next token, ``HFForward(model, position=...)`` takes the row.  One
+                more index is a foil: (class, foil), one for each example in a list, or (row, class, foil): why the
+                first and not the second, the shares of the difference.
             additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.
             return_convergence_delta: also return the output minus the sum of the scores, (batch,).
 
@@ -228,7 +231,7 @@ class DecompX(InputMethod):
 
         def explain(targets: Sequence[Any]) -> list[Tensor]:
             output = run_forward(self.forward_func, inputs, extras)
-            return [selected(output, target, title) for target in targets]
+            return [selected_contrast(output, target, title) for target in targets]
 
         def carried(target: Any, tokens: tuple[Tensor, ...]) -> TokenContributions:
             return shared_contributions(

@@ -272,7 +272,8 @@ class _TeacherForced:
             ValueError: if the model's attention looks ahead.
         """
         positions = list(range(self._first, self._first + len(self._answer)))
-        targets = list(zip(positions, self._answer.tolist(), strict=True))  # (row, token) of the logits
+        each = zip(positions, self._answer.tolist(), strict=True)
+        targets = [self._method.target_at(row, token) for row, token in each]
         scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
         self._refuse_looking_ahead(scores)
         return scores

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import Total
 from captum_norm.attr._base import InputMethod
-from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged
-from captum_norm.attr._decoder import at_queries, block_of_decoder
-from captum_norm.attr._forward import distinct, position_given
+from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, logged
+from captum_norm.attr._decoder import at_queries, block_of_decoder, one_input
+from captum_norm.attr._forward import position_given
 from captum_norm.attr._maps import at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
@@ -135,7 +135,7 @@ class SpanTrace(InputMethod):
             InexactCaptureError: if an attention call cannot be read exactly.
             AssertionError: Captum's, if ``target`` does not fit the output.
         """
-        given = _one_input(inputs)
+        given = one_input("SpanTrace", inputs)
         extras = extra_arguments(additional_forward_args)
         answer = None if span is None else span_weights("span", span, given, weights)
         thought = None if reasoning is None else span_weights("reasoning", reasoning, given)
@@ -184,7 +184,7 @@ class SpanTrace(InputMethod):
         if self.hops:
             raise ValueError("SpanTrace.attribute_each takes rows one by one, which have no hops: use attribute.")
         extras, rows = extra_arguments(additional_forward_args), [partial(_of_position, position=p) for p in positions]
-        passed = self._passed(_one_input(inputs), extras, None, rows)
+        passed = self._passed(one_input("SpanTrace", inputs), extras, None, rows)
         self.report = passed.report
         return torch.stack([finished(scores.scores, inputs) for scores in passed.scores])
 
@@ -243,14 +243,6 @@ class _Passed(NamedTuple):
 
     scores: list[Scores]
     report: SpanTraceReport
-
-
-def _one_input(inputs: Any) -> Tensor:
-    given = distinct(as_tuple(inputs))
-    if len(given) > 1 or given[0].ndim < 2:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
-        raise ValueError(f"SpanTrace explains decoders, which read one sequence, (batch, position, ...); got {shapes}.")
-    return given[0]
 
 
 def _of_position(record: AttentionRecord, position: PositionType) -> Tensor:

@@ -9,6 +9,7 @@ from captum_norm.linear.contributions import (
 )
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, NothingMixedError, ProductType
 from captum_norm.linear.model import Contributions, FrozenCheck, FrozenModel
+from captum_norm.linear.readout import Readout, read_out
 
 __all__ = [
     "ActivationType",
@@ -19,8 +20,10 @@ __all__ = [
     "NotFrozenError",
     "NothingMixedError",
     "ProductType",
+    "Readout",
     "TokenContributions",
     "contributions_to_each",
+    "read_out",
     "shared_contributions",
     "token_contributions",
 ]

@@ -287,7 +287,7 @@ def test_calls_of_one_module_are_counted(row):
 # 5: target
 
 GOOD_TARGETS = [1, torch.tensor(1), [0, 1, 2], torch.tensor([0, 1, 2]), (1,), [(1,), (2,), (0,)], torch.tensor([2])]
-BAD_TARGETS = [[0, 1], (0, 1), torch.tensor([0, 1]), "a", [None, None, None], 7]
+BAD_TARGETS = [[0, 1], (0, 1, 2), torch.tensor([0, 1]), "a", [None, None, None], 7]
 
 
 @every_method
@@ -358,7 +358,7 @@ def assert_hooks_are_as_before(build: Callable[[Any], Any], forward: HFForward) 
     method.attribute(**given, target=1)
     assert hooks_of(model) == before
     with pytest.raises(AssertionError):
-        method.attribute(**given, target=(0, 1))
+        method.attribute(**given, target=(0, 1, 2))
     assert hooks_of(model) == before
     for error in (StoppedError(), KeyboardInterrupt()):
         handle = model.bert.encoder.layer[1].output.register_forward_hook(raiser(error))

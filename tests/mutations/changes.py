@@ -23,6 +23,14 @@ CHANGES: list[Change] = [
         ("(node * U + b_u)", "node * U"),
     ),
     *changes_of(
+        "attr/_logit.py",
+        ("towards / block.inner.deviation[..., None]", "towards"),
+        ("torch.cat([part, below], dim=1)", "torch.cat([part, tracked], dim=1)"),
+        tests="attr/test_alti_logit.py",
+    ),
+    *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
+    *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
+    *changes_of(
         "attr/span_trace.py",
         ("divided / norm.deviation", "divided"),
         ("* before_the_end(thought)", "* 1"),
