@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_norm import attr
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from captum_norm import alignment, capture, exports, functional, models, study, tokens, visualization
