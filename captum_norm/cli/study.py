@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the embedded model on a dozen sentences")
     parser.add_argument("--store", metavar="FILE", help="where results are kept (default: STUDY.db beside the file)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    parser.add_argument("--lock", action="store_true", help="only write down the plan, before anything is run")
     parser.add_argument("--no-progress", action="store_true", help="show no bar")
 
 
@@ -82,16 +83,20 @@ def _run(file: StudyFile, examples: list[Example], store: Path, asked: argparse.
     with loading.quiet():
         loaded = _load(file.model)
         study = Study(loaded.model, loaded.tokenizer, **file.study)
+        if asked.lock:
+            print(f"locked in {store}: {study.lock(examples, store, **file.report)}")
+            return 0
         results = study.run(examples, store, progress=not asked.no_progress)
         if os.environ.get("RANK", "0") == "0":
-            print(_shown(loaded, results, file.reference))
+            print(_shown(loaded, results, file.report))
             if kept:
                 print(f"\nkept in {store}; captum-norm report {store} shows it again")
     return 0
 
 
-def _shown(loaded: Loaded, results: Results, reference: str | None) -> str:
-    return f"{loaded.name} ({type(loaded.model).__name__})\n\n{printed(results, reference)}"
+def _shown(loaded: Loaded, results: Results, report: dict[str, Any]) -> str:
+    text = printed(results, report.get("reference"), {key: of for key, of in report.items() if key != "reference"})
+    return f"{loaded.name} ({type(loaded.model).__name__})\n\n{text}"
 
 
 def _load(asked: ModelAsked) -> Loaded:

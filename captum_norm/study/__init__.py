@@ -11,7 +11,8 @@ from captum_norm.study.metrics import METRICS, Metric, removal, scored_texts
 from captum_norm.study.report import cells, statistics, tables
 from captum_norm.study.report.measured import Failure
 from captum_norm.study.report.results import Results
-from captum_norm.study.run.store import StoreMismatchError
+from captum_norm.study.run.comparing import StoreMismatchError
+from captum_norm.study.run.sums import DamagedStoreError
 from captum_norm.study.study import DEFAULT_METHODS, Study
 from captum_norm.study.variants import StoredScores, Variant
 
@@ -29,6 +30,7 @@ scored = scored_texts
 __all__ = [
     "DEFAULT_METHODS",
     "METRICS",
+    "DamagedStoreError",
     "Example",
     "Failure",
     "Fields",

@@ -147,12 +147,44 @@ def agreement_matrix(
         raise ValueError(f"agreement_matrix: every method should score the same examples, got {counts}.")
     lists = list(scores.values())
     matrix = np.full((len(lists), len(lists), next(iter(counts.values()), 0)), np.nan)
+    if of_pair is spearman:
+        _all_spearman(lists, matrix)
+        return matrix
     for i, of_i in enumerate(lists):
         for j, of_j in enumerate(lists[: i + 1]):
             pairs = zip(of_i, of_j, strict=True)
             matrix[i, j] = [np.nan if a is None or b is None else of_pair(a, b) for a, b in pairs]
             matrix[j, i] = matrix[i, j]
     return matrix
+
+
+def _all_spearman(lists: Sequence[Sequence[ArrayLike | None]], matrix: Scores) -> None:
+    """Spearman's rho of all pairs: ranks once for each list, then a product for the examples of one length."""
+    places: dict[int, list[int]] = {}
+    for example, of_methods in enumerate(zip(*lists, strict=True)):
+        lengths = {len(np.atleast_1d(of)) for of in of_methods if of is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"spearman: the methods score {sorted(lengths)} tokens of example {example}.")
+        places.setdefault(min(lengths, default=0), []).append(example)
+    for length, examples in places.items():
+        nothing = np.full(length, np.nan)
+        rows = [[nothing if of[example] is None else of[example] for example in examples] for of in lists]
+        stacked: Scores = np.asarray(rows, dtype=np.float64)
+        missing = np.array([[of[example] is None for example in examples] for of in lists])
+        if not np.isfinite(stacked[~missing]).all():
+            raise ValueError("spearman: a score is NaN or infinite and has no rank.")
+        if length:
+            matrix[:, :, examples] = _products(stacked, missing)
+
+
+def _products(stacked: Scores, missing: NDArray[np.bool_]) -> Scores:
+    """Spearman's rho of each two methods on each example: (m, n, token) -> (m, m, n); NaN where it is undefined."""
+    ranked = required("scipy.stats", "agreement_matrix").rankdata(np.nan_to_num(stacked), axis=-1)
+    centred = ranked - ranked.mean(-1, keepdims=True)
+    together = np.einsum("int,jnt->ijn", centred, centred)
+    own = np.where(missing, np.nan, np.einsum("int,int->in", centred, centred))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return together / np.sqrt(own[:, None] * own[None, :])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
 
 _STUDY = "methods metrics removal level target special position batch_size max_length seed random_draws".split()
-_REPORT = ("reference",)
+_REPORT = ("reference", "test", "correction", "cases", "margin")
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class StudyFile:
         model: which model.
         data: which texts.
         study: keyword arguments of ``Study``.
-        reference: the method that others are tested against; None for the usual one.
+        report: keyword arguments of ``Results.table``.
     """
 
     folder: Path
     model: ModelAsked = field(default_factory=ModelAsked)
     data: DataAsked = field(default_factory=DataAsked)
     study: dict[str, Any] = field(default_factory=dict)
-    reference: str | None = None
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def read_study(path: str | Path) -> StudyFile:
@@ -134,7 +134,7 @@ def _study_file(content: Mapping[str, Any], folder: Path) -> StudyFile:
         ModelAsked(**parts["model"]),
         DataAsked(**parts["data"]),
         study,
-        parts["report"].get("reference"),
+        dict(parts["report"]),
     )
 
 
@@ -186,7 +186,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(
         (
             "name device dtype device_map path dataset split subset text label evidence key text_pair evidence_pair "
-            "special reference"
+            "special reference test correction cases"
         ).split(),
         ("a text in quotes", (str,)),
     ),

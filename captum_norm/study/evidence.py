@@ -1,6 +1,6 @@
 """From published data sets to texts with evidence, as a study reads them: ``python -m captum_norm.study.evidence``.
 
-Three sources, none of which is copied here:
+Three sources of sentiment, beside the forms of `captum_norm.study.published`; none is copied here:
 
 - ``sst``: trees of the Stanford Sentiment Treebank (Socher et al. 2013, https://aclanthology.org/D13-1170), every
   phrase rated from 0 to 4.  Evidence for a sentence are the largest phrases, of at most half of its words, that carry
@@ -19,17 +19,24 @@ import json
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
 from captum_norm.files import replacing
 from captum_norm.study.data import Example, Span
+from captum_norm.study.published import (
+    blimp_examples,
+    cose_examples,
+    eraser_examples,
+    esnli_examples,
+    hatexplain_examples,
+    joined,
+)
 
 LABELS = ("negative", "positive")
 
-_CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 _ESCAPES = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]"}
 
 
@@ -61,7 +68,7 @@ def sst_examples(path: Path) -> Iterator[Example]:
         words, tree = read_tree(line, f"{path}, line {number}")
         phrases = carriers(tree) if tree.rating != 2 else []
         if phrases and 2 * sum(map(len, phrases)) <= len(tree):
-            text, spans = _joined(words)
+            text, spans = joined(words)
             evidence = tuple((spans[phrase.start][0], spans[phrase.end - 1][1]) for phrase in phrases)
             yield Example(text, LABELS[tree.rating > 2], evidence, f"{path.stem}-{number}")
 
@@ -136,7 +143,7 @@ def changed_words(text: str, other: str) -> tuple[Span, ...]:
         >>> [text[start:end] for start, end in changed_words(text, "I hated this film.")]
         ['liked', 'warm']
     """
-    words, (_, spans) = text.split(), _joined(text.split(), glued=())
+    words, (_, spans) = text.split(), joined(text.split(), glued=())
     matcher = SequenceMatcher(None, words, other.split(), autojunk=False)
     edits = [(a, b) for kind, a, b, _, _ in matcher.get_opcodes() if kind in ("replace", "delete")]
     return tuple((spans[a][0], spans[b - 1][1]) for a, b in edits)
@@ -153,7 +160,7 @@ def movie_examples(path: Path) -> Iterator[Example]:
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         words = documents[record["annotation_id"]]
-        text, spans = _joined(words, glued=())
+        text, spans = joined(words, glued=())
         passages = [p for group in record["evidences"] for p in group]
         evidence = tuple((spans[p["start_token"]][0], spans[p["end_token"] - 1][1]) for p in passages)
         if evidence:
@@ -164,6 +171,11 @@ SOURCES: dict[str, Callable[[Path], Iterator[Example]]] = {
     "sst": sst_examples,
     "cad": cad_examples,
     "movies": movie_examples,
+    "eraser": eraser_examples,
+    "esnli": esnli_examples,
+    "hatexplain": hatexplain_examples,
+    "cose": cose_examples,
+    "blimp": blimp_examples,
 }
 
 
@@ -192,6 +204,8 @@ def write(examples: Sequence[Example], path: Path) -> None:
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for example in examples:
             record = {"id": example.key, "text": example.text, "label": example.label, "evidence": example.evidence}
+            if example.text_pair is not None:
+                record |= {"text_pair": example.text_pair, "evidence_pair": example.evidence_pair}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -202,16 +216,6 @@ def main() -> None:
     chosen = drawn(examples, arguments.count)
     write(chosen, Path(arguments.output))
     print(f"{arguments.output}: {len(chosen)} of {len(examples)} texts with evidence")
-
-
-def _joined(words: Sequence[str], glued: Collection[str] = _CLITICS) -> tuple[str, list[Span]]:
-    """Words joined by spaces, but for those glued to the word before; and where each of them stands."""
-    text, spans = "", list[Span]()
-    for word in words:
-        text += " " if text and word not in glued else ""
-        spans.append((len(text), len(text) + len(word)))
-        text += word
-    return text, spans
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,6 @@ from captum_norm.study.batches import (
     Padding,
     Tokenized,
     class_of,
-    cut,
     explain,
     logits_of,
     padded,
@@ -35,8 +34,19 @@ from captum_norm.study.batches import (
 from captum_norm.study.data import Fields, as_examples, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.report.results import Results
-from captum_norm.study.run.fingerprints import circumstances, data_record, model_record, versions
-from captum_norm.study.run.plan import Plan, class_names, metric_record, names_of
+from captum_norm.study.run.fingerprints import circumstances, model_record, versions
+from captum_norm.study.run.locking import check_choices, locked_record
+from captum_norm.study.run.plan import (
+    Plan,
+    batches_of,
+    class_names,
+    data_records,
+    generations_of_data,
+    in_order,
+    metric_record,
+    metric_records,
+    names_of,
+)
 from captum_norm.study.run.processes import Processes, parts_of, processes_of
 from captum_norm.study.run.runner import Runner
 from captum_norm.study.run.store import Store
@@ -140,7 +150,7 @@ class Study:
         fields: Fields | None = None,
         progress: bool = True,
     ) -> Results:
-        """Run all that the store does not hold yet.
+        """Run all that the store does not hold yet: methods, metrics and examples may be added to it.
 
         Args:
             data: a path or data set id for `read_examples`, or texts, mappings or `Example`.
@@ -156,8 +166,8 @@ class Study:
             OSError: if it cannot be written; what was finished is kept.
             ValueError: naming the example, for data that cannot be studied.
         """
-        plan = self._plan(data, fields)
         path = Path(store)
+        plan = self._plan(data, fields, path)
         processes = processes_of(self.forward.model)
         if processes.first:
             with Store(path) as whole:
@@ -172,6 +182,35 @@ class Study:
         processes.wait()
         return Results(path)
 
+    def lock(
+        self, data: Iterable[Any] | str | Path, store: str | Path, *, fields: Fields | None = None, **choices: Any
+    ) -> str:
+        """Write down what will be run and how it will be judged, before anything is run.
+
+        The report of the store then says when the plan was locked, and what was added or judged otherwise since.
+
+        Args:
+            data: as for `run`.
+            store: a new file.
+            fields: as for `run`.
+            **choices: arguments of `Results.table` (reference, test, correction, margin ...) that will be used.
+
+        Returns:
+            A hash of the plan and the choices, to be published or sent to somebody.
+
+        Raises:
+            ValueError: if the store holds results, or another plan is locked in it.
+        """
+        check_choices(choices)
+        plan = self._plan(data, fields, Path(store))
+        with Store(store) as whole:
+            if whole.finished() or whole.about("locked") is not None:
+                raise ValueError(f"{store} holds results or a locked plan: a plan is locked before the run.")
+            whole.begin(plan.config, {"versions": versions(), "run": circumstances()}, plan.rows())
+            locked = locked_record(plan.config, choices)
+            whole.note("locked", locked)
+        return str(locked["hash"])
+
     def _work(self, plan: Plan, path: Path, processes: Processes, progress: bool) -> None:
         """This process's share of what is left; all see the same, since nobody writes the store meanwhile."""
         with Store(path, readonly=True) as whole:
@@ -184,20 +223,26 @@ class Study:
             if processes.size > 1:
                 own.begin(plan.config, {}, plan.rows())
             with _bar(plan, share, processes, progress) as bar:
-                for number, methods in share:
-                    self._batch(plan, number, methods, own, bar)
+                for number, missing in share:
+                    self._batch(plan, number, missing, own, path, bar)
 
-    def _batch(self, plan: Plan, number: int, methods: Sequence[int], store: Store, bar: Any) -> None:
+    def _batch(
+        self, plan: Plan, number: int, missing: Sequence[tuple[int, list[int] | None]], own: Store, path: Path, bar: Any
+    ) -> None:
         batch = padded(number, plan.batches[number], plan.runner.pad)
         explained = explain(batch, self.forward, plan.labels, self.target)
-        store.add_targets(batch.numbers, explained)
+        own.add_targets(number, batch.numbers, explained)
         batch = with_target(batch, explained.target)
-        for method in methods:
+        for method, metrics in missing:
             bar.set_postfix_str(plan.runner.scorers[method].name, refresh=False)
-            store.add(plan.runner.run(method, batch))
+            scores = None
+            if metrics is not None:
+                with Store(path, readonly=True) as whole:
+                    scores = whole.scores(method, number)
+            own.add(plan.runner.run(method, batch, metrics, scores))
             bar.update(len(batch))
 
-    def _plan(self, data: Iterable[Any] | str | Path, fields: Fields | None) -> Plan:
+    def _plan(self, data: Iterable[Any] | str | Path, fields: Fields | None, store: Path) -> Plan:
         read = read_examples if isinstance(data, str | Path) else as_examples
         examples = tokenize(
             read(data, fields),  # type: ignore[arg-type]
@@ -205,6 +250,9 @@ class Study:
             self.forward.model,
             self.max_length,
         )
+        before, keys = begun_in(store)
+        generations = generations_of_data(examples, before.get("data", []), keys)
+        examples = [text for generation in generations for text in generation]
         labels = class_names(self.forward.model)
         if self.target == "label":
             self._check_labels(examples, labels)
@@ -217,16 +265,22 @@ class Study:
             evidence=evidence,
             random_draws=self.random_draws,
         )
-        metrics = self._metrics(evidence)
+        scorers = in_order(before.get("methods", []), scorers, scorer_record)
+        named = self._metrics(evidence)
+        known = before.get("metrics", [])
+        metrics = dict(in_order(known, list(named.items()), lambda named_metric: metric_record(*named_metric)))
+        records = metric_records(metrics, known)
+        repeated = [(metric, of["generation"]) for metric, of in zip(metrics.values(), records, strict=True)]
         runner = Runner(
             self.forward,
             scorers,
-            [repetition for metric in metrics.values() for repetition in metric.repetitions()],
+            [repetition for metric, _ in repeated for repetition in metric.repetitions()],
             Padding.of(self.tokenizer),
             getattr(self.tokenizer, "mask_token_id", None),
+            [generation for metric, generation in repeated for _ in metric.repetitions()],
         )
-        config = self._config(examples, scorers, metrics)
-        return Plan(examples, cut(examples, self.batch_size), labels, runner, config)
+        config = self._config(generations, scorers, records)
+        return Plan(examples, batches_of(generations, self.batch_size), labels, runner, config)
 
     def _check_labels(self, examples: Sequence[Tokenized], labels: Mapping[str, int]) -> None:
         """Refuse a label that names no class now, and not when its batch comes."""
@@ -257,15 +311,15 @@ class Study:
         return replace(metric, **arguments)
 
     def _config(
-        self, examples: Sequence[Tokenized], scorers: Sequence[Scorer], metrics: Mapping[str, Metric]
+        self, generations: Sequence[Sequence[Tokenized]], scorers: Sequence[Scorer], metrics: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """What decides the results."""
         position = self.forward.position
         return {
             "model": model_record(self.forward.model),
-            "data": data_record(examples),
-            "methods": [{**scorer.describe(), "family": scorer.family} for scorer in scorers],
-            "metrics": [metric_record(name, metric) for name, metric in metrics.items()],
+            "data": data_records(generations),
+            "methods": [scorer_record(scorer) for scorer in scorers],
+            "metrics": metrics,
             "target": self.target,
             "special": self.special,
             "position": position if position is None or isinstance(position, int | str) else repr(position),
@@ -274,6 +328,21 @@ class Study:
             "seed": self.seed,
             "versions": versions(),
         }
+
+
+def scorer_record(scorer: Scorer) -> dict[str, Any]:
+    """What decides a method's scores."""
+    return {**scorer.describe(), "family": scorer.family}
+
+
+def begun_in(store: Path) -> tuple[dict[str, Any], list[str]]:
+    """The configuration that a store was begun with and its examples' keys; nothing where it was not."""
+    if not store.is_file() or not store.stat().st_size:
+        return {}, []
+    with Store(store, readonly=True) as whole:
+        config = whole.about("config")
+        keys = [key for (key,) in whole.rows("SELECT name FROM examples ORDER BY example")]
+    return config or {}, keys
 
 
 def _take_in_parts(whole: Store, plan: Plan) -> None:
@@ -285,7 +354,7 @@ def _take_in_parts(whole: Store, plan: Plan) -> None:
         part.unlink()
 
 
-def _bar(plan: Plan, share: list[tuple[int, list[int]]], processes: Processes, progress: bool) -> Any:
+def _bar(plan: Plan, share: Sequence[tuple[int, Sequence[Any]]], processes: Processes, progress: bool) -> Any:
     """A bar over (example, method)s; with several processes, over those of the first."""
     here = sum(len(plan.batches[number]) * len(methods) for number, methods in share)
     total = len(plan.examples) * len(plan.runner.scorers)

@@ -262,8 +262,17 @@ CHANGES: list[Change] = [
     *changes_of(
         "study/run/store.py",
         ('execute("ROLLBACK")', 'execute("COMMIT")'),
-        ("return None if value != value else value", "return value or None"),
         ("application == _APPLICATION and version", "version == -1 and version"),
+        ("if digest_of_rows([(name, content)]) != digest:", "if False:"),
+        ("            self._recover()\n", "            pass\n"),
+    ),
+    *changes_of(
+        "study/run/finished.py", ("return None if value != value else value", "return value or None"), tests="study/run"
+    ),
+    *changes_of("study/run/sums.py", ("found.get(part, nothing) != kept.get(part)", "False"), tests="study/run"),
+    *changes_of("study/run/plan.py", ("places.get(_text(record(thing)), len(places))", "0"), tests="study/run"),
+    *changes_of(
+        "study/run/runner.py", ("self.generations[number] == generation", "True"), tests="study/run"
     ),
     *changes_of(
         "study/metrics/order.py",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from captum_norm.study import Example, Variant
 from captum_norm.study.batches import Padding, cut, padded, tokenize
-from captum_norm.study.run.store import Store, scores_of
+from captum_norm.study.run.finished import scores_of
+from captum_norm.study.run.store import Store
 from tests.study import tiny
 
 

@@ -84,9 +84,26 @@ def test_a_study_goes_on_where_it_stopped_and_may_be_limited(capsys, folder, tmp
         code, out, _ = answer(capsys, "study", folder / "films.toml", "--store", store, "--limit", 3, "--no-progress")
         assert code == 0
         assert "3 examples" in out
-    code, _, err = answer(capsys, "study", folder / "films.toml", "--store", store, "--no-progress")
+    code, out, _ = answer(capsys, "study", folder / "films.toml", "--store", store, "--no-progress")
+    assert code == 0
+    assert "9 examples" in out
+    code, _, err = answer(capsys, "study", folder / "films.toml", "--store", store, "--limit", 4, "--no-progress")
     assert code == 2
-    assert "belongs to another study: data.examples was 3, now it is 9" in err
+    assert "belongs to another study: data[0].examples was 3, now it is 4" in err
+
+
+def test_a_plan_is_locked_and_its_report_says_so(capsys, folder, tmp_path):
+    run = ("study", folder / "films.toml", "--store", tmp_path / "films.db", "--limit", 3, "--no-progress")
+    code, out, _ = answer(capsys, *run, "--lock")
+    assert code == 0
+    name = out.split()[-1]
+    code, out, _ = answer(capsys, *run)
+    assert code == 0
+    assert name in out
+    assert "nothing has departed from it" in " ".join(out.split())
+    code, _, err = answer(capsys, *run, "--lock")
+    assert code == 2
+    assert "a plan is locked before the run" in err
 
 
 def test_a_model_may_be_placed_by_accelerate(capsys, folder, tmp_path):
@@ -175,6 +192,6 @@ def test_the_quick_study_needs_no_file(capsys):
 def test_a_file_says_what_it_asks_for(folder):
     asked = read_study(folder / "films.toml")
     assert asked.folder == folder
-    assert asked.reference == "random"
+    assert asked.report == {"reference": "random"}
     assert asked.study["batch_size"] == 4
     assert [method.title for method in asked.study["methods"]] == ["AttentionNorm", "AttentionNorm(aggregate=rollout)"]

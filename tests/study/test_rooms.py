@@ -8,6 +8,7 @@ from tests.test_architecture import IMPORTS
 ROOMS = (
     "agreement",
     "data",
+    "published",
     "evidence",
     "sample_texts",
     "variants",

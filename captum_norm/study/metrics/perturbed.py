@@ -11,6 +11,7 @@ Axes: b batch, s sequence, r row (a copy of example ``examples[r]`` in which the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -24,6 +25,8 @@ from captum_norm.forward.keywords import keywords_of, title
 from captum_norm.study.metrics.answers import QUANTITIES, Answers, Quantity
 from captum_norm.study.metrics.removal import Copies, removal_named
 from captum_norm.study.metrics.scored_texts import Scored
+
+_SECONDS = "seconds"
 
 
 def intact(forward: HFForward, scored: Scored, quantity: Quantity = "answer") -> Tensor:
@@ -113,8 +116,16 @@ def remembered(scored: Scored, key: Any, compute: Callable[[], Any]) -> Any:
     """What ``compute`` returns; computed once for a key, these texts and these targets."""
     full = (scored.fingerprint, key)
     if full not in scored.memo:
+        start, before = time.perf_counter(), shared_seconds(scored)
         scored.memo[full] = compute()
+        # in place of what was counted within
+        scored.memo[_SECONDS] = before + time.perf_counter() - start
     return scored.memo[full]
+
+
+def shared_seconds(scored: Scored) -> float:
+    """What computing took that all methods and metrics of these texts share."""
+    return float(scored.memo.get(_SECONDS, 0.0))
 
 
 def _intact_answers(forward: HFForward, scored: Scored) -> Answers:

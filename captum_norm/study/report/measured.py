@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.study.report.tables import CostRow
-from captum_norm.study.run.store import Store, flags_of, scores_of
-from captum_norm.study.variants import ORACLE
+from captum_norm.study.run.finished import SHARED, flags_of, scores_of
+from captum_norm.study.run.store import Store
+from captum_norm.study.variants import ORACLE, RANDOM
 from captum_norm.words import Words
 
 Numbers = NDArray[np.float64]
@@ -96,11 +97,12 @@ class Measured:
         self.path = Path(path)
         self.predictions = predictions
         with Store(self.path, readonly=True) as store:
+            store.check()
             config = store.about("config")
             if config is None:
                 raise ValueError(f"{path} is a store in which no study was begun.")
             self.config: dict[str, Any] = config
-            self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run")}
+            self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run", "locked")}
             explained = [_explained_text(*row) for row in store.rows(_EXPLAINED)]
         wanted = {"right": True, "wrong": False}.get(predictions)
         self._kept = [place for place, of in enumerate(explained) if wanted is None or of.right is wanted]
@@ -108,7 +110,9 @@ class Measured:
             raise ValueError(f"{path} has no example that is known to be predicted {predictions}: labels decide that.")
         self.explained = tuple(explained[place] for place in self._kept)
         self.keys = tuple(of.key for of in self.explained)
-        self.methods = tuple(method["name"] for method in config["methods"])
+        self._numbered = [method["name"] for method in config["methods"]]
+        # methods that were added come before the bounds, too
+        self.methods = tuple(sorted(self._numbered, key=lambda name: name in (RANDOM, ORACLE)))
         self.metrics = tuple(metric["name"] for metric in config["metrics"])
         # the store has a number for each repetition of a metric
         self._repeated = [metric["name"] for metric in config["metrics"] for _ in range(metric.get("repetitions", 1))]
@@ -175,7 +179,7 @@ class Measured:
         of_metrics = self._rows("SELECT method, metric, example, error FROM metrics WHERE error IS NOT NULL")
         keys = dict(zip(self._kept, self.keys, strict=True))
         failures = [
-            Failure(self.methods[method], None if metric is None else self._repeated[metric], keys[example], error)
+            Failure(self._numbered[method], None if metric is None else self._repeated[metric], keys[example], error)
             for method, metric, example, error in [*of_methods, *of_metrics]
             if example in keys
         ]
@@ -183,14 +187,32 @@ class Measured:
 
     def costs(self) -> dict[str, CostRow]:
         """What each method took: seconds per example, for its scores and for measuring them, and the most memory."""
-        query = (
-            "SELECT method, sum(examples), sum(method_seconds), sum(metric_seconds), max(peak_bytes) "
-            "FROM costs GROUP BY method"
+        scoring = self._rows(
+            "SELECT method, sum(seconds) / sum(examples), max(peak_bytes) FROM costs WHERE metric = -1 AND method >= 0 "
+            "GROUP BY method"
         )
-        return {
-            self.methods[method]: CostRow(seconds / examples, metric_seconds / examples, peak)
-            for method, examples, seconds, metric_seconds, peak in self._rows(query)
-        }
+        measuring = self.metric_costs()
+        rows = {}
+        for method, seconds, peak in scoring:
+            of_metrics = (row[name] for row in measuring.values() for name in [self._numbered[method]] if name in row)
+            rows[self._numbered[method]] = CostRow(seconds, sum(of_metrics), peak)
+        return rows
+
+    def metric_costs(self) -> dict[str, dict[str, float]]:
+        """What each metric took: metric -> method -> seconds per example.
+
+        What all methods share (the text as it is, each token left out) is charged to none and stands under
+        ``"shared"``.  Copies that several metrics of a method ask for are charged to the first of them.
+        """
+        costs: dict[str, dict[str, float]] = {metric: {} for metric in self.metrics}
+        query = (
+            "SELECT method, metric, sum(seconds) / sum(examples) FROM costs WHERE metric >= 0 GROUP BY method, metric"
+        )
+        for method, metric, seconds in self._rows(query):
+            row = costs[self._repeated[metric]]
+            name = "shared" if method == SHARED else self._numbered[method]
+            row[name] = row.get(name, 0.0) + seconds
+        return costs
 
     def special_shares(self) -> dict[str, float]:
         """The share of |score| that special tokens receive, mean over examples, of methods that are to report it."""
@@ -212,7 +234,8 @@ class Measured:
         if rows:
             method, metric, example, value = zip(*rows, strict=True)
             values[list(method), list(metric), list(example)] = value
-        return dict(zip(self.methods, values[:, :, self._kept], strict=True))
+        by_number = dict(zip(self._numbered, values[:, :, self._kept], strict=True))
+        return {name: by_number[name] for name in self.methods}
 
     @cached_property
     def _marks(self) -> list[tuple[Words, NDArray[np.bool_]]]:
@@ -224,13 +247,13 @@ class Measured:
     def _failure_counts(self) -> dict[str, int]:
         kept = set(self._kept)
         rows = self._rows("SELECT method, example FROM scores WHERE error IS NOT NULL ORDER BY method")
-        return dict(Counter(self.methods[method] for method, example in rows if example in kept))
+        return dict(Counter(self._numbered[method] for method, example in rows if example in kept))
 
     def _place(self, what: str, name: str) -> int:
         names = self.methods if what == "method" else self.metrics
         if name not in names:
             raise KeyError(f"this study has no {what} {name!r}. There are: {', '.join(names)}.")
-        return names.index(name)
+        return self._numbered.index(name) if what == "method" else names.index(name)
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with Store(self.path, readonly=True) as store:

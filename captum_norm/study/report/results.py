@@ -21,6 +21,7 @@ from captum_norm.study.report.measured import Measured, Numbers
 from captum_norm.study.report.stability import Move, OrderChanges, RankInterval, order_changes, rank_intervals, ranks_of
 from captum_norm.study.report.statistics import bootstrap_interval, needed_examples
 from captum_norm.study.report.tables import AgreementTable, StudyTable
+from captum_norm.study.run.locking import departures
 from captum_norm.study.variants import ORACLE
 from captum_norm.words import Words
 
@@ -92,7 +93,7 @@ class Results(Measured):
             special_shares=self.special_shares(),
             examples=len(self),
             missing=len(self) * len(self.methods) - self.finished,
-            notes=self._notes(),
+            notes={**self._notes(), "locked": self._locked(reference, statistics)},
         )
 
     def needed_examples(
@@ -280,6 +281,15 @@ class Results(Measured):
             )
             compared.append(example.scores)
         return compared
+
+    def _locked(self, reference: str, statistics: Statistics) -> str:
+        """What is said of a locked plan; "" where none was locked."""
+        locked = self.about["locked"]
+        if locked is None:
+            return ""
+        departed = departures(locked, self.config, {**vars(statistics), "reference": reference})
+        since = "; ".join(departed) or "nothing has departed from it"
+        return f"The plan was locked before the run ({locked['time']}, {locked['hash']}): {since}."
 
     def _notes(self) -> dict[str, Any]:
         arguments = {metric["name"]: metric["arguments"] for metric in self.config["metrics"]}

@@ -125,6 +125,7 @@ class StudyTable:
             f"{units.capitalize()} are removed by: {', '.join(removals)}." if removals else "",
             _SPECIAL_TOKENS.get(self.notes.get("special", ""), ""),
             *(f"{metric} {caution}." for metric, caution in self.notes.get("cautions", {}).items()),
+            self.notes.get("locked", ""),
             f"Failed: {failed}." if failed else "",
             f"Not finished: {self.missing} scores are still to be computed." if self.missing else "",
         ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from captum_norm.forward import HFForward
 from captum_norm.study.batches import Padding, TextBatch
 from captum_norm.study.metrics import Metric
+from captum_norm.study.metrics.perturbed import shared_seconds
 from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.run.finished import SCORING, SHARED, Cost, Finished
 from captum_norm.study.run.meter import Meter
-from captum_norm.study.run.store import Cost, Finished
 from captum_norm.study.scorers.scorer import NoEvidenceError, Scorer
 
 FATAL: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", KeyboardInterrupt),)
@@ -33,7 +34,8 @@ class Runner:
     Attributes:
         forward: the model, in mode "ids".
         scorers: the methods.
-        metrics: the metrics.
+        metrics: the metrics, a number for each repetition.
+        generations: which of them were asked for together; they share copies of texts.
         pad: how batches are padded.
         mask_id: the id of [MASK]; None where there is none.
     """
@@ -43,44 +45,68 @@ class Runner:
     metrics: Sequence[Metric]
     pad: Padding
     mask_id: int | None
+    generations: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        self.generations = self.generations or [0] * len(self.metrics)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
 
-    def run(self, method: int, batch: TextBatch) -> Finished:
-        """All that one method gives on one batch."""
+    def run(
+        self,
+        method: int,
+        batch: TextBatch,
+        metrics: Sequence[int] | None = None,
+        scores: Mapping[int, Tensor] | None = None,
+    ) -> Finished:
+        """All that one method gives on one batch.
+
+        Args:
+            method: its number.
+            batch: the texts.
+            metrics: which; None for all.
+            scores: example -> (token,), where the method has run already; examples that are not there failed.
+        """
         with warnings.catch_warnings():
             # On every call Captum tells how it splits a batch that a small limit was set for, and that it asks for
             # gradients of what had none.
             warnings.filterwarnings("ignore", "Input Tensor 0 did not already require gradients")
             warnings.filterwarnings("ignore", "Internal batch size cannot be less")
             warnings.filterwarnings("ignore", "`max_examples_per_batch` must be at least")
-            return self._run(method, batch)
+            asked = range(len(self.metrics)) if metrics is None else metrics
+            finished = Finished(method, batch.number, batch.numbers, metrics=tuple(asked))
+            if scores is None:
+                return self._run(finished, batch)
+            rows = torch.zeros(batch.real.shape, dtype=torch.float64)
+            for row, example in enumerate(batch.numbers):
+                if example in scores:
+                    rows[row, batch.real[row]] = scores[example]
+            failed = {row for row, example in enumerate(batch.numbers) if example not in scores}
+            self._measure_all(finished, batch, rows, failed)
+            return finished
 
-    def _run(self, method: int, batch: TextBatch) -> Finished:
-        scorer = self.scorers[method]
+    def _run(self, finished: Finished, batch: TextBatch) -> Finished:
         with Meter(self.device) as meter:
-            scores, errors = self._scores(scorer, batch)
-        start = time.perf_counter()
-        measured = self._measure(scorer, batch, scores) if not errors else _Measured()
-        if errors:
-            for row in sorted(set(range(len(batch))) - set(errors)):
-                measured.add(self._measure(scorer, *self._single(batch, scores, row)))
-        seconds = time.perf_counter() - start
-        return Finished(
-            method,
-            batch.number,
-            batch.numbers,
-            Cost(meter.seconds, seconds, meter.peak_bytes),
-            scores={
-                example: scores[row, batch.real[row]] for row, example in enumerate(batch.numbers) if row not in errors
-            },
-            values=measured.values,
-            errors={batch.numbers[row]: error for row, error in errors.items()},
-            metric_errors=measured.errors,
-        )
+            scores, errors = self._scores(self.scorers[finished.method], batch)
+        finished.costs[finished.method, SCORING] = Cost(meter.seconds, meter.peak_bytes)
+        finished.scores = {
+            example: scores[row, batch.real[row]] for row, example in enumerate(batch.numbers) if row not in errors
+        }
+        finished.errors = {batch.numbers[row]: error for row, error in errors.items()}
+        self._measure_all(finished, batch, scores, set(errors))
+        return finished
+
+    def _measure_all(self, finished: Finished, batch: TextBatch, scores: Tensor, failed: set[int]) -> None:
+        """The metrics of what did not fail, each generation by itself, as if it had been asked for alone."""
+        for generation in sorted(set(self.generations)):
+            asked = [number for number in finished.metrics if self.generations[number] == generation]
+            if not failed:
+                self._measure(finished, asked, batch, scores)
+            for row in sorted(set(range(len(batch))) - failed) if failed else ():
+                self._measure(finished, asked, *self._single(batch, scores, row))
 
     def _scores(self, scorer: Scorer, batch: TextBatch) -> tuple[Tensor, dict[int, str | None]]:
         """(b, s), and row -> why it has no scores; None where the method has nothing to say."""
@@ -104,33 +130,34 @@ class Runner:
                 errors[row] = reason(error)
         return scores, errors
 
-    def _measure(self, scorer: Scorer, batch: TextBatch, scores: Tensor) -> _Measured:
-        measured = _Measured()
+    def _measure(self, finished: Finished, asked: Sequence[int], batch: TextBatch, scores: Tensor) -> None:
+        scorer = self.scorers[finished.method]
         scored = self._scored(scorer, batch, scores)
-        for number, metric in enumerate(self.metrics):
+        for number in asked:
+            start, shared = time.perf_counter(), shared_seconds(scored)
             try:
-                values = self._values(metric, scorer, batch, scored).tolist()
+                values = self._values(self.metrics[number], scorer, batch, scored).tolist()
             except FATAL:
                 raise
             except Exception:
-                measured.add(self._measure_one_by_one(number, scorer, batch, scores))
+                self._measure_one_by_one(finished, number, batch, scores)
             else:
                 places = ((number, example) for example in batch.numbers)
-                measured.values.update(zip(places, values, strict=True))
-        return measured
+                finished.values.update(zip(places, values, strict=True))
+            shared = shared_seconds(scored) - shared
+            _charge(finished, number, time.perf_counter() - start, shared)
 
-    def _measure_one_by_one(self, number: int, scorer: Scorer, batch: TextBatch, scores: Tensor) -> _Measured:
-        measured = _Measured()
+    def _measure_one_by_one(self, finished: Finished, number: int, batch: TextBatch, scores: Tensor) -> None:
+        scorer = self.scorers[finished.method]
         for row, example in enumerate(batch.numbers):
             single, of_single = self._single(batch, scores, row)
             try:
                 scored = self._scored(scorer, single, of_single)
-                measured.values[number, example] = float(self._values(self.metrics[number], scorer, single, scored)[0])
+                finished.values[number, example] = float(self._values(self.metrics[number], scorer, single, scored)[0])
             except FATAL:
                 raise
             except Exception as error:
-                measured.errors[number, example] = reason(error)
-        return measured
+                finished.metric_errors[number, example] = reason(error)
 
     def _values(self, metric: Metric, scorer: Scorer, batch: TextBatch, scored: Scored) -> Tensor:
         """(b,) float64; NaN where there is nothing to measure."""
@@ -179,16 +206,12 @@ class Runner:
         )
 
 
-@dataclass
-class _Measured:
-    """(metric, example) -> value, or why there is none."""
-
-    values: dict[tuple[int, int], float] = field(default_factory=dict)
-    errors: dict[tuple[int, int], str] = field(default_factory=dict)
-
-    def add(self, other: _Measured) -> None:
-        self.values.update(other.values)
-        self.errors.update(other.errors)
+def _charge(finished: Finished, metric: int, seconds: float, shared: float) -> None:
+    """Add what a metric took, and what it computed for all methods of the batch, to the costs."""
+    for place, took in (((finished.method, metric), seconds - shared), ((SHARED, metric), shared)):
+        before = finished.costs.get(place, Cost(0.0)).seconds
+        if took or place[0] != SHARED:
+            finished.costs[place] = Cost(before + took)
 
 
 def reason(error: BaseException) -> str:

@@ -5,8 +5,9 @@ not at all.  The journal is SQLite's rollback journal with ``synchronous=FULL``:
 commit whole, the store stays a single file that can be copied, and shared file systems, where WAL does not work, are
 safe.  Scores and metrics are kept as 64-bit floats, bit for bit.
 
-What was studied, with which model, methods, metrics and data, is written once, before the first result.  A store is
-only continued by the study that it was made by.
+What was studied, with which model, methods, metrics and data, is written before the first result.  A store is only
+continued by the study that it was made by, or by one that adds methods, metrics or examples to it.  Checksums
+(`captum_norm.study.run.sums`) tell whether what is read is what was written.
 """
 
 from __future__ import annotations
@@ -15,70 +16,39 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from captum_norm.study.batches import Explained
+from captum_norm.study.run.comparing import StoreMismatchError, differences
+from captum_norm.study.run.finished import Finished, scores_of
+from captum_norm.study.run.sums import TABLES, DamagedStoreError, digest_of_rows, first_difference, sums_of
 
 _APPLICATION = 0x63_6E_73_74  # "cnst", by which a store differs from any other SQLite file
-_FORMAT = 2
+_FORMAT = 3
 
 _TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, content TEXT NOT NULL);
-CREATE TABLE examples (example INTEGER PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, text_pair TEXT,
-    label TEXT, tokens TEXT NOT NULL, words TEXT NOT NULL, special BLOB NOT NULL, evidence BLOB);
-CREATE TABLE targets (example INTEGER PRIMARY KEY, target INTEGER NOT NULL, predicted INTEGER NOT NULL,
-    probability REAL NOT NULL, label INTEGER);
-CREATE TABLE scores (method INTEGER, example INTEGER, scores BLOB, error TEXT, PRIMARY KEY (method, example))
-    WITHOUT ROWID;
-CREATE TABLE metrics (method INTEGER, metric INTEGER, example INTEGER, value REAL, error TEXT,
+CREATE TABLE about (name TEXT PRIMARY KEY, content TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE examples (example INTEGER PRIMARY KEY, batch INTEGER NOT NULL, name TEXT NOT NULL, text TEXT NOT NULL,
+    text_pair TEXT, label TEXT, tokens TEXT NOT NULL, words TEXT NOT NULL, special BLOB NOT NULL, evidence BLOB);
+CREATE TABLE targets (example INTEGER PRIMARY KEY, batch INTEGER NOT NULL, target INTEGER NOT NULL,
+    predicted INTEGER NOT NULL, probability REAL NOT NULL, label INTEGER);
+CREATE TABLE scores (method INTEGER, example INTEGER, batch INTEGER, scores BLOB, error TEXT,
+    PRIMARY KEY (method, example)) WITHOUT ROWID;
+CREATE TABLE metrics (method INTEGER, metric INTEGER, example INTEGER, batch INTEGER, value REAL, error TEXT,
     PRIMARY KEY (method, metric, example)) WITHOUT ROWID;
-CREATE TABLE costs (method INTEGER, batch INTEGER, examples INTEGER, method_seconds REAL, metric_seconds REAL,
-    peak_bytes INTEGER, PRIMARY KEY (method, batch)) WITHOUT ROWID;
+CREATE TABLE costs (method INTEGER, metric INTEGER, batch INTEGER, examples INTEGER, seconds REAL, peak_bytes INTEGER,
+    PRIMARY KEY (method, metric, batch)) WITHOUT ROWID;
+CREATE TABLE sums (name TEXT, batch INTEGER, method INTEGER, metric INTEGER, digest TEXT NOT NULL,
+    PRIMARY KEY (name, batch, method, metric)) WITHOUT ROWID;
 """
-_CONTENT = ("targets", "scores", "metrics", "costs")  # what parts of a store add up to
+_CONTENT = ("targets", "scores", "metrics", "costs", "sums")  # what parts of a store add up to
 
 
-class StoreMismatchError(ValueError):
-    """The store was made by another study: another model, data, method, metric or version."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one method took on one batch: wall-clock seconds, and bytes above what was in use (None: unknown)."""
-
-    method_seconds: float
-    metric_seconds: float
-    peak_bytes: int | None
-
-
-@dataclass
-class Finished:
-    """All that one method gave on one batch.
-
-    Attributes:
-        method: its number in the study.
-        batch: the batch's number.
-        examples: their numbers.
-        cost: what it took.
-        scores: example -> (token,) float64, padding left out.
-        values: (metric, example) -> value; NaN where the metric is not defined.
-        errors: example -> why the method failed; None where it has nothing to say (the oracle without evidence).
-        metric_errors: (metric, example) -> why the metric failed.
-    """
-
-    method: int
-    batch: int
-    examples: Sequence[int]
-    cost: Cost
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[tuple[int, int], float] = field(default_factory=dict)
-    errors: dict[int, str | None] = field(default_factory=dict)
-    metric_errors: dict[tuple[int, int], str] = field(default_factory=dict)
+_DAMAGE = ("decode", "malformed", "corrupt", "no such table", "no such column", "syntax error", "has no column")
 
 
 class Store:
@@ -100,11 +70,10 @@ class Store:
             raise FileNotFoundError(f"{path}: there is no such store.")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: the folder {self.path.parent} does not exist.")
+        if readonly:
+            self._recover()
         with self._explained():
-            mode = "ro" if readonly else "rwc"
-            self._base = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60, isolation_level=None
-            )
+            self._base = self._connected("ro" if readonly else "rwc")
             try:
                 self._prepare(readonly)
             except BaseException:
@@ -122,43 +91,81 @@ class Store:
         self.close()
 
     def begin(self, config: Mapping[str, Any], about: Mapping[str, Any], examples: Iterable[Sequence[Any]]) -> None:
-        """Write what the study is, if the store is new; else check that it is the same study.
+        """Write what the study is, if the store is new; else check that it is the same study, or one that adds to it.
 
         Args:
-            config: what may not change: it decides the results.
+            config: what may not change: it decides the results.  Lists under "methods", "metrics" and "data" may grow.
             about: what is recorded besides.
             examples: rows for the table of examples.
 
         Raises:
             StoreMismatchError: naming what differs.
         """
-        with self._transaction():
-            begun = self.about("config")
-            if begun is None:
-                self._write_about({"config": config, **about})
-                self._base.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", examples)
-                return
-        differing = list(_differences(begun, json.loads(json.dumps(config))))
+        begun, asked = self.about("config"), json.loads(json.dumps(config))
+        differing = [] if begun is None else list(differences(begun, asked))
         if differing:
             raise StoreMismatchError(
                 f"{self.path} belongs to another study: {'; '.join(differing[:3])}"
                 f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}. "
-                "Results are not mixed: give another store, or run the study as it was."
+                "Results are not mixed: give another store, or run the study as it was; methods, metrics and examples "
+                "may be added."
             )
+        if begun == asked:
+            return
+        rows = [tuple(row) for row in examples]
+        with self._transaction():
+            self._write_about({"config": config, **(about if begun is None else {})})
+            self._write("examples", rows)
 
     def about(self, name: str) -> Any:
-        """What was recorded under a name (``"config"``, ``"versions"`` ...); None for nothing."""
-        rows = self.rows("SELECT content FROM about WHERE name = ?", name)
-        return json.loads(rows[0][0]) if rows else None
+        """What was recorded under a name (``"config"``, ``"versions"`` ...); None for nothing.
+
+        Raises:
+            DamagedStoreError: if it is not what was written.
+        """
+        rows = self.rows("SELECT content, digest FROM about WHERE name = ?", name)
+        if not rows:
+            return None
+        content, digest = rows[0]
+        if digest_of_rows([(name, content)]) != digest:
+            raise self._damaged(f"what is recorded as {name!r}")
+        return json.loads(content)
 
     def note(self, name: str, content: Any) -> None:
         """Record something under a name, over what was there."""
         with self._transaction():
             self._write_about({name: content})
 
-    def finished(self) -> set[tuple[int, int]]:
-        """(method, example) of everything that needs no second run, failures included."""
-        return {(method, example) for method, example in self.rows("SELECT method, example FROM scores")}
+    def check(self) -> None:
+        """Compare all that was written with its checksums.
+
+        Raises:
+            DamagedStoreError: naming the first batch that is not as it was written.
+        """
+        problems = self.rows("PRAGMA integrity_check(1)")
+        if problems != [("ok",)]:
+            raise self._damaged(f"its structure ({problems[0][0]})")
+        names = [name for (name,) in self.rows("SELECT name FROM about")]
+        if any(self.about(name) is None for name in names):
+            raise self._damaged("what is recorded of the study")
+        sums = self.rows("SELECT name, batch, method, metric, digest FROM sums")
+        for table in TABLES:
+            kept = {(name, *part): digest for name, *part, digest in sums if name == table}
+            found = first_difference(table, self.rows(f"SELECT * FROM {table}"), kept)
+            if found is not None:
+                raise self._damaged(f"table {table}, batch {found[1]}")
+        if any(name not in TABLES for name, *_ in sums) or (sums and "config" not in names):
+            raise self._damaged("its table of checksums")
+
+    def finished(self) -> set[tuple[int, int, int]]:
+        """(method, metric, batch) of everything that needs no second run, failures included; metric -1 is scoring."""
+        rows = self.rows("SELECT method, metric, batch FROM sums WHERE name IN ('scores', 'metrics')")
+        return {(method, metric, batch) for method, metric, batch in rows}
+
+    def scores(self, method: int, batch: int) -> dict[int, Tensor]:
+        """example -> (token,), what a method gave on a batch."""
+        query = "SELECT example, scores FROM scores WHERE method = ? AND batch = ? AND scores IS NOT NULL"
+        return {example: torch.from_numpy(scores_of(blob)) for example, blob in self.rows(query, method, batch)}
 
     def add(self, result: Finished) -> None:
         """Keep what a method gave on a batch, in one transaction.
@@ -166,28 +173,22 @@ class Store:
         Raises:
             OSError: if it cannot be written; what was there before is there still.
         """
-        scores: list[tuple[Any, ...]] = [(result.method, e, _blob(s), None) for e, s in result.scores.items()]
-        scores += [(result.method, e, None, error) for e, error in result.errors.items()]
-        values: list[tuple[Any, ...]] = [(result.method, m, e, _number(v), None) for (m, e), v in result.values.items()]
-        values += [(result.method, m, e, None, error) for (m, e), error in result.metric_errors.items()]
-        cost = result.cost
-        row = (result.method, result.batch, len(result.examples))
         with self._transaction():
-            self._base.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", scores)
-            self._base.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?)", values)
-            self._base.execute(
-                "INSERT OR REPLACE INTO costs VALUES (?, ?, ?, ?, ?, ?)",
-                (*row, cost.method_seconds, cost.metric_seconds, cost.peak_bytes),
+            for table, rows in result.rows().items():
+                self._write(table, rows)
+            # A metric that has nothing to say of the batch is finished, too.
+            nothing = digest_of_rows([])
+            self._base.executemany(
+                "INSERT OR IGNORE INTO sums VALUES ('metrics', ?, ?, ?, ?)",
+                [(result.batch, result.method, metric, nothing) for metric in result.metrics],
             )
 
-    def add_targets(self, examples: Sequence[int], explained: Explained) -> None:
+    def add_targets(self, batch: int, examples: Sequence[int], explained: Explained) -> None:
         """What is explained of a batch."""
         columns = (explained.target.tolist(), explained.predicted.tolist(), explained.probability.tolist())
+        rows = [(e, batch, *rest) for e, *rest in zip(examples, *columns, explained.label, strict=True)]
         with self._transaction():
-            self._base.executemany(
-                "INSERT OR REPLACE INTO targets VALUES (?, ?, ?, ?, ?)",
-                zip(examples, *columns, explained.label, strict=True),
-            )
+            self._write("targets", rows)
 
     def take_in(self, part: Path) -> None:
         """Everything that another store of the same study holds, in one transaction."""
@@ -212,7 +213,10 @@ class Store:
         if application != _APPLICATION and (tables or readonly):
             raise ValueError(f"{self.path} is an SQLite file, but no study's store.")
         if application == _APPLICATION and version != _FORMAT:
-            raise ValueError(f"{self.path} is a store of format {version}; this version reads format {_FORMAT}.")
+            raise ValueError(
+                f"{self.path} is a store of format {version}; this version reads format {_FORMAT}. Read it with the "
+                f"captum-norm that made it{self._made_by()}, or run the study again into another store."
+            )
         if readonly:
             return
         self._base.execute("PRAGMA journal_mode = DELETE")
@@ -225,9 +229,48 @@ class Store:
                     self._base.execute(f"PRAGMA application_id = {_APPLICATION}")
                     self._base.execute(f"PRAGMA user_version = {_FORMAT}")
 
+    def _made_by(self) -> str:
+        """The version that made a store of another format, where it says so."""
+        try:
+            [(content,)] = self._base.execute("SELECT content FROM about WHERE name = 'versions'").fetchall()
+            return f" ({json.loads(content)['captum-norm']})"
+        except (sqlite3.Error, ValueError, KeyError, TypeError):
+            return ""
+
     def _write_about(self, content: Mapping[str, Any]) -> None:
-        rows = [(name, json.dumps(value, ensure_ascii=False)) for name, value in content.items()]
-        self._base.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
+        texts = [(name, json.dumps(value, ensure_ascii=False)) for name, value in content.items()]
+        rows = [(*row, digest_of_rows([row])) for row in texts]
+        self._base.executemany("INSERT OR REPLACE INTO about VALUES (?, ?, ?)", rows)
+
+    def _write(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Rows of a table and their checksums."""
+        if rows:
+            places = ", ".join("?" * len(rows[0]))
+            self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
+            self._base.executemany("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", sums_of(table, rows))
+
+    def _damaged(self, what: str) -> DamagedStoreError:
+        return DamagedStoreError(
+            f"{self.path} is damaged: {what} is not what was written. Take a copy that is whole, or run the study "
+            "again into another store."
+        )
+
+    def _connected(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60, isolation_level=None
+        )
+
+    def _recover(self) -> None:
+        """Undo what a kill left half done, which who only reads may not."""
+        journal = self.path.with_name(f"{self.path.name}-journal")
+        if not journal.is_file():
+            return
+        with self._explained():
+            base = self._connected("rw")
+            try:
+                base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            finally:
+                base.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -245,52 +288,24 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path}: {error}. {_way_out(str(error))}") from error
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{self.path} is no study's store: {error}.") from error
-
-
-def scores_of(blob: bytes) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(token,) float64, as `Store.add` was given it."""
-    return np.frombuffer(blob, dtype="<f8").astype(np.float64)
-
-
-def flags_of(blob: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(token,) bool, from a blob of one byte per token."""
-    return np.frombuffer(blob, dtype=np.uint8).astype(bool)
-
-
-def _blob(scores: Tensor) -> bytes:
-    return scores.detach().cpu().double().numpy().astype("<f8").tobytes()
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value  # SQLite has no NaN
+        except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
+            message = str(error)
+            if "not a database" in message:
+                raise ValueError(f"{self.path} is no study's store: {message}.") from error
+            if isinstance(error, sqlite3.OperationalError) and not any(word in message for word in _DAMAGE):
+                raise OSError(f"{self.path}: {message}. {_way_out(message)}") from error
+            if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+                raise ValueError(f"{self.path} does not take what it was given: {message}.") from error
+            raise self._damaged(f"something ({message})") from error
 
 
 def _way_out(message: str) -> str:
     if "full" in message:
         return "All that was finished before is kept: make room and run the study again, it goes on from there."
     if "readonly" in message or "unable to open" in message:
-        return "Give a store in a folder that can be written to."
+        return (
+            "Give a store in a folder that can be written to: what a kill left half done is undone before it is read."
+        )
     if "locked" in message:
         return "Another process is writing to it: wait for it, or give another store."
     return "All that was finished before is kept."
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Where two configurations differ, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for place, entries in enumerate(zip(before, now, strict=True)):
-            yield from _differences(*entries, f"{name}[{place}]")
-    elif before != now:
-        yield f"{name} was {_short(before)}, now it is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 80 else f"{text[:79]}…"

@@ -80,7 +80,7 @@ def test_an_unfinished_study_says_so(tmp_path, monkeypatch):
     kept = Store.add
 
     def tired(store, result):
-        if len(store.finished()) >= 8:
+        if len([None for _, metric, _ in store.finished() if metric < 0]) >= 2:
             raise KeyboardInterrupt
         kept(store, result)
 

@@ -1,5 +1,7 @@
 """A study that is killed again and again: ``python -m tests.study.run.disturbed FOLDER KILLS``.
 
+Half of the way through, a method, a metric and examples are added to it.
+
 Its processes are children of this one, so that torch is loaded once and not at every start.  Most of its lives are one
 process, every fifth is two; the last one is left to end by itself.
 """
@@ -16,17 +18,26 @@ from pathlib import Path
 import accelerate  # noqa: F401  (loaded before the first fork, as is all that a study needs)
 import torch
 
+from captum_norm.study import Study, Variant
+from captum_norm.study.study import begun_in
 from tests.study import tiny
 
-EXAMPLES = 12
+EXAMPLES, MORE = 8, 12
+METHODS = ["AttentionNorm", "FeatureAblation", Variant("GradientShap", arguments={"n_samples": 3})]
+METRICS = ["comprehensiveness", "aopc_sufficiency", "infidelity", "auprc"]
 
 
-def start(store: Path, size: int = 1) -> list[int]:
+def study(grown: bool) -> Study:
+    """The study as it begins, and as it ends."""
+    return tiny.study([*METHODS, "Saliency"] if grown else METHODS, [*METRICS, "sufficiency"] if grown else METRICS)
+
+
+def start(store: Path, grown: bool, size: int = 1) -> list[int]:
     """Children that run the study together; their process ids."""
-    return [_child(store, rank, size, port) for port in [_free_port()] for rank in range(size)]
+    return [_child(store, grown, rank, size, port) for port in [_free_port()] for rank in range(size)]
 
 
-def _child(store: Path, rank: int, size: int, port: int) -> int:
+def _child(store: Path, grown: bool, rank: int, size: int, port: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -34,7 +45,7 @@ def _child(store: Path, rank: int, size: int, port: int) -> int:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = 1
     try:
-        tiny.study().run(tiny.examples(EXAMPLES), store, progress=False)
+        study(grown).run(tiny.examples(MORE if grown else EXAMPLES), store, progress=False)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -57,17 +68,19 @@ def ended(children: list[int]) -> bool:
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     began = time.perf_counter()
-    assert ended(start(folder / "undisturbed.db"))
+    assert ended(start(folder / "undisturbed.db", grown=False))
+    assert ended(start(folder / "undisturbed.db", grown=True))
     whole = time.perf_counter() - began
-    chance, killed = random.Random(kills), 0
-    while killed < kills:
+    chance, killed, grown = random.Random(kills), 0, False
+    while killed < kills or not grown:
         size = 2 if killed % 5 == 4 else 1
-        children = start(folder / "disturbed.db", size)
+        grown = killed >= kills // 2 and begun_in(folder / "disturbed.db") != ({}, [])  # something to add to
+        children = start(folder / "disturbed.db", grown, size)
         time.sleep(chance.uniform(0, 2 * size * whole / kills))
         for child in children:
             os.kill(child, signal.SIGKILL)
         killed += not ended(children)
-    assert ended(start(folder / "disturbed.db"))
+    assert ended(start(folder / "disturbed.db", grown=True))
 
 
 if __name__ == "__main__":

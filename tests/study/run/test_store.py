@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from captum_norm.study import Results, StoreMismatchError
-from captum_norm.study.run.store import Cost, Finished, Store, scores_of
+from captum_norm.study.run.finished import Cost, Finished, scores_of
+from captum_norm.study.run.store import Store
 from tests.study import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,7 +25,7 @@ def content(path, *tables):
 
 
 def finished(method=0, **fields):
-    return Finished(method, 0, (0, 1), Cost(0.1, 0.2, None), **fields)
+    return Finished(method, 0, (0, 1), {(method, -1): Cost(0.1)}, **fields)
 
 
 def test_every_bit_of_a_score_is_kept(tmp_path):
@@ -45,8 +46,8 @@ def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
             store.add(finished(scores={0: torch.ones(2), 1: torch.ones(2)}, values={(0, 0): 0.5, (0, 1): object()}))
         assert store.finished() == set()
         assert store.rows("SELECT * FROM metrics") == []
-        store.add(finished(scores={0: torch.ones(2)}, errors={1: "ValueError: no"}))
-        assert store.finished() == {(0, 0), (0, 1)}
+        store.add(finished(scores={0: torch.ones(2)}, errors={1: "ValueError: no"}, metrics=(0,)))
+        assert store.finished() == {(0, -1, 0), (0, 0, 0)}
 
 
 @pytest.mark.slow
@@ -59,7 +60,7 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "disturbed.db") == content(tmp_path / "undisturbed.db")
-    assert len(content(tmp_path / "disturbed.db")["scores"]) == 7 * 12
+    assert len(content(tmp_path / "disturbed.db")["scores"]) == 6 * 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disturbed.db", "undisturbed.db"]
 
 
@@ -106,7 +107,7 @@ def test_another_study_is_not_mixed_in(tmp_path, change, says):
 def test_another_model_or_other_data_are_not_mixed_in(tmp_path):
     study = tiny.study(["AttentionNorm"], ["comprehensiveness"])
     study.run(tiny.examples(), tmp_path / "s.db", progress=False)
-    with pytest.raises(StoreMismatchError, match=r"data.examples was 9, now it is 8"):
+    with pytest.raises(StoreMismatchError, match=r"data\[0\].examples was 9, now it is 8"):
         study.run(tiny.examples(8), tmp_path / "s.db", progress=False)
     with torch.no_grad():
         study.forward.model.classifier.bias += 1e-6
@@ -119,7 +120,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
     base = sqlite3.connect(tmp_path / "s.db")
     base.execute("PRAGMA user_version = 99")
     base.close()
-    with pytest.raises(ValueError, match="a store of format 99; this version reads format 2"):
+    with pytest.raises(ValueError, match="a store of format 99; this version reads format 3"):
         Store(tmp_path / "s.db")
 
 
@@ -149,7 +150,7 @@ def test_a_full_disk_ends_a_study_and_loses_nothing(tmp_path, monkeypatch):
 
     def on_a_small_disk(store, result):
         pages = store.rows("PRAGMA page_count")[0][0]
-        if len(store.finished()) >= 4:
+        if len([None for _, metric, _ in store.finished() if metric < 0]) >= 4:
             store.rows(f"PRAGMA max_page_count = {pages}")
             result.scores[next(iter(result.scores))] = torch.zeros(100_000)
         written(store, result)
