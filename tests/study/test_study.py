@@ -67,7 +67,7 @@ def test_what_is_explained_is_the_prediction_or_the_label(tmp_path):
 
 def _targets(path):
     with Store(path, readonly=True) as store:
-        return store.rows("SELECT * FROM targets ORDER BY example")
+        return store.rows("SELECT example, target, predicted, probability FROM targets ORDER BY example")
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["decoder", "encoder-decoder"])
