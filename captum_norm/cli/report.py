@@ -44,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parquet", metavar="FILE", help="save every value")
     parser.add_argument("--latex", metavar="FILE", help="save the table; - prints it alone")
     parser.add_argument("--markdown", metavar="FILE", help="save the table; - prints it alone")
-    parser.add_argument("--figures", metavar="FOLDER", help="save metrics.png and agreement.png there")
+    parser.add_argument("--document", action="store_true", help="--latex as a whole document, which compiles by itself")
+    parser.add_argument("--cells", metavar="FILE", help="save means, differences, p, effects and n as CSV")
+    parser.add_argument("--scores", metavar="FILE", help="save every example's tokens and scores as JSONL")
+    parser.add_argument("--figures", metavar="FOLDER", help="save metrics.png, agreement.png, ranks.png ... there")
 
 
 def run(asked: argparse.Namespace) -> int:
     """Check, read, print and save; the exit code."""
-    check_outputs(asked.csv, asked.parquet, asked.latex, asked.markdown)
+    check_outputs(asked.csv, asked.parquet, asked.latex, asked.markdown, asked.cells, asked.scores)
     if asked.parquet == "-":
         raise ValueError("--parquet - : a table in this format is no text for standard output. Name a file.")
     folder = None if asked.figures is None else Path(asked.figures)
@@ -84,7 +87,11 @@ def _save(results: Results, reference: str | None, table: Mapping[str, Any], ask
     if asked.parquet:
         results.to_parquet(asked.parquet)
     if asked.latex:
-        write_text(asked.latex, results.table(reference, **table).to_latex() + "\n")
+        write_text(asked.latex, results.table(reference, **table).to_latex(asked.document) + "\n")
+    if asked.cells:
+        write_text(asked.cells, results.table(reference, **table).to_pandas().to_csv(index=False))
+    if asked.scores:
+        results.to_scores(asked.scores)
     if asked.markdown:
         write_text(asked.markdown, results.table(reference, **table).to_markdown() + "\n")
 

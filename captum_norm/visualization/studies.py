@@ -1,4 +1,4 @@
-"""A study at a glance: every metric's means with their intervals, and how far methods agree.  Sizes are inches."""
+"""A study at a glance: means with their intervals, ranks, and how far methods agree.  Sizes are inches."""
 
 from __future__ import annotations
 
@@ -91,6 +91,82 @@ def agreement_grid(
         for (i, j), value in np.ndenumerate(table):
             colour = SIGNED_COLOURS((1 + np.nan_to_num(value)) / 2)
             axes.text(j, i, _short(value), ha="center", va="center", fontsize=SMALL, color=ink_on(colour))
+    return figure
+
+
+def rank_lines(ranks: Mapping[str, tuple[Mapping[str, Interval], Sequence[Sequence[str]]]]) -> Page:
+    """One panel per metric: a dot at each method's rank, a bar over its interval, lines over methods not told apart.
+
+    Args:
+        ranks: metric -> (method -> (rank, low, high), groups of methods); the best method is the first.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Example:
+        >>> figure = rank_lines({"auprc": ({"a": (1, 1, 2), "b": (2, 1, 2)}, [("a", "b")])})
+        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        ['a', 'b']
+    """
+    if not ranks:
+        raise ValueError("rank_lines: there is nothing to draw: ranks should be metric -> (method -> rank, groups).")
+    names = max(widest(list(of), BODY) for of, _ in ranks.values()) + 0.2
+    across = min(2, len(ranks))
+    down, tall = math.ceil(len(ranks) / across), _ROW * max(len(of) for of, _ in ranks.values())
+    width = 2 * _EDGE + across * (names + _PANEL) + (across - 1) * _GAP
+    with page(width, _EDGE + down * (tall + _HEAD) + 0.1) as figure:
+        for i, (metric, (of, groups)) in enumerate(ranks.items()):
+            left = _EDGE + names + i % across * (names + _PANEL + _GAP)
+            axes = figure.box(left, _EDGE + i // across * (tall + _HEAD) + 0.12, _PANEL, tall, label=metric)
+            order = sorted(of, key=lambda name: of[name][0])
+            _panel(axes, {name: of[name] for name in order}, None, with_names=True)
+            together = [group for group in groups if len(group) > 1]
+            edge = len(of) + 0.6
+            for place, group in enumerate(together):
+                rows = [order.index(name) for name in group]
+                across_lines = edge + 0.35 * place
+                axes.plot([across_lines] * 2, [min(rows) - 0.2, max(rows) + 0.2], color=INK, linewidth=2)
+            axes.set_xlim(0.5, edge + 0.35 * max(1, len(together)))
+            axes.set_title(printable(f"rank by {metric}"), fontsize=PANEL, color=INK)
+    return figure
+
+
+def rank_grid(
+    ranks: np.ndarray[tuple[int, int], np.dtype[np.float64]], methods: Sequence[str], universes: Sequence[str]
+) -> Page:
+    """Universes x methods: each cell the rank of a method under one combination of choices, orange for the first.
+
+    Args:
+        ranks: (universe, method), 1 for the best.
+        methods: their names.
+        universes: what each ranking chose.
+
+    Raises:
+        ValueError: if the ranks do not fit the names.
+
+    Example:
+        >>> figure = rank_grid(np.array([[1.0, 2.0], [2.0, 1.0]]), ["a", "b"], ["delete", "mask"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['1', '2', '2', '1']
+    """
+    if ranks.shape != (len(universes), len(methods)):
+        raise ValueError(f"rank_grid: ranks are {ranks.shape} for {len(universes)} universes, {len(methods)} methods.")
+    columns = [f"{number} {name}" for number, name in enumerate(methods, 1)]
+    names, cell = widest(list(universes), SMALL) + 0.2, 0.4
+    legend = 0.17 * len(columns) + 0.3
+    wide, tall = cell * len(methods), 0.3 * len(universes)
+    with page(2 * _EDGE + names + wide, 2 * _EDGE + legend + tall) as figure:
+        for row, column in enumerate(columns):
+            figure.write(_EDGE + names, _EDGE - 0.1 + 0.17 * row, column, SMALL, color=MUTED)
+        axes = figure.box(_EDGE + names, _EDGE + legend, wide, tall, label="ranks")
+        shade = 1 - (ranks - 1) / max(1, len(methods) - 1)
+        axes.imshow(shade, cmap=SIGNED_COLOURS, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.set_yticks(range(len(universes)), [printable(universe) for universe in universes], fontsize=SMALL)
+        axes.set_xticks(range(len(methods)), [str(number) for number in range(1, len(methods) + 1)], fontsize=SMALL)
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+        for (i, j), rank in np.ndenumerate(ranks):
+            colour = ink_on(SIGNED_COLOURS(shade[i, j]))
+            axes.text(j, i, f"{rank:g}", ha="center", va="center", fontsize=SMALL, color=colour)
     return figure
 
 

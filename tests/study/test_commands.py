@@ -55,7 +55,8 @@ def test_a_study_runs_from_its_file_and_is_reported(capsys, folder, tmp_path):
     results = Results(store)
     assert results.methods == ("AttentionNorm", "AttentionNorm(aggregate=rollout)", "oracle", "random")
     assert results.config["metrics"][1]["arguments"]["removal"] == "'mask'"
-    files = [tmp_path / name for name in ("all.csv", "all.parquet", "table.tex", "table.md")]
+    names = ("all.csv", "all.parquet", "table.tex", "table.md")
+    files = [tmp_path / name for name in names]
     saved = [
         x
         for flag, file in zip(("--csv", "--parquet", "--latex", "--markdown"), files, strict=True)
@@ -64,6 +65,11 @@ def test_a_study_runs_from_its_file_and_is_reported(capsys, folder, tmp_path):
     arguments = (
         "--figures",
         tmp_path,
+        "--document",
+        "--cells",
+        tmp_path / "cells.csv",
+        "--scores",
+        tmp_path / "scores.jsonl",
         "--reference",
         "attentionnorm",
         "--agreement",
@@ -75,7 +81,10 @@ def test_a_study_runs_from_its_file_and_is_reported(capsys, folder, tmp_path):
     assert (code, err) == (0, "")
     assert "* differs from AttentionNorm" in out
     assert "Kendall's τ-b of the scores of words" in out
-    assert all(file.stat().st_size for file in [*files, tmp_path / "metrics.png", tmp_path / "agreement.png"])
+    assert all(file.stat().st_size for file in [*files, *tmp_path.glob("*.png")])
+    assert "p_holm" in (tmp_path / "cells.csv").read_text()
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == len(tiny.TEXTS)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"metrics", "agreement", "ranks", "universes"}
 
 
 def test_a_study_goes_on_where_it_stopped_and_may_be_limited(capsys, folder, tmp_path):

@@ -5,6 +5,7 @@ Axes: n example, t token.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,15 @@ from captum_norm.optional_packages import required
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.report.cells import Statistics, cells_of, complete_cases
 from captum_norm.study.report.measured import Measured, Numbers
-from captum_norm.study.report.stability import Move, OrderChanges, RankInterval, order_changes, rank_intervals, ranks_of
+from captum_norm.study.report.stability import (
+    Move,
+    OrderChanges,
+    RankInterval,
+    critical_groups,
+    order_changes,
+    rank_intervals,
+    ranks_of,
+)
 from captum_norm.study.report.statistics import bootstrap_interval, needed_examples
 from captum_norm.study.report.tables import AgreementTable, StudyTable
 from captum_norm.study.run.locking import departures
@@ -143,9 +152,16 @@ class Results(Measured):
 
     def ranks(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> dict[str, RankInterval]:
         """Where each method's rank lies when the examples are drawn anew; 1 is the best, the oracle takes no part."""
+        return rank_intervals(self._competing(metric), self.higher_is_better(metric), confidence=confidence, seed=seed)
+
+    def groups(self, metric: str, *, alpha: float = 0.05, seed: int = 0) -> list[tuple[str, ...]]:
+        """Groups of neighbours in rank of whom no two differ, by tests of every pair with Holm's correction."""
+        return critical_groups(self._competing(metric), self.higher_is_better(metric), alpha=alpha, seed=seed)
+
+    def _competing(self, metric: str) -> dict[str, Numbers]:
+        """Every method's values over the examples that all of them have; the oracle takes no part."""
         complete = complete_cases(self.values(metric))
-        competing = {name: of for name, of in complete.items() if name != ORACLE and not np.isnan(of).all()}
-        return rank_intervals(competing, self.higher_is_better(metric), confidence=confidence, seed=seed)
+        return {name: of for name, of in complete.items() if name != ORACLE and not np.isnan(of).all()}
 
     def moves(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> list[Move]:
         """How far each variant moves its method, all others as listed first.  Empty where no method has variants."""
@@ -251,18 +267,46 @@ class Results(Measured):
             unfinished.write_text(self.table(reference).to_latex() + "\n", encoding="utf-8")
 
     def figures(self, reference: str | None = None) -> dict[str, Figure]:
-        """The table and the agreement as figures: ``{"metrics": ..., "agreement": ...}``."""
-        from captum_norm.visualization.studies import agreement_grid, metric_dots
+        """The table, the agreement and the ranks as figures: ``{"metrics": ..., "agreement": ..., "ranks": ...}``.
+
+        ``"ranks"`` has rank intervals and, as lines beside them, groups of methods that no test tells apart;
+        ``"universes"`` has each method's rank under every combination of choices, where a metric has several.
+        """
+        from captum_norm.visualization.studies import agreement_grid, metric_dots, rank_grid, rank_lines
 
         table, alike = self.table(reference), self.agreement()
         dots = {
             metric: {name: (row[metric].mean, row[metric].low, row[metric].high) for name, row in table.cells.items()}
             for metric in self.metrics
         }
-        return {
+        plain = [metric for metric in self.metrics if metric.partition("(")[0] == metric]  # its variants are universes
+        ranks = {metric: self.ranks(metric) for metric in plain}
+        lines = {
+            metric: ({name: (one.rank, one.low, one.high) for name, one in of.items()}, self.groups(metric))
+            for metric, of in ranks.items()
+            if of
+        }
+        figures: dict[str, Figure] = {
             "metrics": metric_dots(dots, table.metrics, reference=table.reference),
             "agreement": agreement_grid(alike.means, list(alike.methods), alike.title),
         }
+        figures |= {"ranks": rank_lines(lines)} if lines else {}
+        changes = max((self.order_changes(metric) for metric in self.metrics), key=lambda of: len(of.universes))
+        if len(changes.universes) > 1 and changes.methods:
+            figures["universes"] = rank_grid(changes.ranks, changes.methods, changes.universes)
+        return figures
+
+    def to_scores(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokens and scores of every example and method as JSONL, whole or not at all.
+
+        A line is ``{"id", "tokens", "target", "scores": {method: [one per token]}}``; null where a method failed.
+        """
+        scores = {name: self.scores(name) for name in self.methods}
+        with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+            for place, (explained, tokens) in enumerate(zip(self.explained, self.tokens(), strict=True)):
+                of_methods = {name: _listed(of[place]) for name, of in scores.items()}
+                record = {"id": explained.key, "tokens": tokens, "target": explained.target, "scores": of_methods}
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def _comparable(self, method: str, level: str, special: Literal["mask", "keep"]) -> list[Numbers | None]:
         """A method's scores of every example as they are compared; None where there are none."""
@@ -304,6 +348,10 @@ class Results(Measured):
             "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},
             "seed": self.config["seed"],
         }
+
+def _listed(scores: Numbers | None) -> list[float] | None:
+    return None if scores is None else scores.tolist()
+
 
 def _mean(values: Numbers) -> float:
     defined = values[~np.isnan(values)]

@@ -2,6 +2,7 @@
 
     rank interval     where a method's rank lies when the examples are drawn anew
     move              how far a method's own variant moves it: its rank and its mean, before and after
+    critical groups   neighbours in rank of whom no two differ, by a test of every pair
     order changes     in what share of the other rankings two methods stand the other way round than in the first
 
 The rank of a method is 1 for the best.  A multiverse (Steegen et al. 2016, https://doi.org/10.1177/1745691616658637)
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.optional_packages import required
-from captum_norm.study.report.resampling import resampled_means
+from captum_norm.study.report.resampling import Pivot, moments, resampled_means
+from captum_norm.study.report.statistics import differences_of, holm
 
 Numbers = NDArray[np.float64]
 
@@ -138,6 +141,57 @@ def rank_intervals(
     high = np.quantile(drawn, 1 - tail, axis=0, method="higher")
     limits = zip(ranks, low, high, first, strict=True)
     return {name: RankInterval(*map(float, of)) for name, of in zip(values, limits, strict=True)}
+
+
+def critical_groups(
+    values: Mapping[str, Numbers],
+    higher_is_better: bool = True,
+    *,
+    alpha: float = 0.05,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> list[tuple[str, ...]]:
+    """The largest groups of neighbours in rank of whom no two differ, the best first; Holm's correction over all pairs.
+
+    Args:
+        values: method -> (n,) of the same examples; those that a method lacks (NaN) are left out for all.
+        higher_is_better: the metric's direction.
+        alpha: level of the corrected tests.
+        resamples: how often the examples are drawn.
+        seed: of the draws.
+
+    Returns:
+        Methods of a group in the order of their means.  Empty where fewer than two examples have all values.
+
+    Example:
+        >>> a = np.linspace(0, 1, 20)
+        >>> critical_groups({"a": a, "b": a - 1 + 0.1 * a**2, "level": a + np.tile([0.1, -0.1], 10)})
+        [('a', 'level'), ('b',)]
+    """
+    table = np.stack(list(values.values()), axis=1)
+    table = table[~np.isnan(table).any(axis=1)]
+    if len(table) < 2:
+        return []
+    order = np.argsort(-table.mean(axis=0) if higher_is_better else table.mean(axis=0), kind="stable")
+    names, pairs = [list(values)[i] for i in order], list(combinations(range(len(order)), 2))
+    differences = [differences_of(table[:, order[i]], table[:, order[j]])[None] for i, j in pairs]
+    p_values = []
+    if pairs:
+        means, counts = resampled_means(np.concatenate([moments(of) for of in differences], axis=1), resamples, seed)
+        p_values = [
+            Pivot.of(of, means[:, 2 * k : 2 * k + 2], counts[:, 2 * k]).p() for k, of in enumerate(differences)
+        ]
+    apart = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < alpha}
+    groups: list[tuple[str, ...]] = []
+    last = 0
+    for start in range(len(names)):
+        end = start + 1
+        while end < len(names) and not any((i, end) in apart for i in range(start, end)):
+            end += 1
+        if end > last:
+            groups.append(tuple(names[start:end]))
+            last = end
+    return groups
 
 
 def order_changes(

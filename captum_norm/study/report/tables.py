@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from captum_norm.optional_packages import required
 from captum_norm.study.report.cells import Cell, Statistics
 from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
-from captum_norm.study.report.typeset import Column, blocks, interval, number, side_by_side, signed, tex
+from captum_norm.study.report.typeset import Column, blocks, in_tex, interval, number, side_by_side, signed
 from captum_norm.study.variants import ORACLE, RANDOM
 
 ALPHA = 0.05
@@ -163,18 +163,35 @@ class StudyTable:
             lines.append(f"| {method} | {cells} | {'' if cost is None else f'{cost.seconds:.3g}'} |")
         return "\n".join([*lines, "", *self.explanation()])
 
-    def to_latex(self) -> str:
-        """A ``tabular`` with booktabs rules, the best mean in bold; comments above it say how to read it."""
-        arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-        headings = [tex(heading) for heading in self.headings().values()]
-        headings = ["".join(arrows.get(character, character) for character in heading) for heading in headings]
-        lines = [f"% {line}" for line in self.explanation()]
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(headings)}}}", r"\toprule"]
+    def to_latex(self, document: bool = False) -> str:
+        """A ``tabular`` with booktabs rules, the best mean in bold, and a legend below that says how to read it.
+
+        Args:
+            document: a whole document, which compiles by itself; otherwise for ``\\input``, with ``booktabs`` loaded.
+        """
+        headings = [in_tex(heading) for heading in self.headings().values()]
+        lines = [rf"\begin{{tabular}}{{l{'r' * len(headings)}}}", r"\toprule"]
         lines += [rf" & {' & '.join(headings)} \\", r"\midrule"]
         for method in self.methods:
             cells = [self._latex_cell(method, metric) for metric in self.metrics]
-            lines.append(rf"{tex(method)} & {' & '.join(cells)} \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+            lines.append(rf"{in_tex(method)} & {' & '.join(cells)} \\")
+        lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [*(in_tex(line) for line in [*self.explanation(), self._how()]), r"\end{minipage}"]
+        if not document:
+            return "\n".join([r"% needs \usepackage{booktabs}", *lines])
+        wide = 60 + 42 * len(headings)
+        head = [r"\documentclass{article}", rf"\usepackage[paperwidth={wide}mm,margin=10mm]{{geometry}}"]
+        head += [r"\usepackage{booktabs}", r"\pagestyle{empty}", r"\begin{document}", r"\noindent"]
+        return "\n".join([*head, *lines, r"\end{document}"])
+
+    def _how(self) -> str:
+        """What a legend says of the numbers that were drawn, and of units."""
+        how = self.statistics
+        flips = f", {how.permutations} permutations" if how.test == "permutation" else ""
+        return (
+            f"{how.resamples} resamples{flips}, seed {how.seed}. "
+            "Metrics have no unit: they are differences of probabilities, shares and correlations."
+        )
 
     def to_pandas(self) -> Any:
         """A row per method and metric, with all that its cell holds: mean, low, high, n, difference, p, effect ...
@@ -267,9 +284,10 @@ class StudyTable:
         cell = self.cells[method][metric]
         if math.isnan(cell.mean):
             return "--"
-        mean = rf"\textbf{{{number(cell.mean)}}}" if method == self.best(metric) else number(cell.mean)
+        mean = in_tex(number(cell.mean))
+        mean = rf"\textbf{{{mean}}}" if method == self.best(metric) else mean
         mark = self._mark(method, metric, star="$^{*}$", level="$^{=}$")
-        return rf"{mean}{mark} {{\scriptsize {self._interval(cell, metric)}}}"
+        return rf"{mean}{mark} {{\scriptsize {in_tex(self._interval(cell, metric))}}}"
 
 
 @dataclass(frozen=True)

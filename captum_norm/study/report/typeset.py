@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from captum_norm.tables import tex
 
-__all__ = ["Column", "blocks", "interval", "number", "side_by_side", "signed", "tex"]
+_SIGNS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "ρ": r"$\rho$", "τ": r"$\tau$", "·": r"$\cdot$", "∞": r"$\infty$"}
+_SIGNS |= {"−": "$-$", "<": "$<$", ">": "$>$", "|": "$|$"}
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,14 @@ def signed(value: float) -> str:
         '+0.50'
     """
     return "·" if math.isnan(value) else f"{value:+.2f}"
+
+
+def in_tex(text: str) -> str:
+    r"""Text as LaTeX prints it, with minus signs that are no hyphens.
+
+    Example:
+        >>> print(in_tex("token_f1"), in_tex("-0.5 [-∞, 2]"))
+        token\_f1 $-$0.5 [$-$$\infty$, 2]
+    """
+    signs = re.sub(r"(?<!\w)-(?=[\d∞])|(?<=\de)-(?=\d)", "−", text)
+    return "".join(_SIGNS.get(character, character) for character in tex(signs))

@@ -40,7 +40,7 @@ def test_rows_go_to_pandas_csv_and_parquet_alike(results, tmp_path):
         values = [float(row["value"] or "nan") for row in csv.DictReader(lines)]
     assert np.array_equal(values, frame.value, equal_nan=True)
     assert np.array_equal(pandas.read_parquet(tmp_path / "all.parquet").value, frame.value, equal_nan=True)
-    assert (tmp_path / "table.tex").read_text().rstrip().endswith(r"\end{tabular}")
+    assert (tmp_path / "table.tex").read_text().rstrip().endswith(r"\end{minipage}")
 
 
 def test_words_without_special_tokens_keep_their_order():
@@ -60,6 +60,8 @@ def test_figures_show_every_metric_and_method(results, tmp_path):
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
     assert len(figures["agreement"].axes[0].texts) == 16
+    assert figures["ranks"].axes[0].get_title(loc="left") == "rank by comprehensiveness"
+    assert len(figures["universes"].axes[0].texts) == 2 * 3  # AttentionNorm in two forms; three methods
     with pytest.raises(ValueError, match="nothing to draw"):
         metric_dots({}, {})
     with pytest.raises(ValueError, match="2 methods"):
@@ -122,3 +124,14 @@ def test_without_labels_nothing_is_known_to_be_right(tmp_path):
     tiny.run(tmp_path, data=["A warm film."])
     with pytest.raises(ValueError, match="no example that is known to be predicted right: labels decide that"):
         Results(tmp_path / "s.db", "right")
+
+
+def test_tokens_and_scores_of_every_example_are_exported(results, tmp_path):
+    results.to_scores(tmp_path / "scores.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(results.keys)
+    assert [tuple(line["tokens"]) for line in lines] == results.tokens()
+    for place, line in enumerate(lines):
+        assert line["scores"]["Saliency"] == results.scores("Saliency")[place].tolist()
+        assert line["target"] == results.explained[place].target
+    assert any(line["scores"]["oracle"] is None for line in lines)

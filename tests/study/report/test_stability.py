@@ -7,7 +7,7 @@ import pytest
 
 from captum_norm.study import Variant
 from captum_norm.study.metrics import METRICS, variations
-from captum_norm.study.report.stability import order_changes, rank_intervals
+from captum_norm.study.report.stability import critical_groups, order_changes, rank_intervals
 from tests.study import tiny
 
 RANDOM = np.random.default_rng(0)
@@ -73,3 +73,16 @@ def test_variants_say_how_far_they_move_and_which_pairs_turn(tmp_path):
     assert all(set(means) == names for means in universes.values())
     assert results.order_changes("comprehensiveness").shares.shape == (5, 5)
     assert set(results.ranks("comprehensiveness")) == set(results.methods) - {"oracle"}
+
+
+def test_groups_hold_neighbours_of_whom_no_two_differ():
+    random = np.random.default_rng(0)
+    best = random.normal(size=60)
+    values = {"low": best - 1 + 0.1 * random.normal(size=60), "best": best}
+    values |= {"level": best + 0.3 * random.normal(size=60) - 0.03}
+    found = critical_groups(values)
+    assert [set(group) for group in found] == [{"best", "level"}, {"low"}]
+    assert critical_groups(values, higher_is_better=False)[0] == ("low",)
+    next_to_it = {"best": best, "next": best - 0.02 * random.random(60)}
+    assert critical_groups(next_to_it) == [("best",), ("next",)]  # by a hair, but always
+    assert critical_groups({"a": best[:1], "b": best[:1]}) == []

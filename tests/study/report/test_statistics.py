@@ -210,6 +210,21 @@ def test_the_needed_examples_find_the_difference_as_often_as_asked():
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
 
 
+def test_a_planted_difference_is_found_at_the_n_that_is_named_and_a_planted_null_is_level():
+    """On skewed differences, by the test that tables use; a pilot names n for a difference of a third of its spread."""
+    random = np.random.default_rng(1)
+    pilot = random.exponential(size=200) - 1
+    n = needed_examples(pilot, np.zeros(200), difference=0.33)
+    zeros = np.zeros(n)
+    planted = [random.exponential(size=n) - 1 for _ in range(60)]
+    found = [paired_bootstrap_test(of + 0.33, zeros, resamples=499).p < 0.05 for of in planted]
+    assert np.mean(found) > 0.65  # 0.8 is promised of normal differences
+    level = [equivalence_test(of, zeros, margin=0.6, resamples=499).p < 0.05 for of in planted]
+    alarms = [paired_bootstrap_test(of, zeros, resamples=499).p < 0.05 for of in planted]
+    assert np.mean(level) > 0.9
+    assert np.mean(alarms) < 0.15
+
+
 def test_too_few_examples_cannot_tell_anything():
     assert smallest_p("permutation", 3, 9999) == paired_permutation_test([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]).p == 0.25
     assert smallest_p("bootstrap", 3, 9999) == pytest.approx(2 / 9)

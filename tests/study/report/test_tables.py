@@ -1,10 +1,12 @@
 """Tables say the same in every form."""
 
+import math
+import re
 
 import numpy as np
 import pytest
 
-from captum_norm.study.report.typeset import number
+from captum_norm.study.report.typeset import in_tex, interval, number
 from tests.study import tiny
 
 
@@ -75,3 +77,20 @@ def test_differences_have_intervals_of_their_own_in_every_form(results):
     assert {"difference_low", "difference_high", "p_equivalent"} <= set(table.to_pandas().columns)
     assert any("= is level with AttentionNorm, within 0.5" in line for line in table.explanation())
     assert results.needed_examples("auprc", 0.1)["Saliency"] > 2
+
+
+def test_latex_is_a_document_that_compiles_by_itself_with_its_legend(results):
+    table = results.table(resamples=99)
+    part, whole = table.to_latex(), table.to_latex(document=True)
+    assert part.startswith(r"% needs \usepackage{booktabs}")
+    for said in (r"\documentclass", r"\usepackage{booktabs}", r"\begin{document}", r"\end{document}"):
+        assert said in whole
+        assert said not in part.split("\n", 1)[1]
+    for form in (part, whole):
+        assert "99 resamples, seed 0." in form
+        assert "studentised bootstrap" in form
+        assert form.isascii()
+        assert form.count("{") == form.count("}")
+        body = form[form.index(r"\midrule") : form.index(r"\bottomrule")]
+        assert not re.search(r"[\[ &]-\d", body)  # a hyphen is no minus
+    assert r"[$-$$\infty$, $\infty$]" in in_tex(interval(-math.inf, math.inf))

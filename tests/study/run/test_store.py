@@ -65,17 +65,16 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path):
-    launch = (
-        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    )
-    command = [*launch.split(), "-m", "tests.study.run.several", str(tmp_path / "two.db"), "6"]
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_find_what_one_finds(tmp_path, count):
+    launch = f"accelerate.commands.launch --cpu --num_processes {count} --num_machines 1 --mixed_precision no"
+    command = [*launch.split(), "--dynamo_backend", "no", "-m", "tests.study.run.several", str(tmp_path / "all.db"), "6"]
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tiny.study().run(tiny.examples(6), tmp_path / "one.db", progress=False)
-    assert content(tmp_path / "one.db") == content(tmp_path / "two.db")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.db", "two.db"]
-    assert Results(tmp_path / "two.db").finished == 7 * 6
+    assert content(tmp_path / "one.db") == content(tmp_path / "all.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.db", "one.db"]
+    assert Results(tmp_path / "all.db").finished == 7 * 6
 
 
 def test_a_study_that_is_finished_runs_nothing_again(tmp_path):
