@@ -68,7 +68,8 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_find_what_one_finds(tmp_path, count):
     launch = f"accelerate.commands.launch --cpu --num_processes {count} --num_machines 1 --mixed_precision no"
-    command = [*launch.split(), "--dynamo_backend", "no", "-m", "tests.study.run.several", str(tmp_path / "all.db"), "6"]
+    program = ["--dynamo_backend", "no", "-m", "tests.study.run.several", str(tmp_path / "all.db"), "6"]
+    command = [*launch.split(), *program]
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tiny.study().run(tiny.examples(6), tmp_path / "one.db", progress=False)
