@@ -145,6 +145,27 @@ class Whole(Step):
         return numbers.expand(shape)
 
 
+class Settled(Step):
+    """The step behind an operation that puts positions together: the numbers as they are then, whatever was before.
+
+    Equal numbers make equal steps.  What is split and joined again in each layer would otherwise be gone through anew
+    for each of its pieces.
+
+    Args:
+        numbers: where the entries are now; it is kept without the axes along which nothing changes.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, numbers: Tensor) -> None:
+        shape, kept = numbers.shape, numbers
+        for axis, count in enumerate(shape):
+            if count > 1 and not _varies(kept, (axis,)):
+                kept = kept.narrow(axis, 0, 1)
+        kept = kept.contiguous()
+        super().__init__(lambda: ("settled", tuple(shape), kept.numpy().tobytes()), lambda _: kept.expand(shape))
+
+
 def broadcast(shape: torch.Size) -> Step:
     """The step of an elementwise operation whose result has more entries than this operand."""
     return Step(("broadcast", tuple(shape)), lambda numbers: numbers.expand(shape))

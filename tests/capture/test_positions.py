@@ -230,3 +230,24 @@ def test_a_turned_picture_is_not_taken_for_the_picture():
     with recording(sources=(pixels,)) as records:
         attention(convolution(pixels.flip(3)).flatten(2).transpose(1, 2))
     assert records[0].keys.source != 0
+
+
+@pytest.mark.parametrize("anew", [lambda x, y: torch.cat([x, y], 1), lambda x, y: written_anew(x, y)],
+                         ids=["joined", "written"])  # fmt: skip
+def test_a_sequence_that_is_split_and_joined_in_each_of_forty_layers_is_followed(anew):
+    attention = Attention(reordered(lambda x: x)).eval()
+    x = torch.randn(BATCH, LENGTH, MODEL)
+    with recording(sources=(x,)) as records:
+        state = x
+        for _ in range(40):  # two positions go to the end each time
+            state = anew(state[:, 2:], state[:, :2] + attention(state)[:, :2])
+        attention(state)
+    keys = [record.keys.index.tolist() for record in records]
+    assert keys[:4] == [[0, 1, 2, 3, 4], [2, 3, 4, 0, 1], [4, 0, 1, 2, 3], [1, 2, 3, 4, 0]]
+    assert keys[-1] == [0, 1, 2, 3, 4]
+
+
+def written_anew(x, y):
+    out = x.new_empty(x.shape[0], x.shape[1] + y.shape[1], x.shape[2])
+    out[:, : x.shape[1]], out[:, x.shape[1] :] = x, y
+    return out

@@ -15,8 +15,7 @@ from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import Property, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import NOTHING_YET, Place, Whole, broadcast
-from captum_norm.operations.steps import Step
+from captum_norm.operations.places import NOTHING_YET, Place, Settled, Whole, broadcast
 
 Operands = list[tuple[Tensor, Trace]]
 
@@ -141,11 +140,7 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
     numbers = _written(written, before, index, shape, op.name)
     if numbers is None:
         return before and flow.mixed_by(before, "entries of different positions are put together")
-    # Settled at once: a buffer that is written many times would be gone through anew for each of its writes.
-    same = torch.equal(numbers, numbers[..., :1].expand_as(numbers))
-    settled = numbers[..., :1].clone() if same else numbers
-    step = Step(("written", object()), lambda _: settled.expand(shape))
-    place = Place(written.anchor, (step,), written.mixers)
+    place = Place(written.anchor, (Settled(numbers),), written.mixers)
     return place if before is None else place.mixed_by(before.mixers)
 
 

@@ -12,7 +12,7 @@ from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features, Place
+from captum_norm.operations.places import Features, Place, Settled, UnplacedError
 from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
 
 
@@ -130,13 +130,39 @@ def _cat_place(
     if len(anchors) > 1 and not any(place.named for place in known):
         return None  # for example a cache: positions of several forward passes
     anchor = min((place.anchor for place in known), key=lambda anchor: anchor.preference)
-    parents = [place.steps if place is not None and place.anchor is anchor else None for place in places]
     mixers: frozenset[Hashable] = frozenset().union(*(place.mixers for place in known))
     if axis == out.ndim - 1:
         beside = _beside_place(flow, pieces, places, mixers)
         if beside is not None:
             return beside.then(Features(out.shape[axis]))
-    return Place(anchor, (_side_by_side(parents, shapes, axis),), mixers)
+    joined = _numbers_side_by_side([p if p is None or p.anchor is anchor else None for p in places], shapes, axis)
+    return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
+
+
+def _torn(numbers: Tensor) -> Tensor:
+    raise UnplacedError("positions were taken apart before they were put together")
+
+
+_TORN = Step(("torn",), _torn)
+
+
+def _numbers_side_by_side(
+    places: list[Place | None], shapes: list[tuple[int, ...]], axis: int
+) -> Tensor | None:
+    """The numbers of a concatenation, narrow where nothing changes in any piece; None where one is torn apart."""
+    pieces: list[Tensor] = []
+    for place, shape in zip(places, shapes, strict=True):
+        nothing = torch.full((), NOT_AN_INPUT, device="cpu").expand(shape)
+        numbers = nothing if place is None else place.numbers()
+        if numbers is None or numbers.shape != shape:
+            return None
+        pieces.append(numbers)
+    whole = list(shapes[0])
+    whole[axis] = sum(shape[axis] for shape in shapes)
+    for other, count in enumerate(whole):
+        if other != axis and count > 1 and not any(piece.stride(other) for piece in pieces):
+            pieces = [piece.narrow(other, 0, 1) for piece in pieces]
+    return torch.cat(pieces, axis).expand(whole)
 
 
 def _beside_place(
