@@ -66,12 +66,13 @@ class AttentionMethod:
         on_inexact: Callable[[InexactCaptureError], None],
         differentiable: bool = False,
         on_output: Callable[[Recorded, Any], None] | None = None,
+        chain: bool = False,
     ) -> Any:
         """The model's own output; each attention call goes to ``on_record`` as it finishes.
 
         Args:
             inputs, extras: what the forward function takes.
-            on_record, on_inexact, differentiable: as for ``recording``.
+            on_record, on_inexact, differentiable, chain: as for ``recording``.
             on_output: told of the recording, while it goes on, and of the output.
         """
         model = getattr(unwrapped(self.forward_func), "model", None)
@@ -84,6 +85,7 @@ class AttentionMethod:
                 on_inexact=on_inexact,
                 differentiable=differentiable,
                 blocks=self.reads_block,
+                chain=chain,
             ) as recorded,
         ):
             output = run_forward(self.forward_func, inputs, extras)
@@ -165,7 +167,8 @@ class MapMethod(InputMethod):
                 reduction.add(call_map(record, measured(needed, self.measure)))
 
         with torch.no_grad():
-            self._forward(inputs, extras, take, reduction.skip, on_output=reduction.explains(target))
+            told = reduction.explains(target)
+            self._forward(inputs, extras, take, reduction.skip, on_output=told, chain=reduction.composes)
 
     def _reduction(
         self, position: PositionType, kind: KindType, call: int | None, device: torch.device, mixers_as_identity: bool

@@ -34,6 +34,7 @@ class Paths:
     def __init__(self) -> None:
         self._reach: dict[SequenceName, Reach] = {}
         self._keys: dict[SequenceName, Positions] = {}
+        self._lengths: dict[SequenceName, int] = {}
         self._last: dict[SequenceName, AttentionCall] = {}
 
     def add(self, one: CallMap) -> None:
@@ -42,6 +43,13 @@ class Paths:
         if queries == keys:
             one = square(one)
         check_same_keys(self._keys.setdefault(keys, one.keys), one, self.result_name)
+        before = self._lengths.setdefault(queries, one.scores.shape[1])
+        if before != one.scores.shape[1]:
+            raise ValueError(
+                f"{one.title} has {one.scores.shape[1]} queries, and the calls before it had {before}: they are "
+                f"other rows, and have no {self.result_name} together. Choose calls with kind= or call=, or use a "
+                "Layer class."
+            )
         self._last[queries] = one.call
         self._advance(one)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._captum import check_target, select
+from captum_norm.attr._chain import not_a_chain
 from captum_norm.attr._maps import CallMap, Route, SequenceName, at_rows, route_of, without_modules
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
@@ -145,17 +146,20 @@ class Reduction:
         self._queries: dict[SequenceName, Positions] = {}
         self._read = Answer()
         self._last: SequenceName | None = None
-        self._side_by_side: tuple[AttentionCall, AttentionCall] | None = None
+        self._no_chain = ""
+        self._seen: list[AttentionRecord] = []
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
         self.certificates.append((without_modules(record.call), record.certificate))
         route = self._sequences.note(record)
         self._last = None if route is None else route[0]
-        if not self.counts(record.call):
-            return None
         light = replace(record, call=without_modules(record.call), weights=_NOTHING, values=_NOTHING, W_O=_NOTHING,
                         b_O=None, gate=None, mixed=None, block=None)  # fmt: skip
+        if self._call in (None, record.call.call):
+            self._seen.append(light)
+        if not self.counts(record.call):
+            return None
         self._noted.append(_Noted(light))
         if route is None:
             return None
@@ -167,6 +171,11 @@ class Reduction:
     def add(self, one: CallMap) -> None:
         """Take in the map of the call that was noted last, with the rows that the answer needs."""
         self._noted[-1].map = one
+
+    @property
+    def composes(self) -> bool:
+        """Whether the maps of calls are composed along the model."""
+        return self._aggregate.needs == "all"
 
     def explains(self, target: Any) -> Callable[[Recorded, Any], None]:
         """What is to be told of an output: it sees what ``target`` selects of it rests on."""
@@ -185,7 +194,8 @@ class Reduction:
             self.mixers |= dict.fromkeys(noted.record.mixers)
             if noted.record.keys is None:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
-        self._side_by_side = _side_by_side(used) if self._aggregate.needs == "all" else None
+        if self.composes:
+            self._no_chain = not_a_chain([one for one in self._seen if self._read.rests_on(one)], self._read)
         for noted in used:
             if noted.map is not None:
                 self._add(noted.map)
@@ -336,14 +346,7 @@ class Reduction:
             )
         self._refuse_unknown(index, crossing=bool(crossing))
         self._refuse_mixers(index)
-        if self._side_by_side is not None:
-            first, second = self._side_by_side
-            raise ValueError(
-                f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, but "
-                f"{first.name!r} (call {first.call}) and {second.name!r} (call {second.call}) run side by side: "
-                "neither is made of the other. Each call by itself is exact: AttentionNorm(model, aggregate=<number>), "
-                "AttentionWeights likewise, or a Layer class."
-            )
+        self._refuse_no_chain(index)
         return crossing[0] if crossing else own
 
     def _sequence(self, index: int, like: Tensor) -> SequenceName:
@@ -367,6 +370,16 @@ class Reduction:
         matter = [(call, why) for call, why in self._unknown if all_matter or not crossing or call.kind == "cross"]
         if matter:
             raise ValueError(self._no_keys(f"inputs[{index}]", matter))
+
+    def _refuse_no_chain(self, index: int) -> None:
+        """Refuse to compose calls that do not follow one another."""
+        if not self._no_chain:
+            return
+        raise ValueError(
+            f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, but "
+            f"{self._no_chain}. Each call by itself is exact: AttentionNorm(model, aggregate=<number>), "
+            "AttentionWeights likewise, or a Layer class. DecompX follows all that is linear."
+        )
 
     def _refuse_mixers(self, index: int) -> None:
         """Refuse to compose calls between which something else mixes positions."""
@@ -415,20 +428,6 @@ class _Noted:
 
 
 _NOTHING = torch.empty(0)
-
-
-def _side_by_side(noted: Sequence[_Noted]) -> tuple[AttentionCall, AttentionCall] | None:
-    """Two calls of one sequence of which neither is made of the other; None where all follow one another."""
-    last: dict[SequenceName, AttentionRecord] = {}
-    for one in noted:
-        route = route_of(one.record)
-        if route is None or not one.record.bit:
-            continue
-        before = last.get(route[0])
-        if before is not None and not one.record.ancestors & before.bit:
-            return before.call, one.record.call
-        last[route[0]] = one.record
-    return None
 
 
 def rows_weights(read: RowsRead, index: Tensor, batch: int, length: int) -> Tensor | None:

@@ -165,7 +165,7 @@ class AttentionRelevance(MapMethod):
                     reduction.explains(target)(recorded, output)
 
             output = self._forward(
-                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told
+                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told, chain=True
             )
             for reduction, target in zip(reductions, targets, strict=True):
                 counted = [record for record in records if reduction.rests_on(record)]

@@ -6,12 +6,13 @@ Known from the data flow (:mod:`captum_norm.capture.dataflow`) once the model ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from captum_norm.capture.chain import Starts
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.record import AttentionRecord, Mixer
 from captum_norm.capture.traces import RowsRead
@@ -30,12 +31,17 @@ class Answer:
             call is known to reach them.
         rows: the rows, for ``"rows"``.
         mixers: what mixed positions beside attention on the way to them.
+        marks: what they were made of (:mod:`captum_norm.capture.chain`), if that is asked for; ``where`` more than one
+            thing was put together in them, and the ``starts`` of all sequences.
     """
 
     reach: int = 0
     how: HowRead = "no attention"
     rows: RowsRead | None = None
     mixers: tuple[Mixer, ...] = ()
+    marks: int | None = None
+    where: str = ""
+    starts: Starts = field(default_factory=Starts)
 
     def rests_on(self, record: AttentionRecord) -> bool:
         """Whether an attention call reaches what is explained; True for all where no call is known to."""
@@ -62,7 +68,12 @@ class Recorded(list[AttentionRecord]):
             reach = 0 if explained is None else self.flow.reach.of(explained) & self.flow.calls
             if explained is None or not reach:
                 return Answer()
-            return _answer(self.flow, explained, reach, select)
+            answer = _answer(self.flow, explained, reach, select)
+            chain = self.flow.chain
+            if chain is None:
+                return answer
+            marks = chain.of(explained)
+            return replace(answer, marks=marks, where=chain.where(marks), starts=chain.starts)
 
 
 def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Tensor], Tensor]) -> Answer:

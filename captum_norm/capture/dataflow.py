@@ -9,7 +9,7 @@ understand is refused later and never guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import Probe
+from captum_norm.capture.chain import Chain
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.names import Names
 from captum_norm.capture.reach import INPUT, Reach
@@ -42,11 +43,12 @@ class Dataflow:
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
-        stream: ResidualStream | None = None, names: Names | None = None,
+        stream: ResidualStream | None = None, names: Names | None = None, chain: bool = False,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self.places, self.reach = Places(), Reach()
         self.rows = ReadOuts(self.traces, self.reach, self.places)
+        self.chain = Chain(self.reach, self._module) if chain else None
         self._names = names or Names(None)
         self._born = 0
         self.calls = 0  # the bits of all attention calls
@@ -64,6 +66,8 @@ class Dataflow:
 
     def _name_source(self, index: int, source: Tensor) -> None:
         self.reach.add(source, INPUT | self.reach.new_bit())
+        if self.chain is not None and source.is_floating_point():
+            self.chain.begin(source)
         if source.ndim < 2 or self.traces[source] is not None:
             return
         # Ids or a gate (batch, position), vectors (batch, position, model), pictures (batch, channel, *grid).
@@ -92,6 +96,8 @@ class Dataflow:
                 see(op)
             born, self._born, self._operation = self._born, 0, None
             self.reach.see(op, born)
+            if self.chain is not None:
+                self.chain.see(op, begins=bool(born))
             if self.calls:
                 self.rows.see(op)
 
@@ -118,8 +124,11 @@ class Dataflow:
     def mixed_by(self, place: Place, why: str) -> Place:
         """The place with the operation that is running among what has mixed positions."""
         name = "" if self._operation is None else self._operation.name
-        module = self._names.module(tuple(caller.module for caller in running_modules()))
-        return place.mixed_by(frozenset((Mixer(name, module, why),)))
+        return place.mixed_by(frozenset((Mixer(name, self._module(), why),)))
+
+    def _module(self) -> str:
+        """The name of the module that is running."""
+        return self._names.module(tuple(caller.module for caller in running_modules()))
 
     def read_whole(self, place: Place, out: Tensor, axis: int = -1) -> Place | None:
         """Where the result lies that an operation made of all entries along an axis, writing as many as it likes.
@@ -149,6 +158,12 @@ class Dataflow:
         return moved
 
     # ---- attention calls
+
+    def mixes(self, mixture: Mixture, of_weights: Sequence[Tensor], values: Tensor) -> None:
+        """Note what the weights and the values of a call were made of."""
+        mixture.reach = self.reach.of_all(list(of_weights)) & ~INPUT, self.reach.of(values) & ~INPUT
+        if self.chain is not None:
+            mixture.fed = self.chain.mixed(self.chain.of(*of_weights), self.chain.of(values))
 
     def mix(self, mixture: Mixture, out: Tensor, steps: tuple[Step, ...], place: Place | None) -> None:
         """A value product: an attention call begins, and those that have their projection are finished."""
@@ -186,6 +201,8 @@ class Dataflow:
         self._open.clear()
         self.traces.clear()
         self.reach.clear()
+        if self.chain is not None:
+            self.chain.clear()
         self.rows.clear()
         if self._stream is not None:
             self._stream.clear()

@@ -29,7 +29,7 @@ class KindReader:
         """
         ours, theirs = mixture.weights_place, mixture.values_place
         query, key = weights.shape[-2:]
-        if _cross_attends(mixture.callers):
+        if mixture.reach[0] != mixture.reach[1] and _cross_attends(mixture.callers):
             return "cross"
         if theirs is not None and ours is not None:
             cached = ours.anchor.source == theirs.anchor.source and has_cache(mixture.callers)
@@ -49,7 +49,10 @@ class KindReader:
 
 
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:
-    """The innermost module was given what a module around it was given to cross-attend to."""
+    """The innermost module was given what a module around it was given to cross-attend to.
+
+    It may be its own sequence, whatever the argument is called, where weights and values were made of the same.
+    """
     if not callers:
         return False
     given = callers[-1].arguments

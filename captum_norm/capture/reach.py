@@ -10,7 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation
+
+# What else they are given says where entries go, or in which shape or format.
+_OF_THE_FIRST = names_of(OperationKind.MOVE, OperationKind.IDENTITY)
 
 INPUT = 1
 """The bit of everything that was made of an input."""
@@ -31,21 +35,27 @@ class Reach:
 
     def of(self, tensor: Tensor) -> int:
         """The bits of a tensor; 0 for one that no input and no call reached."""
-        try:
-            return self._bits.get(tensor.untyped_storage()._cdata, 0)
-        except (RuntimeError, NotImplementedError):  # a tensor without a storage of its own
-            return 0
+        return self._bits.get(self.storage(tensor), 0)
 
     def add(self, tensor: Tensor, bits: int) -> None:
         """Join bits to those of a tensor and all that shares its storage."""
+        key = self.hold(tensor)
+        if key:
+            self._bits[key] = self._bits.get(key, 0) | bits
+
+    def storage(self, tensor: Tensor) -> int:
+        """What a storage is known by; 0 for a tensor without a storage of its own."""
         try:
-            storage = tensor.untyped_storage()
+            return tensor.untyped_storage()._cdata
         except (RuntimeError, NotImplementedError):
-            return
-        key = storage._cdata
-        if key not in self._kept:
-            self._kept[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._bits[key] = self._bits.get(key, 0) | bits
+            return 0
+
+    def hold(self, tensor: Tensor) -> int:
+        """As ``storage``, which no other storage will be known by from now on."""
+        key = self.storage(tensor)
+        if key and key not in self._kept:
+            self._kept[key] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        return key
 
     def of_all(self, tensors: list[Tensor]) -> int:
         """The bits of several tensors together."""
@@ -56,7 +66,10 @@ class Reach:
 
     def see(self, op: Operation, born: int = 0) -> None:
         """Take in one operation: what it wrote was made of its operands, and of what is ``born`` here."""
-        bits = self.of_all(op.tensors) | born
+        bits = self.of_all(op.tensors)
+        if len(op.tensors) > 1 and op.name in _OF_THE_FIRST:
+            bits = self.of(op.tensors[0]) | bits & INPUT
+        bits |= born
         if not bits:
             return
         for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:

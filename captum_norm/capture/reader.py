@@ -15,6 +15,7 @@ from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import predicted, read_along, relative_error, tolerance_for
+from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
 from captum_norm.capture.joining import Joined, joined
@@ -118,8 +119,10 @@ class RecordReader:
         mixture = call.parts[0].mixture
         parts = tuple(dict.fromkeys(part.mixture for part in call.parts))
         named, bit, ancestors = self._call(parts), 0, 0
+        fed: Fed | None = None
         for part in parts:
             bit, ancestors = bit | part.bit, ancestors | part.ancestors
+            fed = part.fed if fed is None or part.fed is None else fed.joined(part.fed)
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
         weights = call.weights
@@ -148,6 +151,7 @@ class RecordReader:
             mixers=mixers_of(parts),
             bit=bit,
             ancestors=ancestors & ~bit,
+            fed=fed,
             block=block,
             no_block=no_block,
         )

@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import Module
 
+from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.modules import Modules
 from captum_norm.functional.block import ResidualKey
@@ -199,6 +200,7 @@ class AttentionRecord:
         certificate: the check this record has passed.
         mixers: what beside attention mixed positions on the way from the inputs to the values.
         bit, ancestors: the call's own bit, and those of the calls it was made of (:mod:`captum_norm.capture.reach`).
+        fed: its marks (:mod:`captum_norm.capture.chain`), for ``recording(chain=True)``; else None.
         mixed: weights_h @ values_h in autograd's graph, for ``recording(differentiable=True)``; else None.
     """
 
@@ -220,3 +222,4 @@ class AttentionRecord:
     mixers: tuple[Mixer, ...] = ()
     bit: int = 0
     ancestors: int = 0
+    fed: Fed | None = None

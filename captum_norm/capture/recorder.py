@@ -34,6 +34,7 @@ def recording(
     on_inexact: OnInexact | None = None,
     differentiable: bool = False,
     blocks: bool = False,
+    chain: bool = False,
 ) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -52,6 +53,7 @@ def recording(
             frozen, the graph begins at the first attention call.
         blocks: read the block around each call as well, ``record.block``: residual, norms and output.  A record is then
             handed over one attention call later, when it is known how the residual stream goes on.
+        chain: note what each call was made of, ``record.fed``: whether the calls follow one another along one stream.
 
     Yields:
         The list of records; empty while ``on_record`` is given.  It says what an output rests on, too, as long as the
@@ -72,7 +74,7 @@ def recording(
     names = Names(model)
     records = Recorded()
     reader = RecordReader(names, on_record or records.append, on_inexact, stream)
-    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names)
+    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
     mode = WatchingMode(flow.rule_for)
     try:
         with _uncompiled(), mode:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from captum_norm.capture.chain import Fed
 from captum_norm.capture.columns import Columns
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
@@ -33,6 +34,8 @@ class Mixture:
         steps: what the product's result is of (*lead, query, head_dim).
         live: the values in autograd's graph, if the model's own are.
         bit: the call's own, of all that is made of it; ``ancestors`` are the bits of what entered the product.
+        reach: the bits that the weights, and those that the values were made of.
+        fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
     """
 
     weights: Tensor
@@ -48,6 +51,8 @@ class Mixture:
     live: Tensor | None = None
     bit: int = 0
     ancestors: int = 0
+    reach: tuple[int, int] = (0, 0)
+    fed: Fed | None = None
     versions: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,16 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, peek_interpreter_stack
 
 from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.modes import SubstitutingMode
 from captum_norm.operations.operation import Operation, swapped
 from captum_norm.operations.sharded import is_distributed
 
 Start = tuple[int, int]
+
+_PRODUCTS = names_of(OperationKind.SCALE, OperationKind.PRODUCT) | {"mul_", "div_"}
 
 
 @dataclass
@@ -157,6 +161,8 @@ class FrozenRun:
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
         self.count += 1
+        if peek_interpreter_stack() is not None:
+            self._refuse_batched(op)
         if not any(self.is_live(tensor) for tensor in op.tensors):
             before = self._kept(op)
             out = _on_constants(op, known=rule is not _refuse)
@@ -168,11 +174,27 @@ class FrozenRun:
             if before is not None:  # to be done again, in linear form
                 op.args[0].copy_(before)
         if self.sources is not None:
-            self._entering = tuple(tensor for tensor in op.tensors if self.sources.place(tensor) is not None)
+            self._entering = self._tokens(op, self.sources)
         try:
             return self._follow(rule, op)
         finally:
             self._entering = ()
+
+    def _refuse_batched(self, op: Operation) -> None:
+        """Refuse a live tensor under ``torch.vmap``, whose results are other tensors when it ends."""
+        for tensor in op.tensors:
+            while is_batchedtensor(tensor):
+                tensor = get_unwrapped(tensor)
+                is_token = self.sources is not None and self.sources.place(tensor) is not None
+                if is_token or self.is_live(tensor):
+                    raise self.refusal(op, "it runs under torch.vmap, out of sight; write the axis out")
+
+    def _tokens(self, op: Operation, sources: TokenSources) -> tuple[Tensor, ...]:
+        """The operands that are tokens' own; gates of mixed states are not, but held fixed as in later layers."""
+        own = tuple(tensor for tensor in op.tensors if sources.place(tensor) is not None)
+        if op.name not in _PRODUCTS or not any(self.is_live(tensor) for tensor in op.tensors):
+            return own
+        return tuple(tensor for tensor in own if not sources.is_gate(tensor))
 
     def _kept(self, op: Operation) -> Tensor | None:
         """What an operation is about to overwrite, if tokens' own vectors are involved."""
@@ -264,7 +286,9 @@ class BackwardRun(FrozenRun):
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             leaf = self.leaves[number] = tensor.detach().clone().requires_grad_()
-            return leaf.clone()  # some models add to it in place
+            begun = leaf.clone()  # some models add to it in place
+            self._in_graph[begun] = True
+            return begun
 
     def carry(self, op: Operation, frozen: Frozen) -> Any:
         one = self._one_on(frozen.operands[0].device)
@@ -291,11 +315,15 @@ class BackwardRun(FrozenRun):
         self.is_live(tensor)
         if self.sources is not None and self.sources.place(tensor) is not None:
             leaf = self.sources.leaf(tensor)
-            return leaf.view_as(leaf)  # not a leaf itself, so that it counts as live
+            form = leaf.view_as(leaf)  # not a leaf itself, so that it counts as live
+            self._in_graph[form] = True
+            return form
         return tensor
 
     def is_live(self, tensor: Any) -> bool:
         if super().is_live(tensor):
+            if tensor.requires_grad and tensor not in self._in_graph and tensor not in self.known:
+                raise NotFrozenError(_out_of_sight(tensor))
             return True
         if isinstance(tensor, Tensor) and tensor in self._in_graph:
             raise NotFrozenError(
@@ -309,6 +337,7 @@ class BackwardRun(FrozenRun):
     def overwrite(self, into: Tensor, out: Tensor) -> None:
         with _graph():
             into.copy_(out)
+        self._in_graph[into] = True
 
     def _one_on(self, device: torch.device) -> Tensor:
         if device not in self._ones:
@@ -326,6 +355,17 @@ def _graph() -> Iterator[None]:
             return
         with torch.autograd.graph.saved_tensors_hooks(_kept, _kept):
             yield
+
+
+def _out_of_sight(tensor: Tensor) -> str:
+    callers = running_modules()
+    names = {id(m): n for n, m in callers[0].module.named_modules()} if callers else {}
+    where = f" in {names.get(id(callers[-1].module), type(callers[-1].module).__name__)!r}" if callers else ""
+    return (
+        f"a hidden state of shape {tuple(tensor.shape)}{where} was computed out of sight, by TorchScript, a custom "
+        "autograd function or a kernel of its own: how it depends on the inputs cannot be held fixed. Write that part "
+        "in torch operations, or take the Python function that was scripted."
+    )
 
 
 def _kept(tensor: Tensor) -> Tensor:

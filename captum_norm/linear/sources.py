@@ -21,6 +21,9 @@ from captum_norm.operations.places import Anchor, Place, Source
 
 # Attention is where positions mix: it is not followed any further.
 _MIXES = names_of(OperationKind.ATTENTION) | {"softmax"}
+# Numbers go on where no operation of torch is seen.
+OUT_OF_SIGHT = frozenset(("numpy", "tolist"))
+_HELD_FIXED = names_of(OperationKind.SOFTMAX, OperationKind.FUNCTION)
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,7 @@ class TokenSources:
                 anchor = Anchor(number, tuple(ids.shape), tuple(range(1, ids.ndim)), self._flow.next_anchor())
                 self._flow.traces.update(ids, place=Place(anchor))
         self._leaves: Facts[Leaf] = Facts()
+        self._gates: Facts[bool] = Facts()
         self.leaves: list[Leaf] = []
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
@@ -119,6 +123,10 @@ class TokenSources:
             return None
         return trace.place
 
+    def is_gate(self, tensor: Tensor) -> bool:
+        """Whether a hidden state of single tokens is what would be held fixed as a whole if it were mixed."""
+        return tensor in self._gates
+
     def note(self, op: Operation) -> bool:
         """Take in an operation that has run on nothing live; whether it mixed positions."""
         placed = [(tensor, place) for tensor in op.tensors if (place := self.place(tensor)) is not None]
@@ -128,6 +136,11 @@ class TokenSources:
                 rule(op)
         if not placed:
             return False
+        if op.name in OUT_OF_SIGHT:
+            return True
+        if op.name in _HELD_FIXED or all(self.is_gate(tensor) for tensor, _ in placed):
+            for out in op.outputs:
+                self._gates[out] = True
         outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if out.is_floating_point()]
         return any(self.place(out) is None for out in outs) or (bool(outs) and self._mixes(op, placed))
 
@@ -160,6 +173,7 @@ class TokenSources:
         """Drop all that is held but the leaves."""
         self._flow.forget()
         self._leaves.clear()
+        self._gates.clear()
 
 
 def _agree(first: Place, second: Place) -> bool:

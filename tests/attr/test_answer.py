@@ -42,7 +42,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding, self.first, self.second = nn.Embedding(10, 16), Layer(between), Layer()
-        self.classes, self.run = nn.Linear(16, 3), run
+        self.classes, self.wide, self.run = nn.Linear(16, 3), nn.Linear(32, 16), run
         self.eval()
 
     def forward(self, ids):
@@ -84,6 +84,70 @@ def test_calls_side_by_side_are_not_composed_as_if_one_followed_the_other(method
     with pytest.raises(ValueError, match=r"'first\.attention'.*'second\.attention'.*side by side"):
         method(model).attribute(IDS, target=1)
     assert AttentionNorm(model).attribute(IDS, target=1).shape == IDS.shape
+
+
+LEADS_PAST = {
+    "a long skip": (lambda self, x: (x + self.second(self.first(x)))[:, 0], "what is explained.*'second.attention'"),
+    "a dense sum": (lambda self, x: (y := self.first(x)) + self.second(y), "what is explained.*'second.attention'"),
+    "a dense mean": (lambda self, x: torch.stack([y := self.first(x), self.second(y)]).mean(0), "'second.attention'"),
+    "features of two layers": (lambda self, x: self.second(self.wide(torch.cat([x, self.first(x)], -1))),
+                               "'second.attention'.*'first.attention'"),
+    "the embedding again": (lambda self, x: self.second(self.first(x) + x), "'second.attention'.*'first.attention'"),
+    "the tokens embedded again": (lambda self, x: self.second(self.first(x) + self.embedding(IDS)),
+                                  "'second.attention'.*'first.attention'"),
+    "a skip that is scaled": (lambda self, x: self.second(self.first(x) + 0.5 * x), "'second.attention'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEADS_PAST)
+@pytest.mark.parametrize("method", [AttentionRollout, ALTI])
+def test_what_leads_past_a_block_is_refused_by_name(method, case):
+    run, message = LEADS_PAST[case]
+    model = Model(run)
+    with pytest.raises(ValueError, match=f"{message}.*left: something leads past that call at .* in 'Model'"):
+        method(model).attribute(IDS, target=(0, 1) if model(IDS).ndim == 3 else 1)
+    assert AttentionNorm(model, aggregate=1).attribute(IDS, target=0, position=0).shape == IDS.shape
+
+
+class Written(nn.Module):
+    """A layer whose residual is written in one way or another; ``x + attention(x)``, then the same of a linear map."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.attention, self.feed_forward = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 16)
+        self.add = add
+
+    def forward(self, x):
+        return self.add(x, lambda y: self.attention(y, y, y)[0], self.feed_forward)
+
+
+def in_place(x, attend, feed):
+    x = x.clone()
+    x += attend(x)
+    return x.add_(feed(x))
+
+
+RESIDUALS = {
+    "added": lambda x, attend, feed: (y := x + attend(x)) + feed(y),
+    "in place": in_place,
+    "beside, at last": lambda x, attend, feed: (x + attend(x)) + feed(x),
+    "beside, first": lambda x, attend, feed: (attend(x) + feed(x)) + x,
+    "beside, made first": lambda x, attend, feed: (lambda f: (attend(x) + x) + f)(feed(x)),
+    "gated": lambda x, attend, feed: x + attend(x) * torch.sigmoid(feed(x)),
+    "scaled": lambda x, attend, feed: torch.add(0.5 * x, attend(x), alpha=0.3),
+    "a highway": lambda x, attend, feed: torch.lerp(x, attend(x), torch.sigmoid(feed(x))),
+    "post-norm": lambda x, attend, feed: nn.functional.layer_norm(x + attend(x), (16,)),
+    "of flat rows": lambda x, attend, feed: (x.flatten(0, 1) + attend(x).flatten(0, 1)).view(x.shape),
+    "none": lambda x, attend, feed: attend(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("add", RESIDUALS.values(), ids=RESIDUALS)
+def test_a_residual_is_known_however_it_is_written(add):
+    model = Model(lambda self, x: self.third(self.second(self.first(x)))[:, 0])
+    model.first, model.second, model.third = (Written(add).eval() for _ in range(3))
+    scores = AttentionRollout(model).attribute(IDS, target=1)
+    close(scores.sum(1), torch.ones(2))
 
 
 @pytest.mark.parametrize("method", [*COMPOSING, AttentionNorm, ValueZeroing])

@@ -31,6 +31,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         op.kwargs.get("scale"),
     )  # fmt: skip
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
+    made = value
     if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
         repeats = query.shape[-3] // value.shape[-3]
         step = Step(("repeat_interleave", repeats, -3), lambda t: t.repeat_interleave(repeats, -3))
@@ -40,6 +41,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
     mixture = Mixture(weights, value.detach(), lead, running_modules(), weights_place, places[1], problem, live=value)
+    flow.mixes(mixture, (query, key), made)
     flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
 
 
@@ -175,6 +177,7 @@ def value_product(
         weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem,
         live=values,
     )  # fmt: skip
+    flow.mixes(mixture, (weights,), values)
     place = places[0] and places[0].then(Features(shape[-1]))
     for step in steps:
         place = place if step.scales else place and place.then(step)

@@ -1,0 +1,82 @@
+"""Do the attention calls that are composed follow one another, and does nothing else lead past any of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captum_norm.attr._maps import SequenceName, route_of
+from captum_norm.capture import Answer, AttentionRecord
+
+
+def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
+    """Why the calls of a sequence do not follow one another, in words for an error; "" where they do.
+
+    Args:
+        records: the calls that what is explained rests on, in the order in which they ran.
+        read: what is explained.
+    """
+    first: dict[SequenceName, AttentionRecord] = {}
+    last: dict[SequenceName, AttentionRecord] = {}
+    for record in records:
+        route = route_of(record)
+        if route is None or not record.bit:
+            continue
+        queries, keys = route
+        before = last.get(queries)
+        if before is not None and not record.ancestors & before.bit:
+            return f"{_title(before)} and {_title(record)} run side by side: neither is made of the other"
+        reason = _leads_past(record, before, last.get(keys), crosses=queries != keys)
+        if reason:
+            return reason
+        first.setdefault(queries, record)
+        last[queries] = record
+    return _read_past(first, last, read)
+
+
+def _leads_past(
+    record: AttentionRecord, before: AttentionRecord | None, of_keys: AttentionRecord | None, crosses: bool
+) -> str:
+    """What leads past the call before this one, of the same queries, or past the last one of its keys."""
+    fed = record.fed
+    if fed is None:
+        return ""
+    if of_keys is not None and of_keys.fed is not None and not of_keys.fed.is_all_of(fed.values):
+        return _past(_title(record), of_keys, fed.where)
+    if crosses and before is not None and before.fed is not None:
+        own = fed.weights & ~fed.values
+        if own and not before.fed.is_all_of(own):
+            return _past(_title(record), before, "")
+    return ""
+
+
+def _read_past(
+    first: dict[SequenceName, AttentionRecord], last: dict[SequenceName, AttentionRecord], read: Answer
+) -> str:
+    """What leads past the last calls to what is explained."""
+    marks, ends = read.marks, {sequence: record.fed for sequence, record in last.items()}
+    if not marks:
+        return ""
+    for sequence, record in last.items():
+        begins = first[sequence].fed
+        if record.fed is None or begins is None:
+            continue
+        others = read.starts.of_other_inputs(begins.values | begins.weights)
+        for other, fed in ends.items():
+            if other != sequence and fed is not None:
+                others |= fed.inside | fed.behind
+        own = marks & ~others
+        if own and not record.fed.is_all_of(own):
+            return _past("what is explained", record, read.where)
+    return ""
+
+
+def _past(what: str, before: AttentionRecord, where: str) -> str:
+    at = f" at {where}" if where else ""
+    return (
+        f"{what} is made of more than what {_title(before)} left: something leads past that call{at} (a skip over "
+        "blocks, a sum of several layers, a branch)"
+    )
+
+
+def _title(record: AttentionRecord) -> str:
+    return f"{record.call.name!r} (call {record.call.call})"

@@ -1,0 +1,228 @@
+"""Which attention calls feed which: the calls that a state comes from without passing by the residual of a later one.
+
+Every state holds the *marks* of what it was made of: one bit for each place where positions begin to count, and for
+each attention call two, for what it gave out and for the sum of that with its residual:
+
+    call c gives out a            {inside c}
+    a + x, x what c was made of   {behind c}            the residual: whatever x held is behind c from here on
+    a + f(x), f(x) new            as a                  a feed-forward part beside attention
+    anything else                 the marks of all      a skip, a dense sum, a branch
+
+So the calls of a sequence follow one another, and nothing else leads past them, where each is made of nothing but what
+lies behind the call before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from captum_norm.capture.blocks.lineage import Node
+from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation, base_name
+
+_SUMS = names_of(OperationKind.SUM) | {"lerp", "addcmul", "addmm", "baddbmm"}
+_OF_THE_FIRST = names_of(OperationKind.IDENTITY, OperationKind.MOVE)
+_THIN = names_of(OperationKind.DROPOUT) | _OF_THE_FIRST
+
+
+class Fed(NamedTuple):
+    """The marks of one attention call: its own, and of what its values and its weights were made; where more than one
+    thing was put together in these, in words."""
+
+    inside: int = 0
+    behind: int = 0
+    values: int = 0
+    weights: int = 0
+    where: str = ""
+
+    def joined(self, other: Fed) -> Fed:
+        """Those of two parts of one call."""
+        marks = (ours | theirs for ours, theirs in zip(self[:4], other[:4], strict=True))
+        return Fed(*marks, self.where or other.where)
+
+    def is_all_of(self, marks: int) -> bool:
+        """Whether what has these marks comes from this call alone, and either has its residual or has not."""
+        return marks != 0 and (not marks & ~self.inside or not marks & ~self.behind)
+
+
+class Starts(dict[int, int]):
+    """The marks of where positions begin to count, each with the bits of the inputs that it was made of."""
+
+    def of_other_inputs(self, than: int) -> int:
+        """The marks where other inputs begin than at the marks ``than``, as far as is known."""
+        inputs = 0
+        for start, made_of in self.items():
+            inputs |= made_of if start & than else 0
+        return sum(start for start, made_of in self.items() if made_of and not made_of & inputs)
+
+
+@dataclass(eq=False)
+class _Product:
+    """A value product: what it was made of, and its place in the lineage."""
+
+    fed: Fed
+    node: Node
+
+    @property
+    def made_of(self) -> int:
+        return self.fed.values | self.fed.weights
+
+
+class Chain:
+    """The marks of the tensors of a running model; ``see`` is handed every operation after it.
+
+    Args:
+        reach: what is known of storages.
+        module: the name of the module that is running.
+    """
+
+    def __init__(self, reach: Reach, module: Callable[[], str]) -> None:
+        self._reach, self._module = reach, module
+        self._joins: dict[int, str] = {}
+        self._marks: dict[int, int] = {}
+        self.starts = Starts()
+        self._products: dict[int, _Product] = {}
+        self._nodes: Facts[Node] = Facts()
+        self._next, self._count = 1, 0
+        self._mixed: Fed | None = None
+
+    def of(self, *tensors: Tensor) -> int:
+        """The marks of these tensors together."""
+        marks = 0
+        for tensor in tensors:
+            marks |= self._marks.get(self._reach.storage(tensor), 0)
+        return marks
+
+    def begin(self, tensor: Tensor) -> None:
+        """Positions begin to count in this tensor."""
+        self._mark(tensor, self._start(self._reach.of(tensor)))
+
+    def _start(self, made_of: int) -> int:
+        mark = self._new_mark()
+        self.starts[mark] = made_of & ~INPUT
+        return mark
+
+    def mixed(self, weights: int, values: int) -> Fed:
+        """A value product has just run; the marks of its operands."""
+        self._mixed = Fed(self._new_mark(), self._new_mark(), values, weights, self.where(values))
+        return self._mixed
+
+    def where(self, marks: int) -> str:
+        """Where states were put together that only together have these marks, in words; "" for those of one."""
+        return self._joins.get(marks, "")
+
+    def see(self, op: Operation, begins: bool) -> None:
+        """Take in one operation, after ``reach`` has."""
+        mixed, self._mixed = self._mixed, None
+        name = base_name(op.name)
+        operands = op.tensors[:1] if name in _OF_THE_FIRST else op.tensors
+        operands = [tensor for tensor in operands if tensor.is_floating_point() or tensor.is_complex()]
+        marks = {tensor: self.of(tensor) for tensor in operands}
+        outs = [op.tensors[0]] if op.name == "setitem" else op.outputs
+        outs = [out for out in outs if out.is_floating_point() or out.is_complex()]
+        if not outs or not (begins or mixed or any(marks.values())):
+            return
+        after = mixed.inside if mixed else self._after(op, name, marks)
+        after = self._start(self._reach.of_all(op.tensors)) if begins and not after else after
+        parents = tuple(self._node(tensor) for tensor in operands if not isinstance(tensor, Parameter))
+        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_fixed(op)))
+        for out in outs:
+            self._count += 1
+            node = self._nodes[out] = Node(self._count, parents, thin)
+            if mixed:
+                self._products[mixed.inside] = self._products[mixed.behind] = _Product(mixed, node)
+            self._mark(out, after, whole=op.name != "setitem")
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for known in (self._marks, self._products, self._nodes, self._joins):
+            known.clear()
+        self.starts = Starts()
+
+    def _new_mark(self) -> int:
+        mark, self._next = self._next, self._next << 1
+        return mark
+
+    def _node(self, tensor: Tensor) -> Node:
+        node = self._nodes[tensor]
+        if node is None:
+            self._count += 1
+            node = self._nodes[tensor] = Node(self._count, ())
+        return node
+
+    def _mark(self, out: Tensor, marks: int, whole: bool = True) -> None:
+        """Give a result its marks; in a storage that holds something else, beside those that are there."""
+        storage = self._reach.hold(out)
+        if not storage:
+            return
+        if not whole or out.numel() * out.element_size() < out.untyped_storage().nbytes():
+            marks |= self._marks.get(storage, 0)
+        self._marks[storage] = marks
+
+    def _after(self, op: Operation, name: str, marks: dict[Tensor, int]) -> int:
+        """The marks of a result."""
+        all_marks = 0
+        for mark in marks.values():
+            all_marks |= mark
+        main = next((tensor for tensor, mark in marks.items() if mark == all_marks), None)
+        if main is not None and all(mark in (0, all_marks) for mark in marks.values()):
+            return all_marks
+        if name in ("mul", "div") or name in _SUMS:
+            for tensor, mark in marks.items():
+                others = [other for other, its in marks.items() if its and its != mark and other is not tensor]
+                joined = self._joined(mark, marks, others, is_sum=name in _SUMS)
+                if joined:
+                    return joined
+        if main is None and all_marks not in self._joins:
+            module = self._module()
+            self._joins[all_marks] = f"{name} in {module!r}" if module else name
+        return all_marks
+
+    def _joined(self, mark: int, marks: dict[Tensor, int], others: list[Tensor], is_sum: bool) -> int:
+        """The marks of what attention gave out (``mark``) with what it was made of; 0 if that is not what these are."""
+        products = self._of_call(mark)
+        made_of = 0
+        for product in products:
+            made_of |= product.made_of
+        if not products or any(marks[other] & ~made_of for other in others):
+            return 0
+        inside = bool(mark & products[0].fed.inside)
+        if not is_sum or not any(self._is_ancestor(other, products) for other in others):
+            return mark
+        if not inside:  # what attention was made of is added a second time
+            return 0
+        behind = 0
+        for product in products:
+            behind |= product.fed.behind
+        return behind
+
+    def _of_call(self, marks: int) -> list[_Product]:
+        """The products whose marks these are, all of one sort; none where anything else is among them."""
+        found, sorts = list[_Product](), set[bool]()
+        while marks:
+            mark = marks & -marks
+            marks ^= mark
+            product = self._products.get(mark)
+            if product is None:
+                return []
+            sorts.add(mark == product.fed.inside)
+            found.append(product)
+        return found if len(sorts) == 1 else []
+
+    def _is_ancestor(self, tensor: Tensor, products: list[_Product]) -> bool:
+        node = self._node(tensor)
+        return any(product.node.comes_from(node) for product in products)
+
+
+def _is_fixed(op: Operation) -> bool:
+    """One factor is a number, or a parameter of the model."""
+    return any(
+        not isinstance(value, Tensor) or isinstance(value, Parameter) or value.numel() == 1 for value in op.args[:2]
+    )

@@ -1,0 +1,97 @@
+"""What is computed out of sight is refused by name; gates are held fixed, in the first layer as in later ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_norm.linear import Conventions, NotFrozenError, token_contributions
+
+close = torch.testing.assert_close
+
+
+def attended(x):
+    return torch.softmax(x @ x.mT, -1) @ x
+
+
+class OutOfSight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        with torch._C.DisableTorchFunction():
+            return x * torch.sigmoid(x)
+
+
+class Squared(OutOfSight):
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    with pytest.warns(DeprecationWarning):
+        return torch.jit.script(_squared)
+
+
+def _squared(x):
+    return x * x
+
+
+class Layer(nn.Module):
+    def __init__(self, work):
+        super().__init__()
+        self.work = work
+
+    def forward(self, x):
+        return self.work(x)
+
+
+class Model(nn.Module):
+    def __init__(self, work):
+        super().__init__()
+        self.layer = Layer(work)
+
+    def forward(self, x):
+        return self.layer(attended(x)).sum((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda x: torch.vmap(lambda row: torch.softmax(row @ row.mT, -1) @ row)(x), "'layer'.*torch.vmap"),
+        (lambda x: torch.from_numpy(x.detach().numpy() ** 2), "'numpy' in 'layer'.*out of sight"),
+        (lambda x: torch.tensor(x.tolist()), "'tolist' in 'layer'.*out of sight"),
+        (lambda x: OutOfSight.apply(x) + 1, "in 'layer' was computed out of sight"),
+        (lambda x: Squared.apply(x) + 1, "in 'layer' was computed out of sight"),
+    ],
+    ids=["vmap", "numpy", "tolist", "a function", "a function with a backward pass"],
+)
+def test_what_is_computed_out_of_sight_is_refused_by_name(work, message, x):
+    with pytest.raises(NotFrozenError, match=message):
+        token_contributions(lambda: Model(work)(x), [x], Conventions())
+
+
+@pytest.mark.parametrize("work", [lambda x: torch.vmap(attended)(x), lambda x: torch.from_numpy(x.numpy() ** 2)],
+                         ids=["vmap", "numpy"])  # fmt: skip
+def test_so_is_what_is_made_of_tokens_that_nothing_has_mixed(work, x):
+    with pytest.raises(NotFrozenError, match="out of sight"):
+        token_contributions(lambda: attended(work(x) + x).sum((1, 2)), [x], Conventions())
+
+
+def test_so_is_what_is_scripted(scripted, x):
+    with pytest.raises(NotFrozenError, match="in 'layer' was computed out of sight, by TorchScript"):
+        token_contributions(lambda: Model(lambda x: scripted(x) + 1)(x), [x], Conventions())
+
+
+@pytest.mark.parametrize("by", [lambda a, g: a * g, lambda a, g: torch.einsum("bqd,bqd->bqd", a, g), torch.mul])
+def test_a_gate_made_of_tokens_is_held_fixed_as_one_made_of_mixed_states_is(by, x):
+    shares = torch.softmax(x @ x.mT, -1)
+    gate = torch.sigmoid(2 * x)
+    expected = torch.einsum("bqd,bqk,bkd->bk", gate, shares, x)
+    found = token_contributions(lambda: by(attended(x), torch.sigmoid(2 * x)).sum((1, 2)), [x], Conventions())
+    close(found.tokens[0], expected)
+
+
+def test_a_token_whose_vector_went_through_a_gate_keeps_its_share(x):
+    vectors = torch.sigmoid(x) * x
+    found = token_contributions(lambda: (attended(torch.sigmoid(x) * x)).sum((1, 2)), [x], Conventions())
+    close(found.tokens[0], torch.einsum("bqk,bkd->bk", torch.softmax(vectors @ vectors.mT, -1), vectors))
