@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from captum_norm.attr._maps import SequenceName, route_of
 from captum_norm.capture import Answer, AttentionRecord
+from captum_norm.capture.chain import Fed
 
 
 def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
@@ -31,6 +32,23 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
         first.setdefault(queries, record)
         last[queries] = record
     return _read_past(first, last, read)
+
+
+def within_another(records: Sequence[AttentionRecord], read: Answer) -> dict[SequenceName, AttentionRecord]:
+    """The sequences that reach what is explained within another one alone (a picture among words), with their last
+    call."""
+    last: dict[SequenceName, AttentionRecord] = {}
+    crossed: set[SequenceName] = set()
+    for record in records:
+        route = route_of(record)
+        if route is not None and record.fed is not None:
+            last[route[0]] = record
+            crossed |= {route[1]} if route[1] != route[0] else set()
+    return {
+        sequence: record
+        for sequence, record in last.items()
+        if read.marks and sequence not in crossed and not read.marks & (Fed() if record.fed is None else record.fed).own
+    }
 
 
 def _leads_past(
@@ -63,7 +81,7 @@ def _read_past(
         others = read.starts.of_other_inputs(begins.values | begins.weights)
         for other, fed in ends.items():
             if other != sequence and fed is not None:
-                others |= fed.inside | fed.behind
+                others |= fed.own
         own = marks & ~others
         if own and not record.fed.is_all_of(own):
             return _past("what is explained", record, read.where)

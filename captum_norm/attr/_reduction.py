@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._captum import check_target, select
-from captum_norm.attr._chain import not_a_chain
+from captum_norm.attr._chain import not_a_chain, within_another
 from captum_norm.attr._maps import CallMap, Route, SequenceName, at_rows, route_of, without_modules
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
@@ -147,6 +147,7 @@ class Reduction:
         self._read = Answer()
         self._last: SequenceName | None = None
         self._no_chain = ""
+        self._within: dict[SequenceName, AttentionRecord] = {}
         self._seen: list[AttentionRecord] = []
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
@@ -195,7 +196,9 @@ class Reduction:
             if noted.record.keys is None:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
         if self.composes:
-            self._no_chain = not_a_chain([one for one in self._seen if self._read.rests_on(one)], self._read)
+            rested_on = [one for one in self._seen if self._read.rests_on(one)]
+            self._no_chain = not_a_chain(rested_on, self._read)
+            self._within = within_another(rested_on, self._read)
         for noted in used:
             if noted.map is not None:
                 self._add(noted.map)
@@ -347,6 +350,14 @@ class Reduction:
         self._refuse_unknown(index, crossing=bool(crossing))
         self._refuse_mixers(index)
         self._refuse_no_chain(index)
+        if not crossing and sequence in self._within:
+            call = self._within[sequence].call
+            raise ValueError(
+                f"{self._title}: inputs[{index}] cannot be scored: what is explained does not read it by itself, but "
+                f"within another sequence, that takes in what {call.name!r} (call {call.call}) left (a picture among "
+                "words). Calls are composed along one sequence: give the other inputs alone, and this one in "
+                "additional_forward_args, or take a Layer class."
+            )
         return crossing[0] if crossing else own
 
     def _sequence(self, index: int, like: Tensor) -> SequenceName:

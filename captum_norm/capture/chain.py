@@ -44,8 +44,14 @@ class Fed(NamedTuple):
 
     def joined(self, other: Fed) -> Fed:
         """Those of two parts of one call."""
-        marks = (ours | theirs for ours, theirs in zip(self[:4], other[:4], strict=True))
-        return Fed(*marks, self.where or other.where)
+        inside, behind = self.inside | other.inside, self.behind | other.behind
+        values, weights = self.values | other.values, self.weights | other.weights
+        return Fed(inside, behind, values, weights, self.where or other.where)
+
+    @property
+    def own(self) -> int:
+        """Its own marks."""
+        return self.inside | self.behind
 
     def is_all_of(self, marks: int) -> bool:
         """Whether what has these marks comes from this call alone, and either has its residual or has not."""

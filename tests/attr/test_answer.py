@@ -150,6 +150,33 @@ def test_a_residual_is_known_however_it_is_written(add):
     close(scores.sum(1), torch.ones(2))
 
 
+def scattered(words, picture):
+    is_picture = torch.zeros(*words.shape[:2], 1, dtype=torch.bool)
+    is_picture[:, 1:3] = True
+    return words.masked_scatter(is_picture, picture)
+
+
+def set_by_rows(words, picture):
+    words = words.clone()
+    words[:, 1:3] = picture
+    return words
+
+
+@pytest.mark.parametrize("put", [scattered, set_by_rows])
+def test_words_are_scored_with_a_picture_among_them_and_the_picture_is_refused(put):
+    model, picture = Model(), torch.randn(2, 2, 16)
+
+    def read(ids, picture):
+        words = model.embedding(ids)
+        return model.classes(model.second(put(words, model.first(picture)))[:, 0])
+
+    scores = AttentionRollout(read).attribute(IDS, target=1, additional_forward_args=(picture,))
+    close(scores.sum(1), torch.ones(2))
+    assert (scores > 0).all()
+    with pytest.raises(ValueError, match=r"inputs\[1\].* within another sequence.*additional_forward_args"):
+        AttentionRollout(read).attribute((IDS, picture), target=1)
+
+
 @pytest.mark.parametrize("method", [*COMPOSING, AttentionNorm, ValueZeroing])
 def test_layers_behind_the_one_that_is_read_have_no_part(method):
     torch.manual_seed(0)

@@ -6,12 +6,14 @@ from operands that have the same positions there, and operations along an axis t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import Property, names_with
 from captum_norm.operations.operation import Operation, base_name
@@ -35,6 +37,13 @@ def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, ou
         operands: the operands of which something is known.
         out: one of its results.
     """
+    if name in ("min", "max") and isinstance(op.argument(1, "other"), Tensor):
+        name += "imum"
+    if name in ("scatter", "scatter_add"):
+        return _scattered(flow, op)
+    if name == "masked_scatter":
+        place = place_of(flow, op.tensors[0])
+        return place if place is None or _is_of_other_inputs(flow, op.tensors[-1], op.tensors[0]) else None
     if name in _ALONG_AXES:
         along = _along(flow, op, name, out)
         if along is not None or name in _SHUFFLES:
@@ -104,6 +113,37 @@ def _along(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | Non
     return None
 
 
+def _is_of_other_inputs(flow: Dataflow, tensor: Tensor, than: Tensor) -> bool:
+    """Whether it was made of none of the inputs that ``than`` was made of: a picture's features, in the rows of the
+    words that stand for them."""
+    ours, theirs = (flow.reach.of(t) & ~INPUT for t in (tensor, than))
+    return bool(ours) and bool(theirs) and not ours & theirs
+
+
+def _scattered(flow: Dataflow, op: Operation) -> Place | None:
+    """Where entries lie that were put among others of their own position (scores of some experts among zeros)."""
+    into, axis = op.tensors[0], op.argument(1, "dim")
+    value = op.argument(3, "src", op.kwargs.get("value"))
+    places = [place_of(flow, tensor) for tensor in (into, value) if isinstance(tensor, Tensor)]
+    known = [place for place in places if place is not None]
+    if not known or not isinstance(axis, int):
+        return None
+    axis %= into.ndim
+    row = torch.Size(1 if n == axis else count for n, count in enumerate(into.shape))
+    first, step = known[0], Whole((axis,), row)
+    if not all(flow.places.holds_one(place, (axis,)) for place in known):
+        return None
+    if any(tensor.shape[n] != into.shape[n] for tensor in op.tensors for n in range(into.ndim) if n != axis):
+        return None
+    if not all(flow.places.agree(first.then(step), place.then(step), row) for place in known):
+        return None
+    unplaced = [t for t in (into, value) if isinstance(t, Tensor) and place_of(flow, t) is None]
+    if any(flow.reach.of(tensor) > INPUT for tensor in unplaced):
+        return None
+    mixers = frozenset[Hashable]().union(*(place.mixers for place in known))
+    return first.mixed_by(mixers).then(Whole((axis,), into.shape))
+
+
 def _axes(op: Operation, name: str, x: Tensor) -> tuple[int, ...] | None:
     """The axes that an operation reads whole; None where that cannot be told."""
     if name in ("tril", "triu"):
@@ -122,17 +162,21 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
     A position that is written where another one is mixes both; what is still empty takes any.
     """
     into, value = op.tensors[0], op.args[-1] if op.args else None
-    before, index = _place_of(flow, into), op.args[1] if len(op.args) > 1 else None
+    before, index = place_of(flow, into), op.args[1] if len(op.args) > 1 else None
     if base_name(op.name) == "index_add":
         index = op.argument(2, "index")
         value = op.argument(3, "source", op.kwargs.get("source"))
         if op.argument(1, "dim", 0) != 0:
             return None
+    elif base_name(op.name) in ("scatter", "scatter_add"):
+        return _scattered(flow, op)
     elif op.name != "setitem":
         return None
     if not isinstance(value, Tensor) or not flow.reach.of(value) & ~1:
         return before
-    written, shape = _place_of(flow, value), tuple(into.shape)
+    if before is not None and _is_of_other_inputs(flow, value, into):
+        return before
+    written, shape = place_of(flow, value), tuple(into.shape)
     if written is None or (before is None and flow.reach.of(into) > 1):
         return before and flow.mixed_by(before, "one operand was made of several positions")
     if before is not None and before.anchor is not written.anchor:
@@ -144,7 +188,8 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
     return place if before is None else place.mixed_by(before.mixers)
 
 
-def _place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
+def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
+    """Where a tensor lies."""
     trace = flow.traces[tensor]
     return None if trace is None else trace.place
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_norm.capture.columns import is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.products import place_of, unread_product, value_product
+from captum_norm.capture.rules.alike import place_of
+from captum_norm.capture.rules.products import unread_product, value_product
 from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation

@@ -8,12 +8,13 @@ from torch._C._functorch import get_unwrapped as unwrapped
 from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.alike import place_of
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import attention_weights
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features, Place
+from captum_norm.operations.places import Features
 from captum_norm.operations.steps import Step
 
 
@@ -157,12 +158,6 @@ def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
         if place is not None and flow.is_moved(right, left):
             place = flow.mixed_by(place, "a product with what positions were made into")
         flow.traces[out] = Trace(place=place)
-
-
-def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
-    """Where a tensor lies."""
-    trace = flow.traces[tensor]
-    return None if trace is None else trace.place
 
 
 def value_product(
