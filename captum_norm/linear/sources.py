@@ -21,8 +21,7 @@ from captum_norm.operations.places import Anchor, Place, Source
 
 # Attention is where positions mix: it is not followed any further.
 _MIXES = names_of(OperationKind.ATTENTION) | {"softmax"}
-# Numbers go on where no operation of torch is seen.
-OUT_OF_SIGHT = frozenset(("numpy", "tolist"))
+_EXITS = names_of(OperationKind.EXIT)
 _HELD_FIXED = names_of(OperationKind.SOFTMAX, OperationKind.FUNCTION)
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
 
@@ -136,7 +135,7 @@ class TokenSources:
                 rule(op)
         if not placed:
             return False
-        if op.name in OUT_OF_SIGHT:
+        if op.name in _EXITS:
             return True
         if op.name in _HELD_FIXED or all(self.is_gate(tensor) for tensor, _ in placed):
             for out in op.outputs:

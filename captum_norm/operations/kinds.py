@@ -17,6 +17,7 @@ class OperationKind(Enum):
     """What an operation is; each has one kind."""
 
     QUESTION = auto()  # asks something about a tensor
+    EXIT = auto()  # hands its numbers to what is no operation of torch
     SETTING = auto()  # changes how torch works; no tensor is involved
     FRESH = auto()  # new numbers in the shape of old ones
     IDENTITY = auto()  # the same numbers, or the same up to the number format
@@ -45,9 +46,10 @@ KINDS: dict[OperationKind, str] = {
         "shape dtype device layout ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_meta is_sparse "
         "is_quantized is_nested is_mps is_xla is_mkldnn size dim stride numel data_ptr storage untyped_storage "
         "storage_offset itemsize nbytes names is_contiguous is_floating_point is_complex is_inference element_size "
-        "get_device __len__ __bool__ __hash__ __repr__ __format__ item tolist numpy all any equal allclose eq ne lt gt "
+        "get_device __len__ __bool__ __hash__ __repr__ __format__ item all any equal allclose eq ne lt gt "
         "le ge is_same_size _version register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
     ),
+    OperationKind.EXIT: "numpy tolist",
     OperationKind.SETTING: "_set_grad_enabled set_grad_enabled _set_deterministic manual_seed",
     OperationKind.FRESH: (
         "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like "
@@ -147,7 +149,7 @@ def kind_of(name: str) -> OperationKind | None:
     """The kind of an operation, an in-place form having that of its base; None for one that no rule knows.
 
     >>> kind_of("transpose"), kind_of("mul_"), kind_of("special_i0")
-    (<OperationKind.MOVE: 5>, <OperationKind.SCALE: 11>, None)
+    (<OperationKind.MOVE: 6>, <OperationKind.SCALE: 12>, None)
     """
     return _KIND_OF.get(name) or _KIND_OF.get(base_name(name))
 

@@ -164,11 +164,12 @@ def set_by_rows(words, picture):
 
 @pytest.mark.parametrize("put", [scattered, set_by_rows])
 def test_words_are_scored_with_a_picture_among_them_and_the_picture_is_refused(put):
-    model, picture = Model(), torch.randn(2, 2, 16)
+    model, picture = Model(), torch.randn(2, 16, 2, 4)
+    patches = nn.Conv2d(16, 16, 2, 2)
 
     def read(ids, picture):
         words = model.embedding(ids)
-        return model.classes(model.second(put(words, model.first(picture)))[:, 0])
+        return model.classes(model.second(put(words, model.first(patches(picture).flatten(2).mT)))[:, 0])
 
     scores = AttentionRollout(read).attribute(IDS, target=1, additional_forward_args=(picture,))
     close(scores.sum(1), torch.ones(2))

@@ -486,7 +486,7 @@ CHANGES: list[Change] = [
         tests="linear",
     ),
     *changes_of("linear/run.py", ("if not sources.is_gate(tensor)", "if True"), tests="linear"),
-    *changes_of("linear/sources.py", ("if op.name in OUT_OF_SIGHT:", "if False:"), tests="linear"),
+    *changes_of("linear/sources.py", ("if op.name in _EXITS:", "if False:"), tests="linear"),
     *changes_of("linear/rules/norms.py", ("- mean * scale", "+ mean * scale"), tests="linear"),
     *changes_of("linear/rules/activations.py", ("(y - z * slope) * one", "(y + z * slope) * one"), tests="linear"),
     # -------------------------------------------------------------------------------------------------------------- cli

@@ -17,7 +17,7 @@ from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import broadcast
 from captum_norm.operations.steps import Step
 
-RULES.pass_over(OperationKind.QUESTION, OperationKind.SETTING, OperationKind.COMPOSITE)
+RULES.pass_over(OperationKind.QUESTION, OperationKind.EXIT, OperationKind.SETTING, OperationKind.COMPOSITE)
 RULES.pass_over(OperationKind.FRESH)  # whatever is written there later is another sequence (BART's shifted ids)
 
 _IDENTITIES = names_of(OperationKind.IDENTITY)

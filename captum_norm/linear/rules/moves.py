@@ -10,7 +10,6 @@ from torch import Tensor
 from captum_norm.linear.frozen import RULES, Frozen, rule
 from captum_norm.linear.rules.operands import is_lazy, operands_of, same, swapping
 from captum_norm.linear.run import FrozenRun
-from captum_norm.linear.sources import OUT_OF_SIGHT
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
 
@@ -29,7 +28,7 @@ def _linear(run: FrozenRun, op: Operation) -> Frozen:
     return Frozen(apply, operands, lazy=is_lazy(run, op, operands), moves=base_name(op.name) in _MOVES)
 
 
-@rule(*sorted(OUT_OF_SIGHT))
+@rule(OperationKind.EXIT)
 def _leaves_sight(run: FrozenRun, op: Operation) -> Any:
     raise run.refusal(op, "its numbers go on out of sight; write what is computed of them in torch operations")
 
