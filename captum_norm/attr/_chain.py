@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from captum_norm.attr._maps import SequenceName, route_of
-from captum_norm.capture import Answer, AttentionRecord
-from captum_norm.capture.chain import Fed
+from captum_norm.capture import Answer, AttentionRecord, Fed
 
 
 def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:

@@ -220,7 +220,7 @@ class ALTILogit(InputMethod):
             reduction.explains(None)(recorded, output)
 
         with torch.no_grad():
-            self._forward((given,), extras, take, reduction.skip, on_output=told)
+            self._forward((given,), extras, take, reduction.skip, on_output=told, chain=reduction.composes)
         return rows[0] if rows else torch.zeros(len(given), 0, dtype=torch.long)
 
     def _read_out(

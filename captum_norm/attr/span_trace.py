@@ -219,7 +219,7 @@ class SpanTrace(InputMethod):
                 reduction.explains(target)(recorded, output)
 
         with torch.no_grad():
-            self._forward((given,), extras, take, reductions[0].skip, on_output=told)
+            self._forward((given,), extras, take, reductions[0].skip, on_output=told, chain=reductions[0].composes)
         for reduction in reductions:
             reduction.conclude()
         scores = [reduction.answer(0, given) for reduction in reductions]

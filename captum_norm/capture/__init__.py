@@ -11,6 +11,7 @@ Other parts of the package import from here and from no module inside.
 """
 
 from captum_norm.capture.answer import Answer, Recorded
+from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
@@ -36,6 +37,7 @@ __all__ = [
     "AttentionRecord",
     "Certificate",
     "Dataflow",
+    "Fed",
     "InexactCaptureError",
     "Kind",
     "Layout",

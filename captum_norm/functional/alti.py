@@ -33,6 +33,9 @@ from captum_norm.functional.normalization import FrozenNorm
 # What the authors' code adds to each coordinate of a difference: a default of torch's pairwise_distance.
 _PUBLISHED_EPS = 1e-6
 
+# Of the output's length: less than this is rounding of a vector that points away, or of none.
+_ROUNDING = 1e-12
+
 
 @torch.no_grad()
 def alti(
@@ -98,7 +101,7 @@ def alti(
         own = shifted - vector_norm(y - block.own_part(), ord=p, dim=-1)
         found = block.with_own(nearer(block, y, p), own) + (length - shifted)[..., None]
     check_finite("alti", found, **block.inputs)
-    return _shares(found.clamp_min_(0)).to(block.dtype)
+    return _shares(torch.where(found > _ROUNDING * length[..., None], found, 0)).to(block.dtype)
 
 
 def _shares(contributions: Tensor) -> Tensor:

@@ -204,3 +204,13 @@ def test_bad_input_is_refused_by_name(changed, message):
     block, _ = draw_alti((1, 2, 3, 0, 4, 6), dtype=torch.float32)
     with pytest.raises(ValueError, match=f"alti: {message}"):
         alti(**block | changed)
+
+
+def test_rounding_of_vectors_that_point_away_is_no_contribution():
+    """An own vector of rounding's size, beside one that takes the output further away: nothing brings it nearer."""
+    torch.manual_seed(0)
+    y = torch.randn(1, 4, 300, dtype=torch.float64)
+    block = {"weights": torch.eye(4).expand(1, 1, 4, 4).double(), "values": -y[:, None],
+             "W_O": torch.eye(300)[None].double(), "output": y}  # fmt: skip
+    with pytest.warns(UserWarning, match="no input brings the output nearer at 4 of 4"):
+        assert not alti(**block, residual=1e-15 * y, residual_key="column").any()

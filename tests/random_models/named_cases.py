@@ -26,25 +26,22 @@ class NamedCase:
         about: what was wrong, in a sentence.
         config: the model.
         silent: the checks that are wrong without a word today.
-        rounding: whether they are depends on how this machine rounds.
     """
 
     name: str
     about: str
     config: Config
     silent: tuple[str, ...]
-    rounding: bool = False
 
     @classmethod
     def load(cls, path: Path) -> NamedCase:
         told = json.loads(path.read_text())
         config, silent = Config(**told["config"]), tuple(told["silent"])
-        return cls(path.stem, told["about"], config, silent, told.get("rounding", False))
+        return cls(path.stem, told["about"], config, silent)
 
     def save(self, folder: Path = FOLDER) -> Path:
         path = folder / f"{self.name}.json"
         told = {"about": self.about, "config": self.config.to_json(), "silent": list(self.silent)}
-        told |= {"rounding": True} if self.rounding else {}
         path.write_text(json.dumps(told, indent=1) + "\n")
         return path
 
