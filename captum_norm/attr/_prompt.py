@@ -5,7 +5,7 @@ Axes: t token of the prompt, f feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._captum import TextTemplateInput, TextTokenInput
+from captum_norm.attr._sources import SourcesType, chat_turns, is_chat, source_spans
 
-PromptType: TypeAlias = "str | Sequence[int] | Sequence[str] | Tensor | TextTokenInput | TextTemplateInput"
+PromptType: TypeAlias = (
+    "str | Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]] | Tensor | TextTokenInput | TextTemplateInput"
+)
 TokensType: TypeAlias = Sequence[int] | Sequence[str] | None
 
 _Span = tuple[int, int]
@@ -44,13 +47,16 @@ class Prompt:
         return self.formatted(of_tokens @ self.shares.to(of_tokens).T)
 
 
-def read_prompt(given: PromptType, tokenizer: Any, skip_tokens: TokensType = None) -> Prompt:
+def read_prompt(
+    given: PromptType, tokenizer: Any, skip_tokens: TokensType = None, sources: SourcesType | None = None
+) -> Prompt:
     """The prompt's ids and features.
 
     Args:
         given: text; ids or tokens, a list of one prompt or (token,) or (1, token); or one of Captum's text inputs.
         tokenizer: the model's tokenizer.
         skip_tokens: ids or tokens that get no score.
+        sources: passages of the text, which are then the features.
 
     Raises:
         TypeError: for anything else.
@@ -58,6 +64,8 @@ def read_prompt(given: PromptType, tokenizer: Any, skip_tokens: TokensType = Non
             changes its values.
     """
     skipped = known_ids("skip_tokens", skip_tokens or (), tokenizer)
+    if sources is not None or is_chat(given):
+        return _of_sources(given, tokenizer, skipped, "turns" if sources is None else sources)
     if isinstance(given, TextTemplateInput):
         return _of_template(given, tokenizer, skipped)
     if isinstance(given, TextTokenInput):
@@ -113,23 +121,53 @@ def _of_template(inp: TextTemplateInput, tokenizer: Any, skipped: Tensor) -> Pro
     for value, group in enumerate(groups):
         for start, end in _spans_of_value(inp, value, text):
             characters[group, start:end] = 1
-    counts = torch.stack([characters[:, start:end].sum(1) for start, end in offsets], dim=1)
-    counts[:, _among(ids[0], skipped)] = 0
-    total = counts.sum(0)
-    if not total.any():
+    shares = _shares(characters, offsets, _among(ids[0], skipped))
+    if not shares.any():
         raise ValueError(f"no token of the prompt {text!r} belongs to a value of the template and is not skipped.")
-    shares = counts / total.clamp_min(1)
-    return Prompt(ids, list(inp.values), shares, inp.format_attr, _texts(ids[0, total == 0], tokenizer))
+    return Prompt(ids, list(inp.values), shares, inp.format_attr, _texts(ids[0, shares.sum(0) == 0], tokenizer))
 
 
-def _with_offsets(text: str, tokenizer: Any) -> tuple[Tensor, list[_Span]]:
+def _of_sources(given: Any, tokenizer: Any, skipped: Tensor, sources: SourcesType) -> Prompt:
+    """A feature is a passage of the text: the sum of its tokens."""
+    turns: list[_Span] = []
+    chat = is_chat(given)
+    if chat:
+        text = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        turns = chat_turns(given, text)
+        sources = [*turns, ...] if sources == "turns" else sources  # the template's own marks are the rest
+    elif isinstance(given, str):
+        text = given
+    else:
+        raise TypeError(f"sources are passages of a text or a chat, but the prompt is {type(given).__name__}.")
+    ids, offsets = _with_offsets(text, tokenizer, special=not chat)
+    _refuse_empty(ids)
+    spans = source_spans(sources, text, turns)
+    rest = [] if isinstance(sources, str) or callable(sources) or ... not in sources else [...]
+    characters = torch.zeros(len(spans) + len(rest), len(text))
+    for number, (start, end) in enumerate(spans):
+        characters[number, start:end] = 1
+    if rest:
+        characters[-1] = 1 - characters.sum(0)
+    shares = _shares(characters, offsets, _among(ids[0], skipped))
+    names = [text[start:end].strip() for start, end in spans] + ["..."] * len(rest)
+    return Prompt(ids, names, shares, lambda scores: scores, _texts(ids[0, shares.sum(0) == 0], tokenizer))
+
+
+def _shares(characters: Tensor, offsets: Sequence[_Span], skipped: Tensor) -> Tensor:
+    """How much of each token is each feature's, (feature, token), from its characters, (feature, character)."""
+    counts = torch.stack([characters[:, start:end].sum(1) for start, end in offsets], dim=1)
+    counts[:, skipped] = 0
+    return counts / counts.sum(0).clamp_min(1)
+
+
+def _with_offsets(text: str, tokenizer: Any, special: bool = True) -> tuple[Tensor, list[_Span]]:
     try:
-        encoded = tokenizer(text, return_offsets_mapping=True)
+        encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
-            f"{type(tokenizer).__name__} does not say which characters a token stands for, as a TextTemplateInput "
-            "needs: use a fast tokenizer, or a TextTokenInput."
+            f"{type(tokenizer).__name__} does not say which characters a token stands for, as sources and a "
+            "TextTemplateInput need: use a fast tokenizer, or a TextTokenInput."
         ) from error
     return torch.tensor([ids], dtype=torch.long), [(int(start), int(end)) for start, end in offsets]
 

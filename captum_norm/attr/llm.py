@@ -25,6 +25,7 @@ from captum_norm.attr._captum import (
     TextTokenInput,
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
+from captum_norm.attr._sources import SourcesType
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_inputs, longest_input
@@ -118,13 +119,15 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         use_cached_outputs: bool = True,
         *,
         skip_tokens: TokensType = None,
+        sources: SourcesType | None = None,
         **kwargs: Any,
     ) -> LLMAttributionResult:
         """What each token or feature of the prompt contributes to each target token.
 
         Args:
             inp: the prompt: a text, tokenised with the tokenizer's special tokens; the ids or the tokens of one prompt
-                as a list or tensor, taken as they are; Captum's ``TextTokenInput`` or ``TextTemplateInput``.
+                as a list or tensor, taken as they are; Captum's ``TextTokenInput`` or ``TextTemplateInput``; a chat, a
+                list of ``{"role", "content"}``, whose turns are then its sources.
             target: the answer: a text, tokenised without special tokens as Captum does; ids or tokens; None lets the
                 model write it (``generate``).
             num_trials: mean over so many passes, as in Captum; more than one change only what a model in training mode
@@ -132,6 +135,9 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
             gen_args: arguments of ``generate`` where ``target`` is None; by default Captum's (25 new tokens, greedy).
             use_cached_outputs: whether ``generate`` keeps keys and values; the pass that is explained never does.
             skip_tokens: ids or tokens of the prompt that get no score; ``report`` says what they would have got.
+            sources: passages of a text or chat that are scored in place of its tokens: ``"sentences"``,
+                ``"paragraphs"``, ``"turns"``, a function from the text to spans, or spans of characters (start, stop)
+                that cover the prompt; ``...`` among them is a source for all the rest.
             **kwargs: for the method's own ``attribute``: ``kind``, ``call``.
 
         Returns:
@@ -148,7 +154,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
             InexactCaptureError: if an attention call cannot be read exactly.
         """
         _check_arguments(num_trials, kwargs)
-        prompt = read_prompt(inp, self.tokenizer, skip_tokens)
+        prompt = read_prompt(inp, self.tokenizer, skip_tokens, sources)
         ids = prompt.ids.to(self.device)
         check_inputs(self.model, {"input_ids": ids})
         answer = self._answer(ids, target, gen_args, use_cached_outputs)
