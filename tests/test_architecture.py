@@ -26,7 +26,7 @@ LAYERS = (
     {"intervention", "linear", "measures"},
     {"viewer"},
     {"attr", "maps"},
-    {"methods", "token_shares"},
+    {"head_activity", "methods", "token_shares"},
     {"comparison"},
     {"exports", "visualization"},
     {"alignment", "study"},

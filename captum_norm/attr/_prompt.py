@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def read_prompt(
     if isinstance(given, str):
         ids = tokenizer.encode(given, return_tensors="pt") if given else torch.empty(1, 0, dtype=torch.long)
     else:
-        ids = known_ids("inp", given, tokenizer)[None]
+        ids = known_ids("inp", cast("Sequence[int]", given), tokenizer)[None]
     return _of_tokens(ids, tokenizer, ~_among(ids[0], skipped), lambda some: token_texts(some, tokenizer))
 
 

@@ -56,7 +56,7 @@ def source_spans(sources: SourcesType, text: str, turns: Sequence[Span] = ()) ->
             raise ValueError('sources="turns" are those of a chat: give the prompt as a list of {"role", "content"}.')
         if sources != "turns" and sources not in _SPLITTERS:
             known = ", ".join(map(repr, _SPLITTERS))
-            raise ValueError(f'sources should be {known}, "turns", a function, or spans of characters, got {sources!r}.')
+            raise ValueError(f'sources should be {known}, "turns", a function or spans of characters, got {sources!r}.')
         spans: Sequence[Any] = _SPLITTERS[sources](text) if sources in _SPLITTERS else turns
     else:
         spans = sources(text) if callable(sources) else sources

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from captum_norm.cli import align, certify, compare, maps, report, study, tokens, view
+from captum_norm.cli import align, certify, compare, context, heads, maps, report, study, tokens, view
 from captum_norm.suggestions import did_you_mean
 
 COMMANDS = {
@@ -21,6 +21,8 @@ COMMANDS = {
     "view": view,
     "maps": maps,
     "tokens": tokens,
+    "heads": heads,
+    "context": context,
     "certify": certify,
     "study": study,
     "report": report,

@@ -29,6 +29,13 @@ def add_output_arguments(parser: argparse.ArgumentParser, figure: str | None = N
     parser.add_argument("--json", metavar="FILE", help="save all numbers; - prints them alone")
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, as an argument's type."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
+
+
 def check_outputs(*paths: str | None) -> None:
     """Every file asked for can be written, as far as can be told before there is anything to write.
 

@@ -13,6 +13,7 @@ from captum_norm.cli.arguments import (
     check_figure,
     check_outputs,
     from_stdin,
+    positive,
     say,
     write_figure,
     write_json,
@@ -42,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--text", metavar="FILE", required=True, help="a text, one paragraph per line; - for stdin")
     limit = f"per sequence (default: {MAX_TOKENS}, or what the model takes)"
-    parser.add_argument("--max-tokens", type=_positive, metavar="N", help=limit)
-    parser.add_argument("--max-sequences", type=_positive, metavar="N", help="take the first N (default: all)")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help=limit)
+    parser.add_argument("--max-sequences", type=positive, metavar="N", help="take the first N (default: all)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences at a time (default: 8)")
     add_model_arguments(parser, default="the embedded MiniLM-L6 encoder")
     add_output_arguments(parser, figure="layer × class shares")
 
@@ -193,9 +194,3 @@ def _short(name: str) -> str:
 
 def _rho(rho: Tensor) -> str:
     return "·" if bool(rho.isnan()) else f"{float(rho):+.2f}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
-    return int(text)

@@ -119,6 +119,7 @@ def test_a_foil_is_subtracted_for_all_or_for_each():
     each = [method.attribute(tokens, target=token) for token in (3, 8)]
     close(method.attribute(tokens, target=(3, 8)), each[0] - each[1])
     close(method.attribute(tokens, target=[(3, 8), (8, 3)])[1], each[1][1] - each[0][1])
+    close(method.attribute(tokens, target=[(3, 8), 8])[1], each[1][1])
     close(method.attribute(tokens, target=torch.tensor([3, 8])), torch.stack([each[0][0], each[1][1]]))
     contrast, delta = DecompX(model).attribute(tokens, target=(-1, 3, 8), return_convergence_delta=True)
     logits = model(tokens).logits[:, -1].detach()

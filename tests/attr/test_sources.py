@@ -32,7 +32,8 @@ def test_texts_are_split_at_sentences_and_paragraphs():
 def test_a_source_has_the_sum_of_its_tokens(attribution):
     method = LLMAttentionAttribution(attribution(tiny("Llama")), sentence_piece())
     by_token = method.attribute(PROMPT, target="a a")
-    for sources, number in (("sentences", 3), ("paragraphs", 2), ([(0, 7), ...], 2), (lambda text: [(0, len(text))], 1)):
+    whole_text = lambda text: [(0, len(text))]  # noqa: E731
+    for sources, number in (("sentences", 3), ("paragraphs", 2), ([(0, 7), ...], 2), (whole_text, 1)):
         found = method.attribute(PROMPT, target="a a", sources=sources)
         assert found.token_attr.shape == (2, number)
         whole = found.token_attr.sum(1) + method.report.to_left_out
@@ -43,7 +44,8 @@ def test_a_source_has_the_sum_of_its_tokens(attribution):
 
 def test_a_chat_is_scored_by_turns(method):
     method.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
-    chat = [{"role": "user", "content": "a b c"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "a"}]
+    said = (("user", "a b c"), ("assistant", "c"), ("user", "a"))
+    chat = [{"role": role, "content": content} for role, content in said]
     found = method.attribute(chat, target="a")
     assert found.input_tokens == ["a b c", "c", "a", "..."]
     close(found.token_attr, method.attribute(chat, target="a", sources="turns").token_attr)

@@ -28,6 +28,8 @@ CHANGES: list[Change] = [
         ("torch.cat([part, below], dim=1)", "torch.cat([part, tracked], dim=1)"),
         tests="attr/test_alti_logit.py",
     ),
+    *changes_of("attr/_sources.py", ("owner[start:stop] = [number]", "owner[:0] = [number]")),
+    *changes_of("head_activity.py", ("given / given.mean()", "given / given.max()"), tests="cli/test_heads.py"),
     *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
     *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
     *changes_of(

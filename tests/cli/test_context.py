@@ -1,0 +1,81 @@
+"""``captum-norm context`` says what the language-model interface says of each source."""
+
+import json
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from captum_norm import AttentionNorm, LLMAttentionAttribution
+from captum_norm.cli.context import prompt_with_documents
+from tests.cli.models import gpt_tokenizer
+from tests.cli.running import answer
+
+DOCUMENTS = ("a warm film . the plot is thin", "that film never feels forced !")
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, text in zip(("a.txt", "b.txt", "prompt.txt"), (*DOCUMENTS, "the film is"), strict=True):
+        (tmp_path / name).write_text(text + "\n", "utf-8")
+    return tmp_path
+
+
+def asked(folders, files, *more):
+    documents = ("--documents", files / "a.txt", files / "b.txt")
+    return "context", "--model", folders / "decoder", "--prompt", files / "prompt.txt", *documents, *more
+
+
+def test_documents_are_the_sources_of_an_answer(capsys, folders, files, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = files / "found.json"
+    code, out, err = answer(capsys, *asked(folders, files, "--answer", "a warm", "--json", file))
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    saved = json.loads(file.read_text("utf-8"))
+    assert [source["name"] for source in saved["sources"]] == ["a.txt", "b.txt", "the rest of the prompt"]
+    assert saved["answer"] == ["a", "warm"]
+    model = GPT2LMHeadModel.from_pretrained(folders / "decoder").eval()
+    text, spans = prompt_with_documents("the film is", list(DOCUMENTS))
+    expected = LLMAttentionAttribution(AttentionNorm(model), gpt_tokenizer()).attribute(
+        text, target="a warm", sources=[*spans, ...]
+    )
+    for number, source in enumerate(saved["sources"]):
+        torch.testing.assert_close(source["score"], float(expected.seq_attr[number]), rtol=1e-5, atol=1e-6)
+        by_token = torch.tensor(source["by_token"])
+        torch.testing.assert_close(by_token, expected.token_attr[:, number], rtol=1e-5, atol=1e-6)
+    assert sum(source["share"] for source in saved["sources"]) == pytest.approx(1)
+
+
+def test_the_model_writes_and_sentences_are_sources(capsys, folders, files):
+    more = ("--split", "sentences", "--max-new-tokens", 2, "--method", "spantrace", "--json", "-")
+    code, out, _ = answer(capsys, *asked(folders, files, *more))
+    saved = json.loads(out)
+    assert (code, saved["method"], len(saved["answer"])) == (0, "SpanTrace", 2)
+    assert [source["name"] for source in saved["sources"]] == [
+        "a warm film .", "the plot is thin", "that film never feels forced !", "the film is",
+    ]  # fmt: skip
+
+
+def test_documents_stand_where_the_prompt_says():
+    assert prompt_with_documents("Read {documents} and say.", ["A", "B"]) == ("Read A\n\nB and say.", [(5, 6), (8, 9)])
+    with pytest.raises(ValueError, match="there are no --documents"):
+        prompt_with_documents("{documents}", [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--method", "AttentionNrom"), "there is no such method. Did you mean AttentionNorm"),
+        (("--documents", "nowhere.txt"), "--documents nowhere.txt: No such file"),
+        (("--prompt", "empty"), "empty is empty"),
+        (("--model", "classifier"), "is no causal language model"),
+        (("--answer", "電影"), "is not in the vocabulary"),
+    ],
+)
+def test_mistakes_are_answered_in_a_line(capsys, folders, files, change, message):
+    (files / "empty").write_text(" \n", "utf-8")
+    change = tuple(folders / c if c == "classifier" else files / c if c == "empty" else c for c in change)
+    code, out, err = answer(capsys, *asked(folders, files, *change))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
