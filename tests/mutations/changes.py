@@ -29,7 +29,13 @@ CHANGES: list[Change] = [
         tests="attr/test_alti_logit.py",
     ),
     *changes_of("attr/_sources.py", ("owner[start:stop] = [number]", "owner[:0] = [number]")),
-    *changes_of("head_activity.py", ("given / given.mean()", "given / given.max()"), tests="cli/test_heads.py"),
+    *changes_of(
+        "head_activity.py",
+        ("given / given.mean()", "given / given.max()"),
+        ("s / (n - 1)", "s / n"),
+        ("int(record.call.kind == \"causal\" and query == key)", "0"),
+        tests="cli/test_heads.py",
+    ),
     *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
     *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
     *changes_of(
