@@ -69,7 +69,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "functional/alti.py",
-        ("found.clamp_min_(0)", "found"),
+        ("torch.where(found > _ROUNDING * length[..., None], found, 0)", "found"),
         ("replace(norm, eps=0.0)", "norm"),
     ),
     *changes_of(
