@@ -227,6 +227,8 @@ class Reduction:
             return None
         queries, (batch, length) = self._queries.get(route[0]), self._shapes[route[0]]
         weights = None if queries is None else rows_weights(read.rows, queries.index, batch, length)
+        if weights is None and queries is not None and _is_one_of_several(read.rows, queries.index):
+            raise ValueError(self._unseen(behind))
         real = self._sequences.real.get(route[0])
         real = None if real is None or real.shape != (batch, length) else real.cpu()
         if weights is None or (real is not None and bool(weights[~real].any())):  # padding explains nothing
@@ -244,7 +246,7 @@ class Reduction:
     def _unseen(self, behind: Sequence[Mixer]) -> str:
         how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
             "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
-            "windows)"
+            "windows), or from one of several that are no input (class tokens)"
         )  # fmt: skip
         return (
             f"{self._title}: which rows the output was read from is not known, for {how}. Say whose representation is "
@@ -449,7 +451,7 @@ def rows_weights(read: RowsRead, index: Tensor, batch: int, length: int) -> Tens
         index: (query,), the input position of each query.
         batch, length: the shape of the result.
     """
-    positions, weights = read.positions.expand(batch, -1), read.weights.double().expand(batch, -1)
+    positions, weights = read.positions.clamp_min(-1).expand(batch, -1), read.weights.double().expand(batch, -1)
     if len(index) != length:
         return None
     if positions.shape[1] == length and torch.equal(positions, index.expand_as(positions)):
@@ -458,6 +460,11 @@ def rows_weights(read: RowsRead, index: Tensor, batch: int, length: int) -> Tens
     if not bool((matches.sum(-1) == 1).all()):
         return None
     return torch.zeros(batch, length, dtype=torch.float64).scatter_add(1, matches.int().argmax(-1), weights)
+
+
+def _is_one_of_several(read: RowsRead, index: Tensor) -> bool:
+    """Whether rows that are no input were read, and a map has several of these."""
+    return bool((read.positions < 0).any()) and int((index < 0).sum()) > 1
 
 
 def nothing_seen(title: str) -> str:

@@ -65,7 +65,7 @@ def numbers_of(
 
 def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | None, str]:
     """(batch, head, position) numbers as Positions, where every example and head has the same ones."""
-    inputs = rows != NOT_AN_INPUT
+    inputs = rows >= 0
     batch, index = rows // anchor.length, rows % anchor.length
     if anchor.shape[0] != 1:  # an anchor of batch 1 is shared by every example
         own = torch.arange(len(rows), device="cpu")[:, None, None]

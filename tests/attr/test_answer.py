@@ -210,6 +210,22 @@ def test_the_row_that_target_or_head_reads_is_explained(method):
     assert rows_read(method, Model(lambda self, x: self.first(x)[range(2), [2, 4]]), 1, [2, 4]) == "read"
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["put before at once", "one after the other"])
+def test_of_two_class_tokens_none_is_taken_for_the_other(apart):
+    torch.manual_seed(0)
+    layer, both = Layer().eval(), torch.randn(1, 2, 16).expand(2, -1, -1)
+    before = (lambda x: torch.cat([both[:, :1], torch.cat([both[:, 1:], x], 1)], 1)) if apart else (
+        lambda x: torch.cat([both, x], 1)
+    )  # fmt: skip
+    x = torch.randn(2, 4, 16)
+    for read in (lambda y: y[:, 1], lambda y: y[:, 0] + y[:, 1]):
+        method = AttentionNorm(lambda x, read=read: read(layer(before(x))))
+        with pytest.raises(ValueError, match="which rows the output was read from is not known"):
+            method.attribute(x, target=3)
+    method = AttentionNorm(lambda x: layer(before(x)).mean(1))
+    close(method.attribute(x, target=3), method.attribute(x, target=3, position="mean"))
+
+
 def test_an_output_with_a_row_for_every_position_keeps_the_convention_and_says_so():
     assert rows_read(AttentionNorm, Model(lambda self, x: self.first(x)), None, 0) == "convention"
 

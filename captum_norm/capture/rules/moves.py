@@ -12,7 +12,7 @@ from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features, Place, Settled, UnplacedError
+from captum_norm.operations.places import NOTHING_YET, Features, Place, Settled, UnplacedError
 from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
 
 
@@ -149,11 +149,18 @@ _TORN = Step(("torn",), _torn)
 def _numbers_side_by_side(
     places: list[Place | None], shapes: list[tuple[int, ...]], axis: int
 ) -> Tensor | None:
-    """The numbers of a concatenation, narrow where nothing changes in any piece; None where one is torn apart."""
+    """The numbers of a concatenation, narrow where nothing changes in any piece; None where one is torn apart.
+
+    Rows that are no input (class tokens, memory) have numbers of their own below all others, so that no two are one.
+    """
+    known = [None if place is None else place.numbers() for place in places]
+    lowest = min([NOTHING_YET, *(int(numbers.min()) for numbers in known if numbers is not None and numbers.numel())])
     pieces: list[Tensor] = []
-    for place, shape in zip(places, shapes, strict=True):
-        nothing = torch.full((), NOT_AN_INPUT, device="cpu").expand(shape)
-        numbers = nothing if place is None else place.numbers()
+    for place, numbers, shape in zip(places, known, shapes, strict=True):
+        if place is None:
+            rows = torch.arange(lowest - shape[axis], lowest, device="cpu")
+            numbers = rows.view([-1 if n == axis else 1 for n in range(len(shape))]).expand(shape)
+            lowest -= len(rows)
         if numbers is None or numbers.shape != shape:
             return None
         pieces.append(numbers)
