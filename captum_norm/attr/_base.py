@@ -24,7 +24,6 @@ from captum_norm.attr._captum import (
     run_forward,
 )
 from captum_norm.attr._forward import distinct, position_given, readable
-from captum_norm.attr._maps import call_map, measured
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import AttributionReport, KindType, Reduction
@@ -164,7 +163,7 @@ class MapMethod(InputMethod):
         def take(record: AttentionRecord) -> None:
             needed = reduction.note(record)
             if needed is not None:
-                reduction.add(call_map(record, measured(needed, self.measure)))
+                reduction.add_measured(needed, record, self.measure)
 
         with torch.no_grad():
             told = reduction.explains(target)

@@ -9,7 +9,7 @@ Axes: b batch, h head, q query, r row asked for, k key.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, AttentionRecord, Positions
+from captum_norm.functional.gram import KeyFactors, key_factors
 from captum_norm.operations.precision import at_least_float32
 
 SequenceName = int | str
 Route = tuple[SequenceName, SequenceName]
 MeasureFunction = Callable[[AttentionRecord], Tensor]
-Needs = Literal["rows", "all"]
-"""What of each map a row of an aggregate needs: the same row alone, or all rows."""
+Needs = Literal["rows", "rows from the top", "all"]
+"""What of each map a row of an aggregate needs: the same row alone; rows one after the other, without those that the
+calls above leave out; or all rows at once."""
 
 UNNAMED = "queries that are no input"
 
@@ -51,9 +53,90 @@ class CallMap:
     layer: int | None = None
 
     @property
+    def length(self) -> int:
+        """How many queries."""
+        return self.scores.shape[1]
+
+    @property
     def title(self) -> str:
         """The call, for errors."""
         return f"attention call {self.call.name!r} ({self.call.kind}, call {self.call.call})"
+
+
+@dataclass(frozen=True, eq=False)
+class LaterMap:
+    """A map within one sequence whose rows are measured when the model has run, a block of queries at a time.
+
+    Attributes:
+        record: the call, kept.
+        measure: the measure.
+        call, route, keys: as in :class:`CallMap`.
+    """
+
+    record: AttentionRecord
+    measure: MeasureFunction
+    call: AttentionCall
+    route: Route
+    keys: Positions
+    residual: None = None
+
+    @classmethod
+    def of(cls, record: AttentionRecord, measure: MeasureFunction) -> LaterMap | None:
+        """The map of a call; None where it has to be measured at once."""
+        route, keys = route_of(record), record.keys
+        if route is None or keys is None or route[0] != route[1] or record.shape[2] != record.shape[3]:
+            return None
+        kept = record.kept()
+        call = without_modules(record.call)
+        return None if kept is None else cls(kept.but(call=call), measure, call, route, keys)
+
+    @property
+    def length(self) -> int:
+        """How many queries."""
+        return self.record.shape[2]
+
+    @property
+    def title(self) -> str:
+        """The call, for errors."""
+        return f"attention call {self.call.name!r} ({self.call.kind}, call {self.call.call})"
+
+    def at(self, rows: slice | Tensor) -> Tensor:
+        """(batch, row, key) of a slice of the queries or of rows (batch, row) long; zeros at padding."""
+        batch, _, query, _ = self.record.shape
+        real = self.record.query_mask
+        if real is None or real.all():
+            scores = measured(replace(self.record.at(rows), query_mask=None), self.measure)
+        else:  # a real row of the example in the place of each padded one
+            numbers = torch.arange(query)[rows].expand(batch, -1) if isinstance(rows, slice) else rows.cpu()
+            chosen = real.cpu().gather(1, numbers)
+            numbers = torch.where(chosen, numbers, real.cpu().int().argmax(1, keepdim=True))
+            scores = measured(replace(self.record.at(numbers), query_mask=None), self.measure)
+            scores = scores.masked_fill(~chosen[..., None].to(scores.device), 0)
+        return scores.to(at_least_float32(self.record.values.dtype))
+
+    def blocks(self, some: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of the queries among which there are some, (query,) bool, each with its scores (batch, row, key)."""
+        batch, head, query, key = self.record.shape
+        size = max(1, min(query, _BLOCK // max(1, batch * head * key)))
+        kept: KeyFactors = {}
+        for start in range(0, query, size):
+            rows = slice(start, min(query, start + size))
+            asked = some[rows].nonzero()[:, 0]
+            if len(asked):
+                rows = slice(start + int(asked[0]), start + int(asked[-1]) + 1)
+                with key_factors(kept):
+                    scores = self.at(rows)
+                yield rows, scores
+
+    def whole(self) -> CallMap:
+        """The map by itself."""
+        everything = torch.ones(self.record.shape[2], dtype=torch.bool)
+        scores = torch.cat([scores for _, scores in self.blocks(everything)], 1)
+        return CallMap(self.call, self.route, scores, self.keys)
+
+
+# Weights in a block of queries that is measured at a time.
+_BLOCK = 1 << 22
 
 
 def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) -> CallMap:
@@ -72,7 +155,7 @@ def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) 
     if route is None or keys is None:
         raise ValueError(f"the keys of {record.call.name!r} are not known to be input positions: {record.unknown_keys}")
     scores, residual = scores.to(at_least_float32(record.values.dtype)), None
-    if scores.shape[-1] > record.weights.shape[-1]:
+    if scores.shape[-1] > record.shape[-1]:
         scores, residual = scores[..., :-1], scores[..., -1]
     return CallMap(without_modules(record.call), route, scores, keys, residual, layer)
 
@@ -96,7 +179,7 @@ def without_modules(call: AttentionCall) -> AttentionCall:
 def measured(record: AttentionRecord, measure: MeasureFunction) -> Tensor:
     """A measure of a record, (batch, ..., query, key), with zeros at padding."""
     # The model may be running under autocast, which would take products to half precision.
-    with torch.autocast(record.weights.device.type, enabled=False):
+    with torch.autocast(record.device.type, enabled=False):
         scores = measure(without_padding(record))
     if record.block is None or record.query_mask is None:
         return scores
@@ -109,13 +192,16 @@ def without_padding(record: AttentionRecord) -> AttentionRecord:
     With a block around the call, padded queries are those of a real row instead: zeros have no spread to be normalised
     by.  What a measure says of them is to be set to zero.
     """
+    queries, keys = (None if mask is None or mask.all() else mask for mask in (record.query_mask, record.key_mask))
+    if queries is None and keys is None:
+        return record
+    if queries is not None and record.block is not None:
+        return without_padding(_with_real_rows(record, queries))
     weights, values = record.weights, record.values
-    if record.query_mask is not None and not record.query_mask.all():
-        if record.block is not None:
-            return without_padding(_with_real_rows(record, record.query_mask))
-        weights = weights.masked_fill(~record.query_mask[:, None, :, None].to(weights.device), 0)
-    if record.key_mask is not None and not record.key_mask.all():
-        padding = ~record.key_mask[:, None, :, None].to(weights.device)
+    if queries is not None:
+        weights = weights.masked_fill(~queries[:, None, :, None].to(weights.device), 0)
+    if keys is not None:
+        padding = ~keys[:, None, :, None].to(weights.device)
         weights, values = weights.masked_fill(padding.mT, 0), values.masked_fill(padding, 0)
     return replace(record, weights=weights, values=values)
 
@@ -123,16 +209,13 @@ def without_padding(record: AttentionRecord) -> AttentionRecord:
 def _with_real_rows(record: AttentionRecord, mask: Tensor) -> AttentionRecord:
     """A real row of the example in the place of each padded one."""
     positions = torch.arange(mask.shape[1], device=mask.device)
-    rows = torch.where(mask, positions, mask.int().argmax(1, keepdim=True)).to(record.weights.device)
+    rows = torch.where(mask, positions, mask.int().argmax(1, keepdim=True))
     return at_rows(record, rows)
 
 
 def at_rows(record: AttentionRecord, rows: Tensor) -> AttentionRecord:
-    """The record of some queries alone; rows (batch, row) long."""
-    gate = None if record.gate is None else take_rows(record.gate, rows)
-    block = record.block and record.block.at(rows)
-    weights = take_rows(record.weights, rows)
-    return replace(record, weights=weights, gate=gate, block=block, queries=None, query_mask=None)
+    """The record of some queries alone, none of which is padding; rows (batch, row) long."""
+    return replace(record.at(rows), queries=None, query_mask=None)
 
 
 def square(one: CallMap) -> CallMap:
@@ -153,7 +236,7 @@ def square(one: CallMap) -> CallMap:
     return replace(one, scores=one.scores[..., own], keys=keys)
 
 
-def check_same_keys(known: Positions, one: CallMap, what: str) -> None:
+def check_same_keys(known: Positions, one: CallMap | LaterMap, what: str) -> None:
     """Refuse a map whose keys lie elsewhere than those of the calls before it, which then have no ``what``."""
     if known.index.shape != one.keys.index.shape or not torch.equal(known.index, one.keys.index):
         raise ValueError(f"{one.title}: its keys are not those of the calls before it; they have no {what}.")

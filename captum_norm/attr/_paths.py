@@ -10,12 +10,12 @@ Axes: b batch, q query, k key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from captum_norm.attr._maps import CallMap, Needs, Route, SequenceName, check_same_keys, rows_of, square
+from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, SequenceName, check_same_keys, rows_of, square
 from captum_norm.capture import AttentionCall, Positions
 from captum_norm.functional.aggregate import cross_shares, passed_on, with_identity
 from captum_norm.functional.relevance import crossed
@@ -28,7 +28,7 @@ Reach = Mapping[SequenceName, Tensor]
 class Paths:
     """The state; a subclass says what the map of a call changes in it."""
 
-    needs: ClassVar[Needs] = "all"  # a row of R needs every row of the earlier maps
+    needs: ClassVar[Needs] = "all"  # a row of R needs every row of the earlier maps at once
     result_name: ClassVar[str] = "product"
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ class Paths:
         self._lengths: dict[SequenceName, int] = {}
         self._last: dict[SequenceName, AttentionCall] = {}
 
-    def add(self, one: CallMap) -> None:
+    def add(self, one: CallMap | LaterMap) -> None:
         """Take in the next call's map."""
         queries, keys = one.route
-        if queries == keys:
+        if queries == keys and isinstance(one, CallMap):
             one = square(one)
         check_same_keys(self._keys.setdefault(keys, one.keys), one, self.result_name)
-        before = self._lengths.setdefault(queries, one.scores.shape[1])
-        if before != one.scores.shape[1]:
+        before = self._lengths.setdefault(queries, one.length)
+        if before != one.length:
             raise ValueError(
-                f"{one.title} has {one.scores.shape[1]} queries, and the calls before it had {before}: they are "
+                f"{one.title} has {one.length} queries, and the calls before it had {before}: they are "
                 f"other rows, and have no {self.result_name} together. Choose calls with kind= or call=, or use a "
                 "Layer class."
             )
@@ -66,7 +66,7 @@ class Paths:
         queries, keys = route
         return CallMap(self._last[queries], route, self._rows(queries, keys, rows), self._keys[keys])
 
-    def _advance(self, one: CallMap) -> None:
+    def _advance(self, one: Any) -> None:
         """What a map changes in the state."""
         raise NotImplementedError
 
@@ -98,29 +98,34 @@ class Rollout(Paths):
     al. 2022, https://arxiv.org/abs/2205.11631).
     """
 
+    needs: ClassVar[Needs] = "rows from the top"
+
     def __init__(self, residual: bool) -> None:
         super().__init__()
         self._residual = residual
-        self._steps: dict[SequenceName, list[Tensor]] = {}  # S of calls not multiplied yet: a row may be all it takes
+        # S of calls not multiplied yet, as a row may be all it takes; of some not even measured yet.
+        self._steps: dict[SequenceName, list[Tensor | LaterMap]] = {}
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         """As for all paths; rows of steps that are not multiplied yet cost a product of vector and matrix each."""
-        device = next(iter(self._steps.get(route[0]) or self._reach[route[0]].values())).device
+        step = next(iter(self._steps.get(route[0]) or self._reach[route[0]].values()))
+        device = step.record.device if isinstance(step, LaterMap) else step.device
         # attribute() may stand in an autocast region, which would take products to half precision.
         with torch.autocast(device.type, enabled=False):
             return super().result(route, rows)
 
-    def _advance(self, one: CallMap) -> None:
-        if one.route[0] == one.route[1]:
-            self._within(one)
-        else:
+    def _advance(self, one: CallMap | LaterMap) -> None:
+        if isinstance(one, CallMap) and one.route[0] != one.route[1]:
             self._across(one)
-
-    def _within(self, one: CallMap) -> None:
+            return
         steps = self._steps.setdefault(one.route[0], [])
-        steps.append(with_identity(one.scores) if self._residual else one.scores)
-        if sum(step.numel() for step in steps) > _STEPS_KEPT:
+        steps.append(one if isinstance(one, LaterMap) else self._step(one.scores))
+        if sum(step.numel() for step in steps if isinstance(step, Tensor)) > _STEPS_KEPT:
             self._multiply(one.route[0])
+
+    def _step(self, scores: Tensor, rows: slice | None = None) -> Tensor:
+        """S of a map, or of some rows of it."""
+        return with_identity(scores, rows) if self._residual else scores
 
     def _across(self, one: CallMap) -> None:
         if one.residual is None and not self._residual:
@@ -142,14 +147,33 @@ class Rollout(Paths):
         if rows is None or not steps:
             self._multiply(queries)
             return super()._rows(queries, keys, rows)
-        scores = rows_of(steps[-1], rows)
+        scores = self._rows_of(steps[-1], rows)
         for step in reversed(steps[:-1]):
-            scores = passed_on(scores, step)
+            scores = passed_on(scores, step) if isinstance(step, Tensor) else self._passed_later(scores, step)
         return passed_on(scores, self._reach[queries][keys]) if queries in self._reach else scores
+
+    def _rows_of(self, step: Tensor | LaterMap, rows: Tensor) -> Tensor:
+        """Rows (batch, row) of a step."""
+        if isinstance(step, Tensor):
+            return rows_of(step, rows)
+        scores = step.at(rows)
+        if not self._residual:
+            return scores
+        own = torch.zeros_like(scores).scatter_(2, rows[..., None].to(scores.device), 1)
+        return (scores + own) / (1 + scores.sum(-1, keepdim=True))
+
+    def _passed_later(self, scores: Tensor, later: LaterMap) -> Tensor:
+        """scores (batch, row, query) @ S, without the blocks of queries that scores leave out."""
+        device = later.record.device
+        total = torch.zeros_like(scores, device=device)
+        for rows, part in later.blocks((scores != 0).any(1).any(0).cpu()):
+            total = passed_on(scores[..., rows].to(device), self._step(part, rows), own=total)
+        return total
 
     def _multiply(self, sequence: SequenceName) -> None:
         """Multiply the steps of a sequence into its R."""
         for step in self._steps.pop(sequence, []):
+            step = step if isinstance(step, Tensor) else self._step(step.whole().scores)
             reach = self._reach.get(sequence)
             self._reach[sequence] = {sequence: step} if reach is None else _passed_on(step, reach)
 

@@ -15,7 +15,19 @@ from torch import Tensor
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import not_a_chain, within_another
-from captum_norm.attr._maps import CallMap, Route, SequenceName, at_rows, route_of, without_modules
+from captum_norm.attr._maps import (
+    CallMap,
+    LaterMap,
+    MeasureFunction,
+    Route,
+    SequenceName,
+    at_rows,
+    call_map,
+    measured,
+    route_of,
+    without_modules,
+)
+from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.capture import (
@@ -143,6 +155,7 @@ class Reduction:
         self.unused: list[AttentionCall] = []
         self.row: Literal["read", "convention", ""] = "" if rows.position is not None else "convention"
         self._noted: list[_Noted] = []
+        self._later: dict[int, LaterMap] = {}
         self._queries: dict[SequenceName, Positions] = {}
         self._read = Answer()
         self._last: SequenceName | None = None
@@ -152,31 +165,49 @@ class Reduction:
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
-        self.certificates.append((without_modules(record.call), record.certificate))
         route = self._sequences.note(record)
         self._last = None if route is None else route[0]
-        light = replace(record, call=without_modules(record.call), weights=_NOTHING, values=_NOTHING, W_O=_NOTHING,
+        counts = self.counts(record.call)
+        needed = self._with_needed_rows(record, route[0]) if counts and route is not None else None
+        self.certificates.append((without_modules(record.call), record.certificate))
+        light = replace(record.but(weights=_NOTHING), call=without_modules(record.call), values=_NOTHING, W_O=_NOTHING,
                         b_O=None, gate=None, mixed=None, block=None)  # fmt: skip
         if self._call in (None, record.call.call):
             self._seen.append(light)
-        if not self.counts(record.call):
+        if not counts:
             return None
         self._noted.append(_Noted(light))
         if route is None:
             return None
         if record.queries is not None:
             self._queries[route[0]] = record.queries
-        self._shapes[route[0]] = (record.weights.shape[0], record.weights.shape[2])
-        return self._with_needed_rows(record, route[0])
+        self._shapes[route[0]] = (record.shape[0], record.shape[2])
+        return needed
 
-    def add(self, one: CallMap) -> None:
+    def add_measured(self, needed: AttentionRecord, record: AttentionRecord, measure: MeasureFunction) -> None:
+        """Measure the call that was noted last: the rows that the answer needs, now or when it is known which they are.
+
+        Args:
+            needed: what ``note`` gave.
+            record: the call, whole.
+            measure: its measure.
+        """
+        later = None
+        if self._rows.few and self._aggregate.needs == "rows from the top":
+            later = LaterMap.of(record, measure)
+        self.add(call_map(record, measured(needed, measure)) if later is None else later)
+        self.certificates[-1] = (self.certificates[-1][0], record.certificate)
+
+    def add(self, one: CallMap | LaterMap) -> None:
         """Take in the map of the call that was noted last, with the rows that the answer needs."""
         self._noted[-1].map = one
+        if isinstance(one, LaterMap):
+            self._later[len(self.certificates) - 1] = one
 
     @property
     def composes(self) -> bool:
         """Whether the maps of calls are composed along the model."""
-        return self._aggregate.needs == "all"
+        return self._aggregate.needs != "rows"
 
     def explains(self, target: Any) -> Callable[[Recorded, Any], None]:
         """What is to be told of an output: it sees what ``target`` selects of it rests on."""
@@ -203,7 +234,12 @@ class Reduction:
             if noted.map is not None:
                 self._add(noted.map)
 
-    def _add(self, one: CallMap) -> None:
+    def _add(self, one: CallMap | LaterMap) -> None:
+        if isinstance(one, LaterMap):
+            if isinstance(self._aggregate, Rollout):
+                self._aggregate.add(one)
+                return
+            one = one.whole()
         residual = None if one.residual is None else one.residual.to(self._device)
         one = replace(one, scores=one.scores.to(self._device), residual=residual)
         # The model may be running under autocast, which would take products of maps to half precision.
@@ -255,6 +291,8 @@ class Reduction:
 
     def report(self, left_out: tuple[Tensor, ...]) -> AttributionReport:
         """What the answer rests on."""
+        for number, later in self._later.items():
+            self.certificates[number] = (self.certificates[number][0], later.record.certificate)
         return AttributionReport(
             tuple(self.certificates), left_out, tuple(self.mixers), tuple(self.unused), self.row
         )
@@ -297,7 +335,7 @@ class Reduction:
 
     def _with_needed_rows(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
         """The record with the rows asked for alone, where the others do not matter."""
-        batch, _, length, _ = record.weights.shape
+        batch, _, length, _ = record.shape
         if not (self._rows.few and self._aggregate.needs == "rows"):
             return record
         # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
@@ -322,7 +360,7 @@ class Reduction:
             return self._rows.pick(self._aggregate.result(route).scores, real)
         if queries not in self._cut:
             rows = self._rows.chosen(batch, length, real, causal)
-            scores = self._aggregate.result(route, rows).scores
+            scores = self._aggregate.result(route, rows).scores.to(self._device)
             return scores if self._rows.several else scores[:, 0]
         rows, settled = self._cut[queries]
         if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
@@ -379,7 +417,7 @@ class Reduction:
 
     def _refuse_unknown(self, index: int, crossing: bool) -> None:
         """Refuse where a call that may belong to the answer has keys that are not known to be input positions."""
-        all_matter = self._aggregate.needs == "all"
+        all_matter = self._aggregate.needs != "rows"
         matter = [(call, why) for call, why in self._unknown if all_matter or not crossing or call.kind == "cross"]
         if matter:
             raise ValueError(self._no_keys(f"inputs[{index}]", matter))
@@ -396,7 +434,7 @@ class Reduction:
 
     def _refuse_mixers(self, index: int) -> None:
         """Refuse to compose calls between which something else mixes positions."""
-        if self._aggregate.needs != "all" or not self.mixers or self._mixers_as_identity:
+        if self._aggregate.needs == "rows" or not self.mixers or self._mixers_as_identity:
             return
         first, others = next(iter(self.mixers)), len(self.mixers) - 1
         raise ValueError(
@@ -437,7 +475,7 @@ class _Noted:
     """A call that counts: its record without its tensors, and its map once there is one."""
 
     record: AttentionRecord
-    map: CallMap | None = None
+    map: CallMap | LaterMap | None = None
 
 
 _NOTHING = torch.empty(0)

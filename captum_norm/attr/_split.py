@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._maps import without_modules, without_padding
-from captum_norm.attr._position import Rows, take_rows
+from captum_norm.attr._maps import at_rows, without_modules, without_padding
+from captum_norm.attr._position import Rows
 from captum_norm.attr._reduction import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward import real_tokens
@@ -158,8 +158,8 @@ class Splits:
         return inside if matches(call, self.kind) else []
 
     def _split(self, record: AttentionRecord, owner: int, causal: bool) -> CallSplit:
-        weights, gate = _asked_for(record, self.rows, causal)
-        plain = without_padding(replace(record, weights=weights, gate=gate, query_mask=None))
+        plain = without_padding(_asked_for(record, self.rows, causal))
+        gate = plain.gate
         gradients = value_gradients(plain.weights, plain.values, plain.W_O, gate)
         given, leaf, gradient = self._back_to_input(record, owner, gradients)
         dtype = at_least_float32(record.values.dtype)
@@ -235,11 +235,11 @@ class Zeros:
         return share
 
 
-def _asked_for(record: AttentionRecord, rows: Rows, causal: bool) -> tuple[Tensor, Tensor | None]:
-    """Weights and gate of the queries asked for; for ``"mean"`` of all, the weights divided by their number."""
-    batch, _, queries, _ = record.weights.shape
+def _asked_for(record: AttentionRecord, rows: Rows, causal: bool) -> AttentionRecord:
+    """The queries asked for; for ``"mean"`` all, with weights divided by their number."""
+    batch, _, queries, _ = record.shape
     if rows.position == "mean":
         real = real_tokens(record.query_mask, batch, queries).to(record.weights)
-        return record.weights * (real / real.sum(1, keepdim=True))[:, None, :, None], record.gate
-    chosen = rows.chosen(batch, queries, record.query_mask, causal)
-    return take_rows(record.weights, chosen), None if record.gate is None else take_rows(record.gate, chosen)
+        weights = record.weights * (real / real.sum(1, keepdim=True))[:, None, :, None]
+        return replace(record, weights=weights, query_mask=None)
+    return at_rows(record, rows.chosen(batch, queries, record.query_mask, causal))

@@ -33,13 +33,12 @@ class _LayerMaps:
     seen: list[tuple[AttentionCall, Certificate]] = field(default_factory=list)
 
     def add(self, record: AttentionRecord) -> None:
-        self.seen.append((without_modules(record.call), record.certificate))
         owners = self._owners(record.call) if matches(record.call, self.kind) else []
-        if not owners:
-            return
-        scores = measured(record, self.measure).to(at_least_float32(record.values.dtype))
-        for owner in owners:
-            self.found.setdefault(owner, []).append(scores)
+        if owners:
+            scores = measured(record, self.measure).to(at_least_float32(record.values.dtype))
+            for owner in owners:
+                self.found.setdefault(owner, []).append(scores)
+        self.seen.append((without_modules(record.call), record.certificate))
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call pass that could not be read and is in no layer asked for (its kind is not known)."""

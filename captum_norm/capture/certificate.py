@@ -4,15 +4,22 @@ For a random r in model space, the weighted values must reproduce what the proje
 
     sum_h weights_h (values_h (W_O_h r))  =  (y - b_O - rest) . r ,
 
-which costs O(query * key) per head and covers weights, values, layout and W_O at once.  It does not see a permutation
-of the keys in weights and values together; :mod:`captum_norm.capture.positions` does.
+which costs O(key) per head and query and covers weights, values, layout and W_O at once, for those queries whose
+weights are looked at.  It does not see a permutation of the keys in weights and values together;
+:mod:`captum_norm.capture.positions` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from captum_norm.capture.record import Certificate, InexactCaptureError
+from captum_norm.capture.weights import Rows
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.precision import at_least_float32, tolerance
 
@@ -73,10 +80,20 @@ def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None
         read: W_O r, (head, head_dim), from :func:`read_along`.
         gate: (batch, head, query, head_dim or 1), or None.
     """
-    weights, values = weights.to(read.dtype), values.to(read.dtype)
     if gate is not None and gate.shape[-1] > 1:
-        return torch.einsum("bhqe,bhqe,he->bq", weights @ values, gate.to(read.dtype), read)
-    along_r = torch.einsum("bhke,he->bhk", values, read)
+        mixed = weights.to(read.dtype) @ values.to(read.dtype)
+        return torch.einsum("bhqe,bhqe,he->bq", mixed, gate.to(read.dtype), read)
+    return _summed(weights, _values_along(values, read), gate)
+
+
+def _values_along(values: Tensor, read: Tensor) -> Tensor:
+    """V_h (W_O_h r), (batch, head, key)."""
+    return torch.einsum("bhke,he->bhk", values.to(read.dtype), read)
+
+
+def _summed(weights: Tensor, along_r: Tensor, gate: Tensor | None) -> Tensor:
+    """sum_h weights_h along_r_h [* gate_h], (batch, query)."""
+    weights = weights.to(along_r.dtype)
     total = weights.new_zeros(weights.shape[0], weights.shape[2])
     # A product and a sum, for as many heads as stay small: torch's batched matrix-vector product is fifteen times
     # slower at 512 keys on a CPU.
@@ -84,8 +101,84 @@ def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None
     for start in range(0, weights.shape[1], some):
         heads = slice(start, start + some)
         part = (weights[:, heads] * along_r[:, heads, None]).sum(-1)
-        total += (part if gate is None else part * gate[:, heads, :, 0].to(read.dtype)).sum(1)
+        total += (part if gate is None else part * gate[:, heads, :, 0].to(along_r.dtype)).sum(1)
     return total
+
+
+@dataclass(eq=False)
+class Check:
+    """What the weights of one call's queries must reproduce.
+
+    Attributes:
+        values, W_O, gate: as in a record.
+        reads: W_O r as it is remembered, and as it is read anew where that fails.
+        actual: (y - b_O - rest) . r, (batch, query).
+        size: of the attention part, over all queries.
+        tolerance: what is allowed of it.
+    """
+
+    values: Tensor
+    W_O: Tensor
+    gate: Tensor | None
+    reads: Sequence[Callable[[], Tensor]]
+    actual: Tensor
+    size: Tensor
+    tolerance: float
+
+    def certificate(self, weights: Tensor, rows: Rows) -> Certificate:
+        """What the check says of the weights (batch, head, row, key) of some queries.
+
+        Raises:
+            InexactCaptureError: where they fail.
+        """
+        rows = rows if isinstance(rows, slice) else rows.to(self.actual.device)
+        actual = self.actual[:, rows] if isinstance(rows, slice) else self.actual.gather(1, rows)
+        gate, error = self._gate_at(rows), float("nan")
+        for expected in self._expected(weights, gate):
+            error = relative_error(expected, actual, self.size)
+            if error <= self.tolerance:
+                return Certificate(error, self.tolerance, rows=self._numbers(rows))
+        raise InexactCaptureError(what_is_wrong(error, self.tolerance, weights, self.values, self.W_O))
+
+    def _expected(self, weights: Tensor, gate: Tensor | None) -> Iterator[Tensor]:
+        """What the weights predict, by each way to read W_O."""
+        if gate is not None and gate.shape[-1] > 1:
+            for read in self.reads:
+                yield predicted(weights, self.values, read(), gate)
+            return
+        yield _summed(weights, self._along_r, gate)
+        for read in self.reads[1:]:
+            yield _summed(weights, _values_along(self.values, read()), gate)
+
+    @cached_property
+    def _along_r(self) -> Tensor:
+        return _values_along(self.values, self.reads[0]())
+
+    def _numbers(self, rows: Rows) -> tuple[tuple[int, ...], ...] | None:
+        """The rows as a certificate names them."""
+        if not isinstance(rows, slice):
+            return tuple(map(tuple, rows.tolist()))
+        numbers = range(self.actual.shape[1])[rows]
+        return None if len(numbers) == self.actual.shape[1] else (tuple(numbers),) * len(self.actual)
+
+    def _gate_at(self, rows: Rows) -> Tensor | None:
+        if self.gate is None or isinstance(rows, slice):
+            return self.gate if self.gate is None else self.gate[:, :, rows]
+        return self.gate.gather(2, rows[:, None, :, None].expand(-1, self.gate.shape[1], -1, self.gate.shape[3]))
+
+
+def what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:
+    """Why a check failed, in words for an error message."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return (
+            "its weights, values or W_O are not finite (NaN or infinity): look at the model's parameters and inputs, "
+            "or at rows whose keys are all masked"
+        )
+    return (
+        f"its weights, values and W_O do not reproduce the projection's output: relative error {error:.1e}, "
+        f"allowed {tolerance:.0e}. Something else entered between the value product and W_O; "
+        "attn_implementation='eager' and model.eval() are worth trying"
+    )
 
 
 # Of a parameter: what else W_O r depends on, W_O r, and r itself, so that its id stays its own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_norm.capture.layout import Layout, measure
 from captum_norm.capture.record import InexactCaptureError
+from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term
 from captum_norm.operations.precision import at_least_float32
@@ -23,7 +24,7 @@ class Heads:
     Attributes:
         mixture: whose weights and values.
         layout: where (batch, head, query) lie.
-        weights: (batch, head, query, key).
+        weights: (batch, head, query, key), on demand.
         values: (batch, head, key, head_dim).
         W_O: (head, head_dim, model).
         gate: (batch, head, query, head_dim or 1), or None.
@@ -35,7 +36,7 @@ class Heads:
 
     mixture: Mixture
     layout: Layout
-    weights: Tensor
+    weights: Arranged | Whole
     values: Tensor
     W_O: Tensor
     gate: Tensor | None
@@ -63,7 +64,10 @@ class HeadReader:
             LayoutError: where heads cannot be told apart.
             InexactCaptureError: where what stands between mixed values and W_O cannot be folded into gate and W_O.
         """
-        return [self._of_one_input(terms) for terms in _by_input(projection.terms)]
+        parts = [self._of_one_input(terms) for terms in _by_input(projection.terms)]
+        if len(parts) == 1:
+            return parts
+        return [replace(part, weights=Whole(part.weights.whole())) for part in parts]
 
     def _of_one_input(self, terms: list[Term]) -> Heads:
         term, mixture = terms[0], terms[0].mixture
@@ -78,7 +82,7 @@ class HeadReader:
             W = W + other.matrix()
         folded, beta = _fold_norm(term, W)
         gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
-        weights = layout.weights(mixture.weights, mixture.lead)
+        weights = Arranged(mixture.weights, layout, mixture.lead)
         values = layout.values(mixture.values, mixture.lead)
         x = term.x.reshape(-1, width)
         return Heads(mixture, layout, weights, values, layout.heads(folded), gate, x, W, term.root, beta)

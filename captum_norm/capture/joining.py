@@ -19,6 +19,7 @@ from captum_norm.capture.heads import Heads
 from captum_norm.capture.layout import Layout
 from captum_norm.capture.positions import numbers_of
 from captum_norm.capture.record import InexactCaptureError
+from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.operations.places import Anchor, Place
 
 Arrange = Callable[[Sequence[Tensor]], Tensor]
@@ -71,7 +72,7 @@ class Joined:
     parts: tuple[Heads, ...]
     tokens: Tensor
     columns: tuple[Hashable, ...]
-    weights: Tensor
+    weights: Arranged | Whole
     values: Tensor
     W_O: Tensor
     gate: Tensor | None
@@ -167,12 +168,11 @@ def _beside(one: Joined, other: Joined) -> Joined | None:
     shapes = [(*p.weights.shape[:1], *p.weights.shape[2:], p.values.shape[-1]) for p in (one, other)]
     if shapes[0] != shapes[1] or not torch.equal(one.tokens, other.tokens) or not one.keys.same(other.keys):
         return None
-    weights, values = (torch.cat([getattr(p, name) for p in (one, other)], 1) for name in ("weights", "values"))
     return replace(
         _together(one, other, 1),
         columns=one.columns + other.columns,
-        weights=weights,
-        values=values,
+        weights=Whole(torch.cat([one.weights.whole(), other.weights.whole()], 1)),
+        values=torch.cat([one.values, other.values], 1),
         W_O=torch.cat([one.W_O, other.W_O]),
         queries=one.queries.along(1, [other.queries]),
         keys=one.keys.along(1, [other.keys]),
@@ -187,7 +187,9 @@ def _behind(one: Joined, other: Joined) -> Joined | None:
     here = _found_in(shorter, longer)
     if here is None:
         return None
-    padded = [p.weights if p is longer else _padded(p.weights, here, longer.values.shape[2]) for p in (one, other)]
+    keys = longer.values.shape[2]
+    wholes = [(p, p.weights.whole()) for p in (one, other)]
+    padded = [weights if p is longer else _padded(weights, here, keys) for p, weights in wholes]
     tokens = torch.cat([one.tokens, other.tokens], 1)
     order = tokens[0].argsort()
     whole = _together(one, other, 2, order)
@@ -195,7 +197,7 @@ def _behind(one: Joined, other: Joined) -> Joined | None:
     return replace(
         whole,
         tokens=tokens[:, order],
-        weights=torch.cat(padded, 2)[:, :, order.to(padded[0].device)],
+        weights=Whole(torch.cat(padded, 2)[:, :, order.to(padded[0].device)]),
         values=longer.values,
         queries=queries if queries.rows is None else replace(queries, rows=queries.rows[:, :, order]),
         keys=longer.keys,
@@ -209,12 +211,11 @@ def _below(one: Joined, other: Joined) -> Joined | None:
         return None
     if one.keys.anchor is not other.keys.anchor:
         return None
-    weights, values = (torch.cat([getattr(p, name) for p in (one, other)]) for name in ("weights", "values"))
     return replace(
         _together(one, other, 0),
         tokens=torch.cat([one.tokens, other.tokens]),
-        weights=weights,
-        values=values,
+        weights=Whole(torch.cat([one.weights.whole(), other.weights.whole()])),
+        values=torch.cat([one.values, other.values]),
         queries=one.queries.along(0, [other.queries]),
         keys=one.keys.along(0, [other.keys]),
     )

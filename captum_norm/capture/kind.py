@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.record import Kind, Positions
+from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.traces import Mixture
+from captum_norm.capture.weights import Rows, Weights, version_of
 from captum_norm.operations.callers import Caller
 
 
@@ -19,7 +21,9 @@ class KindReader:
     def __init__(self) -> None:
         self._ahead: dict[tuple[int, int, int, int], _Ahead] = {}
 
-    def read(self, mixture: Mixture, weights: Tensor, queries: Positions | None, keys: Positions | None) -> Kind:
+    def read(
+        self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None
+    ) -> Kind:
         """The kind of a call.
 
         Args:
@@ -68,38 +72,82 @@ def has_cache(callers: tuple[Caller, ...]) -> bool:
     return any(caller.arguments.get(name) is not None for caller in callers for name in names)
 
 
+# What is added to the score of a key that is left out is less than this.
+_LEAST = -1e30
+
+# Queries whose weights or masks are looked at together.
+_ROWS = 256
+
+
 class _Ahead:
     """Which keys come after which queries, and so whether weights that avoid them are causal.
 
     Attributes:
-        mask: (query, key) bool, True where the key comes after the query.
+        queries, keys: a number for each, such that keys with a larger one come after a query.
         rows: the queries that have keys after them.
     """
 
     def __init__(self, query: int, key: int, queries: Positions | None, keys: Positions | None) -> None:
         if queries is not None and keys is not None:
-            self.mask = keys.index[None, :] > queries.index[:, None]
+            self.queries, self.keys = queries.index, keys.index
         else:
-            self.mask = torch.ones(query, key, dtype=torch.bool, device="cpu").triu(key - query + 1)
-        self.rows = self.mask.any(-1).nonzero()[:, 0]
+            self.queries, self.keys = (torch.arange(start, key, device="cpu") for start in (key - query, 0))
+        self.rows = (self.queries < self.keys.amax()).nonzero()[:, 0] if key else self.queries[:0]
         self._kept = (queries, keys)  # the cache is keyed by their identity
+        self._masks: dict[tuple[int, int], tuple[bool, Tensor]] = {}
 
-    def is_avoided(self, weights: Tensor) -> bool:
+    def is_avoided(self, weights: Arranged | Whole) -> bool:
         """No query gives weight to later keys; rows without an allowed key (left padding) are uniform: no sign.
 
         Args:
-            weights: (batch, head, query, key); one head is looked at.
+            weights: (batch, head, query, key); where no mask tells, those of one head are looked at.
         """
-        query, key = self.mask.shape
-        if key == 1:
+        if len(self.keys) == 1:
             return False
-        if query == 1:
+        if len(self.queries) == 1:
             return not len(self.rows)  # one step of generation
+        if not len(self.rows) or (weights.queries_in_order and self._is_forbidden(weights.weights)):
+            return True
+        told = len(self.rows) == 1
         # The first query that could look ahead settles it for most encoders.
-        return self._some_say_so(weights, self.rows[:1]) and self._some_say_so(weights, self.rows)
+        for rows in (self.rows[:1], *_split(self.rows)):
+            chosen = weights.at(_for_all(rows, weights.shape[0]))[:, 0]
+            looks = (chosen * self._later(rows).to(chosen.device)).abs().amax(-1) > 0
+            tells = chosen.amax(-1) != chosen.amin(-1)
+            if (looks & tells).any():
+                return False
+            told = told or bool(tells.any())
+        return told
 
-    def _some_say_so(self, weights: Tensor, rows: Tensor) -> bool:
-        chosen = weights[:, 0, int(rows[0]) : int(rows[0]) + 1] if len(rows) == 1 else weights[:, 0, rows]
-        looks = (chosen * self.mask[rows].to(chosen.device)).abs().amax(-1) > 0
-        tells = chosen.amax(-1) != chosen.amin(-1)
-        return bool(~(looks & tells).any() & (tells.any() | (len(rows) == 1)))
+    def _is_forbidden(self, weights: Weights) -> bool:
+        """Whether a mask leaves out all later keys."""
+        mask = weights.mask
+        if weights.is_causal:  # query i sees keys 0 to i
+            last = torch.arange(len(self.queries), device="cpu").clamp_max(len(self.keys) - 1)
+            return bool((self.keys.cummax(0).values[last] <= self.queries).all())
+        if mask is None or mask.shape[-1] != len(self.keys):
+            return False
+        known = (id(mask), version_of(mask))
+        if known not in self._masks:
+            self._masks[known] = (not any(self._leaves(mask, rows) for rows in _split(self.rows)), mask)
+        return self._masks[known][0]
+
+    def _leaves(self, mask: Tensor, rows: Tensor) -> bool:
+        """Whether a mask leaves some later key to some of these queries."""
+        chosen = mask if mask.shape[-2] == 1 else mask[..., rows.to(mask.device), :]
+        allowed = chosen if chosen.dtype == torch.bool else chosen > _LEAST
+        return bool((allowed & self._later(rows).to(mask.device)).any())
+
+    def _later(self, rows: Tensor) -> Tensor:
+        """(row, key) bool, True where the key comes after the query."""
+        return self.keys > self.queries[rows, None]
+
+
+def _split(rows: Tensor) -> list[Tensor]:
+    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+
+
+def _for_all(rows: Tensor, batch: int) -> Rows:
+    """Rows of every example alike, as a slice where they are one."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows.expand(batch, -1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,14 @@ from torch.nn import Module
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import ResidualStream
-from captum_norm.capture.certificate import predicted, read_along, relative_error, tolerance_for
+from captum_norm.capture.certificate import (
+    Check,
+    predicted,
+    read_along,
+    relative_error,
+    tolerance_for,
+    what_is_wrong,
+)
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
@@ -32,6 +41,7 @@ from captum_norm.capture.record import (
     Mixer,
     Positions,
 )
+from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.operations.callers import received_mask
@@ -42,11 +52,15 @@ OnInexact = Callable[[InexactCaptureError], None]
 
 @dataclass(frozen=True, eq=False)
 class ReadProjection:
-    """What went through one projection: its calls, proved together, and whether it wrote something else besides."""
+    """What went through one projection: its calls, proved together, and whether it wrote something else besides.
+
+    ``check`` is what rows that are asked for later have to pass, where there is one call of one product.
+    """
 
     projection: Projection
     calls: list[Joined]
     certificate: Certificate
+    check: Check | None
     offsets: bool
 
 
@@ -67,6 +81,7 @@ class RecordReader:
         self._names = names
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
         self._counts: dict[int, int] = {}
+        self._generator = torch.Generator(device="cpu").manual_seed(0)
 
     def finish(self, mixtures: tuple[Mixture, ...]) -> None:
         """Read, check and hand over what went through one projection, or one mixture that went through none."""
@@ -79,14 +94,19 @@ class RecordReader:
             self._refuse(self._call(mixtures), error)
             return
         for call in read.calls:
-            self._on_record(self._record(call, read))
+            record = self._record(call, read)
+            try:
+                self._on_record(record)
+            except InexactCaptureError as error:
+                if self._on_inexact is None or error.call is not record.call:  # not of rows that were asked of it
+                    raise
+                self._on_inexact(error)
 
     def _refuse(self, call: AttentionCall, error: Exception) -> None:
-        refusal = InexactCaptureError(f"{call.name or 'attention'} (call {call.call}): {error}")
-        refusal.call = call
+        refused = refusal(call, error)
         if self._on_inexact is None:
-            raise refusal from None
-        self._on_inexact(refusal)
+            raise refused from None
+        self._on_inexact(refused)
 
     def _call(self, mixtures: tuple[Mixture, ...]) -> AttentionCall:
         """Which call, named by the innermost module in which all of it ran."""
@@ -113,7 +133,13 @@ class RecordReader:
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
         parts = self._heads.read(projection)
         offsets = something_else(parts)
-        return ReadProjection(projection, joined(parts), certify(projection, parts, offsets), bool(offsets))
+        calls = joined(parts)
+        if len(parts) > 1:
+            return ReadProjection(projection, calls, certify(projection, parts, offsets), None, bool(offsets))
+        weights, check = parts[0].weights, check_of(projection, parts[0], offsets)
+        batch, _, query, _ = weights.shape
+        rows = sample(batch, query, self._generator) if query > CHECKED else slice(None)
+        return ReadProjection(projection, calls, check.certificate(weights.at(rows), rows), check, bool(offsets))
 
     def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
         mixture = call.parts[0].mixture
@@ -125,17 +151,22 @@ class RecordReader:
             fed = part.fed if fed is None or part.fed is None else fed.joined(part.fed)
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
-        weights = call.weights
-        kind = self._kinds.read(mixture, weights, queries, keys)
-        batch, _, query, key = weights.shape
+        kind = self._kinds.read(mixture, call.weights, queries, keys)
+        batch, heads, query, key = call.weights.shape
         cross = kind == "cross"
         whole = len(call.parts) == 1 or not read.offsets
         whole = whole and not any(call.meets(other) for other in read.calls if other is not call)
         block, no_block = self._block(call, whole, queries, keys, cross)
         if block is not None and read.offsets:  # W_O wrote something else along with attention
             block = replace(block, attended=None)
+        named = replace(named, kind=kind, heads=heads)
+        weights: Any = call.weights
+        if read.check is None:
+            weights = weights.whole()
+        else:
+            weights = CheckedRows(weights, read.check, named, lambda: mixture.unchanged, read.certificate)
         return AttentionRecord(
-            call=replace(named, kind=kind, heads=weights.shape[1]),
+            call=named,
             weights=weights,
             values=call.values,
             W_O=call.W_O,
@@ -203,7 +234,7 @@ def _is_attention(mixture: Mixture) -> bool:
     """
     place, key = mixture.values_place, mixture.values.shape[-2]
     numbers = None if place is None else place.numbers()
-    if mixture.weights.ndim == 2 and numbers is None:
+    if len(mixture.weights.shape) == 2 and numbers is None:
         return False
     return numbers is None or key == 1 or not torch.equal(numbers, numbers[..., :1, :].expand_as(numbers))
 
@@ -230,6 +261,18 @@ def _mixed_values(call: Joined) -> MixedValues | None:
     return replace(found[0], beside=tuple(found[1:]), arrange=call.arrange, whole=whole)
 
 
+def check_of(projection: Projection, part: Heads, offsets: list[tuple[Tensor, Tensor]]) -> Check:
+    """What the weights of a projection's only heads must reproduce; arguments as for :func:`certify`."""
+    r, actual, size, beside = _written(projection, offsets)
+    tokens = part.layout.tokens.to(actual.device)
+    parameter = projection.terms[0].parameter
+    is_view = part.W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+    reads = [partial(read_along, part.W_O, r, known) for known in ((parameter, None) if is_view else (None,))]
+    largest, keys = size[tokens].amax(), part.weights.shape[-1]
+    tolerance = _tolerance(projection, keys, beside, largest)
+    return Check(part.values, part.W_O, part.gate, reads, actual[tokens], largest, tolerance)
+
+
 def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tensor, Tensor]]) -> Certificate:
     """The check that heads reproduce what their projection wrote, along one random direction.
 
@@ -241,6 +284,26 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
     Raises:
         InexactCaptureError: where they do not.
     """
+    r, actual, size, beside = _written(projection, offsets)
+    tokens = [part.layout.tokens.to(actual.device).flatten() for part in parts]
+    rows = torch.unique(torch.cat(tokens))
+    total = torch.zeros_like(actual)
+    for of_one, part in zip(tokens, parts, strict=True):
+        expected = predicted(part.weights.whole(), part.values, read_along(part.W_O, r), part.gate)
+        total.index_add_(0, of_one, expected.flatten().to(total.dtype))
+    error = relative_error(total[rows], actual[rows], size[rows])
+    keys = max(part.weights.shape[-1] for part in parts)
+    tolerance = _tolerance(projection, keys, beside, size[rows].amax())
+    if error <= tolerance:
+        return Certificate(error, tolerance)
+    tensors = [tensor for part in parts for tensor in (part.weights.whole(), part.values, part.W_O)]
+    raise InexactCaptureError(what_is_wrong(error, tolerance, *tensors))
+
+
+def _written(
+    projection: Projection, offsets: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """r, (y - b_O - rest) . r and the size of each row, (row,), and how much was added to the attention part."""
     r, actual, size = projection.r, projection.actual, projection.size
     if r is None or actual is None or size is None:
         raise InexactCaptureError("its output projection was seen only in part")
@@ -252,43 +315,10 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
         beside += float(offset.abs().max())
         actual = actual - offset
         size = actual.abs()
-    written = len(actual)
-    tokens = [part.layout.tokens.to(actual.device) for part in parts]
-    if len(parts) == 1:
-        actual, size = actual[tokens[0]], size[tokens[0]]
-    else:
-        rows = torch.unique(torch.cat([of_one.flatten() for of_one in tokens]))
-        actual, size = actual[rows], size[rows]
-    keys = max(part.weights.shape[-1] for part in parts)
+    return r, actual, size, beside
+
+
+def _tolerance(projection: Projection, keys: int, beside: float, size: Tensor) -> float:
+    """What rounding explains where this is the largest size of the attention part."""
     dtype = projection.terms[0].x.dtype
-    tolerance = tolerance_for(dtype, keys, beside / max(float(size.max()), torch.finfo(r.dtype).tiny))
-    parameter = projection.terms[0].parameter
-    is_view = parts[0].W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
-    error = math.nan
-    for remembered in (parameter, None) if is_view and len(parts) == 1 else (None,):
-        along = [predicted(p.weights, p.values, read_along(p.W_O, r, remembered), p.gate) for p in parts]
-        expected = along[0]
-        if len(parts) > 1:
-            total = along[0].new_zeros(written)
-            for of_one, part in zip(tokens, along, strict=True):
-                total.index_add_(0, of_one.flatten(), part.flatten())
-            expected = total[rows]
-        error = relative_error(expected, actual, size)
-        if error <= tolerance:
-            return Certificate(error, tolerance)
-    raise InexactCaptureError(
-        _what_is_wrong(error, tolerance, *(t for part in parts for t in (part.weights, part.values, part.W_O)))
-    )
-
-
-def _what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        return (
-            "its weights, values or W_O are not finite (NaN or infinity): look at the model's parameters and inputs, "
-            "or at rows whose keys are all masked"
-        )
-    return (
-        f"its weights, values and W_O do not reproduce the projection's output: relative error {error:.1e}, "
-        f"allowed {tolerance:.0e}. Something else entered between the value product and W_O; "
-        "attn_implementation='eager' and model.eval() are worth trying"
-    )
+    return tolerance_for(dtype, keys, beside / max(float(size), torch.finfo(size.dtype).tiny))

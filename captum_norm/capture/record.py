@@ -8,10 +8,11 @@ Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -94,14 +95,40 @@ class Certificate:
         error: the relative error found, dimensionless; ``float(certificate)`` gives it.
         tolerance: what was allowed for the model's dtype.
         covers: what a larger error would have shown wrong: ``("weights", "values", "layout", "W_O")``.
+        rows: of each example, the queries whose weights were checked; None: all.
     """
 
     error: float
     tolerance: float
     covers: tuple[str, ...] = ("weights", "values", "layout", "W_O")
+    rows: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
 
     def __float__(self) -> float:
         return self.error
+
+    def joined(self, other: Certificate) -> Certificate:
+        """Of what either has checked: the larger error."""
+        rows = None
+        if self.rows is not None and other.rows is not None:
+            pairs = zip(self.rows, other.rows, strict=True)
+            rows = tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in pairs)
+        return replace(self, error=max(self.error, other.error), rows=rows)
+
+
+class RowsOnDemand(Protocol):
+    """Weights that stand in a record until they are asked for, each with the check it has passed."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def whole(self) -> tuple[Tensor, Certificate]: ...
+
+    def at(self, rows: slice | Tensor) -> tuple[Tensor, Certificate]: ...
+
+    def kept(self, values: Tensor) -> RowsOnDemand | None: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +212,8 @@ class AttentionRecord:
 
     Attributes:
         call: which call this was.
-        weights: attention weights alpha as they multiplied the values, (batch, head, query, key).
+        weights: attention weights alpha as they multiplied the values, (batch, head, query, key).  In a record that
+            ``on_record`` was given they are computed, and all of them checked, when they are first asked for.
         values: x W_V + b_V, (batch, head, key, head_dim); shared by the heads of a group where the model shares them.
         W_O: each head's slice of the output projection, (head, head_dim, model).
         b_O: the projection's bias, (model,), or None.
@@ -197,7 +225,7 @@ class AttentionRecord:
         query_mask: (batch, query) bool, True at real tokens, from the attention mask the model itself received; None
             where it received none (all are real).
         key_mask: (batch, key) bool, the same for the keys.
-        certificate: the check this record has passed.
+        certificate: the check this record has passed; ``certificate.rows`` says of which queries.
         mixers: what beside attention mixed positions on the way from the inputs to the values.
         bit, ancestors: the call's own bit, and those of the calls it was made of (:mod:`captum_norm.capture.reach`).
         fed: its marks (:mod:`captum_norm.capture.chain`), for ``recording(chain=True)``; else None.
@@ -223,3 +251,118 @@ class AttentionRecord:
     bit: int = 0
     ancestors: int = 0
     fed: Fed | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Tensor):  # rows on demand stand in until all weights are asked for
+            self.__dict__["_rows"] = self.__dict__.pop("weights")
+
+    if TYPE_CHECKING:
+        _rows: ClassVar[RowsOnDemand]
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "weights" or "_rows" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            weights, certificate = self._rows.whole()
+            del self.__dict__["_rows"]
+            self.__dict__.update(weights=weights, certificate=certificate)
+            return weights
+
+    @property
+    def shape(self) -> torch.Size:
+        """(batch, head, query, key), without computing any weights."""
+        return self._rows.shape if "weights" not in self.__dict__ else self.weights.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._rows.device if "weights" not in self.__dict__ else self.weights.device
+
+    def but(self, **changes: Any) -> AttentionRecord:
+        """``dataclasses.replace`` that asks for no weights."""
+        kept: Any = self.weights if "weights" in self.__dict__ else self._rows
+        return replace(self, **({"weights": kept} | changes))
+
+    def at(self, rows: slice | Tensor) -> AttentionRecord:
+        """The record of some queries alone, whose weights alone are computed and checked.
+
+        Args:
+            rows: a slice of the queries, or (batch, row) long, from 0.
+
+        Returns:
+            The record with weights (batch, head, row, key), gate, block, masks and positions of these queries
+            (``queries`` is None where examples have different ones); its certificate covers them.
+
+        Raises:
+            InexactCaptureError: if these weights do not reproduce what the model wrote, or if what they are computed
+                from was overwritten since, as a static cache does.
+
+        Example:
+            >>> from captum_norm.capture import recording
+            >>> attention, x = torch.nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 5, 8)
+            >>> with recording() as records:
+            ...     _ = attention(x, x, x)
+            >>> torch.equal(records[0].at(slice(3, 5)).weights, records[0].weights[:, :, 3:5])
+            True
+        """
+        batch, _, query, _ = self.shape
+        numbers = torch.arange(query)[rows].expand(batch, -1) if isinstance(rows, slice) else rows
+        same = bool((numbers == numbers[:1]).all())
+        if same and not isinstance(rows, slice) and numbers.shape[1] == 1:
+            rows = slice(int(numbers[0, 0]), int(numbers[0, 0]) + 1)
+        certificate = self.certificate
+        if "weights" in self.__dict__:
+            weights = _taken(self.weights, rows)
+        else:
+            weights, certificate = self._rows.at(rows)
+            self.__dict__["certificate"] = certificate
+        positions, mask = self.queries if same else None, self.query_mask
+        return replace(
+            self,
+            weights=weights,
+            certificate=certificate,
+            gate=None if self.gate is None else _taken(self.gate, rows),
+            block=self.block and self.block.at(numbers),
+            queries=positions and replace(positions, index=positions.index[numbers[0].to(positions.index.device)]),
+            query_mask=None if mask is None else mask.gather(1, numbers.to(mask.device)),
+        )
+
+    def kept(self) -> AttentionRecord | None:
+        """The record for later: rows of its weights can still be asked for when the model runs on, or ran on.
+
+        It holds copies of queries, keys, values and of the block's states, (batch, query, model) each.  None where the
+        model has made its weights itself, or they were asked for already.
+        """
+        if "weights" in self.__dict__:
+            return None
+        values = self.values.clone()
+        rows = self._rows.kept(values)
+        if rows is None:
+            return None
+        batch, _, query, _ = self.shape
+        block = self.block and self.block.at(torch.arange(query).expand(batch, -1))
+        return self.but(weights=rows, values=values, block=block, mixed=None)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, AttentionRecord]]:
+        """The record a block of queries at a time: which queries, and the record ``at`` them.
+
+        Args:
+            size: how many queries; None for as many as keep a block's weights small (16 MB).
+        """
+        batch, head, query, key = self.shape
+        size = size or max(1, _BLOCK // max(1, batch * head * key))
+        for start in range(0, query, size):
+            rows = slice(start, min(query, start + size))
+            yield rows, self.at(rows)
+
+
+# Weights in a block of queries.
+_BLOCK = 1 << 22
+
+
+def _taken(tensor: Tensor, rows: slice | Tensor) -> Tensor:
+    """Rows of (batch, head, query, last)."""
+    if isinstance(rows, slice):
+        return tensor[:, :, rows]
+    index = rows.to(tensor.device)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+    return tensor.gather(2, index)

@@ -22,6 +22,7 @@ from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
+from captum_norm.capture.record import AttentionRecord
 from captum_norm.operations.modes import WatchingMode
 
 
@@ -43,8 +44,9 @@ def recording(
 
     Args:
         on_record: called with each :class:`AttentionRecord` when its call is complete, which is at the next attention
-            call or at the end; the record is then dropped, so that one call is held at a time.  None collects all
-            records in the list that the context yields.
+            call or at the end; the record is then dropped, so that one call is held at a time.  Weights are computed
+            and checked when they are asked for: some rows by ``record.at(rows)``, all by ``record.weights``.  None
+            collects all records, with all weights, in the list that the context yields.
         sources: the input tensors whose positions matter; ``record.keys.source`` is the index among them.
         model: names are relative to this module; by default to the outermost module that is running.
         on_inexact: called with the error of a call that cannot be read exactly, instead of raising it.
@@ -73,7 +75,7 @@ def recording(
     stream = ResidualStream() if blocks else None
     names = Names(model)
     records = Recorded()
-    reader = RecordReader(names, on_record or records.append, on_inexact, stream)
+    reader = RecordReader(names, on_record or (lambda record: _kept(records, record)), on_inexact, stream)
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
     mode = WatchingMode(flow.rule_for)
     try:
@@ -83,6 +85,12 @@ def recording(
             flow.finish()
     finally:
         flow.forget()
+
+
+def _kept(records: list[AttentionRecord], record: AttentionRecord) -> None:
+    """A record that outlives the run has all its weights with it."""
+    _ = record.weights
+    records.append(record)
 
 
 @contextlib.contextmanager

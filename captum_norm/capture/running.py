@@ -74,6 +74,8 @@ def in_float32(record: AttentionRecord) -> AttentionRecord:
     def lift(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
+    if all(lift(tensor) is tensor for tensor in (record.values, record.W_O)):
+        return record
     return replace(
         record,
         weights=lift(record.weights),

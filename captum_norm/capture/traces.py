@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.columns import Columns
+from captum_norm.capture.weights import Weights, version_of
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.places import Place
@@ -38,7 +39,7 @@ class Mixture:
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
     """
 
-    weights: Tensor
+    weights: Weights
     values: Tensor
     lead: tuple[int, ...]
     callers: tuple[Caller, ...]
@@ -53,18 +54,15 @@ class Mixture:
     ancestors: int = 0
     reach: tuple[int, int] = (0, 0)
     fed: Fed | None = None
-    versions: tuple[int, ...] = field(init=False)
+    version: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.versions = self._versions()
-
-    def _versions(self) -> tuple[int, ...]:
-        tensors = (self.weights, self.values)
-        return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        self.version = version_of(self.values)
 
     @property
     def unchanged(self) -> bool:
-        return self.versions == self._versions()
+        """Whether neither weights nor values were written to since."""
+        return self.version == version_of(self.values) and self.weights.unchanged
 
 
 @dataclass(frozen=True, eq=False)

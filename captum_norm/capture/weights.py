@@ -1,40 +1,155 @@
-"""The attention weights that a fused kernel uses and keeps to itself, computed beside the model."""
+"""Attention weights that can be asked for rows: a tensor that the model made, or what a fused kernel was given.
+
+A kernel keeps its weights to itself.  They are computed beside the model from its queries and keys, for those queries
+that are asked about: a row costs a row.
+
+Axes: ... the model's own leading axes (batch, head), q query, r row asked for, k key, e head_dim.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from captum_norm.operations.precision import at_least_float32
 
+Rows = slice | Tensor
+"""Which queries: some in a row of every example, or a tensor of indices for each."""
 
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """The weights that ``scaled_dot_product_attention`` uses and does not return: softmax(q k^T scale + mask).
+
+class Weights(Protocol):
+    """Weights (..., query, key) of one attention call; mask and is_causal are those that are known beforehand."""
+
+    shape: torch.Size
+    device: torch.device
+    mask: Tensor | None
+    is_causal: bool
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing has been written since to what they are read from."""
+
+    def whole(self) -> Tensor:
+        """All of them."""
+
+    def at(self, rows: Rows) -> Tensor:
+        """Those of some queries, (..., row, key); rows is a slice or (..., row) long."""
+
+
+
+class GivenWeights:
+    """Weights that are there: rows of them are views where they can be."""
+
+    is_causal = False
+
+    def __init__(self, weights: Tensor) -> None:
+        self.shape, self.device = weights.shape, weights.device
+        self.mask: Tensor | None = None
+        self._weights, self._version = weights, version_of(weights)
+
+    @property
+    def unchanged(self) -> bool:
+        return self._version == version_of(self._weights)
+
+    def whole(self) -> Tensor:
+        return self._weights
+
+    def at(self, rows: Rows) -> Tensor:
+        return _rows_of(self._weights, rows, self.shape[:-2])
+
+
+class HiddenWeights:
+    """softmax(q k^T scale + mask): the weights that ``scaled_dot_product_attention`` uses and does not return.
 
     Args:
         query: (..., head, query, head_dim).
         key: (..., head or key/value head, key, head_dim).
-
-    Returns:
-        (..., head, query, key), float32 for half inputs; rows with no key allowed are zero, as in torch.
+        mask: bool, True where a key is allowed, or added to the scores; broadcastable to (..., head, query, key).
+        is_causal: query i sees no key behind i.
+        scale: of the scores; None for 1 / sqrt(head_dim).
     """
-    dtype = at_least_float32(query.dtype)
-    query = query.to(dtype) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    key = key.to(dtype)
-    if key.ndim > 2 and key.shape[-3] != query.shape[-3]:  # groups of heads share a key head
-        grouped = query.reshape(*query.shape[:-3], key.shape[-3], -1, *query.shape[-2:])
-        scores = (grouped @ key.unsqueeze(-3).mT).flatten(-4, -3)
-    else:
-        scores = query @ key.mT
-    if is_causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores.masked_fill_(~allowed, -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-    nothing = None if mask is None else (scores == -math.inf).all(-1, keepdim=True)
-    # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
-    in_place = scores.device.type == "cpu" and not scores.requires_grad
-    weights = torch.softmax(scores, -1, out=scores if in_place else None)
-    return weights if nothing is None else weights.masked_fill_(nothing, 0.0)
+
+    def __init__(
+        self, query: Tensor, key: Tensor, mask: Tensor | None = None, is_causal: bool = False,
+        scale: float | None = None,
+    ) -> None:  # fmt: skip
+        self._query, self._key = query.detach(), key.detach()
+        self.mask = mask = None if mask is None else mask.detach().expand(*(1,) * (2 - mask.ndim), *mask.shape)
+        self.is_causal, self._scale = is_causal, query.shape[-1] ** -0.5 if scale is None else scale
+        leads = [query.shape[:-2], () if mask is None else mask.shape[:-2]]
+        self._grouped = key.ndim > 2 and query.ndim > 2 and key.shape[-3] != query.shape[-3]
+        leads.append((*key.shape[:-3], 1) if self._grouped else key.shape[:-2])
+        self._lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]
+        self.shape, self.device = torch.Size((*self._lead, query.shape[-2], key.shape[-2])), query.device
+        self._versions = self._versions_now()
+
+    def _versions_now(self) -> list[int]:
+        tensors = [self._query, self._key] if self.mask is None else [self._query, self._key, self.mask]
+        return [version_of(tensor) for tensor in tensors]
+
+    @property
+    def unchanged(self) -> bool:
+        return self._versions == self._versions_now()
+
+    def whole(self) -> Tensor:
+        return self.at(slice(None))
+
+    def copied(self) -> HiddenWeights:
+        """The same of queries and keys that nobody else writes to; a mask is no copy."""
+        mask, scale = self.mask, self._scale
+        return HiddenWeights(self._query.clone(), self._key.clone(), mask, self.is_causal, scale)
+
+    @torch.no_grad()
+    def at(self, rows: Rows) -> Tensor:
+        dtype = at_least_float32(self._query.dtype)
+        query = _rows_of(self._query, rows, self._lead).to(dtype) * self._scale
+        with torch.autocast(self.device.type, enabled=False):
+            scores = self._scores(query, self._key.to(dtype))
+        if self.is_causal:
+            numbers = torch.arange(self.shape[-2], device=self.device)
+            numbers = numbers[rows] if isinstance(rows, slice) else rows
+            behind = torch.arange(self.shape[-1], device=self.device) > numbers[..., None]
+            scores.masked_fill_(behind, -math.inf)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else _rows_of(self.mask, rows, self._lead)
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        nothing = None if self.mask is None else (scores == -math.inf).all(-1, keepdim=True)
+        # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
+        weights = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
+        return weights if nothing is None else weights.masked_fill_(nothing, 0.0)
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """q k^T, (..., head, row, key); heads of a group side by side, so that no key is repeated for them."""
+        if not self._grouped:
+            scores = query @ key.mT
+        else:
+            groups, (heads, rows, width) = key.shape[-3], query.shape[-3:]
+            joint = query.reshape(*query.shape[:-3], groups, heads // groups * rows, width)
+            scores = joint @ key.mT
+            scores = scores.view(*scores.shape[:-3], heads, rows, scores.shape[-1])
+        wide = (*self._lead, *scores.shape[-2:])  # where a mask has more examples or heads than queries and keys
+        return scores if scores.shape == wide else scores.expand(wide).clone()
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """All weights of :class:`HiddenWeights`, (..., head, query, key); float32 for half inputs.
+
+    Rows with no key allowed are zero, as in torch.
+    """
+    return HiddenWeights(query, key, mask, is_causal, scale).whole()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _rows_of(tensor: Tensor, rows: Rows, lead: torch.Size) -> Tensor:
+    """(..., row, last), with views where there is one slice for all."""
+    if isinstance(rows, slice):
+        return tensor[..., rows, :]
+    wide = tensor.expand(*lead, *tensor.shape[-2:])
+    return wide.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))

@@ -231,18 +231,23 @@ def _flows(capacities: Sequence[Tensor], rows: Tensor, normalize: bool) -> Tenso
     return result
 
 
-def with_identity(weights: Tensor) -> Tensor:
+def with_identity(weights: Tensor, rows: slice | None = None) -> Tensor:
     """(A + I) / row sum: each position keeps as much of itself as it takes in where a row of A sums to 1.
 
     Args:
         weights: A, a map within one sequence, (batch, position, position).
+        rows: the queries that weights are of, where they are not all.
 
     Example:
         >>> with_identity(torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]))
         tensor([[[0.7500, 0.2500],
                  [0.5000, 0.5000]]])
     """
-    return (weights + identity(weights, weights.dtype)) / _row_sums(weights)
+    if rows is None:
+        return (weights + identity(weights, weights.dtype)) / _row_sums(weights)
+    weights = weights / (sums := _row_sums(weights))
+    weights[:, :, rows].diagonal(dim1=1, dim2=2).add_(1 / sums[..., 0])
+    return weights
 
 
 def cross_shares(weights: Tensor) -> tuple[Tensor, Tensor]:

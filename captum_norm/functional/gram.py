@@ -14,8 +14,11 @@ matrix in float32 is off by 24 %, one in float64 by 1e-10.
 Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those with h' >= h: M is symmetric.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
+from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,6 +32,8 @@ _LARGEST_KEPT = 2048
 # As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
 _SMALLEST_PIVOT = 1e-14
 _TINY = torch.finfo(torch.float64).tiny
+
+T = TypeVar("T")
 
 Pairs = list[Tensor]
 """One entry per head h: that head with itself and each later head, so (head - h, ...)."""
@@ -85,6 +90,44 @@ def triangular_factor(products: Pairs) -> Pairs:
         for later in range(1, len(row)):
             products[i + later].addcmul_(row[later], row[later:], value=-1)
     return [torch.stack([products[i][h - i] for i in range(h + 1)]).float() for h in range(len(products))]
+
+
+KeyFactors = dict[tuple[object, ...], tuple[object, ...]]
+"""What was prepared for the keys of some calls, together with what it was made of."""
+
+_factors: ContextVar[KeyFactors | None] = ContextVar("key factors", default=None)
+
+# What is prepared for keys is kept up to this many numbers, 64 MB.
+_LARGEST_FACTORS = 1 << 23
+
+
+@contextmanager
+def key_factors(kept: KeyFactors) -> Iterator[None]:
+    """Within, what keys need is kept for the next block of queries, and what was kept is used.
+
+    Args:
+        kept: from block to block, and empty for the first.
+    """
+    token = _factors.set(kept)
+    try:
+        yield
+    finally:
+        _factors.reset(token)
+
+
+def prepared_once(
+    prepare: Callable[[Tensor, Tensor, Norms], Iterable[T]], values: Tensor, W_O: Tensor, after: Norms
+) -> Iterable[T]:
+    """What ``prepare`` makes of values, W_O and the norms' weights, or what :func:`key_factors` has kept of it."""
+    kept, (head, keys) = _factors.get(), (W_O.shape[0], values.shape[0] * values.shape[2])
+    if kept is None or values.is_inference() or head * (head + 1) * keys > _LARGEST_FACTORS:
+        return prepare(values, W_O, after)
+    made_of = (values, W_O, *[norm.weight for norm in after])
+    versions = values._version, 0 if W_O.is_inference() else W_O._version
+    place = (prepare, versions, *map(id, made_of), *[norm.centred for norm in after])
+    if place not in kept:
+        kept[place] = (made_of, list(prepare(values, W_O, after)))
+    return cast("Iterable[T]", kept[place][1])
 
 
 def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:

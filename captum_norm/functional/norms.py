@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.linalg import qr, vector_norm
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
-from captum_norm.functional.gram import Pairs, head_products, middle_parts, triangular_factor
+from captum_norm.functional.gram import Pairs, head_products, middle_parts, prepared_once, triangular_factor
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.row import fill_summed_norms_of_row
 
@@ -174,14 +174,7 @@ def fill_summed_norms_by_products(
     result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, after: Norms = ()
 ) -> None:
     """For float32 results: a triangular factor in float32, and in float64 what cancels too much for that."""
-    head, head_dim, _ = W_O.shape
-    products_of = head_products(W_O, values.shape[0] * values.shape[2], after)
-    for b, k in _key_blocks(values, head * head_dim):
-        products = products_of(values[b, :, k])
-        lengths = torch.stack([part[0] for part in products]).clamp_min_(0).sqrt_().float().unsqueeze(2)
-        factor = [column.unsqueeze(2) for column in triangular_factor([part.clone() for part in products])]
-        for part in products:
-            part[1:] *= 2  # each pair of different heads stands for two entries of a symmetric matrix
+    for b, k, (products, factor, lengths) in prepared_once(_key_factors, values, W_O, after):
         for q in _query_blocks(weights[b, :, :, k], size=4):
             a = weights[b, :, q, k].float()
             a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
@@ -190,6 +183,24 @@ def fill_summed_norms_by_products(
             if cancelling.any():
                 _repeat_in_float64(norms, cancelling, products, a)
             result[b, q, k] = norms
+
+
+def _key_factors(
+    values: Tensor, W_O: Tensor, after: Norms
+) -> Iterator[tuple[slice, slice, tuple[Pairs, Pairs, Tensor]]]:
+    """What keys need, whatever the queries: of slices of batch and key M, R and the lengths of the heads' vectors.
+
+    The entries of M off its diagonal are doubled, as each pair of different heads stands for two; R is by columns.
+    """
+    head, head_dim, _ = W_O.shape
+    products_of = head_products(W_O, values.shape[0] * values.shape[2], after)
+    for b, k in _key_blocks(values, head * head_dim):
+        products = products_of(values[b, :, k])
+        lengths = torch.stack([part[0] for part in products]).clamp_min_(0).sqrt_().float().unsqueeze(2)
+        factor = [column.unsqueeze(2) for column in triangular_factor([part.clone() for part in products])]
+        for part in products:
+            part[1:] *= 2
+        yield b, k, (products, factor, lengths)
 
 
 def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:

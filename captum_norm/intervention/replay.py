@@ -315,7 +315,7 @@ class _Changing(_Watching):
 def _without(key: Tensor, mixture: Mixture, dtype: torch.dtype) -> Tensor:
     """weights @ values, the values of a key being zero; for -1 of none."""
     wide = at_least_float32(dtype)
-    weights, values = mixture.weights.to(wide), mixture.values.to(wide)
+    weights, values = mixture.weights.whole().to(wide), mixture.values.to(wide)
     numbers = torch.arange(values.shape[-2], device=values.device)
     values = torch.where((numbers == key.to(values.device))[:, None], 0, values)
     with torch.autocast(weights.device.type, enabled=False):

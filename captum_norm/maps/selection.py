@@ -43,7 +43,7 @@ class Selection:
     def cut(self, record: AttentionRecord) -> tuple[AttentionRecord, AttentionRecord]:
         """The record cut to the rows, and the same cut to the heads too; float32 at least."""
         if self.rows is not None:
-            record = _cut_to_rows(record, _picked("positions", self.rows, record.weights.shape[2], "rows", record.call))
+            record = _cut_to_rows(record, _picked("positions", self.rows, record.shape[2], "rows", record.call))
         record = in_float32(record)
         if self.heads is None:
             return record, record
@@ -92,14 +92,7 @@ def _is(one: Any, kinds: Any) -> bool:
 
 
 def _cut_to_rows(record: AttentionRecord, rows: list[int]) -> AttentionRecord:
-    return replace(
-        record,
-        weights=record.weights[:, :, rows],
-        gate=None if record.gate is None else record.gate[:, :, rows],
-        block=record.block and record.block.at(torch.tensor(rows).expand(len(record.weights), -1)),
-        queries=record.queries and replace(record.queries, index=record.queries.index[rows]),
-        query_mask=None if record.query_mask is None else record.query_mask[:, rows],
-    )
+    return record.at(torch.tensor(rows).expand(record.shape[0], -1))
 
 
 def _cut_to_heads(record: AttentionRecord, heads: list[int]) -> AttentionRecord:

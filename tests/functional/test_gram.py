@@ -1,6 +1,7 @@
 """What is kept of a projection from call to call is never stale, and goes with the projection."""
 
 import gc
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from captum_norm.functional import gram, head_norms, summed_norms, transformed_norms
 from tests.functional.definition import slow_summed_norms, slow_transformed_norms
+from tests.functional.test_norms import draw
 
 HEADS = 3
 
@@ -124,3 +126,23 @@ def test_nan_that_appears_in_a_kept_projection_is_refused(linear, attention):
         for _ in range(3):
             with pytest.raises(ValueError, match="W_O is not finite"):
                 norms(**attention, W_O=projection_of(linear))
+
+
+def test_what_keys_need_is_prepared_once_for_all_blocks_of_queries(monkeypatch):
+    attention = draw(2, 4, 12, 10, 8, 32, dtype=torch.float32)
+    expected, made = summed_norms(**attention), []
+    module = import_module("captum_norm.functional.norms")
+    factor = module.triangular_factor
+    monkeypatch.setattr(module, "triangular_factor", lambda products: made.append(1) or factor(products))
+    kept = {}
+    for rows in (slice(0, 5), slice(5, 10), slice(10, 12)):
+        with gram.key_factors(kept):
+            found = summed_norms(attention["weights"][:, :, rows], attention["values"], attention["W_O"])
+        torch.testing.assert_close(found, expected[:, rows])
+    assert made == [1]
+    attention["values"].mul_(2)
+    with gram.key_factors(kept):
+        torch.testing.assert_close(summed_norms(**attention), 2 * expected)
+    assert made == [1, 1]
+    summed_norms(**attention)
+    assert made == [1, 1, 1]

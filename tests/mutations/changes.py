@@ -123,7 +123,6 @@ CHANGES: list[Change] = [
         "maps/selection.py",
         ('startswith(f"{choice}.")', 'startswith(f"{choice}")'),
         ("W_O=record.W_O[heads]", "W_O=record.W_O"),
-        ("index=record.queries.index[rows]", "index=record.queries.index"),
     ),
     *changes_of("maps/reading.py", ("self.selection.layers is None or bool(met)", "True"), tests="maps"),
     *changes_of(
@@ -135,6 +134,11 @@ CHANGES: list[Change] = [
         "maps/tidy.py",
         ("mask[example]", "mask[0]"),
         ("place if chosen is None else chosen[place]", "place"),
+    ),
+    *changes_of(
+        "attr/_maps.py",
+        ("scores = self.at(rows)\n  ", "scores = self.at(slice(start, start + len(asked)))\n  "),
+        tests="attr/test_from_the_top.py",
     ),
     *changes_of("capture/modules.py", ("    break", "    continue")),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size'), tests="maps visualization"),
@@ -289,13 +293,8 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "study/metrics/perturbed.py",
-        ("whole_units(keep | ~scored", "whole_units(keep & ~scored"),
-        ("for name in names])[place]", "for name in names])"),
-    ),
-    *changes_of(
-        "study/metrics/scored_texts.py",
-        ("self.scores if self.drawn", "self.scores if not self.drawn"),
-        tests="study/metrics/test_perturbed.py",
+        ("keep = keep | ~scored", "keep = keep & ~scored"),
+        ("by_length.argsort()[place]", "by_length[place]"),
     ),
     *changes_of("study/metrics/soft.py", ("else 1 - shares(scored)", "else shares(scored)")),
     *changes_of(
@@ -419,14 +418,31 @@ CHANGES: list[Change] = [
         "capture/reader.py",
         ("actual = actual - offset", "actual = actual + offset"),
         ("if not all(mixture.unchanged for mixture in mixtures):", "if False:"),
-        ("if error <= tolerance:", "if True:"),
         tests="capture/test_hand_written.py capture/test_refusals.py",
+    ),
+    *changes_of(
+        "capture/certificate.py",
+        ("if error <= self.tolerance:", "if True:"),
+        ("self.actual.gather(1, rows)", "self.actual[:, : rows.shape[1]]"),
+        tests="capture/test_rows.py",
+    ),
+    *changes_of(
+        "capture/record.py",
+        ("index=positions.index[numbers[0].to(positions.index.device)]", "index=positions.index"),
+        tests="maps/test_selection.py maps/test_reading.py",
+    ),
+    *changes_of(
+        "capture/rows.py",
+        ("found = self._checked(weights, rows)", "found = self.certificate"),
+        ("asked[where] = self", "asked[:] = self"),
+        ("if not self.unchanged():", "if False:"),
     ),
     *changes_of(
         "capture/weights.py",
         ("weights.masked_fill_(nothing, 0.0)", "weights"),
         ("** -0.5 if scale", "** 0.5 if scale"),
-        tests="capture/test_hand_written.py capture/test_libraries.py",
+        ("numbers = numbers[rows] if", "numbers = numbers[: len(numbers[rows])] if"),
+        tests="capture/test_hand_written.py capture/test_libraries.py capture/test_rows.py",
     ),
     *changes_of(
         "capture/joining.py",

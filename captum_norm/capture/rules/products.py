@@ -11,7 +11,7 @@ from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.alike import place_of
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
-from captum_norm.capture.weights import attention_weights
+from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Features
@@ -27,10 +27,8 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
             "scaled_dot_product_attention drops out weights that it does not return; call model.eval() "
             "(or run in train mode with attn_implementation='eager')"
         )
-    weights = attention_weights(
-        query.detach(), key.detach(), op.argument(3, "attn_mask"), bool(op.argument(5, "is_causal", False)),
-        op.kwargs.get("scale"),
-    )  # fmt: skip
+    mask, is_causal = op.argument(3, "attn_mask"), bool(op.argument(5, "is_causal", False))
+    weights = HiddenWeights(query, key, mask, is_causal, op.kwargs.get("scale"))
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
     made = value
     if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
@@ -56,7 +54,7 @@ def hidden_product(flow: Dataflow, op: Operation) -> None:
 def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     """A value product that cannot be read, and why."""
     empty = torch.empty(0, 0, 0)
-    mixture = Mixture(empty, empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
+    mixture = Mixture(GivenWeights(empty), empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
     flow.mix(mixture, op.out, (), None)
 
 
@@ -65,7 +63,7 @@ def _hidden_attention(flow: Dataflow, op: Operation) -> None:
     empty = torch.empty(0, 0)
     problem = f"{op.name} does not return its weights; load the model with attn_implementation='sdpa' or 'eager'"
     out = op.outputs[0]
-    mixture = Mixture(empty, empty, tuple(out.shape[:-2]), running_modules(), None, None, problem)
+    mixture = Mixture(GivenWeights(empty), empty, tuple(out.shape[:-2]), running_modules(), None, None, problem)
     flow.mix(mixture, out, (), None)
 
 
@@ -169,8 +167,8 @@ def value_product(
     if not problem and (trace := flow.traces[values]) is not None and trace.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     mixture = Mixture(
-        weights.detach(), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1], problem,
-        live=values,
+        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1],
+        problem, live=values,
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)
     place = places[0] and places[0].then(Features(shape[-1]))
