@@ -293,8 +293,13 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "study/metrics/perturbed.py",
-        ("keep = keep | ~scored", "keep = keep & ~scored"),
-        ("by_length.argsort()[place]", "by_length[place]"),
+        ("whole_units(keep | ~scored", "whole_units(keep & ~scored"),
+        ("for name in names])[place]", "for name in names])"),
+    ),
+    *changes_of(
+        "study/metrics/scored_texts.py",
+        ("self.scores if self.drawn", "self.scores if not self.drawn"),
+        tests="study/metrics/test_perturbed.py",
     ),
     *changes_of("study/metrics/soft.py", ("else 1 - shares(scored)", "else shares(scored)")),
     *changes_of(

@@ -7,6 +7,8 @@ from dataclasses import replace
 import accelerate
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from captum_norm.methods import METHODS
 from captum_norm.study import METRICS, Study, Variant
@@ -232,3 +234,40 @@ def test_the_same_study_by_words(tmp_path):
     assert words.values("comprehensiveness")["AttentionNorm"] != pytest.approx(
         tokens.values("comprehensiveness")["AttentionNorm"]
     )
+
+
+def _bert(kind, **config):
+    base = tiny.classifier().config.to_dict() | config
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return kind(BertConfig(**{name: of for name, of in base.items() if name != "architectures"})).eval()
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "config", "position"),
+    [
+        ("labels", BertForSequenceClassification, {"problem_type": "multi_label_classification"}, None),
+        ("regression", BertForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}, None),
+        ("tags", BertForTokenClassification, {"num_labels": 3}, 1),
+    ],
+    ids=str,
+)
+def test_a_study_of_another_task_explains_its_answer(tmp_path, task, kind, config, position):
+    """Labels by themselves, a value, the tag of one token; methods that look at no class say the same of all."""
+    model = _bert(kind, **{"id2label": {n: f"l{n}" for n in range(config.get("num_labels", 2))}, **config})
+    removal = None if position is None else "mask"  # deleting would move the token that is asked about
+    metrics = ["comprehensiveness", "sufficiency", "leave_one_out_change_correlation", "deletion_area"]
+    study = Study(
+        model, tiny.tokenizer(), ["AttentionNorm", "InputXGradient"], metrics, position=position, removal=removal
+    )
+    results = study.run(["A warm film.", "The plot is thin and dull."], tmp_path / "s.db", progress=False)
+    assert not results.failures()
+    outputs = [
+        model(**{name: torch.tensor([of]) for name, of in tiny.tokenizer()(of.texts[0]).items()}).logits[0].detach()
+        for of in results.explained
+    ]
+    rows = [output if position is None else output[position] for output in outputs]
+    read = {"labels": torch.sigmoid, "regression": torch.as_tensor, "tags": lambda row: row.softmax(-1)}[task]
+    expected = [float(read(row)[of.target]) for row, of in zip(rows, results.explained, strict=True)]
+    assert [of.probability for of in results.explained] == pytest.approx(expected, abs=1e-5)
+    assert np.isfinite(results.values("comprehensiveness")["InputXGradient"]).all()
