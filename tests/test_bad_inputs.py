@@ -123,7 +123,7 @@ CALLS = {
     "an encoding of lists": (
         lambda o: attention_maps(o.model, o.tokenizer(TEXT)), TypeError, "input_ids is a list.*return_tensors='pt'",
     ),
-    "a text for attribute": (lambda o: AttentionNorm(o.model).attribute(TEXT), TypeError, "a tensor .*HFForward"),
+    "a text for attribute": (lambda o: AttentionNorm(o.model).attribute(TEXT), TypeError, "a tensor .*tokenizer"),
     "a text for HFForward": (lambda o: HFForward(o.model).inputs(TEXT), TypeError, "Tokenize first"),
     "no tokens": (lambda o: attention_maps(o.model, o.ids[:, :0]), ValueError, "is empty.*at least one token"),
     "ids beyond the vocabulary": (lambda o: attention_maps(o.model, o.ids + 99), ValueError, "the model knows 0 to"),

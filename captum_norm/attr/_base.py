@@ -6,8 +6,10 @@ A method is a *measure* (a matrix per attention call) times an *aggregate* (how 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -18,16 +20,20 @@ from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
 from captum_norm.attr._captum import (
     Attribution,
     as_tuple,
+    explained,
     extra_arguments,
     is_tuple,
     logged,
     run_forward,
 )
-from captum_norm.attr._forward import distinct, position_given, readable
+from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path, tensors_beside
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import AttributionReport, KindType, Reduction
-from captum_norm.capture import AttentionRecord, InexactCaptureError, Recorded, recording
+from captum_norm.attr._unread import refuse_opaque
+from captum_norm.capture import AttentionRecord, InexactCaptureError, Opaque, Recorded, recording
+from captum_norm.forward.inputs import other_input
 from captum_norm.forward.keywords import unwrapped
 
 
@@ -85,12 +91,30 @@ class AttentionMethod:
                 differentiable=differentiable,
                 blocks=self.reads_block,
                 chain=chain,
+                refuse_dropout=True,
+                beside=tensors_beside(self.forward_func, inputs, extras),
             ) as recorded,
         ):
             output = run_forward(self.forward_func, inputs, extras)
             if on_output is not None and recorded is not None:
                 on_output(recorded, output)
             return output
+
+
+    def _opaque_again(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> tuple[Opaque, ...]:
+        """What looks like an opaque part where the model runs on other inputs; nothing where it does not run."""
+        found: list[Opaque] = []
+
+        def told(recorded: Recorded, output: Any) -> None:
+            found.extend(recorded.flow.opaque.parts)
+
+        with torch.no_grad(), contextlib.suppress(ValueError, RuntimeError, IndexError, TypeError):
+            self._forward(tuple(map(other_input, inputs)), extras, _nothing, _nothing, on_output=told)
+        return tuple(found)
+
+
+def _nothing(_: object) -> None:
+    """What is done with a record that nobody asked for."""
 
 
 class InputMethod(AttentionMethod, Attribution):  # type: ignore[misc]  # Captum is not typed
@@ -177,6 +201,7 @@ class MapMethod(InputMethod):
         return Reduction(type(self).__name__, aggregate, Rows(position), kind, call, device, mixers_as_identity)
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -227,12 +252,19 @@ class MapMethod(InputMethod):
         if position is None:
             position = position_given(self.forward_func, extras)
         reduction = self._reduction(position, kind, call, given[0].device, mixers_as_identity)
+        reduction.texts = texts = frozenset(index for index, tensor in enumerate(given) if tensor.ndim == 2)
         self._read(reduction, given, target, extras)
+        if reduction.explained is not None:
+            chosen = partial(explained, target=target)
+            refuse_fused_path(type(self).__name__, self.forward_func, given, extras, chosen, reduction.explained)
+        if reduction.opaque:
+            refuse_opaque(type(self).__name__, reduction.opaque, self._opaque_again(given, extras))
         reduction.conclude()
         read = reduction.position_read(given) if position is None else None
         if read is not None:  # another row than the one that was kept
             row = reduction.row
             reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
+            reduction.texts = texts
             self._read(reduction, given, target, extras)
             reduction.conclude()
             reduction.row = row
@@ -246,6 +278,7 @@ class MapMethod(InputMethod):
         self.report = reduction.report(left_out)
         return scores if is_tuple(inputs) else scores[0]
 
+    @takes_encodings
     def attribute_each(
         self,
         inputs: Tensor,

@@ -34,6 +34,7 @@ __all__ = [
     "TextTokenInput",
     "as_tuple",
     "check_target",
+    "explained",
     "extra_arguments",
     "is_tuple",
     "logged",
@@ -65,7 +66,7 @@ def as_tuple(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         found = [type(item).__name__ for item in given]
         raise TypeError(
             f"inputs should be a tensor or a tuple of tensors, got {found if isinstance(inputs, tuple) else found[0]}. "
-            "A tokenizer's encoding goes in through HFForward: method.attribute(**forward.inputs(encoding))."
+            "A text goes through the tokenizer first: attribute(tokenizer(text, return_tensors='pt'))."
         )
     return given
 
@@ -94,6 +95,12 @@ def check_target(output: Any, target: Any) -> None:
 def select(tensor: Tensor, target: Any) -> Tensor:
     """What ``target`` selects of a tensor of the output's shape; all of it without a target."""
     return tensor if target is None else cast("Tensor", _select_targets(tensor, target))
+
+
+def explained(output: Any, target: Any) -> Tensor | None:
+    """What ``target`` selects of an output; None where it holds no tensor."""
+    found = output_tensor(output)
+    return None if found is None else select(found, target)
 
 
 def selected(output: Any, target: Any, caller: str) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CellType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import DataParallel, Module
+from torch.nn import DataParallel, Module, TransformerEncoder
 
+from captum_norm.attr._captum import run_forward
 from captum_norm.attr._position import PositionType
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_inputs, check_model
@@ -44,6 +46,69 @@ def readable(
     except (RuntimeError, TypeError) as error:
         _explain_float_ids(title, inputs, error)
         raise
+
+
+def refuse_fused_path(
+    title: str, forward_func: Forward, inputs: tuple[Tensor, ...], extras: tuple[Any, ...],
+    chosen: Callable[[Any], Tensor | None], seen: Tensor,
+) -> None:  # fmt: skip
+    """Refuse an answer about another output than the caller's own call gives.
+
+    torch's fused path for ``nn.TransformerEncoder`` writes zeros at padding, and is off while a model is read: what
+    pools over padding is another number then.
+
+    Args:
+        title: the method's name.
+        forward_func, inputs, extras: what is run.
+        chosen: what is explained of an output.
+        seen: what was chosen while the model was read.
+
+    Raises:
+        ValueError: if a plain call gives something else.
+    """
+    if not any(_may_fuse(module) for model in models_in(forward_func) for module in model.modules()):
+        return
+    with torch.no_grad():
+        plain = chosen(run_forward(forward_func, inputs, extras))
+    if plain is None or plain.ndim > 2:  # a row for each position: those of padding do not matter
+        return
+    if plain.shape != seen.shape or not torch.allclose(plain, seen, rtol=1e-3, atol=1e-4 * float(plain.abs().max())):
+        worst = int((plain - seen).abs().argmax()) if plain.shape == seen.shape else 0
+        call, read = float(plain.flatten()[worst]), float(seen.flatten()[worst])
+        raise ValueError(
+            f"{title}: torch's fused path for nn.TransformerEncoder writes zeros at padding, which the output reads: a "
+            f"call gives {call:.4g}, and {read:.4g} while the model is read. Leave padding "
+            "out of what is pooled, or make both one with nn.TransformerEncoder(..., enable_nested_tensor=False)."
+        )
+
+
+def models_in(forward_func: Forward) -> list[Module]:
+    """The model, or the modules that a function has at hand: in what it encloses, or by a global name."""
+    if isinstance(forward_func, Module):
+        return [forward_func]
+    return [value for value in held_by(forward_func) if isinstance(value, Module)]
+
+
+def held_by(forward_func: Forward) -> list[Any]:
+    """What a function has at hand beside its arguments; nothing for other callables."""
+    code = getattr(forward_func, "__code__", None)
+    if code is None:
+        return []
+    enclosed = [cell.cell_contents for cell in forward_func.__closure__ or () if cell != CellType()]
+    named = [forward_func.__globals__.get(name) for name in code.co_names]
+    return [*enclosed, *named, *(forward_func.__defaults__ or ()), getattr(forward_func, "__self__", None)]
+
+
+def tensors_beside(forward_func: Forward, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that are there before a function runs: what it is given, keeps, or encloses."""
+    fixed = getattr(forward_func, "fixed", {})
+    return [value for value in (*inputs, *extras, *fixed.values(), *held_by(forward_func)) if isinstance(value, Tensor)]
+
+
+def _may_fuse(module: Module) -> bool:
+    if not isinstance(module, TransformerEncoder) or module.training:
+        return False
+    return bool(getattr(module, "use_nested_tensor", False)) and torch.backends.mha.get_fastpath_enabled()
 
 
 def distinct(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

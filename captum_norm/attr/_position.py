@@ -50,7 +50,9 @@ class Rows:
         if isinstance(position, Tensor) and position.ndim == 2 and not _are_weights(position):
             self.several, self._columns = True, position.unbind(1)
 
-    def candidates(self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False) -> Tensor:
+    def candidates(
+        self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False, text: Tensor | None = None
+    ) -> Tensor:
         """The rows that may be asked for, before it is known whether the model is causal.
 
         Args:
@@ -58,23 +60,28 @@ class Rows:
             queries: length of the query axis.
             real: (batch, query) bool, True at real tokens; None where all are real.
             looks_ahead: it is known that the model is not causal.
+            text: the rows that are positions of the input, where others (virtual tokens, a picture's) are not.
 
         Returns:
             (batch, row) long, where row is the one asked for, or for None the first real token and, unless
             ``looks_ahead``, the last.
         """
+        if text is not None:
+            of_text = None if real is None else real[:, text.to(real.device)]
+            return text[self.candidates(batch, len(text), of_text, looks_ahead).cpu()]
         if self.position is None:
             causals = (False,) if looks_ahead else (False, True)
             ends = [resolve_position(None, real, batch, queries, causal=causal) for causal in causals]
             return torch.stack(ends, dim=1)
         return self.chosen(batch, queries, None, causal=False)
 
-    def pick(self, scores: Tensor, real: Tensor | None) -> Tensor:
+    def pick(self, scores: Tensor, real: Tensor | None, text: Tensor | None = None) -> Tensor:
         """``"mean"`` or ``"all"`` of a whole map.
 
         Args:
             scores: (batch, query, key).
             real: (batch, query) bool, True at real tokens; None where all are real.
+            text: as for :meth:`candidates`.
 
         Returns:
             (batch, key); (batch, query, key) for ``"all"``, with zeros in padding rows.
@@ -82,20 +89,27 @@ class Rows:
         batch, queries, _ = scores.shape
         if isinstance(self.position, Tensor):  # how much of each row
             return torch.einsum("bq,bqk->bk", self.position.to(scores), scores)
+        if text is not None:
+            of_text = None if real is None else real[:, text.to(real.device)]
+            return self.pick(scores[:, text.to(scores.device)], of_text)
         mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
         scores = scores.masked_fill(~mask, 0)
         return scores if self.all else scores.sum(1) / mask.sum(1)
 
-    def pick_from_candidates(self, scores: Tensor, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+    def pick_from_candidates(
+        self, scores: Tensor, queries: int, real: Tensor | None, causal: bool, text: Tensor | None = None
+    ) -> Tensor:
         """The rows asked for, (batch, key) or several, of scores (batch, row, key) that hold the :meth:`candidates`.
 
         Raises:
             TypeError, ValueError: as :meth:`chosen`.
         """
-        self.chosen(len(scores), queries, real, causal)
+        self.chosen(len(scores), queries, real, causal, text)
         return scores if self.several else scores[:, -1 if causal and self.position is None else 0]
 
-    def chosen(self, batch: int, queries: int, real: Tensor | None, causal: bool) -> Tensor:
+    def chosen(
+        self, batch: int, queries: int, real: Tensor | None, causal: bool, text: Tensor | None = None
+    ) -> Tensor:
         """The rows that are asked for, where it is not ``"mean"`` or ``"all"``.
 
         Args:
@@ -103,6 +117,7 @@ class Rows:
             queries: length of the query axis.
             real: (batch, query) bool, True at real tokens; None where all are real.
             causal: whether every self-attention call of these queries is causal.
+            text: as for :meth:`candidates`.
 
         Returns:
             (batch, row) long, one row unless the position gives several.
@@ -111,6 +126,9 @@ class Rows:
             TypeError: if the position is no integer.
             ValueError: if a row asked for is out of range or padding.
         """
+        if text is not None:
+            of_text = None if real is None else real[:, text.to(real.device)]
+            return text[self.chosen(batch, len(text), of_text, causal).cpu()]
         rows = [resolve_position(row, real, batch, queries, causal) for row in self._columns]
         return torch.stack(rows, dim=1)
 

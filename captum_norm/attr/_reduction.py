@@ -27,9 +27,11 @@ from captum_norm.attr._maps import (
     route_of,
     without_modules,
 )
+from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
+from captum_norm.attr._unread import refuse_lost
 from captum_norm.capture import (
     Answer,
     AttentionCall,
@@ -37,9 +39,11 @@ from captum_norm.capture import (
     Certificate,
     InexactCaptureError,
     Mixer,
+    Opaque,
     Positions,
     Recorded,
     RowsRead,
+    Softmax,
 )
 from captum_norm.forward.outputs import output_tensor
 
@@ -59,6 +63,8 @@ class AttributionReport:
         mixers: what mixed positions beside attention on the way to the calls that count, by operation and module.
             Composing methods refuse it, unless they are asked to take it for the identity.
         unused: the attention calls that the output does not rest on, which have no part in the scores.
+        softmaxes: every softmax that ran, what it looks along, and what became of it.
+        real: per input, which tokens attention was allowed to look at, (batch, position) bool; None where all are real.
         row: which row was explained where ``position`` was left out: ``"read"``: the one that the output was computed
             from, seen in the data flow; ``"convention"``: the last real token if causal, else the first; ``""``: it was
             given.
@@ -68,6 +74,8 @@ class AttributionReport:
     left_out: tuple[Tensor, ...] = ()
     mixers: tuple[Mixer, ...] = ()
     unused: tuple[AttentionCall, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
+    real: tuple[Tensor | None, ...] = ()
     row: Literal["read", "convention", ""] = ""
 
 
@@ -109,8 +117,9 @@ class Sequences:
         elif record.queries is not None and record.queries.source == keys:
             self.doubled.add(keys)
         for sequence, mask in ((queries, record.query_mask), (keys, record.key_mask)):
-            if mask is not None:
-                self.real.setdefault(sequence, mask)
+            known = self.real.get(sequence, mask)
+            if mask is not None and known is not None:  # a token that one call looks at is real
+                self.real[sequence] = known | mask if known.shape == mask.shape else known
         return route
 
     def looks_back(self, sequence: SequenceName) -> bool:
@@ -137,6 +146,7 @@ class Reduction:
     Attributes:
         certificates: each call seen with its certificate, in call order.
         mixers: what mixed positions beside attention on the way to the calls that count.
+        texts: the inputs that are (batch, position), whose positions count even where the model has more rows.
     """
 
     def __init__(
@@ -158,16 +168,24 @@ class Reduction:
         self._later: dict[int, LaterMap] = {}
         self._queries: dict[SequenceName, Positions] = {}
         self._read = Answer()
+        self.explained: Tensor | None = None
+        self._real: list[Tensor | None] = []
+        self.texts: frozenset[SequenceName] = frozenset()
         self._last: SequenceName | None = None
         self._no_chain = ""
         self._within: dict[SequenceName, AttentionRecord] = {}
         self._seen: list[AttentionRecord] = []
+        self._special: tuple[int | None, frozenset[int]] = (None, frozenset())
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
         route = self._sequences.note(record)
         self._last = None if route is None else route[0]
+        if self._special[0] is None:
+            self._special = special_ids(record.call.modules)
         counts = self.counts(record.call)
+        if counts and route is not None and record.queries is not None:
+            self._queries[route[0]] = record.queries
         needed = self._with_needed_rows(record, route[0]) if counts and route is not None else None
         self.certificates.append((without_modules(record.call), record.certificate))
         light = replace(record.but(weights=_NOTHING), call=without_modules(record.call), values=_NOTHING, W_O=_NOTHING,
@@ -179,8 +197,6 @@ class Reduction:
         self._noted.append(_Noted(light))
         if route is None:
             return None
-        if record.queries is not None:
-            self._queries[route[0]] = record.queries
         self._shapes[route[0]] = (record.shape[0], record.shape[2])
         return needed
 
@@ -214,12 +230,20 @@ class Reduction:
 
         def told(recorded: Recorded, output: Any) -> None:
             check_target(output, target)
-            self._read = recorded.answer(output_tensor(output), lambda tensor: select(tensor, target))
+            found = output_tensor(output)
+            self._read = recorded.answer(found, lambda tensor: select(tensor, target))
+            self.explained = None if found is None else select(found.detach(), target)
 
         return told
 
     def conclude(self) -> None:
-        """Make the answer of the maps of all calls that what is explained rests on."""
+        """Make the answer of the maps of all calls that what is explained rests on.
+
+        Raises:
+            InexactCaptureError: if a softmax over positions is on the way to it whose weights were not read.
+        """
+        if self._call is None:
+            refuse_lost(self._title, self._read.lost)
         used = [noted for noted in self._noted if self._read.rests_on(noted.record)]
         self.unused = [noted.record.call for noted in self._noted if noted not in used]
         for noted in used:
@@ -272,12 +296,22 @@ class Reduction:
         self.row = "read"
         causal = self._sequences.looks_back(route[0])
         if bool((weights.max(1).values == 1).all()):
-            row = weights.argmax(1)
-            default = Rows(None).chosen(batch, length, real, causal)[:, 0]
-            return None if torch.equal(row, default.cpu()) else row
+            row, text = weights.argmax(1), self._text(route[0])
+            default = Rows(None).chosen(batch, length, real, causal, text)[:, 0]
+            if torch.equal(row, default.cpu()):
+                return None
+            if text is None:
+                return row
+            of_input = queries.index.cpu()[row] if queries is not None else row
+            return weights if bool((of_input < 0).any()) else of_input
         mean = torch.ones(batch, length) if real is None else real
         mean = mean.double() / mean.double().sum(1, keepdim=True)
         return "mean" if torch.allclose(weights, mean) else weights
+
+    @property
+    def opaque(self) -> tuple[Opaque, ...]:
+        """The parts on the way to what is explained that may be opaque."""
+        return self._read.opaque
 
     def _unseen(self, behind: Sequence[Mixer]) -> str:
         how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
@@ -294,7 +328,8 @@ class Reduction:
         for number, later in self._later.items():
             self.certificates[number] = (self.certificates[number][0], later.record.certificate)
         return AttributionReport(
-            tuple(self.certificates), left_out, tuple(self.mixers), tuple(self.unused), self.row
+            tuple(self.certificates), left_out, tuple(self.mixers), tuple(self.unused), self._read.softmaxes,
+            tuple(self._real), self.row,
         )
 
     def skip(self, error: InexactCaptureError) -> None:
@@ -321,7 +356,10 @@ class Reduction:
         keys = self._aggregate.keys(route)
         row = self._row(route)
         real = self._sequences.real.get(route[1])
-        if real is not None and real.shape[1] == row.shape[-1]:
+        self._real.append(real)
+        if real is None:
+            warn_of_padding(self._title, index, like, *self._special)
+        elif real.shape[1] == row.shape[-1]:
             row = row.masked_fill(~_beside(real, row).to(row.device), 0)
         if len(row) != len(like):
             raise ValueError(
@@ -342,7 +380,8 @@ class Reduction:
         known = self._cut.get(queries)
         settled = self._sequences.causal.get(queries) is False if known is None else known[1]
         try:
-            rows = self._rows.candidates(batch, length, self._sequences.real.get(queries), looks_ahead=settled)
+            real = self._sequences.real.get(queries)
+            rows = self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record
         self._cut.setdefault(queries, (rows, settled))
@@ -355,20 +394,37 @@ class Reduction:
         batch, length = self._shapes[queries]
         if real is not None and real.shape != (batch, length):
             real = None
-        causal = self._sequences.looks_back(queries)
+        causal, text = self._sequences.looks_back(queries), self._text(queries)
         if not self._rows.few:
-            return self._rows.pick(self._aggregate.result(route).scores, real)
+            return self._rows.pick(self._aggregate.result(route).scores, real, text)
         if queries not in self._cut:
-            rows = self._rows.chosen(batch, length, real, causal)
+            rows = self._rows.chosen(batch, length, real, causal, text)
             scores = self._aggregate.result(route, rows).scores.to(self._device)
             return scores if self._rows.several else scores[:, 0]
         rows, settled = self._cut[queries]
-        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, looks_ahead=settled).cpu()):
+        if not torch.equal(rows.cpu(), self._candidates(batch, length, real, settled, text)):
             raise ValueError(
                 f"{self._title}: which tokens are real became known only after their first attention call. Give "
                 "position= explicitly."
             )
-        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal)
+        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
+
+    def _candidates(
+        self, batch: int, length: int, real: Tensor | None, looks_ahead: bool, text: Tensor | None
+    ) -> Tensor:
+        return self._rows.candidates(batch, length, real, looks_ahead, text).cpu()
+
+    def _text(self, queries: SequenceName) -> Tensor | None:
+        """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.
+
+        None where all rows are, or the sequence is no text, such as a picture with its class token.
+        """
+        known = self._queries.get(queries)
+        if known is None or queries not in self.texts:
+            return None
+        rows = (known.index >= 0).nonzero()[:, 0].cpu()
+        in_order = torch.equal(known.index[rows].cpu(), torch.arange(len(rows)))
+        return rows if in_order and 0 < len(rows) < len(known.index) else None
 
     def _route(self, index: int, like: Tensor) -> Route:
         """Which map answers for an input: what the last sequence reads from it, or its own self-attention."""

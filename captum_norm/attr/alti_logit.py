@@ -13,6 +13,7 @@ from captum_norm.attr._base import InputMethod
 from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, logged, run_forward
 from captum_norm.attr._contrast import logits_of, token_pairs
 from captum_norm.attr._decoder import block_of_decoder, one_input
+from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import outside_inference_mode, position_given, readable
 from captum_norm.attr._logit import LogitParts, RowMap, TrackedLogitParts
 from captum_norm.attr._maps import at_rows, call_map, measured, without_padding
@@ -106,6 +107,7 @@ class ALTILogit(InputMethod):
         return token
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -148,6 +150,7 @@ class ALTILogit(InputMethod):
         answer = (scores,) if is_tuple(inputs) else scores
         return (answer, delta) if return_convergence_delta else answer
 
+    @takes_encodings
     def attribute_each(
         self,
         inputs: Tensor,

@@ -13,7 +13,8 @@ from torch import Tensor
 from captum_norm.attr._base import InputMethod
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward
 from captum_norm.attr._contrast import selected_contrast
-from captum_norm.attr._forward import distinct, outside_inference_mode, readable
+from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._forward import distinct, outside_inference_mode, readable, refuse_fused_path
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._reduction import AttributionReport, nothing_seen
@@ -131,6 +132,7 @@ class DecompX(InputMethod):
         return True
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -173,6 +175,7 @@ class DecompX(InputMethod):
         answer = scores if is_tuple(inputs) else scores[0]
         return (answer, finished(delta, given[0])) if return_convergence_delta else answer
 
+    @takes_encodings
     def attribute_each(
         self,
         inputs: Tensor,
@@ -241,10 +244,15 @@ class DecompX(InputMethod):
         with readable(title, self.forward_func, inputs, extras) as tokens:
             try:
                 if self.bias in _CARRIED:
-                    return [carried(target, tokens) for target in targets]
-                return contributions_to_each(partial(explain, targets), tokens, self.conventions)
+                    found = [carried(target, tokens) for target in targets]
+                else:
+                    found = contributions_to_each(partial(explain, targets), tokens, self.conventions)
             except NothingMixedError:
                 raise ValueError(nothing_seen(title)) from None
+        for target, contributions in zip(targets, found, strict=True):
+            chosen = partial(selected_contrast, target=target, caller=title)
+            refuse_fused_path(title, self.forward_func, inputs, extras, chosen, contributions.output)
+        return found
 
 
 def _sequence_of(title: str, found: TokenContributions, index: int, like: Tensor) -> SequenceName:

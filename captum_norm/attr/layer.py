@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod
 from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
+from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._maps import MeasureFunction, measured, without_modules
 from captum_norm.attr._placing import finished
 from captum_norm.attr._reduction import AttributionReport, KindType, check_kind, matches, nothing_seen
@@ -63,6 +64,7 @@ class LayerMethod(AttentionMethod, LayerAttribution):  # type: ignore[misc]  # C
         raise NotImplementedError
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import as_tuple, check_target, extra_arguments, logged
+from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import outside_inference_mode, position_given
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType, Rows
@@ -113,6 +114,7 @@ class LayerAttentionNorm(LayerMethod):
         return self.attribute_to_layer_input
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

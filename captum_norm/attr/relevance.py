@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import extra_arguments, logged, selected
+from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import outside_inference_mode
 from captum_norm.attr._maps import call_map, without_padding
 from captum_norm.attr._paths import Relevance
@@ -108,6 +109,7 @@ class AttentionRelevance(MapMethod):
             mixers_as_identity=mixers_as_identity,
         )  # fmt: skip
 
+    @takes_encodings
     def attribute_each(
         self,
         inputs: Tensor,
@@ -138,6 +140,8 @@ class AttentionRelevance(MapMethod):
             raise ValueError(f"{type(self).__name__}.attribute_each explains outputs: give targets=, a list.")
         rows = [None] * len(targets) if positions is None else positions
         reductions = [self._reduction(row, kind, call, inputs.device, mixers_as_identity) for row in rows]
+        for reduction in reductions:
+            reduction.texts = frozenset((0,) if inputs.ndim == 2 else ())
         self._explain(reductions, (inputs,), targets, extra_arguments(additional_forward_args))
         for reduction in reductions:
             reduction.conclude()

@@ -14,6 +14,7 @@ from captum_norm.attr._aggregate import Total
 from captum_norm.attr._base import InputMethod
 from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, logged
 from captum_norm.attr._decoder import at_queries, block_of_decoder, one_input
+from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import position_given
 from captum_norm.attr._maps import at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
@@ -99,6 +100,7 @@ class SpanTrace(InputMethod):
         self.report: SpanTraceReport = SpanTraceReport()
 
     @logged
+    @takes_encodings
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -157,6 +159,7 @@ class SpanTrace(InputMethod):
         scores = finished(spread(total, given, grid), given)
         return (scores,) if is_tuple(inputs) else scores
 
+    @takes_encodings
     def attribute_each(
         self,
         inputs: Tensor,

@@ -15,6 +15,8 @@ from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
+from captum_norm.capture.ledger import Softmax
+from captum_norm.capture.opaque import Opaque, no_constants
 from captum_norm.capture.record import (
     AttentionBlock,
     AttentionCall,
@@ -44,13 +46,16 @@ __all__ = [
     "LayoutError",
     "Mixer",
     "Mixture",
+    "Opaque",
     "Positions",
     "Recorded",
     "RowsRead",
+    "Softmax",
     "Term",
     "attention_weights",
     "in_float32",
     "layout_of",
+    "no_constants",
     "recording",
     "run_recorded",
 ]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from captum_norm.capture.chain import Starts
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.ledger import Softmax
+from captum_norm.capture.opaque import Opaque
 from captum_norm.capture.record import AttentionRecord, Mixer
 from captum_norm.capture.traces import RowsRead
 
@@ -33,6 +35,9 @@ class Answer:
         mixers: what mixed positions beside attention on the way to them.
         marks: what they were made of (:mod:`captum_norm.capture.chain`), if that is asked for; ``where`` more than one
             thing was put together in them, and the ``starts`` of all sequences.
+        lost: the softmaxes over positions on the way to them whose weights were not seen to meet values.
+        opaque: the parts on the way to them that could not be looked into, or the constants that look like one.
+        softmaxes: all that ran, whether on the way or not.
     """
 
     reach: int = 0
@@ -42,6 +47,9 @@ class Answer:
     marks: int | None = None
     where: str = ""
     starts: Starts = field(default_factory=Starts)
+    lost: tuple[Softmax, ...] = ()
+    opaque: tuple[Opaque, ...] = ()
+    softmaxes: tuple[Softmax, ...] = ()
 
     def rests_on(self, record: AttentionRecord) -> bool:
         """Whether an attention call reaches what is explained; True for all where no call is known to."""
@@ -65,11 +73,14 @@ class Recorded(list[AttentionRecord]):
             select: what is explained of it.
         """
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            reach = 0 if explained is None else self.flow.reach.of(explained) & self.flow.calls
+            bits = 0 if explained is None else self.flow.reach.of(explained)
+            opaque = () if explained is None else self.flow.opaque.on_the_way_to(explained)
+            lost, reach = self.flow.ledger.lost_on_the_way_to(bits), bits & self.flow.calls
+            softmaxes, chain = tuple(self.flow.ledger.entries), self.flow.chain
             if explained is None or not reach:
-                return Answer()
+                return Answer(lost=lost, opaque=opaque, softmaxes=softmaxes)
             answer = _answer(self.flow, explained, reach, select)
-            chain = self.flow.chain
+            answer = replace(answer, lost=lost, opaque=opaque, softmaxes=softmaxes)
             if chain is None:
                 return answer
             marks = chain.of(explained)

@@ -23,6 +23,8 @@ class Columns:
         shape: of the weights where the axis was known.
         axis: which one it was; None where that is not known.
         steps: what was done to them since.
+        allowed: which weights the softmax was allowed to give, of ``shape``; None where all, or where nobody knows.
+        cut: whether weights were set to zero by a mask afterwards.
 
     Example:
         >>> columns = Columns((2, 3, 5, 7), 3).then(Step("swap", lambda t: t.transpose(1, 3)))
@@ -30,15 +32,22 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "shape", "start", "steps")
+    __slots__ = ("_known", "allowed", "cut", "shape", "start", "steps")
 
-    def __init__(self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = ()) -> None:
-        self.shape, self.start, self.steps = shape, axis, steps
+    def __init__(
+        self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
+        cut: bool = False,
+    ) -> None:  # fmt: skip
+        self.shape, self.start, self.steps, self.allowed, self.cut = shape, axis, steps, allowed, cut
         self._known = axis if not steps else _UNASKED
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return Columns(self.shape, self.start, (*self.steps, step))
+        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut)
+
+    def after_a_mask(self) -> Columns:
+        """The same where some weights have been set to zero."""
+        return Columns(self.shape, self.start, self.steps, self.allowed, True)
 
     @property
     def axis(self) -> int | None:

@@ -18,13 +18,18 @@ from torch import Tensor
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.chain import Chain
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
+from captum_norm.capture.ledger import Along, Ledger, Softmax
 from captum_norm.capture.names import Names
+from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.readout import ReadOuts
-from captum_norm.capture.record import Mixer
+from captum_norm.capture.record import InexactCaptureError, Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
 from captum_norm.operations.callers import how_many_run, running_modules
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place, Places, Whole
 from captum_norm.operations.rules import RuleTable
@@ -49,10 +54,15 @@ class Dataflow:
         self.places, self.reach = Places(), Reach()
         self.rows = ReadOuts(self.traces, self.reach, self.places)
         self.chain = Chain(self.reach, self._module) if chain else None
+        self.ledger = Ledger()
+        self.shallow: Facts[Tensor] = Facts()  # scores -> what a shallow mask, such as -100, allows of them
+        self.exponentials: Facts[Columns] = Facts()  # exp(scores) -> what the softmax written by hand allows
         self._names = names or Names(None)
+        self.opaque = OpaqueParts(self.reach, self._names)
         self._born = 0
         self.calls = 0  # the bits of all attention calls
         self._operation: Operation | None = None
+        self.refuses_dropout = False
         self._stream = stream
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
@@ -68,6 +78,7 @@ class Dataflow:
         self.reach.add(source, INPUT | self.reach.new_bit())
         if self.chain is not None and source.is_floating_point():
             self.chain.begin(source)
+        self.opaque.know(source)
         if source.ndim < 2 or self.traces[source] is not None:
             return
         # Ids or a gate (batch, position), vectors (batch, position, model), pictures (batch, channel, *grid).
@@ -86,7 +97,7 @@ class Dataflow:
         """What to do with operations of this name."""
         rule = RULES.of(name)
         if rule is None:
-            return None
+            return self.opaque.see if kind_of(name) is OperationKind.FRESH else None
         see = None if self._stream is None else self._stream.see
 
         def all_of(op: Operation) -> None:
@@ -94,6 +105,7 @@ class Dataflow:
             rule(self, op)
             if see is not None:
                 see(op)
+            self.opaque.see(op)
             born, self._born, self._operation = self._born, 0, None
             self.reach.see(op, born)
             if self.chain is not None:
@@ -104,6 +116,19 @@ class Dataflow:
         return all_of
 
     # ---- what mixes positions
+
+    def drops_out(self, probability: float) -> None:
+        """The operation that is running drops out entries: refused where each run of the model should be the same.
+
+        Raises:
+            InexactCaptureError: there.
+        """
+        if self.refuses_dropout:
+            name = self._names.module(tuple(caller.module for caller in running_modules()))
+            raise InexactCaptureError(
+                f"{name or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
+                "another one, and weights that do not sum to 1. Call model.eval() first."
+            )
 
     def begins(self, made_of: Tensor) -> None:
         """Positions begin to count in what this operation gives out, unless no input has a part in it."""
@@ -148,13 +173,40 @@ class Dataflow:
             return None
         return self.mixed_by(place, "it reads several positions at once")
 
+    def softmax(
+        self, op: Operation, scores: Tensor | torch.Size, axis: int | None, along: Along = "unknown"
+    ) -> tuple[Softmax, ...]:
+        """Note that scores become weights along an axis; none where no input has a part in them."""
+        bits = self.reach.of_all(op.tensors)
+        shape = scores.shape if isinstance(scores, Tensor) else scores
+        if bits <= INPUT or (axis is not None and shape[axis] == 1):
+            return ()
+        module = self._names.module(tuple(caller.module for caller in running_modules()))
+        axis = None if axis is None else axis % len(shape)
+        along = self._along(scores, axis) if isinstance(scores, Tensor) else along
+        softmax = Softmax(module, tuple(shape), axis, along, bit=self.reach.new_bit(), ancestors=bits)
+        self._born |= softmax.bit
+        self.ledger.note(softmax)
+        return (softmax,)
+
+    def _along(self, scores: Tensor, axis: int | None) -> Along:
+        trace = self.traces[scores]
+        if trace is None or axis is None:
+            return "unknown"
+        if trace.scores is not None and trace.scores.axis == axis:
+            return "positions"
+        if trace.place is None or trace.place.numbers() is None:
+            return "unknown"
+        return "features" if self.places.holds_one(trace.place, (axis,)) else "positions"
+
     def step(self, tensor: Tensor, step: Step) -> Tensor:
         """The tensor after a step of our own, with its place; in autograd's graph if the tensor is."""
         with torch.set_grad_enabled(tensor.requires_grad):
             moved = step.apply(tensor)
         trace = self.traces[tensor]
-        if trace is not None and trace.place is not None and moved is not tensor:
-            self.traces[moved] = trace._replace(place=trace.place.then(step))
+        if trace is not None and moved is not tensor:
+            place, weights = trace.place and trace.place.then(step), trace.weights and trace.weights.then(step)
+            self.traces[moved] = trace._replace(place=place, weights=weights)
         return moved
 
     # ---- attention calls
@@ -172,6 +224,7 @@ class Dataflow:
         if self._stream is not None:
             self._stream.mixed(mixture)
         mixture.steps = steps
+        mixture.settle("call")
         mixture.bit = self.reach.new_bit()
         self._born |= mixture.bit
         self.calls |= mixture.bit
@@ -200,10 +253,13 @@ class Dataflow:
         """Drop everything that is held."""
         self._open.clear()
         self.traces.clear()
+        self.shallow.clear()
+        self.exponentials.clear()
         self.reach.clear()
         if self.chain is not None:
             self.chain.clear()
         self.rows.clear()
+        self.opaque.clear()
         if self._stream is not None:
             self._stream.clear()
 

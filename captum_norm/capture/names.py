@@ -25,7 +25,7 @@ class Names:
     def module(self, modules: tuple[Module, ...]) -> str:
         """Name of the innermost module that the root knows."""
         root = self._root(modules)
-        if root is None:
+        if root is None or not modules:
             return ""
         for module in reversed(modules):
             name = self._name_of(module, root)

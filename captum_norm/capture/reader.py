@@ -32,6 +32,7 @@ from captum_norm.capture.kind import KindReader, has_cache
 from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
 from captum_norm.capture.positions import PositionReader, positions_of
+from captum_norm.capture.real_tokens import RealTokens
 from captum_norm.capture.record import (
     AttentionBlock,
     AttentionCall,
@@ -44,7 +45,6 @@ from captum_norm.capture.record import (
 from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
-from captum_norm.operations.callers import received_mask
 
 OnRecord = Callable[[AttentionRecord], None]
 OnInexact = Callable[[InexactCaptureError], None]
@@ -80,6 +80,7 @@ class RecordReader:
         self._stream, self._blocks = stream, BlockReader()
         self._names = names
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
+        self._real = RealTokens()
         self._counts: dict[int, int] = {}
         self._generator = torch.Generator(device="cpu").manual_seed(0)
 
@@ -87,11 +88,14 @@ class RecordReader:
         """Read, check and hand over what went through one projection, or one mixture that went through none."""
         first = mixtures[0]
         if first.projection is None and not first.problem and not _is_attention(first):
+            first.settle("no attention")
             return
         try:
             read = self._read(mixtures)
         except (LayoutError, InexactCaptureError) as error:
-            self._refuse(self._call(mixtures), error)
+            for mixture in mixtures:
+                mixture.settle("refused")
+            self._refuse(self._call(mixtures), error, sum({mixture.bit for mixture in mixtures}))
             return
         for call in read.calls:
             record = self._record(call, read)
@@ -102,8 +106,9 @@ class RecordReader:
                     raise
                 self._on_inexact(error)
 
-    def _refuse(self, call: AttentionCall, error: Exception) -> None:
+    def _refuse(self, call: AttentionCall, error: Exception, bit: int) -> None:
         refused = refusal(call, error)
+        refused.bit = bit
         if self._on_inexact is None:
             raise refused from None
         self._on_inexact(refused)
@@ -152,8 +157,9 @@ class RecordReader:
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
         kind = self._kinds.read(mixture, call.weights, queries, keys)
-        batch, heads, query, key = call.weights.shape
+        heads = call.weights.shape[1]
         cross = kind == "cross"
+        query_mask, key_mask = self._real.read(call, kind, queries, keys)
         whole = len(call.parts) == 1 or not read.offsets
         whole = whole and not any(call.meets(other) for other in read.calls if other is not call)
         block, no_block = self._block(call, whole, queries, keys, cross)
@@ -175,8 +181,8 @@ class RecordReader:
             queries=queries,
             keys=keys,
             unknown_keys=unknown,
-            query_mask=received_mask(mixture.callers, batch, query),
-            key_mask=received_mask(mixture.callers, batch, key, memory=cross),
+            query_mask=query_mask,
+            key_mask=key_mask,
             certificate=read.certificate,
             mixed=_mixed_values(call),
             mixers=mixers_of(parts),

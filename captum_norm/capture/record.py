@@ -32,9 +32,11 @@ class InexactCaptureError(RuntimeError):
 
     Attributes:
         call: what is known of the call, or None.
+        bit: the call's own, of all that was made of it (:mod:`captum_norm.capture.reach`); 0 where none is known.
     """
 
     call: AttentionCall | None = None
+    bit: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,8 @@ class AttentionRecord:
         queries: input positions of the query axis, or None where they are not known.
         keys: input positions of the key axis, or None where they are not known.
         unknown_keys: why ``keys`` is None, in words for an error message; ``""`` where it is known.
-        query_mask: (batch, query) bool, True at real tokens, from the attention mask the model itself received; None
-            where it received none (all are real).
+        query_mask: (batch, query) bool, True at real tokens, by what attention itself was allowed to look at; None
+            where all are real.
         key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed; ``certificate.rows`` says of which queries.
         mixers: what beside attention mixed positions on the way from the inputs to the values.

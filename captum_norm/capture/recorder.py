@@ -36,6 +36,8 @@ def recording(
     differentiable: bool = False,
     blocks: bool = False,
     chain: bool = False,
+    refuse_dropout: bool = False,
+    beside: Sequence[Tensor] = (),
 ) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -56,6 +58,8 @@ def recording(
         blocks: read the block around each call as well, ``record.block``: residual, norms and output.  A record is then
             handed over one attention call later, when it is known how the residual stream goes on.
         chain: note what each call was made of, ``record.fed``: whether the calls follow one another along one stream.
+        beside: other tensors that are there before the model runs, such as masks.
+        refuse_dropout: raise where the model drops anything out, as each of its runs is then another one.
 
     Yields:
         The list of records; empty while ``on_record`` is given.  It says what an output rests on, too, as long as the
@@ -77,6 +81,9 @@ def recording(
     records = Recorded()
     reader = RecordReader(names, on_record or (lambda record: _kept(records, record)), on_inexact, stream)
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
+    flow.refuses_dropout = refuse_dropout
+    for tensor in beside:
+        flow.opaque.know(tensor)
     mode = WatchingMode(flow.rule_for)
     try:
         with _uncompiled(), mode:

@@ -6,13 +6,14 @@ at the door, and that a model in which nothing was seen is an error rather than 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_norm.capture.answer import Recorded
 from captum_norm.capture.record import AttentionRecord, InexactCaptureError
 from captum_norm.capture.recorder import recording
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
@@ -24,6 +25,7 @@ def run_recorded(
     on_record: Callable[[AttentionRecord], None],
     on_inexact: Callable[[InexactCaptureError], None] | None = None,
     blocks: bool = False,
+    on_output: Callable[[Recorded, Any], None] | None = None,
 ) -> Any:
     """Run a model once and hand over each attention call as it finishes.
 
@@ -33,6 +35,7 @@ def run_recorded(
     Args:
         model, inputs: as `call_model`.
         on_record, on_inexact, blocks: as :func:`captum_norm.capture.recording`.
+        on_output: told of the recording, while it goes on, and of the output.
 
     Returns:
         The model's own output.
@@ -61,8 +64,14 @@ def run_recorded(
 
     sources = tuple(position_sources(named_inputs(model, inputs)).values())
     module = model if isinstance(model, nn.Module) else None
-    with recording(count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks):
+    given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+    beside = [value for value in given if isinstance(value, Tensor)]
+    with recording(
+        count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks, beside=beside
+    ) as recorded:
         output = call_model(model, inputs)
+        if on_output is not None:
+            on_output(recorded, output)
     if not seen:
         raise ValueError(_no_attention(model))
     return output

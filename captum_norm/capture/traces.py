@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.columns import Columns
+from captum_norm.capture.ledger import Fate, Softmax
 from captum_norm.capture.weights import Weights, version_of
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
@@ -37,6 +38,8 @@ class Mixture:
         bit: the call's own, of all that is made of it; ``ancestors`` are the bits of what entered the product.
         reach: the bits that the weights, and those that the values were made of.
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
+        softmaxes: where its weights come from.
+        allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
     """
 
     weights: Weights
@@ -54,10 +57,17 @@ class Mixture:
     ancestors: int = 0
     reach: tuple[int, int] = (0, 0)
     fed: Fed | None = None
+    allowed: Tensor | None = None
+    softmaxes: tuple[Softmax, ...] = ()
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.version = version_of(self.values)
+
+    def settle(self, fate: Fate) -> None:
+        """Say what became of its softmaxes."""
+        for softmax in self.softmaxes:
+            softmax.fate = fate
 
     @property
     def unchanged(self) -> bool:
@@ -202,13 +212,18 @@ SoftmaxPart = Literal["", "exponential", "normaliser", "log weights", "log norma
 
 
 class Trace(NamedTuple):
-    """Everything known of one tensor; ``weights``: it was made of a softmax, and where the softmax's axis is now."""
+    """Everything known of one tensor.
+
+    ``weights``: it was made of a softmax, and where the softmax's axis is now; ``scores``: it was made of a product of
+    positions with positions, and which axis holds those of the second.
+    """
 
     weights: Columns | None = None
     mixed: tuple[Mixed, ...] = ()
     projection: Projection | None = None
     place: Place | None = None
     softmax_part: SoftmaxPart = ""
+    scores: Columns | None = None
 
     @property
     def in_attention(self) -> bool:
@@ -217,15 +232,16 @@ class Trace(NamedTuple):
 
     def after(self, step: Step) -> Trace:
         """What is known after one more move."""
+        scores = self.scores and self.scores.then(step)
         if not self.in_attention:
-            return Trace(place=self.place and self.place.then(step))
+            return Trace(place=self.place and self.place.then(step), scores=scores)
         mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
         projection = self.projection and self.projection.after(step)
         weights, place = self.weights and self.weights.then(step), self.place and self.place.then(step)
-        return Trace(weights, mixed, projection, place)
+        return Trace(weights, mixed, projection, place, scores=scores)
 
     def __bool__(self) -> bool:
-        return self.place is not None or self.in_attention
+        return self.place is not None or self.scores is not None or self.in_attention
 
 
 class Traces(Facts[Trace]):

@@ -1,11 +1,10 @@
-"""``captum-norm certify``: every attention call of a model, and how exactly it is read."""
+"""``captum-norm certify``: what a model's output rests on, and how exactly it is read."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.cli import table as draw
@@ -19,17 +18,19 @@ from captum_norm.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from captum_norm.maps import CheckedCall
+    from captum_norm.capture import Softmax
+    from captum_norm.maps import Certified, CheckedCall
 
-SUMMARY = "every attention call of a model, and how exactly it is read"
+SUMMARY = "what a model's output rests on: every attention call, and how exactly it is read"
 EXAMPLE = "captum-norm certify --model ./my-model"
 DESCRIPTION = """\
 Runs a model once and lists its attention calls in order: the module, its kind (self, causal or cross), its heads, the
 parameter used as W_O, and the error of its certificate: how far what was read is from what the model computed, as a
-part of the attention's output. The inputs are made from the model's config (random ids, pixels or sound), or from
---text.
+part of the attention's output. Below it says what became of each softmax, what mixes positions beside attention,
+which rows the output was read from, which calls it does not rest on, what could not be looked into, and how many tokens
+are real. The inputs are made from the model's config (random ids, pixels or sound), or from --text.
 
-exit code: 0 if every call is read exactly, 1 if one is refused, 2 for a mistake in what was asked."""
+exit code: 0 if all that the output rests on is read exactly, 1 if not, 2 for a mistake in what was asked."""
 
 
 _HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
@@ -51,7 +52,7 @@ def run(asked: argparse.Namespace) -> int:
         raise ValueError("--text is empty: leave it out, and inputs are made from the model's config.")
     from captum_norm.cli import loading
     from captum_norm.cli.synthetic import synthetic_inputs
-    from captum_norm.maps import checked_calls
+    from captum_norm.maps import certified
 
     with loading.quiet():
         loaded = loading.load(asked, tokenizer=asked.text is not None)
@@ -61,14 +62,15 @@ def run(asked: argparse.Namespace) -> int:
             encoding = loaded.encode(asked.text)
             loading.check_length(loaded, encoding["input_ids"])
             inputs = loaded.forward_inputs(encoding)
-        calls = checked_calls(loaded.model, inputs)
-        say(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", calls), asked.json)
+        found = certified(loaded.model, inputs)
+        say(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", found), asked.json)
         if asked.json:
-            write_json(asked.json, {"model": loaded.name, "calls": [_as_dict(call) for call in calls]})
-    return int(any(call.refusal for call in calls))
+            write_json(asked.json, {"model": loaded.name, **_whole_as_dict(found)})
+    return int(not found.is_whole)
 
 
-def _as_text(title: str, calls: Sequence[CheckedCall]) -> str:
+def _as_text(title: str, found: Certified) -> str:
+    calls = found.calls
     refused = [(i, call) for i, call in enumerate(calls) if call.refusal]
     head = f"{title}: {len(calls)} attention calls, " + (f"{len(refused)} refused" if refused else "all read exactly")
     rows = [_row(i, call) for i, call in enumerate(calls)]
@@ -81,7 +83,38 @@ def _as_text(title: str, calls: Sequence[CheckedCall]) -> str:
     parts += [draw.wrap(f"{i} refused: {call.refusal}") for i, call in refused]
     unknown = [(i, call) for i, call in enumerate(calls) if not call.refusal and not call.keys_known]
     parts += [draw.wrap(f"{i}: maps only, no scores of inputs: {call.unknown_keys}") for i, call in unknown]
+    parts.append("\n".join(draw.wrap(line) for line in _rests_on(found)))
     return "\n\n".join(parts)
+
+
+def _rests_on(found: Certified) -> list[str]:
+    """What became of each softmax, and what else the output rests on, a line for each."""
+    counts = dict.fromkeys(_FATES.values(), 0)
+    for softmax in found.softmaxes:
+        counts[_fate(softmax)] += 1
+    lines = [f"softmaxes: {', '.join(f'{n} {name}' for name, n in counts.items() if n) or 'none'}"]
+    lines += [f"  {_fate(one)}: {one}" for one in found.softmaxes if one.fate != "call"]
+    unused = [str(i) for i, call in enumerate(found.calls) if not call.reaches]
+    lines.append(f"output: {found.rows}" + (f"; it does not rest on calls {', '.join(unused)}" if unused else ""))
+    mixers = "; ".join(map(str, found.mixers))
+    lines.append(f"positions are mixed by attention{f', and by {mixers}' if mixers else ' alone'}")
+    lines += [f"cannot be looked into: {part}" for part in found.opaque]
+    lines += [f"real tokens: {real} of {count} in {name}" for name, (real, count) in found.real.items()]
+    return lines
+
+
+_FATES = {
+    "call": "read as attention",
+    "refused": "refused",
+    "no attention": "over streams of one position",
+    "features": "over features, no attention",
+    "positions": "lost: they never met values",
+    "unknown": "that met no values, over an axis nobody knows",
+}
+
+
+def _fate(softmax: Softmax) -> str:
+    return _FATES["positions" if softmax.is_lost else softmax.fate or softmax.along]
 
 
 def _row(i: int, found: CheckedCall) -> list[str]:
@@ -131,3 +164,21 @@ def _as_dict(found: CheckedCall) -> dict[str, Any]:
         "keys_known": found.keys_known,
         "unknown_keys": found.unknown_keys or None,
     }
+
+
+def _whole_as_dict(found: Certified) -> dict[str, Any]:
+    unused = [i for i, call in enumerate(found.calls) if not call.reaches]
+    return {
+        "whole": found.is_whole,
+        "calls": [_as_dict(call) for call in found.calls],
+        "unused": unused,
+        "rows": found.rows,
+        "mixers": [vars(mixer) for mixer in found.mixers],
+        "softmaxes": [
+            {"module": s.module, "shape": s.shape, "axis": s.axis, "along": s.along, "fate": s.fate or None,
+             "lost": s in found.lost}
+            for s in found.softmaxes
+        ],
+        "opaque": [{"operation": p.operation, "module": p.module, "why": p.why} for p in found.opaque],
+        "real_tokens": {name: {"real": real, "all": count} for name, (real, count) in found.real.items()},
+    }  # fmt: skip

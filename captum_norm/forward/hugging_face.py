@@ -333,6 +333,7 @@ class HFForward(nn.Module):
             self._check_range(position, keywords)
             return output
         batch, length = output.shape[:2]
+        self._check_rows(length, keywords, position)
         real = self._real(keywords, batch, length, needed=position is None or isinstance(position, str))
         if isinstance(position, str):
             share = real_tokens(real, batch, length).to(output)
@@ -341,6 +342,18 @@ class HFForward(nn.Module):
         position = followed(position, batch, self._repeated(keywords, batch))
         rows = resolve_position(position, real, batch, length, causal).to(output.device)
         return output[torch.arange(batch, device=output.device), rows]
+
+    def _check_rows(self, length: int, keywords: Mapping[str, Any], position: Any) -> None:
+        """Virtual tokens or a picture's have rows, too: which of them a position counts is not known."""
+        main = keywords[self._input_name]
+        tokens = main.shape[1] if self.mode == "embeds" else main.shape[-1]
+        known = isinstance(position, int) and not 0 <= position < tokens
+        if self._reads_ids and not self._encoder_decoder and length > tokens and not known:
+            raise ValueError(
+                f"HFForward: the output has {length} rows for {tokens} tokens: which row position={position!r} means "
+                "is not known (virtual tokens, or those of a picture, have rows, too). Give position counted from the "
+                "end, -1 for the last row, or a function that returns the rows of the tokens alone."
+            )
 
     def _check_range(self, position: Any, keywords: Mapping[str, Any]) -> None:
         """A model that pools needs no row, but a position beyond its text is a mistake all the same."""

@@ -86,6 +86,13 @@ def position_sources(named: Mapping[str, Any]) -> dict[str, Tensor]:
     return sources
 
 
+def other_input(tensor: Tensor) -> Tensor:
+    """An input of the same shape that a model can take, and that is another one: the first position everywhere."""
+    if tensor.is_floating_point():
+        return tensor.flip(1) * 0.5 if tensor.ndim > 1 else tensor * 0.5
+    return tensor[:, :1].expand_as(tensor).contiguous() if tensor.ndim > 1 else tensor
+
+
 def check_model(model: Any) -> None:
     """Refuse what is no model that can run.
 

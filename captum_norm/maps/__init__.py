@@ -8,7 +8,16 @@ Axes: batch, head, query, key; always batch-first.
 """
 
 from captum_norm.maps.calls import CheckedCall, attention_layers, checked_calls
+from captum_norm.maps.certified import Certified, certified
 from captum_norm.maps.reading import attention_maps
 from captum_norm.maps.results import AttentionMaps
 
-__all__ = ["AttentionMaps", "CheckedCall", "attention_layers", "attention_maps", "checked_calls"]
+__all__ = [
+    "AttentionMaps",
+    "Certified",
+    "CheckedCall",
+    "attention_layers",
+    "attention_maps",
+    "certified",
+    "checked_calls",
+]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError, Mixer, run_recorded
 from captum_norm.forward.inputs import ModelInputs
 
 
@@ -43,6 +43,8 @@ class CheckedCall:
         refusal: why it could not be read exactly; ``""`` where it could.
         keys_known: whether its keys are known to be positions of an input, which ``attribute()`` needs.
         unknown_keys: why not, in words; ``""`` where they are known.
+        mixers: what beside attention has mixed positions on the way to its values.
+        reaches: whether the output rests on it, as far as that is known.
     """
 
     call: AttentionCall
@@ -50,6 +52,8 @@ class CheckedCall:
     refusal: str = ""
     keys_known: bool = False
     unknown_keys: str = ""
+    mixers: tuple[Mixer, ...] = ()
+    reaches: bool = True
 
 
 def checked_calls(model: Callable[..., Any], inputs: ModelInputs) -> list[CheckedCall]:

@@ -33,7 +33,7 @@ class AttentionMaps:
         keys: where each key lies in the model's input, or None where that is not known.  ``source`` is the name of the
             input.
         queries: the same for the rows.
-        key_masks: (batch, key) bool, True at real tokens; None where the model received no mask (all are real).
+        key_masks: (batch, key) bool, True at real tokens; None where all are.
         query_masks: (batch, query) bool, the same for the rows.
         input_tokens: by input name, the tokens of each example: strings where the inputs came from a tokenizer, else
             ids.

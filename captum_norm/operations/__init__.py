@@ -9,6 +9,6 @@ operation *is* stands here.
 * :mod:`~captum_norm.operations.modes`: watching a model's operations, or putting others in their place.
 * :mod:`~captum_norm.operations.facts`: what is known of a tensor, forgotten with it.
 * :mod:`~captum_norm.operations.steps`, :mod:`~captum_norm.operations.places`: moves, and where positions are.
-* :mod:`~captum_norm.operations.callers`: the modules that are running, and the masks they were given.
+* :mod:`~captum_norm.operations.callers`: the modules that are running, and what they were given.
 * :mod:`~captum_norm.operations.precision`: what rounding explains, by number format.
 """

@@ -57,7 +57,7 @@ KINDS: dict[OperationKind, str] = {
     ),
     OperationKind.IDENTITY: (
         "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
-        "_to_copy view_dtype positive"
+        "_to_copy view_dtype positive __deepcopy__"
     ),
     OperationKind.MOVE: (
         "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select "

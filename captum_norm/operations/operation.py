@@ -36,6 +36,7 @@ def operation_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", str(func))
     if name == "__get__":  # a property such as x.T or x.shape
         name = getattr(getattr(func, "__self__", None), "__name__", name)
+    name = name.partition(".")[0]  # an overload, as exported programs call it: softmax.int
     return _SPELLINGS.get(name, name)
 
 

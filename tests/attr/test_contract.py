@@ -778,8 +778,8 @@ def test_one_tensor_for_encoder_and_decoder_is_never_mixed_up(row):
 
 
 def test_inputs_that_are_no_tensors_are_refused():
-    with pytest.raises(TypeError, match="inputs should be a tensor or a tuple of tensors, got dict"):
-        AttentionNorm(tiny("Bert")).attribute({"input_ids": TOKENS})
+    with pytest.raises(TypeError, match="inputs should be a tensor or a tuple of tensors, got str"):
+        AttentionNorm(tiny("Bert")).attribute("a text")
 
 
 def test_a_layer_of_an_unread_part_is_named():

@@ -20,7 +20,7 @@ from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.linear import FrozenModel, NotFrozenError
 from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention
 
-IDS = torch.tensor([[2, 14, 9, 33, 3], [2, 7, 3, 0, 0]])
+IDS = torch.tensor([[2, 14, 9, 33, 3], [2, 7, 13, 8, 3]])
 MASK = (IDS != 0).long()
 
 

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from transformers import BertForSequenceClassification
+import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from captum_norm.capture import AttentionCall, Certificate
+from captum_norm.cli.certify import _rests_on
 from captum_norm.cli.table import width_of
-from captum_norm.maps import CheckedCall, attention_layers
+from captum_norm.maps import Certified, CheckedCall, attention_layers, certified
 from tests.cli.models import TEXT, bert_tokenizer
 from tests.cli.running import answer
 
@@ -56,9 +58,41 @@ def test_a_refused_call_is_listed_and_the_exit_code_says_so(capsys, folders, mon
         CheckedCall(AttentionCall("layer.1", "self", 0, 4, "layer.1.o"), None, "layer.1: it was off by 0.5"),
         CheckedCall(AttentionCall("pool", "self", 0, 1, "pool.o"), Certificate(1e-7, 1e-5), unknown_keys="a window"),
     ]
-    monkeypatch.setattr("captum_norm.maps.checked_calls", lambda model, inputs: calls)
+    found = Certified(tuple(calls), (), (), (), (), "it is read from row 0", {"input_ids": (5, 7)})
+    monkeypatch.setattr("captum_norm.maps.certified", lambda model, inputs: found)
     code, out, _ = answer(capsys, "certify", "--model", folders / "classifier")
     assert code == 1
     assert "3 attention calls, 1 refused" in " ".join(out.split())
     assert "1 refused: layer.1: it was off by 0.5" in out
     assert "2: maps only, no scores of inputs: a window" in out
+    assert "real tokens: 5 of 7 in input_ids" in out
+
+
+def test_certify_says_what_the_output_rests_on(capsys, folders, tmp_path):
+    file = tmp_path / "certified.json"
+    code, out, _ = answer(capsys, "certify", "--model", folders / "classifier", "--json", file)
+    assert code == 0
+    assert "softmaxes: 2 read as attention\noutput: it is read from row 0\npositions are mixed by att" in out
+    found = json.loads(file.read_text("utf-8"))
+    assert found["whole"] is True
+    assert found["unused"] == found["mixers"] == found["opaque"] == []
+    assert [softmax["fate"] for softmax in found["softmaxes"]] == ["call", "call"]
+    assert found["real_tokens"]["input_ids"] == {"real": 20, "all": 24}  # inputs made from the config are padded
+
+
+class Losing(BertForSequenceClassification):
+    """Behind its encoder, a softmax over positions whose weights are summed up before they meet values."""
+
+    def forward(self, input_ids, **given):
+        x = self.bert(input_ids, **given).last_hidden_state
+        weights = (x @ x.mT).softmax(-1).cumsum(-2).sum(1, keepdim=True)
+        return self.classifier(x[:, 0] + torch.fft.fft(weights).real.mean(-1))
+
+
+def test_a_lost_softmax_is_listed_and_the_exit_code_says_so():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    found = certified(Losing(config).eval(), {"input_ids": torch.randint(1, 30, (1, 5))})
+    assert not found.is_whole
+    assert [(one.module, one.fate) for one in found.softmaxes if one in found.lost] == [("Losing", "")]
+    assert "  lost: they never met values: the softmax in 'Losing', (1, 5, 5) over axis 2" in _rests_on(found)

@@ -18,7 +18,7 @@ def emitting(monkeypatch):
     receivers = []
 
     @contextmanager
-    def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False):
+    def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False, beside=()):
         receivers.append((on_record, on_inexact))
         yield []
         receivers.pop()

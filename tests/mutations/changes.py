@@ -414,6 +414,25 @@ CHANGES: list[Change] = [
         tests="capture/test_untouched.py capture/test_refusals.py capture/test_hand_written.py",
     ),
     *changes_of(
+        "capture/masks.py",
+        ("allowed = allowed & shallow", "pass"),
+        ("if columns.cut:", "if False:"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/real_tokens.py",
+        ("tells[:, -1] |= everything[:, -1]", "pass"),
+        ("real &= ~_only", "real &= _only"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of("capture/ledger.py", ("covered |= softmax.ancestors", "covered |= 0"), tests="capture/test_ledger.py"),
+    *changes_of(
+        "capture/opaque.py",
+        ("self._unwritten.discard(written)", "pass"),
+        ("if bits and (out", "if False and (out"),
+        tests="capture/test_ledger.py",
+    ),
+    *changes_of(
         "capture/layout.py",
         ("if (counts != counts[0]).any():", "if False:"),
         ("weights.numel() == math.prod(lead) * query * key", "True"),

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.columns import is_constant_along
+from captum_norm.capture.columns import Columns, is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.alike import place_of
-from captum_norm.capture.rules.products import unread_product, value_product
+from captum_norm.capture.rules.products import scores_of_product, unread_product, value_product
 from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -76,7 +76,16 @@ def _product(
         place = start.then(_einsum_place(lhs, res, op.out))
         if flow.is_moved(right, left):
             place = flow.mixed_by(place, "a product with what positions were made into")
-        flow.traces[op.out] = Trace(place=place)
+        flow.traces[op.out] = Trace(place=place, scores=_scores(flow, left, right, lhs, rhs, res, op.out))
+
+
+def _scores(flow: Dataflow, left: Tensor, right: Tensor, lhs: str, rhs: str, res: str, out: Tensor) -> Columns | None:
+    """The keys' axis of queries times keys: a letter that the queries do not have."""
+    for letter in (c for c in res if c in rhs and c not in lhs):
+        found = scores_of_product(flow, left, right, rhs.index(letter), out, res.index(letter))
+        if found is not None:
+            return found
+    return None
 
 
 def _parse_einsum(op: Operation) -> tuple[list[Tensor], list[str], str] | None:

@@ -30,6 +30,8 @@ _ON_WEIGHTS = names_with(Property.KEEPS_WEIGHTS) | _IDENTITIES
 @rule(OperationKind.DROPOUT)
 def _dropout(flow: Dataflow, op: Operation) -> None:
     x = op.tensors[0]
+    if op.drops_out:
+        flow.drops_out(op.argument(1, "p", 0.5))
     trace = flow.traces[x]
     if trace is None or op.out is x:
         return
@@ -51,32 +53,60 @@ def carry(flow: Dataflow, op: Operation) -> None:
     name = base_name(op.name)
     if not any(trace.in_attention for _, trace in operands):  # most operations of a model
         for out in op.outputs:
-            flow.traces[out] = Trace(place=place_after(flow, op, name, operands, out))
+            place = place_after(flow, op, name, operands, out)
+            flow.traces[out] = Trace(place=place, scores=_still_scores(operands, out))
         return
     if name in _IDENTITIES:  # x.type_as(other) is x
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:
         flow.traces[out] = Trace(
-            weights=_still_weights(name, operands, out),
+            weights=_still_weights(op, name, operands, out),
             mixed=_scaled(flow, op, name, operands, out),
             projection=_still_projection(op, name, operands, out),
             place=place_after(flow, op, name, operands, out),
             softmax_part=_softmax_part(name, operands, out),
+            scores=_still_scores(operands, out),
         )
+        _still_allowed(flow, op, name, operands, out)
 
 
-def _still_weights(name: str, operands: Operands, out: Tensor) -> Columns | None:
+def _still_weights(op: Operation, name: str, operands: Operands, out: Tensor) -> Columns | None:
     """Whatever is done to weights entry by entry, it makes what then multiplies the values."""
     weights = [(tensor, trace.weights) for tensor, trace in operands if trace.weights is not None]
     if not weights or not out.is_floating_point() or any(t.mixed or t.projection for _, t in operands):
         return None  # a gate on mixed values may be a softmax, too
     for tensor, columns in weights:
         if tensor.shape == out.shape:
-            return UNKNOWN_COLUMNS if name in _SHUFFLES else columns
+            if name in _SHUFFLES:
+                return UNKNOWN_COLUMNS
+            return columns.after_a_mask() if _masks(op, name, tensor) else columns
     for tensor, columns in weights:  # one map of weights, scaled for each head
         if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
             return columns.then(broadcast(out.shape))
     return None
+
+
+def _still_scores(operands: Operands, out: Tensor) -> Columns | None:
+    """Scaled, masked or biased scores have the keys where they had them."""
+    return next((t.scores for tensor, t in operands if t.scores is not None and tensor.shape == out.shape), None)
+
+
+def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor) -> None:
+    """What a softmax written by hand allows, masked or not between its exponentials and their sum."""
+    for tensor, trace in operands:
+        columns = flow.exponentials[tensor] if trace.softmax_part and tensor.shape == out.shape else None
+        if columns is not None:
+            flow.exponentials[out] = columns.after_a_mask() if _masks(op, name, tensor) else columns
+
+
+def _masks(op: Operation, name: str, x: Tensor) -> bool:
+    """Whether zeros are put into x, or it is multiplied by a mask of zeros and ones."""
+    if name in ("masked_fill", "where"):
+        return _is_linear_in(op, name, x)
+    others = [tensor for tensor in op.tensors if tensor is not x]
+    if name != "mul" or len(others) != 1 or others[0].ndim < 2:
+        return False
+    return others[0].dtype is torch.bool or bool(((others[0] == 0) | (others[0] == 1)).all())
 
 
 def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:

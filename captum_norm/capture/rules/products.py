@@ -7,7 +7,10 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped as unwrapped
 from torch._C._functorch import is_batchedtensor as is_batched
 
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
+from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import place_of
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
@@ -23,11 +26,14 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     query, key, value = (op.argument(i, name) for i, name in enumerate(("query", "key", "value")))
     problem = ""
     if op.argument(4, "dropout_p", 0.0):
+        flow.drops_out(op.argument(4, "dropout_p"))
         problem = (
             "scaled_dot_product_attention drops out weights that it does not return; call model.eval() "
             "(or run in train mode with attn_implementation='eager')"
         )
     mask, is_causal = op.argument(3, "attn_mask"), bool(op.argument(5, "is_causal", False))
+    if not problem and mask is not None and mask.is_floating_point() and bool(mask.isnan().any()):
+        problem = f"its mask, {tuple(mask.shape)}, holds NaN; give 0 where a key may be attended to, -inf where not"
     weights = HiddenWeights(query, key, mask, is_causal, op.kwargs.get("scale"))
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
     made = value
@@ -39,7 +45,12 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         places[1] = places[1] and places[1].then(step)
     weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
-    mixture = Mixture(weights, value.detach(), lead, running_modules(), weights_place, places[1], problem, live=value)
+    allowed = allowed_by_mask(mask, is_causal, *weights.shape[-2:])
+    softmax = flow.softmax(op, weights.shape, -1, "positions")
+    mixture = Mixture(
+        weights, value.detach(), lead, running_modules(), weights_place, places[1], problem, live=value,
+        allowed=allowed, softmaxes=softmax,
+    )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
     flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
 
@@ -54,7 +65,9 @@ def hidden_product(flow: Dataflow, op: Operation) -> None:
 def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     """A value product that cannot be read, and why."""
     empty = torch.empty(0, 0, 0)
-    mixture = Mixture(GivenWeights(empty), empty, tuple(op.out.shape[:-2]), running_modules(), None, None, problem)
+    used = flow.ledger.used_by(flow.reach.of_all(op.tensors))
+    lead = tuple(op.out.shape[:-2])
+    mixture = Mixture(GivenWeights(empty), empty, lead, running_modules(), None, None, problem, softmaxes=used)
     flow.mix(mixture, op.out, (), None)
 
 
@@ -146,16 +159,31 @@ def added_product(flow: Dataflow, op: Operation) -> None:
 
 def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
     """Where the product of two tensors lies: where the left one does, or the right one beside a constant."""
-    place = place_of(flow, left)
+    place, scores = place_of(flow, left), scores_of_product(flow, left, right, right.ndim - 1, out, out.ndim - 1)
     if place is None:
         place = place_of(flow, right)
         if place is not None and 2 <= out.ndim == right.ndim and not flow.is_moved(left, right):
             flow.traces[out] = Trace(place=flow.read_whole(place, out, -2))
+        else:
+            flow.traces[out] = Trace(scores=scores)
     elif out.ndim >= left.ndim:
         place = flow.read_whole(place, out)
         if place is not None and flow.is_moved(right, left):
             place = flow.mixed_by(place, "a product with what positions were made into")
-        flow.traces[out] = Trace(place=place)
+        flow.traces[out] = Trace(place=place, scores=scores)
+
+
+def scores_of_product(
+    flow: Dataflow, left: Tensor, right: Tensor, axis: int, out: Tensor, out_axis: int
+) -> Columns | None:
+    """The keys' axis of queries times keys, where the right one has positions along an axis that is not summed."""
+    if isinstance(left, torch.nn.Parameter) or isinstance(right, torch.nn.Parameter) or min(left.ndim, right.ndim) < 2:
+        return None
+    if flow.reach.of(left) <= INPUT or flow.reach.of(right) <= INPUT:
+        return None
+    place = place_of(flow, right)
+    one = place is not None and flow.places.holds_one(place, (axis,)) and right.shape[axis] > 1
+    return None if one else Columns(tuple(out.shape), out_axis)
 
 
 def value_product(
@@ -164,11 +192,13 @@ def value_product(
 ) -> None:  # fmt: skip
     """weights (..., query, key) @ values (..., key, head_dim) = a view of out with this shape."""
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (weights, values)]
-    if not problem and (trace := flow.traces[values]) is not None and trace.mixed:
+    trace, of_values = flow.traces[weights], flow.traces[values]
+    if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1],
-        problem, live=values,
+        problem, live=values, allowed=allowed_at_product(None if trace is None else trace.weights, weights),
+        softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)
     place = places[0] and places[0].then(Features(shape[-1]))

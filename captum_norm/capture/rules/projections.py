@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from captum_norm.capture.columns import mapped
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.masks import two_numbers
+from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import place_after
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import added_product, hidden_product
@@ -29,8 +32,9 @@ def _linear(flow: Dataflow, op: Operation) -> None:
         flow.project(x, matrix, op.argument(2, "bias"), op.out, weight)
     elif trace.weights is not None:
         map_weights(flow, x, -1, op.out)
-    elif trace.place:
-        flow.traces[op.out] = Trace(place=flow.read_whole(trace.place, op.out))
+    elif trace.place or trace.scores:
+        place = trace.place and flow.read_whole(trace.place, op.out)
+        flow.traces[op.out] = Trace(place=place, scores=trace.scores and trace.scores.then(mapped(-1, op.out.shape)))
 
 
 @rule("addmm")
@@ -63,12 +67,23 @@ def _add(flow: Dataflow, op: Operation) -> None:
     merged = _merge(flow, op, operands, projections) if any(projections) else None
     mixed = _sum_of_mixed(op, operands, traces)
     carry(flow, op)
+    if len(operands) == 2:
+        _note_shallow_mask(flow, op, operands)
     if mixed:
         flow.traces.update(op.out, mixed=mixed)
     if merged is not None:
         flow.traces.update(op.out, projection=merged)
     if len(traces) == 2 and traces[1].softmax_part == "log normaliser" and base_name(op.name) == "sub":
         flow.traces.update(op.out, softmax_part="log weights")  # exp(x - logsumexp(x)) is a softmax
+
+
+def _note_shallow_mask(flow: Dataflow, op: Operation, operands: list[Tensor]) -> None:
+    """Scores to which a mask of 0 and -100 or the like was added."""
+    for mask in operands:
+        if mask.ndim > 1 and op.out.ndim > 2 and flow.reach.of(mask) <= INPUT and type(mask) is Tensor:
+            allowed = two_numbers(mask)
+            if allowed is not None:
+                flow.shallow[op.out] = allowed
 
 
 def _sum_of_mixed(op: Operation, operands: list[Tensor], traces: list[Trace]) -> tuple[Mixed, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.masks import allowed_by_scores
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -13,11 +16,18 @@ from captum_norm.operations.operation import Operation
 def _softmax(flow: Dataflow, op: Operation) -> None:
     if op.out.ndim >= 2:
         trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
-        columns = Columns(tuple(op.out.shape), None if axis is None else axis % op.out.ndim)
+        columns = _columns(flow, op.tensors[0], op.out, None if axis is None else axis % op.out.ndim)
         place = None if trace is None else trace.place
         if place is not None and columns.axis is not None:  # over the keys: the place is that of the queries
             place = place if flow.places.holds_one(place, (columns.axis,)) else None
+        flow.softmax(op, op.tensors[0], columns.start)
         flow.traces[op.out] = Trace(weights=columns, place=place)
+
+
+def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
+    """The keys' axis, and what the softmax was allowed to look at."""
+    allowed = allowed_by_scores(scores, flow.shallow[scores]) if out.ndim > 2 else None
+    return Columns(tuple(out.shape), axis, allowed=allowed)
 
 
 @rule("log_softmax")
@@ -36,8 +46,10 @@ def _exp(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
     carry(flow, op)
     if trace is not None and trace.softmax_part == "log weights":
+        flow.softmax(op, op.tensors[0], None)
         flow.traces.update(op.out, weights=UNKNOWN_COLUMNS, softmax_part="")
     elif op.out.ndim >= 3:
+        flow.exponentials[op.out] = _columns(flow, op.tensors[0], op.out, None)
         flow.traces.update(op.out, softmax_part="exponential")
 
 
@@ -48,5 +60,7 @@ def _div(flow: Dataflow, op: Operation) -> None:
     parts = [trace.softmax_part if (trace := flow.traces[tensor]) else "" for tensor in op.tensors[:2]]
     if parts == ["exponential", "normaliser"]:
         summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
-        columns = Columns(tuple(op.out.shape), summed[0] if len(summed) == 1 else None)
+        of = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS
+        columns = Columns(tuple(op.out.shape), summed[0] if len(summed) == 1 else None, (), of.allowed, of.cut)
+        flow.softmax(op, op.tensors[0], columns.start)
         flow.traces.update(op.out, weights=columns, softmax_part="")

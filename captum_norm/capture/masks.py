@@ -1,0 +1,78 @@
+"""Which keys a query may attend to, read off what attention itself was given, whatever name the mask had.
+
+It may where the mask of ``scaled_dot_product_attention`` lets it, or where the softmax was not given a number that
+stands for minus infinity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor as is_batched
+
+from captum_norm.capture.columns import Columns
+
+HIDDEN = -5000.0
+"""Scores below stand for minus infinity: models write -1e4, -1e9, the least number of their format, or -inf."""
+
+_SHALLOW = -30.0
+"""A mask of two numbers, 0 and one below this, is meant as one, too (-100 is common)."""
+
+
+def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor | None:
+    """Which entries of a softmax's input may be attended to; None where all may.
+
+    Args:
+        scores: what the softmax was given.
+        shallow: what a shallow mask that was added to them allows.
+    """
+    if is_batched(scores):  # under vmap, where a product of weights is refused
+        return None
+    allowed = scores > HIDDEN
+    if shallow is not None:
+        allowed = allowed & shallow
+    return None if bool(allowed.all()) else allowed
+
+
+def allowed_by_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -> Tensor | None:
+    """The same of a mask given to ``scaled_dot_product_attention``; None where nothing is hidden but the future."""
+    if mask is None:
+        return None
+    allowed = mask
+    if mask.dtype is not torch.bool:
+        shallow = two_numbers(mask)
+        allowed = mask > HIDDEN if shallow is None else shallow
+    if bool(allowed.all()):
+        return None
+    if is_causal:
+        allowed = allowed & torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril()
+    return allowed.expand(*allowed.shape[:-2], queries, keys) if allowed.ndim > 1 else allowed.expand(queries, keys)
+
+
+def two_numbers(mask: Tensor) -> Tensor | None:
+    """A mask that holds 0 and one number well below it, as what it allows; None if it is another."""
+    if not mask.is_floating_point() or not mask.numel():
+        return None
+    least = mask.min()
+    if not HIDDEN <= float(least) <= _SHALLOW or float(mask.max()) != 0.0:
+        return None
+    allowed = mask == 0
+    return allowed if bool((allowed | (mask == least)).all()) else None
+
+
+def allowed_at_product(columns: Columns | None, weights: Tensor) -> Tensor | None:
+    """What a softmax allowed, where its weights meet the values; None where all may be attended to, or nobody knows."""
+    if columns is None:
+        return None
+    allowed = columns.allowed
+    if allowed is not None:
+        try:
+            for step in columns.steps:
+                allowed = step.apply(allowed)
+        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError):
+            return None
+        if allowed.shape != weights.shape:
+            return None
+    if columns.cut:
+        allowed = weights != 0 if allowed is None else allowed & (weights != 0)
+    return allowed

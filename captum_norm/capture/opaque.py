@@ -1,0 +1,186 @@
+"""Parts of a model whose inside cannot be seen: TorchScript, a kernel of another library, numpy, a compiled graph.
+
+What they give out is told by three signs: numbers that no seen operation made and that no module holds; numbers read
+from memory that was never seen to be written; the result of an operation that another library brought along.  Such a
+tensor has a bit, and so has what is made of it, so that an answer says whether it rests on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Module, Parameter
+
+from captum_norm.capture.names import Names
+from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.operations.callers import running_modules
+from captum_norm.operations.kinds import OperationKind, kind_of
+from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.sharded import is_distributed
+
+_LEAVES_UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+_OWN = frozenset(("aten", "prims", "prim", "torch"))
+_SMALL = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A part of a model that could not be looked into.
+
+    Attributes:
+        operation: the torch operation that took in what it gave out, or the foreign operation itself.
+        module: dotted name of the innermost module that was running; ``""`` where there was none.
+        why: how it is known.
+        value: what it gave out, if small, and the address of its storage: a constant has one of them again in another
+            run of the model.
+    """
+
+    operation: str
+    module: str
+    why: str
+    value: Tensor | None = None
+    address: int = 0
+
+    def __str__(self) -> str:
+        where = f" in {self.module!r}" if self.module else ""
+        return f"{self.operation}{where} ({self.why})"
+
+    def is_constant(self, again: Opaque) -> bool:
+        """Whether another run on other inputs gave the same."""
+        if (self.operation, self.module) != (again.operation, again.module):
+            return False
+        if self.address and self.address == again.address:
+            return True
+        return self.value is not None and again.value is not None and torch.equal(self.value, again.value)
+
+
+def no_constants(parts: Sequence[Opaque], again: Sequence[Opaque]) -> tuple[Opaque, ...]:
+    """The parts that gave out something else where the model ran ``again`` on other inputs."""
+    left, found = list(again), []
+    for part in parts:
+        constant = next((other for other in left if part.is_constant(other)), None)
+        if constant is None:
+            found.append(part)
+        else:
+            left.remove(constant)
+    return tuple(found)
+
+
+class OpaqueParts:
+    """Finds opaque parts while a model runs, and which tensors rest on them.
+
+    Args:
+        reach: what each tensor was made of.
+        names: what modules are called.
+    """
+
+    def __init__(self, reach: Reach, names: Names) -> None:
+        self.parts: list[Opaque] = []
+        self._reach, self._names = reach, names
+        self._known: dict[int, StorageWeakRef] = {}
+        self._bits: dict[int, int] = {}
+        self._unwritten: set[int] = set()
+        self._looked_through: set[int] = set()
+        self._distributed = is_distributed()
+
+    def know(self, tensor: Tensor) -> None:
+        """A tensor that was there before, or that a seen operation made."""
+        try:
+            storage = tensor.untyped_storage()
+        except (RuntimeError, NotImplementedError):  # a tensor without a storage of its own
+            return
+        if storage._cdata not in self._known:
+            self._known[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def see(self, op: Operation) -> None:
+        """Take in one operation."""
+        bits = 0
+        written = _address(op.tensors[0]) if op.writes else _address(op.kwargs.get("out"))
+        self._unwritten.discard(written)
+        for tensor in op.tensors:
+            if tensor.is_floating_point() or tensor.is_complex():
+                address = _address(tensor)
+                if address and address not in self._known:
+                    self._first_sight(op, tensor, address)
+                elif address in self._unwritten and kind_of(op.name) is not OperationKind.MOVE:
+                    self._unwritten.discard(address)
+                    self._note(op, tensor, "it reads memory that was not seen to be written")
+                if self._bits:
+                    bits |= self._bits.get(address, 0)
+        foreign = _foreign(op.func)
+        for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
+            self.know(out)
+            if foreign and self._reach.of_all(op.tensors) > INPUT:
+                self._note(op, out, f"an operation of {foreign!r}, not of torch", constant=False)
+            if bits and (out.is_floating_point() or out.is_complex()):
+                address = _address(out)
+                self._bits[address] = self._bits.get(address, 0) | bits
+        if base_name(op.name) in _LEAVES_UNWRITTEN:
+            self._unwritten |= {_address(out) for out in op.outputs}
+
+    def on_the_way_to(self, tensor: Tensor) -> tuple[Opaque, ...]:
+        """The parts that a tensor rests on; one that no seen operation made is one itself."""
+        address = _address(tensor)
+        bits = self._bits.get(address, 0)
+        found = tuple(part for number, part in enumerate(self.parts) if bits >> number & 1)
+        if not found and address and address not in self._known and tensor.is_floating_point():
+            return (Opaque("the output", "", "no operation that was seen made it"),)
+        return found
+
+    def clear(self) -> None:
+        """Forget everything but the parts."""
+        self._known.clear()
+        self._bits.clear()
+
+    def _first_sight(self, op: Operation, tensor: Tensor, address: int) -> None:
+        gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
+        if not isinstance(tensor, Parameter) and not gathered and not self._is_held(address):
+            self._note(op, tensor, "it takes in numbers that no operation was seen to make")
+        self.know(tensor)
+
+    def _note(self, op: Operation, tensor: Tensor, why: str, constant: bool = True) -> None:
+        module = self._names.module(tuple(caller.module for caller in running_modules()))
+        value = tensor.detach().clone() if constant and tensor.numel() <= _SMALL else None
+        address = _address(tensor)
+        self._bits[address] = self._bits.get(address, 0) | 1 << len(self.parts)
+        self.parts.append(Opaque(op.name, module, why, value, address if constant else 0))
+
+    def _is_held(self, address: int) -> bool:
+        """Whether a module holds the storage; the outermost is looked through once, the innermost each time."""
+        running = running_modules()
+        if not running:
+            return False
+        root, innermost = running[0].module, running[-1].module
+        if id(root) not in self._looked_through:
+            self._looked_through.add(id(root))
+            for module in root.modules():
+                for tensor in _held(module):
+                    self.know(tensor)
+        return address in self._known or any(_address(tensor) == address for tensor in _held(innermost))
+
+
+def _held(module: Module) -> Iterator[Tensor]:
+    """The tensors that a module keeps: parameters, buffers, and what stands among its attributes."""
+    for value in module.__dict__.values():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (item for item in inside if isinstance(item, Tensor))
+
+
+def _address(tensor: Any) -> int:
+    """What tells a storage from others while it lives; 0 where there is none."""
+    try:
+        return tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else 0
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _foreign(func: Any) -> str:
+    """The library that brought an operation along; ``""`` for torch's own."""
+    name = getattr(func, "_qualified_op_name", None) or getattr(func, "_name", None)
+    library = name.partition("::")[0] if isinstance(name, str) and "::" in name else ""
+    return "" if library in _OWN else library

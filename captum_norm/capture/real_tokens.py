@@ -1,0 +1,125 @@
+"""Which tokens of an attention call are real: those that attention looks at from a real token.
+
+What it was allowed to look at is read off in :mod:`captum_norm.capture.masks`, never off an argument's name.
+
+Axes: b batch, h head, q query, k key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.joining import Joined
+from captum_norm.capture.kind import has_cache
+from captum_norm.capture.record import Kind, Positions
+from captum_norm.operations.places import Source
+
+
+class RealTokens:
+    """Tells the real tokens of each call, and remembers those of each sequence for what attends from it elsewhere."""
+
+    def __init__(self) -> None:
+        self._of: dict[Source, tuple[Tensor, Tensor]] = {}
+
+    def read(
+        self, call: Joined, kind: Kind, queries: Positions | None, keys: Positions | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which queries (batch, query) and which keys (batch, key) are real tokens; None where all are.
+
+        Args:
+            call: the call.
+            kind: its kind.
+            queries, keys: where its axes lie in the input, or None.
+        """
+        seen = _seen(call)
+        if seen is None:
+            return (self._known(queries) if kind == "cross" else None), None
+        real = real_keys(seen)
+        if kind == "cross":
+            return self._known(queries), real
+        cached = has_cache(call.parts[0].mixture.callers)
+        ours = None if real is None else _of_queries(real, seen, queries, keys, cached)
+        if ours is not None and queries is not None:
+            self._of[queries.source] = queries.index, ours
+        return ours, real
+
+    def _known(self, queries: Positions | None) -> Tensor | None:
+        index, real = self._of.get(queries.source, (None, None)) if queries is not None else (None, None)
+        return real if index is not None and queries is not None and torch.equal(index, queries.index) else None
+
+
+def _seen(call: Joined) -> Tensor | None:
+    """Which keys each query may attend to in any head, (b, q, k) bool; None where it may to all, or nobody knows."""
+    if all(part.mixture.allowed is None for part in call.parts):
+        return None
+    parts = []
+    for part in call.parts:
+        mixture = part.mixture
+        allowed = mixture.allowed
+        if allowed is None:
+            allowed = torch.ones(mixture.weights.shape[-2:], dtype=torch.bool, device=mixture.weights.device)
+        parts.append(part.layout.weights(allowed, mixture.lead))
+    try:
+        seen = call.arrange(parts).any(1)
+    except RuntimeError:  # parts with keys of their own
+        return None
+    return seen if seen.shape[1:] == call.weights.shape[2:] else None
+
+
+def real_keys(seen: Tensor) -> Tensor | None:
+    """Which keys are real tokens.
+
+    Where a row of nothing but padding would have no key at all, some models let it attend to everything, and some let
+    every token attend to itself; such rows say nothing.
+
+    Args:
+        seen: (b, q, k) bool, which keys each query may attend to.
+
+    Returns:
+        (b, k) bool; None where all are real.
+
+    Example:
+        >>> padded_on_the_left = torch.tensor([[[1, 1, 1], [0, 1, 0], [0, 1, 1]]]).bool()
+        >>> real_keys(padded_on_the_left)
+        tensor([[False,  True,  True]])
+    """
+    query, key = seen.shape[1:]
+    everything = seen.all(-1)
+    partly = seen & ~everything[..., None]
+    real = partly.any(1)
+    if query <= key:
+        backwards = ~partly.triu(key - query + 1).flatten(1).any(-1)
+        # Where all others look back, a row that looks ahead is one of padding alone; the last sees the whole text.
+        tells = everything & (real[:, key - query :] | ~backwards[:, None] | torch.tensor(query < 3))
+        tells[:, -1] |= everything[:, -1]
+    else:
+        tells = everything
+    if query == key:
+        real &= ~_only_by_themselves(partly, real & ~backwards[:, None])
+    real = real | (tells.any(-1) | ~partly.flatten(1).any(-1) & everything.any(-1))[:, None]
+    return None if bool(real.all()) else real
+
+
+def _only_by_themselves(seen: Tensor, among: Tensor) -> Tensor:
+    """Tokens that see others and are seen by none; one alone behind all others may be the last of a text."""
+    others = seen & ~torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+    alone = among & ~others.any(1) & others.any(-1)
+    behind = torch.arange(seen.shape[1], device=seen.device) > (among & ~alone).int().cumsum(-1).argmax(-1)[:, None]
+    return alone & ~((alone.sum(-1) == 1)[:, None] & behind)
+
+
+def _of_queries(
+    real: Tensor, seen: Tensor, queries: Positions | None, keys: Positions | None, cached: bool
+) -> Tensor | None:
+    """Which queries are real, of self-attention: those whose own key is."""
+    query, key = seen.shape[1:]
+    known = queries is not None and keys is not None and queries.source == keys.source
+    if query == key and not (known and not torch.equal(queries.index, keys.index)):  # type: ignore[union-attr]
+        # No token sees itself: whether another one does says nothing of the last.
+        return real if bool((seen.diagonal(dim1=1, dim2=2)).any()) else None
+    if queries is not None and keys is not None and known:
+        matches = (queries.index[:, None] == keys.index) & (queries.index >= 0)[:, None]
+        place = matches.int().argmax(-1).to(real.device)
+        return real[:, place] | ~matches.any(-1).to(real.device)
+    return real[:, -query:] if cached and query < key and bool(real[:, -query:].any()) else seen.any(-1)

@@ -1,0 +1,128 @@
+"""Which tokens are real is read off what attention itself was allowed to look at, whatever name the mask has."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_norm.capture import recording
+from captum_norm.capture.real_tokens import real_keys
+
+REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+LEFT = REAL.flip(1)
+HIDDEN, FUTURE = ~REAL[:, None, None], torch.ones(5, 5, dtype=torch.bool).triu(1)
+
+
+def _setitem(s: Tensor, hidden: Tensor) -> Tensor:
+    s[hidden.expand_as(s)] = -1e9
+    return s.softmax(-1)
+
+
+def _renormalised(s: Tensor, hidden: Tensor) -> Tensor:
+    w = s.softmax(-1) * ~hidden
+    return w / w.sum(-1, keepdim=True)
+
+
+def _by_hand(s: Tensor, hidden: Tensor) -> Tensor:
+    e = (s - s.amax(-1, keepdim=True)).exp() * (~hidden).float()
+    return e / e.sum(-1, keepdim=True)
+
+
+FORMS = {
+    "-1e4 added": lambda s, hidden: (s + hidden * -1e4).softmax(-1),
+    "-100 added": lambda s, hidden: (s + hidden * -100.0).softmax(-1),
+    "filled": lambda s, hidden: s.masked_fill(hidden, -torch.inf).softmax(-1),
+    "filled in place": lambda s, hidden: s.masked_fill_(hidden, -1e9).softmax(-1),
+    "chosen": lambda s, hidden: torch.where(hidden, torch.finfo(s.dtype).min, s).softmax(-1),
+    "written": _setitem,
+    "renormalised": _renormalised,
+    "weights filled": lambda s, hidden: s.softmax(-1).masked_fill(hidden, 0.0),
+    "by hand": _by_hand,
+    "causal": lambda s, hidden: s.masked_fill(hidden | FUTURE, -1e9).softmax(-1),
+    "one map for all heads": lambda s, hidden: s.masked_fill(hidden, -1e9).softmax(-1).mean(1, keepdim=True),
+}
+
+
+class Attention(nn.Module):
+    """Its mask has a name that no library uses."""
+
+    def __init__(self, weights) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.weights = weights
+
+    def forward(self, x: Tensor, nothing_there: Tensor) -> Tensor:
+        q, k, v = (f(x).view(2, -1, 2, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.o((self.weights(q @ k.mT, nothing_there) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_real_tokens_are_those_that_a_softmax_was_allowed_to_look_at(form):
+    x, attention = torch.randn(2, 5, 8), Attention(FORMS[form])
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x, HIDDEN)
+        attention(x, torch.zeros_like(HIDDEN))
+    assert torch.equal(records[0].key_mask, REAL)
+    assert torch.equal(records[0].query_mask, REAL)
+    assert records[1].key_mask is records[1].query_mask is None
+
+
+def test_tokens_that_attract_no_weight_are_still_real():
+    x = torch.randn(2, 5, 8)
+    x[:, :, 0] = 0
+    x[:, 0, 0] = 300.0  # all others underflow to a weight of zero
+    attention = Attention(lambda s, _: s.masked_fill(FUTURE, -1e9).softmax(-1))
+    for f in (attention.q, attention.k):
+        f.weight.data.zero_()
+        f.bias.data.fill_(1.0)
+        f.weight.data[:, 0] = 1.0
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x, HIDDEN)
+    assert (records[0].weights[:, :, -1, 1:] == 0).all()
+    assert records[0].key_mask is None
+
+
+@pytest.mark.parametrize("mask", [~HIDDEN, HIDDEN.float() * -1e9, HIDDEN.float() * -100])
+def test_the_mask_of_scaled_dot_product_attention_says_which_tokens_are_real(mask):
+    x, module = torch.randn(2, 5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def attend(x: Tensor) -> Tensor:
+        q, k, v = (f.view(2, 5, 2, 4).transpose(1, 2) for f in module.in_proj_weight.matmul(x.mT).mT.chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        return module.out_proj(y.transpose(1, 2).flatten(2))
+
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x)
+    assert torch.equal(records[0].key_mask, REAL)
+
+
+def test_a_mask_that_holds_nan_is_refused():
+    module = nn.MultiheadAttention(8, 2, batch_first=True)
+    x, mask = torch.randn(2, 5, 8), torch.zeros(2, 5)
+    mask[0, 4] = torch.nan
+    with pytest.raises(RuntimeError, match=r"holds NaN"), torch.no_grad(), recording(sources=(x,)):
+        module(x, x, x, key_padding_mask=mask, need_weights=False)
+
+
+def test_cross_attention_tells_the_real_keys_and_remembers_the_real_queries():
+    source, target = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True).eval()
+    with torch.no_grad(), recording(sources=(source, target)) as records:
+        layer(target, source, tgt_key_padding_mask=~LEFT, memory_key_padding_mask=~REAL)
+    assert torch.equal(records[1].key_mask, REAL)
+    assert torch.equal(records[1].query_mask, LEFT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "real"),
+    [
+        (["11111", "01000", "01100", "01110", "01111"], "01111"),  # a row of padding alone sees everything
+        (["10000", "11000", "11100", "11110", "11111"], "11111"),  # causal
+        (["11100", "11100", "11110", "11110", "11111"], "11111"),  # a prefix that sees itself whole
+        (["10111", "01111", "00111", "00111", "00111"], "00111"),  # padding that sees itself, too
+        (["00000", "00000", "00100", "00110", "00111"], "00111"),
+    ],
+)
+def test_rows_of_padding_do_not_make_tokens_real(rows, real):
+    found = real_keys(torch.tensor([[[int(cell) for cell in row] for row in rows]]).bool())
+    found = torch.ones(1, 5, dtype=torch.bool) if found is None else found
+    assert "".join(str(int(token)) for token in found[0]) == real
