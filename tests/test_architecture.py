@@ -23,7 +23,7 @@ PACKAGE = ROOT / "captum_norm"
 LAYERS = (
     {"functional", "operations"},
     {"capture"},
-    {"intervention", "linear", "measures"},
+    {"intervention", "linear", "measures", "proof"},
     {"viewer"},
     {"attr", "maps"},
     {"head_activity", "methods", "token_shares"},

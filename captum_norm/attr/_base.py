@@ -35,6 +35,7 @@ from captum_norm.attr._unread import refuse_opaque
 from captum_norm.capture import AttentionRecord, InexactCaptureError, Opaque, Recorded, recording
 from captum_norm.forward.inputs import other_input
 from captum_norm.forward.keywords import unwrapped
+from captum_norm.forward.one_mapping import by_keywords
 
 
 class AttentionMethod:
@@ -45,10 +46,18 @@ class AttentionMethod:
             replaced as a whole: with two threads on one object it is one thread's, never a mixture.
     """
 
-    forward_func: Callable[..., Any]
     report: AttributionReport
     reads_block: ClassVar[bool] = False
     """Whether a measure needs the block around each attention call, ``record.block``."""
+
+    @property
+    def forward_func(self) -> Callable[..., Any]:
+        """The function explained; a model that takes one mapping (a sentence encoder) is called by keywords."""
+        return self._forward_func
+
+    @forward_func.setter
+    def forward_func(self, forward_func: Callable[..., Any]) -> None:
+        self._forward_func = by_keywords(forward_func)
 
     @classmethod
     def get_name(cls) -> str:

@@ -244,7 +244,8 @@ class Reduction:
         """
         if self._call is None:
             refuse_lost(self._title, self._read.lost)
-        used = [noted for noted in self._noted if self._read.rests_on(noted.record)]
+        resting = {id(record) for record in self.resting([noted.record for noted in self._noted])}
+        used = [noted for noted in self._noted if id(noted.record) in resting]
         self.unused = [noted.record.call for noted in self._noted if noted not in used]
         for noted in used:
             self.mixers |= dict.fromkeys(noted.record.mixers)
@@ -341,9 +342,19 @@ class Reduction:
         """Whether a call is asked for."""
         return matches(call, self._kind) and self._call in (None, call.call)
 
-    def rests_on(self, record: AttentionRecord) -> bool:
-        """Whether a call counts, and what is explained rests on it."""
-        return self.counts(record.call) and self._read.rests_on(record)
+    def resting(self, records: Sequence[AttentionRecord]) -> list[AttentionRecord]:
+        """Of all calls of a pass those that count, and that what is explained rests on.
+
+        A call over something with nothing of the inputs in it from end to end (a picture beside a text) is left out.
+        """
+        found = [one for one in records if self.counts(one.call) and self._read.rests_on(one)]
+        if not self._read.of_inputs:
+            return found
+        made = [one for one in records if one.of_inputs]
+        theirs = {one.sequence for one in made} | {one.queries.source for one in made if one.queries is not None}
+        return [
+            one for one in found if one.of_inputs or not isinstance(one.sequence, str) or one.sequence in theirs
+        ]
 
     def answer(self, index: int, like: Tensor) -> Scores:
         """The scores of one input, ``like``, which is the one with this index.
@@ -518,11 +529,16 @@ class Reduction:
         seen = sorted({f"{call.kind} attention in {call.name!r}" for call, _ in self.certificates})
         asked = f" with kind={self._kind!r}, call={self._call!r}" if (self._kind, self._call) != (None, None) else ""
         routes = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in self._aggregate.routes()) or "none"
+        frames = (
+            " If convolutions that overlap read it (sound, pixels), none of their frames is a position of it: explain "
+            "a function of the frames, such as encoder_outputs=(states,) or what the convolutions gave out."
+            if like.is_floating_point() else ""
+        )  # fmt: skip
         return (
             f"{self._title}: inputs[{index}], {like.dtype} {tuple(like.shape)}, is read by no attention call{asked}. "
             f"Seen: {'; '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}; sequences attended to, by input number "
             f"or name: {routes}. Masks and types belong into additional_forward_args; an encoder-decoder takes its "
-            "decoder_input_ids by name (HFForward, or a function that names them)."
+            f"decoder_input_ids by name (HFForward, or a function that names them).{frames}"
         )
 
 

@@ -172,12 +172,13 @@ class AttentionRelevance(MapMethod):
                 inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told, chain=True
             )
             for reduction, target in zip(reductions, targets, strict=True):
-                counted = [record for record in records if reduction.rests_on(record)]
+                counted = reduction.resting(records)
                 explained = selected(output, target, title).sum() if counted else None
                 keep = reduction is not reductions[-1]
                 gradients = iter(() if explained is None else weight_gradients(counted, explained, title, keep))
+                resting = {id(record) for record in counted}
                 for record in records:
-                    gradient = next(gradients) if reduction.rests_on(record) else None
+                    gradient = next(gradients) if id(record) in resting else None
                     if reduction.note(record) is not None and gradient is not None:
                         reduction.add(call_map(record, _relevant(record, gradient)))
 
@@ -219,7 +220,8 @@ def weight_gradients(
         raise ValueError(
             f"{caller}: the output explained has no gradient with respect to attention call {missing[0].name!r} "
             f"({missing[0].kind}, call {missing[0].call}) and {len(missing) - 1} more: that part of the model runs "
-            "without gradients, or is not used for this output. kind= leaves calls out."
+            "without gradients (under torch.no_grad(), or in integers: dequantise a quantised model), or is not used "
+            "for this output. kind= leaves calls out."
         )
     return [_of_weights(record, gradients) for record, gradients in zip(records, found, strict=True)]
 

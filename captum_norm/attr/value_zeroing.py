@@ -92,7 +92,8 @@ class ValueZeroing(MapMethod):
                     torch.set_rng_state(numbers)
                     return run_forward(self.forward_func, inputs, extras)
 
-            wanted = [outline for outline in outlines if reduction.rests_on(outline.record)]
+            resting = {id(record) for record in reduction.resting([outline.record for outline in outlines])}
+            wanted = [outline for outline in outlines if id(outline.record) in resting]
             _refuse_cross_alone(type(self).__name__, wanted, reduction)
             scores = value_zeroing_maps(run, outlines, wanted, layers=self.layers, keys_at_once=self.keys_at_once)
             shares = _shares(wanted, scores)

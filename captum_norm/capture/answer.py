@@ -16,6 +16,7 @@ from captum_norm.capture.chain import Starts
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.ledger import Softmax
 from captum_norm.capture.opaque import Opaque
+from captum_norm.capture.reach import INPUT
 from captum_norm.capture.record import AttentionRecord, Mixer
 from captum_norm.capture.traces import RowsRead
 
@@ -38,6 +39,7 @@ class Answer:
         lost: the softmaxes over positions on the way to them whose weights were not seen to meet values.
         opaque: the parts on the way to them that could not be looked into, or the constants that look like one.
         softmaxes: all that ran, whether on the way or not.
+        of_inputs: the explained numbers were made of the inputs whose positions are followed.
     """
 
     reach: int = 0
@@ -50,6 +52,7 @@ class Answer:
     lost: tuple[Softmax, ...] = ()
     opaque: tuple[Opaque, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
+    of_inputs: bool = False
 
     def rests_on(self, record: AttentionRecord) -> bool:
         """Whether an attention call reaches what is explained; True for all where no call is known to."""
@@ -80,7 +83,7 @@ class Recorded(list[AttentionRecord]):
             if explained is None or not reach:
                 return Answer(lost=lost, opaque=opaque, softmaxes=softmaxes)
             answer = _answer(self.flow, explained, reach, select)
-            answer = replace(answer, lost=lost, opaque=opaque, softmaxes=softmaxes)
+            answer = replace(answer, lost=lost, opaque=opaque, softmaxes=softmaxes, of_inputs=bool(bits & INPUT))
             if chain is None:
                 return answer
             marks = chain.of(explained)

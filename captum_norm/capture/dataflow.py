@@ -29,9 +29,10 @@ from captum_norm.capture.record import InexactCaptureError, Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
 from captum_norm.operations.callers import how_many_run, running_modules
 from captum_norm.operations.facts import Facts
+from captum_norm.operations.formats import what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, Places, Whole
+from captum_norm.operations.places import Anchor, Features, Place, Places, Whole, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 
@@ -57,6 +58,7 @@ class Dataflow:
         self.ledger = Ledger()
         self.shallow: Facts[Tensor] = Facts()  # scores -> what a shallow mask, such as -100, allows of them
         self.exponentials: Facts[Columns] = Facts()  # exp(scores) -> what the softmax written by hand allows
+        self.unrounded: Facts[Tensor] = Facts()  # of what was made into integers of few bits, what it was
         self._names = names or Names(None)
         self.opaque = OpaqueParts(self.reach, self._names)
         self._born = 0
@@ -102,16 +104,22 @@ class Dataflow:
 
         def all_of(op: Operation) -> None:
             self._operation = op
-            rule(self, op)
-            if see is not None:
-                see(op)
-            self.opaque.see(op)
-            born, self._born, self._operation = self._born, 0, None
-            self.reach.see(op, born)
-            if self.chain is not None:
-                self.chain.see(op, begins=bool(born))
-            if self.calls:
-                self.rows.see(op)
+            try:
+                rule(self, op)
+                if see is not None:
+                    see(op)
+                self.opaque.see(op)
+                born, self._born, self._operation = self._born, 0, None
+                self.reach.see(op, born)
+                if self.chain is not None:
+                    self.chain.see(op, begins=bool(born))
+                if self.calls:
+                    self.rows.see(op)
+            except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+                strange = what_is_strange(op)
+                if strange:
+                    raise InexactCaptureError(strange) from error
+                raise
 
         return all_of
 
@@ -162,6 +170,7 @@ class Dataflow:
         were, and mixes them.
         """
         axis %= out.ndim
+        place = self.cut_into_patches(place, (axis,)) or place
         if self.places.holds_one(place, (axis,)):
             return place.then(Features(out.shape[-1]) if axis == out.ndim - 1 else Whole((axis,), out.shape))
         numbers = place.numbers()
@@ -199,6 +208,15 @@ class Dataflow:
             return "unknown"
         return "features" if self.places.holds_one(trace.place, (axis,)) else "positions"
 
+    def cut_into_patches(self, place: Place, axes: tuple[int, ...]) -> Place | None:
+        """The place with a patch as one position, where no attention has mixed what these axes hold; else None."""
+        op = self._operation
+        if len(place.anchor.grid) < 2 or self.places.holds_one(place, axes) or op is None:
+            return None
+        if self.reach.of_all(op.tensors) & self.calls:
+            return None
+        return patches(place, axes, self.next_anchor())
+
     def step(self, tensor: Tensor, step: Step) -> Tensor:
         """The tensor after a step of our own, with its place; in autograd's graph if the tensor is."""
         with torch.set_grad_enabled(tensor.requires_grad):
@@ -234,6 +252,15 @@ class Dataflow:
         place = place and Place(place.anchor, place.steps)  # what moved the queries moves no value
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
 
+    def lose(self, mixtures: list[Mixture]) -> None:
+        """Note the operation that is running as the last one that read these mixed values."""
+        if self._operation is not None:
+            callers = running_modules()
+            where = f" in {self._names.module(tuple(c.module for c in callers))!r}" if callers else ""
+            kind = f" ({type(callers[-1].module).__name__})" if callers else ""
+            for mixture in mixtures:
+                mixture.last_reader = f"operation {self._operation.name!r}{where}{kind}"
+
     def finish(self, only_projected: bool = False) -> None:
         """Hand over the calls that are complete; all of them at the end of the recording."""
         done = [mixture for mixture in self._open if mixture.projection is not None or not only_projected]
@@ -255,6 +282,7 @@ class Dataflow:
         self.traces.clear()
         self.shallow.clear()
         self.exponentials.clear()
+        self.unrounded.clear()
         self.reach.clear()
         if self.chain is not None:
             self.chain.clear()
@@ -263,8 +291,13 @@ class Dataflow:
         if self._stream is not None:
             self._stream.clear()
 
-    def project(self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor) -> None:
-        """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O."""
+    def project(
+        self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor, number_format: str = ""
+    ) -> None:
+        """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O.
+
+        Where the weight is in a ``number_format`` of its own, ``out`` may differ by what this rounds.
+        """
         trace = self.traces[x]
         if trace is None:
             return
@@ -272,7 +305,7 @@ class Dataflow:
         if projection is not None:
             fresh = tuple(mixture for mixture in projection.mixtures if mixture.projection is None)
             if fresh:
-                projection = self.propose(projection.of(fresh), out)
+                projection = self.propose(projection.of(fresh), out, number_format)
         elif trace.projection is not None:
             projection = self._one_more_factor(trace.projection, W, bias, out)
         place = trace.place and self.read_whole(trace.place, out)
@@ -304,6 +337,12 @@ class Dataflow:
             return False
         return how_many_run(before.mixtures[0].callers) >= before.depth
 
+    @staticmethod
+    def is_where_made(branch: Projection) -> bool:
+        """Whether the module in which W_O was applied is still running."""
+        made = branch.mixtures[0].projection
+        return made is not None and not made.is_final and how_many_run(branch.mixtures[0].callers) >= made.depth
+
     def branch(
         self, mixed: tuple[Mixed, ...], x: Tensor, W: Tensor, bias: Tensor | None, parameter: Tensor
     ) -> Projection | None:
@@ -317,7 +356,7 @@ class Dataflow:
         terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self._roots) for part in mixed)
         return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
 
-    def propose(self, projection: Projection, out: Tensor) -> Projection:
+    def propose(self, projection: Projection, out: Tensor, number_format: str = "") -> Projection:
         """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
         y = out.detach().reshape(-1, out.shape[-1])
         r = _PROBE.direction(y.shape[-1], y)
@@ -327,6 +366,8 @@ class Dataflow:
         size = torch.linalg.vector_norm(y, dim=-1) * (torch.linalg.vector_norm(r) / math.sqrt(len(r)))
         depth = how_many_run(projection.mixtures[0].callers)
         projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=size, depth=depth)
+        if number_format:
+            projection = replace(projection, number_format=number_format, rounding=projection.rounded())
         for mixture in projection.mixtures:
             mixture.projection = projection
             if self._stream is not None:

@@ -64,19 +64,38 @@ class HeadReader:
             LayoutError: where heads cannot be told apart.
             InexactCaptureError: where what stands between mixed values and W_O cannot be folded into gate and W_O.
         """
-        parts = [self._of_one_input(terms) for terms in _by_input(projection.terms)]
+        groups: list[list[Term]] = []
+        for terms in _by_input(projection.terms):
+            same = next((group for group in groups if self._is_reshaped(group[0], terms[0])), None)
+            if same is None:
+                groups.append(terms)
+            else:
+                same += terms
+        parts = [self._of_one_input(terms) for terms in groups]
         if len(parts) == 1:
             return parts
         return [replace(part, weights=Whole(part.weights.whole())) for part in parts]
 
-    def _of_one_input(self, terms: list[Term]) -> Heads:
-        term, mixture = terms[0], terms[0].mixture
-        width = term.x.shape[-1]
+    def _is_reshaped(self, one: Term, other: Term) -> bool:
+        """Whether two inputs hold the same heads in the same rows, however many axes these have."""
+        if one.mixture is not other.mixture or any(step.scales for step in (*one.steps, *other.steps)):
+            return False
+        a, b = self._layout(one), self._layout(other)
+        return one.x.numel() == other.x.numel() and all(
+            torch.equal(getattr(a, name), getattr(b, name)) for name in ("rows", "queries", "tokens", "columns")
+        )
+
+    def _layout(self, term: Term) -> Layout:
+        mixture = term.mixture
         moves = tuple(step.key for step in term.steps if not step.scales)
-        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, width)
+        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, term.x.shape[-1])
         if structure not in self._layouts:
             self._layouts[structure] = layout_of(mixture, term)
-        layout = self._layouts[structure]
+        return self._layouts[structure]
+
+    def _of_one_input(self, terms: list[Term]) -> Heads:
+        term, mixture = terms[0], terms[0].mixture
+        width, layout = term.x.shape[-1], self._layout(term)
         W = terms[0].matrix()
         for other in terms[1:]:
             W = W + other.matrix()

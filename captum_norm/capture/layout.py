@@ -132,7 +132,10 @@ def _moved(numbers: Tensor, step: Step) -> Tensor:
     try:
         return step.apply(numbers)
     except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise LayoutError(f"a move on the way to W_O, {step.key}, cannot be repeated: {error}") from error
+        raise LayoutError(
+            f"a move on the way to W_O, {step.key}, cannot be repeated ({error}). Block-sparse attention is written in "
+            "pieces of many shapes; load it in its dense form where it has one (attention_type='original_full')"
+        ) from error
 
 
 def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
@@ -140,5 +143,8 @@ def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
     order = (rows * (int(queries.max()) + 1) + queries).argsort(stable=True)
     _, counts = torch.unique(rows, return_counts=True)
     if (counts != counts[0]).any():
-        raise LayoutError(f"examples have different numbers of queries, {counts.tolist()[:8]}")
+        raise LayoutError(
+            f"examples have different numbers of queries, {counts.tolist()[:8]}, as where some tokens attend to all "
+            "and the others within windows; without such tokens (a global_attention_mask of zeros) its maps are read"
+        )
     return order.view(len(counts), -1)

@@ -72,10 +72,20 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
         if len(rows) != anchor.shape[0] or ((batch != own) & inputs).any():
             return None, (
                 f"its {axis}s come in {len(rows)} groups of {rows.shape[-1]}, "
-                f"the inputs are {anchor.shape[0]} examples of {anchor.length}"
+                f"the inputs are {anchor.shape[0]} examples of {anchor.length}{_way_out(rows, anchor)}"
             )
     index = torch.where(inputs, index, NOT_AN_INPUT)
     if not torch.equal(index, index[:1, :1].expand_as(index)):
         return None, f"examples or heads order their {axis}s differently"
     grid = anchor.grid if len(anchor.grid) > 1 else None
     return Positions(anchor.source, index[0, 0].clone(), grid), ""
+
+
+def _way_out(rows: Tensor, anchor: Anchor) -> str:
+    """What helps where a model counts positions first, as torch's own do by default, or attends within windows."""
+    if (len(rows), rows.shape[-1]) == (anchor.length, anchor.shape[0]):
+        return (
+            " (positions first: explain the function lambda x: model(x.transpose(0, 1)).transpose(0, 1), on "
+            "inputs.transpose(0, 1))"
+        )
+    return " (within windows)" if len(rows) > anchor.shape[0] and not len(rows) % anchor.shape[0] else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from captum_norm.operations.formats import ROUNDINGS
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation
 
@@ -73,7 +74,8 @@ class Reach:
         if not bits:
             return
         for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
-            passed_on = bits if out.is_floating_point() or out.is_complex() else bits & INPUT
+            numbers = out.is_floating_point() or out.is_complex() or op.name in ROUNDINGS
+            passed_on = bits if numbers else bits & INPUT
             if passed_on:
                 self.add(out, passed_on)
 

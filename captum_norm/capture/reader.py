@@ -45,6 +45,7 @@ from captum_norm.capture.record import (
 from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
+from captum_norm.operations.formats import same_storage
 
 OnRecord = Callable[[AttentionRecord], None]
 OnInexact = Callable[[InexactCaptureError], None]
@@ -133,6 +134,7 @@ class RecordReader:
             raise InexactCaptureError(
                 "its mixed values were not seen to enter an output projection W_O (a linear map); what lies between "
                 "is not a reshape, a gate or a norm, or the module has no output projection"
+                + _last_reader(mixtures)
             )
         if not all(mixture.unchanged for mixture in mixtures):
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
@@ -181,6 +183,7 @@ class RecordReader:
             queries=queries,
             keys=keys,
             unknown_keys=unknown,
+            sequence=None if mixture.values_place is None else mixture.values_place.anchor.source,
             query_mask=query_mask,
             key_mask=key_mask,
             certificate=read.certificate,
@@ -233,6 +236,16 @@ def mixers_of(mixtures: tuple[Mixture, ...]) -> tuple[Mixer, ...]:
     return tuple(sorted(found, key=str))
 
 
+def _last_reader(mixtures: tuple[Mixture, ...]) -> str:
+    reader = next((mixture.last_reader for mixture in mixtures if mixture.last_reader), "")
+    if not reader:
+        return ""
+    return (
+        f". They were last read by {reader}; if that is a layer in a number format of its own, keep the output "
+        "projection out of the quantisation, or dequantise it first"
+    )
+
+
 def _is_attention(mixture: Mixture) -> bool:
     """Whether weights that meet values mix positions.
 
@@ -272,7 +285,7 @@ def check_of(projection: Projection, part: Heads, offsets: list[tuple[Tensor, Te
     r, actual, size, beside = _written(projection, offsets)
     tokens = part.layout.tokens.to(actual.device)
     parameter = projection.terms[0].parameter
-    is_view = part.W_O.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+    is_view = same_storage(part.W_O, parameter)
     reads = [partial(read_along, part.W_O, r, known) for known in ((parameter, None) if is_view else (None,))]
     largest, keys = size[tokens].amax(), part.weights.shape[-1]
     tolerance = _tolerance(projection, keys, beside, largest)
@@ -327,4 +340,15 @@ def _written(
 def _tolerance(projection: Projection, keys: int, beside: float, size: Tensor) -> float:
     """What rounding explains where this is the largest size of the attention part."""
     dtype = projection.terms[0].x.dtype
-    return tolerance_for(dtype, keys, beside / max(float(size), torch.finfo(size.dtype).tiny))
+    largest = max(float(size), torch.finfo(size.dtype).tiny)
+    if projection.rounding / largest > _TOO_ROUNDED:
+        raise InexactCaptureError(
+            f"its output projection is in {projection.number_format}, whose rounding alone changes what it writes by "
+            f"{projection.rounding / largest:.0%} of its size, so that no matrix stands for it; keep it out of the "
+            "quantisation, or dequantise it first"
+        )
+    return min(_TOO_ROUNDED, tolerance_for(dtype, keys, beside / largest) + projection.rounding / largest)
+
+
+# More of what was written than this is not left to rounding.
+_TOO_ROUNDED = 0.1

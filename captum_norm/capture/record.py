@@ -19,8 +19,10 @@ from torch.nn import Module
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.modules import Modules
+from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.operations.places import Source
 
 Kind = Literal["self", "causal", "cross"]
 
@@ -229,6 +231,7 @@ class AttentionRecord:
         key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed; ``certificate.rows`` says of which queries.
         mixers: what beside attention mixed positions on the way from the inputs to the values.
+        sequence: what the keys are positions of, the index of an input or a name, known or not which; None if torn.
         bit, ancestors: the call's own bit, and those of the calls it was made of (:mod:`captum_norm.capture.reach`).
         fed: its marks (:mod:`captum_norm.capture.chain`), for ``recording(chain=True)``; else None.
         mixed: weights_h @ values_h in autograd's graph, for ``recording(differentiable=True)``; else None.
@@ -250,6 +253,7 @@ class AttentionRecord:
     no_block: str = "blocks were not recorded"
     mixed: MixedValues | None = None
     mixers: tuple[Mixer, ...] = ()
+    sequence: Source | None = None
     bit: int = 0
     ancestors: int = 0
     fed: Fed | None = None
@@ -269,6 +273,11 @@ class AttentionRecord:
             del self.__dict__["_rows"]
             self.__dict__.update(weights=weights, certificate=certificate)
             return weights
+
+    @property
+    def of_inputs(self) -> bool:
+        """Whether anything of the inputs is in what entered the call."""
+        return bool(self.ancestors & INPUT)
 
     @property
     def shape(self) -> torch.Size:

@@ -17,6 +17,7 @@ from captum_norm.capture.answer import Recorded
 from captum_norm.capture.record import AttentionRecord, InexactCaptureError
 from captum_norm.capture.recorder import recording
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
+from captum_norm.forward.one_mapping import by_keywords
 
 
 def run_recorded(
@@ -49,6 +50,7 @@ def run_recorded(
         (1, 2, 3, 3)
     """
     seen = 0
+    model = by_keywords(model)
 
     def count_record(record: AttentionRecord) -> None:
         nonlocal seen

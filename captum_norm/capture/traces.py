@@ -40,6 +40,7 @@ class Mixture:
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
         softmaxes: where its weights come from.
         allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
+        last_reader: the operation that read the mixed values last, where it made nothing of them that is followed.
     """
 
     weights: Weights
@@ -59,6 +60,7 @@ class Mixture:
     fed: Fed | None = None
     allowed: Tensor | None = None
     softmaxes: tuple[Softmax, ...] = ()
+    last_reader: str = ""
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +166,7 @@ class Projection:
         base: what this is with one factor less, where W_O is a product of several.
         is_final: several maps read what it wrote, so that none of them is a factor of W_O.
         is_moved: rows of what it wrote have changed places.
+        number_format, rounding: what a weight's own format is called, and how far rounding within it took y . r.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -178,6 +181,8 @@ class Projection:
     base: Projection | None = None
     is_final: bool = False
     is_moved: bool = False
+    number_format: str = ""
+    rounding: float = 0.0
 
     def of(self, mixtures: tuple[Mixture, ...]) -> Projection:
         """The part of it that these mixtures make up; to the others it adds something else."""
@@ -185,11 +190,18 @@ class Projection:
             return self
         return replace(self, mixtures=mixtures, terms=tuple(term for term in self.terms if term.mixture in mixtures))
 
+    def rounded(self) -> float:
+        """How far what was written is from its one linear map, along the random direction: its format's rounding."""
+        x, W, r, actual = self.terms[0].x, self.terms[0].W, self.r, self.actual
+        if r is None or actual is None:
+            return 0.0
+        return float((x.reshape(-1, x.shape[-1]).to(r.dtype) @ (W.to(r.dtype) @ r) - actual).abs().max())
+
     def times(self, factor: Callable[[Tensor], Tensor]) -> Projection:
         """This branch after one more linear map, given as a function of a matrix (column, model)."""
         bias = None if self.bias is None else factor(self.bias[None])[0]
         terms = tuple(term._replace(factors=(*term.factors, factor)) for term in self.terms)
-        return replace(self, terms=terms, bias=bias, r=None, actual=None, size=None, parts_axis=None)
+        return replace(self, terms=terms, bias=bias, r=None, actual=None, size=None, parts_axis=None, rounding=0.0)
 
     def after(self, step: Step) -> Projection | None:
         """This branch after a move; None where its heads are still to be summed."""
@@ -204,7 +216,10 @@ class Projection:
         biases = [bias for bias in (self.bias, other.bias) if bias is not None]
         bias = None if not biases else biases[0] if len(biases) == 1 else biases[0] + biases[1]
         mixtures = tuple(dict.fromkeys(self.mixtures + other.mixtures))
-        return Projection(mixtures, self.terms + other.terms, bias, self.roots | other.roots)
+        return Projection(
+            mixtures, self.terms + other.terms, bias, self.roots | other.roots,
+            number_format=self.number_format or other.number_format, rounding=self.rounding + other.rounding,
+        )  # fmt: skip
 
 
 # Pieces of a softmax, or of a value product, that the model writes out itself.

@@ -28,9 +28,12 @@ Runs a model once and lists its attention calls in order: the module, its kind (
 parameter used as W_O, and the error of its certificate: how far what was read is from what the model computed, as a
 part of the attention's output. Below it says what became of each softmax, what mixes positions beside attention,
 which rows the output was read from, which calls it does not rest on, what could not be looked into, and how many tokens
-are real. The inputs are made from the model's config (random ids, pixels or sound), or from --text.
+are real. The inputs are made from the model's config (random ids, pixels or sound), or from --text. --prove repeats it
+by other means: values erased in the running model, tokens changed that the output is said not to rest on, weights
+compared with those that the model returns.
 
-exit code: 0 if all that the output rests on is read exactly, 1 if not, 2 for a mistake in what was asked."""
+exit code: 0 if all that the output rests on is read exactly, 1 if not or if it is proved wrong, 2 for a mistake in what
+was asked."""
 
 
 _HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
@@ -39,6 +42,10 @@ _HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--text", metavar="TEXT", help="a text to run on, or - for standard input (default: made)")
+    parser.add_argument(
+        "--prove", action="store_true",
+        help="prove it by other means, too (some forward passes for each call)",
+    )  # fmt: skip
     add_model_arguments(parser, default="the embedded sentiment model")
     add_output_arguments(parser)
 
@@ -51,8 +58,10 @@ def run(asked: argparse.Namespace) -> int:
     if asked.text is not None and not asked.text.strip():
         raise ValueError("--text is empty: leave it out, and inputs are made from the model's config.")
     from captum_norm.cli import loading
+    from captum_norm.cli.proof import proof_as_dict, proof_as_text
     from captum_norm.cli.synthetic import synthetic_inputs
     from captum_norm.maps import certified
+    from captum_norm.proof import prove
 
     with loading.quiet():
         loaded = loading.load(asked, tokenizer=asked.text is not None)
@@ -64,9 +73,13 @@ def run(asked: argparse.Namespace) -> int:
             inputs = loaded.forward_inputs(encoding)
         found = certified(loaded.model, inputs)
         say(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", found), asked.json)
+        proof = prove(loaded.model, inputs) if asked.prove else None
+        if proof is not None:
+            say("\n" + proof_as_text(proof), asked.json)
         if asked.json:
-            write_json(asked.json, {"model": loaded.name, **_whole_as_dict(found)})
-    return int(not found.is_whole)
+            shown = {"model": loaded.name, **_whole_as_dict(found)}
+            write_json(asked.json, shown if proof is None else {**shown, "proof": proof_as_dict(proof)})
+    return int(not found.is_whole or (proof is not None and proof.verdict == "wrong"))
 
 
 def _as_text(title: str, found: Certified) -> str:

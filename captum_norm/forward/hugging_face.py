@@ -29,6 +29,7 @@ from captum_norm.forward.causal import is_causal, private_randomness
 from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
 from captum_norm.forward.inputs import check_inputs, longest_input
 from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
+from captum_norm.forward.one_mapping import by_keywords
 from captum_norm.forward.outputs import output_tensor
 from captum_norm.forward.position import (
     Position,
@@ -109,7 +110,7 @@ class HFForward(nn.Module):
         if mode not in _MODES:
             raise ValueError(f"HFForward: mode should be one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
         check_kind(position)
-        self.model = model
+        self.model = model = by_keywords(model)
         self.training = model.training
         self.mode: Mode = mode
         self.position: Position = position

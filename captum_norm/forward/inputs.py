@@ -98,7 +98,7 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: for a model's name, a class in place of a model, or anything else that cannot be called.
-        ValueError: for a model without numbers, on the meta device.
+        ValueError: for a model without numbers, on the meta device, or one that shows no operations (TorchScript).
 
     Example:
         >>> check_model("bert-base-uncased")
@@ -120,6 +120,11 @@ def check_model(model: Any) -> None:
         )
     if not callable(model):
         raise TypeError(f"{wanted}, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise ValueError(
+            f"{title(model)}: a scripted or traced model (TorchScript) runs outside Python and shows none of its "
+            "operations. Give the model that it was made of, or torch.export.export(model, inputs).module()."
+        )
     if isinstance(model, nn.Module):
         empty = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
         # accelerate keeps weights there, too, and brings each in when its module runs

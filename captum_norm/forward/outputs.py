@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Where a Hugging Face ModelOutput keeps what `target` is an index of, in order of preference.
-_FIELDS = ("logits", "start_logits", "last_hidden_state")
+# Where a Hugging Face ModelOutput, or a sentence encoder, keeps what `target` is an index of, in order of preference.
+_FIELDS = ("logits", "start_logits", "scores", "sentence_embedding", "last_hidden_state")
 
 
 def output_tensor(output: Any, axes: int = 0) -> Tensor | None:

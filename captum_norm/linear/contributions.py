@@ -81,14 +81,21 @@ def contributions_to_each(
     Raises:
         NothingMixedError, NotFrozenError: as :func:`token_contributions`.
     """
-    sources = TokenSources(inputs)
+    found = _explained(explain, TokenSources(inputs), conventions)
+    if found[1].differ:
+        found = _explained(explain, TokenSources(inputs, of_the_first=True), conventions)
+    return [_backwards(*found, number) for number in range(len(found[2]))]
+
+
+def _explained(
+    explain: Callable[[], Sequence[Tensor]], sources: TokenSources, conventions: Conventions
+) -> tuple[BackwardRun, TokenSources, list[Tensor]]:
     run = BackwardRun(conventions, sources)
     with run.running():
         explained = explain()
         if not sources.leaves or any(sources.place(output) is not None for output in explained):
             raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
-        outputs = [run.result(output) for output in explained]
-    return [_backwards(run, sources, outputs, number) for number in range(len(outputs))]
+        return run, sources, [run.result(output) for output in explained]
 
 
 def _backwards(run: BackwardRun, sources: TokenSources, outputs: Sequence[Tensor], number: int) -> TokenContributions:
@@ -138,7 +145,8 @@ def refuse_mixed_examples(
         of_example = of_example.to(gradient.device)
         expected = gradient * weights.to(gradient)[of_example.clamp_min(0)]
         off = torch.where(of_example < 0, 0, torch.nan_to_num(found - expected)).abs().max()
-        coarse = max(torch.finfo(gradient.dtype).eps, torch.finfo(torch.float32).eps)  # norms may compute in float32
+        # norms may compute in float32, and all of it in less (autocast)
+        coarse = max(torch.finfo(dtype).eps for dtype in (gradient.dtype, output.dtype, torch.float32))
         if off > coarse**0.5 * torch.nan_to_num(expected).abs().max():
             raise NotFrozenError(
                 f"axis 0 of what is explained, {tuple(output.shape)}, and of the inputs should count examples, but an "
@@ -193,13 +201,31 @@ class _Sum:
         # Where the gradient is zero (padding), the hidden state may be anything, NaN included.
         entries = torch.where(gradient == 0, 0, leaf.value.detach().to(self.dtype) * gradient.to(self.dtype))
         self.size += float(entries.abs().sum())
+        if leaf.anchor.shape[0] not in (1, len(self.output)):
+            self._add_of_no_example(leaf, entries)
+            return
         scores = leaf.by_position(entries).to(self.output.device)
         reached = leaf.by_position((gradient != 0).to(self.dtype)).to(self.output.device) > 0
         self.left_out = self.left_out + leaf.left_out(entries).to(self.output.device)
         if leaf.source in self.tokens:
+            if scores.shape != self.tokens[leaf.source].shape:
+                raise NotFrozenError(
+                    f"inputs[{leaf.source}] is read in {scores.shape[1]} parts at one place and in "
+                    f"{self.tokens[leaf.source].shape[1]} at another, whose shares cannot be told of each other. "
+                    "AttentionNorm(..., call=) and attention_maps read each by itself."
+                )
             scores, reached = scores + self.tokens[leaf.source], reached | self.reached[leaf.source]
         self.tokens[leaf.source], self.reached[leaf.source] = scores, reached
         self.anchors[leaf.source] = leaf.anchor
+
+    def _add_of_no_example(self, leaf: Leaf, entries: Tensor) -> None:
+        """What is counted otherwise than the examples, such as the patches of all pictures in one row."""
+        if len(self.output) > 1:
+            raise NotFrozenError(
+                f"{leaf.source!r} holds {leaf.anchor.shape[0]} rows for {len(self.output)} examples, and which of them "
+                "belong to which example is not known. Give one example at a time."
+            )
+        self.left_out = self.left_out + entries.sum().to(self.output.device)
 
 
 def shared_contributions(

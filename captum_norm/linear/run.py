@@ -213,11 +213,14 @@ class FrozenRun:
         )
 
     def _follow(self, rule: Rule, op: Operation) -> Any:
-        frozen = rule(self, op)
-        if not isinstance(frozen, Frozen):
-            return frozen
-        out = self.carry(op, frozen)
-        return self._write(op, op.args[0], out) if op.writes else out
+        try:
+            frozen = rule(self, op)
+            if not isinstance(frozen, Frozen):
+                return frozen
+            out = self.carry(op, frozen)
+            return self._write(op, op.args[0], out) if op.writes else out
+        except RuntimeError as error:
+            raise self.refusal(op, f"its frozen form does not run ({str(error).splitlines()[0]})") from error
 
     def _write(self, op: Operation, into: Tensor, out: Tensor) -> Any:
         """The tensor that the model overwrites takes on what is known of the result."""
@@ -381,6 +384,9 @@ def _on_constants(op: Operation, known: bool) -> Any:
     """
     parameters = {id(tensor): tensor for tensor in op.tensors if tensor.requires_grad}
     if parameters and (op.writes or not known or is_distributed()):  # a view of a sharded weight must show as one
+        with torch.no_grad():
+            return op.func(*op.args, **op.kwargs)
+    if op.writes:  # into what may be a view that was made without gradients
         with torch.no_grad():
             return op.func(*op.args, **op.kwargs)
     held = {key: tensor.detach() for key, tensor in parameters.items()}

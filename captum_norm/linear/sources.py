@@ -96,10 +96,11 @@ class TokenSources:
 
     Args:
         inputs: the tensors whose positions are the tokens.
+        of_the_first: what is cut again (patches of patches, reduced keys) belongs to the positions of the first cut.
     """
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
-        sequences = list(inputs)
+    def __init__(self, inputs: Iterable[Tensor], of_the_first: bool = False) -> None:
+        sequences, self._of_the_first = list(inputs), of_the_first
         self._flow = Dataflow(sequences, finish=lambda mixture: None)
         for number, ids in enumerate(sequences):
             # Ids of more axes, such as (batch, choice, position): each is a token, whichever axis attention runs over.
@@ -129,6 +130,7 @@ class TokenSources:
     def note(self, op: Operation) -> bool:
         """Take in an operation that has run on nothing live; whether it mixed positions."""
         placed = [(tensor, place) for tensor in op.tensors if (place := self.place(tensor)) is not None]
+        before = self._flow.traces[op.args[0]] if op.writes else None
         rule = self.rule_for(op.name)
         if rule is not None:
             with torch.no_grad():
@@ -141,7 +143,18 @@ class TokenSources:
             for out in op.outputs:
                 self._gates[out] = True
         outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if out.is_floating_point()]
-        return any(self.place(out) is None for out in outs) or (bool(outs) and self._mixes(op, placed))
+        mixed = any(self.place(out) is None or self._cuts_tokens(placed, out) for out in outs)
+        mixed = mixed or (bool(outs) and self._mixes(op, placed))
+        if mixed and op.writes:  # it is done again, on what was there before
+            self._flow.traces[op.args[0]] = before
+        return mixed
+
+    def _cuts_tokens(self, placed: Sequence[tuple[Tensor, Place]], out: Tensor) -> bool:
+        """Whether positions begin anew in what was counted before, where the first ones are the tokens."""
+        place = self.place(out) if self._of_the_first else None
+        before = [was.anchor for _, was in placed]
+        parent = None if place is None else place.anchor.parent
+        return parent is not None and parent.parent is not None and any(parent is anchor for anchor in before)
 
     def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
         if op.name in _PRODUCTS:
@@ -163,6 +176,14 @@ class TokenSources:
             leaf = self._leaves[tensor] = Leaf(value, place)
             self.leaves.append(leaf)
         return leaf.value
+
+    @property
+    def differ(self) -> bool:
+        """Whether one input is counted in several ways: in patches and in patches of these, say."""
+        lengths: dict[Source, set[int]] = {}
+        for leaf in self.leaves:
+            lengths.setdefault(leaf.source, set()).add(leaf.anchor.length)
+        return any(len(found) > 1 for found in lengths.values())
 
     def forget(self, tensor: Tensor) -> None:
         """A tensor was overwritten by something mixed."""

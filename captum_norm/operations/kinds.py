@@ -57,12 +57,12 @@ KINDS: dict[OperationKind, str] = {
     ),
     OperationKind.IDENTITY: (
         "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
-        "_to_copy view_dtype positive __deepcopy__"
+        "_to_copy view_dtype positive __deepcopy__ int8_vectorwise_quant int8_double_quant"
     ),
     OperationKind.MOVE: (
         "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select "
         "narrow chunk split tensor_split unbind roll flip expand expand_as view_as reshape_as t mT adjoint "
-        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad"
+        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad slice"
     ),
     OperationKind.JOIN: "cat stack hstack vstack",
     OperationKind.WRITE: (
@@ -79,7 +79,10 @@ KINDS: dict[OperationKind, str] = {
         "atleast_3d real imag conj resolve_conj view_as_complex view_as_real nanmean channel_shuffle H mH fft rfft "
         "irfft ifft fftn fft2 ifft2"
     ),
-    OperationKind.MAP: "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    OperationKind.MAP: (
+        "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear_dynamic "
+        "linear_dynamic_fp16 gemm_4bit gemv_4bit int8_scaled_mm int8_mixed_scaled_mm"
+    ),
     OperationKind.PRODUCT: (
         "matmul rmatmul einsum addmm baddbmm addbmm addmv mv dot outer grouped_mm _grouped_mm tensordot kron bilinear"
     ),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from captum_norm.operations.formats import with_plain_mask, without_own_formats
 from captum_norm.operations.operation import Operation, operation_name
 from captum_norm.operations.sharded import is_distributed, with_weights_held
 
@@ -55,9 +56,10 @@ class OperationMode(TorchFunctionMode):
         """What the model gets for an operation that has a rule."""
         raise NotImplementedError
 
-
     def seen(self, operation: Operation) -> Operation:
         """An operation as its rule sees it."""
+        if operation.name == "scaled_dot_product_attention":
+            operation = with_plain_mask(operation)
         if not self._distributed:
             return operation
         with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -95,7 +97,7 @@ class SubstitutingMode(OperationMode):
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         with torch._C.DisableTorchFunction():
-            return rule(self.seen(Operation(operation_name(func), func, args, kwargs)))
+            return rule(without_own_formats(self.seen(Operation(operation_name(func), func, args, kwargs))))
 
 
 def _without_dispatch(function: Any) -> Any:

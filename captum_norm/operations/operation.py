@@ -112,9 +112,18 @@ class Operation:
             return _setitem
         if self.name == "copy_":
             return lambda into, source, *_: source.to(into).expand(into.shape)
+        if self.name in _NEW_FORMS:
+            return _NEW_FORMS[self.name]
         if self.in_place:
             return getattr(torch.Tensor, self.name[:-1], None) or getattr(torch, self.name[:-1])
         return self.func
+
+
+# What in-place forms without a sibling make anew.
+_NEW_FORMS: dict[str, Callable[..., Any]] = {
+    "zero_": lambda x: torch.zeros_like(x),
+    "requires_grad_": lambda x, *_: x,
+}
 
 
 def swapped(value: Any, swap: Callable[[Tensor], Any]) -> Any:

@@ -166,6 +166,47 @@ class Settled(Step):
         super().__init__(lambda: ("settled", tuple(shape), kept.numpy().tobytes()), lambda _: kept.expand(shape))
 
 
+def patches(place: Place, axes: tuple[int, ...], order: int) -> Place | None:
+    """The place of a picture's tensor in which these axes hold whole patches: from here on a patch is one position.
+
+    Args:
+        place: where the tensor lies on the picture's grid.
+        axes: the axes that an operation reads as one.
+        order: how many anchors there were before.
+
+    Returns:
+        None where they hold anything but the cells of one grid: patches of one size, side by side, without overlap.
+    """
+    numbers, anchor = place.numbers(), place.anchor
+    if numbers is None or not numbers.numel() or bool((numbers < 0).any()):
+        return None
+    kept = [axis for axis in range(numbers.ndim) if axis not in axes]
+    rows = numbers.permute(*kept, *axes).flatten(len(kept))
+    example, cell = rows[..., 0] // anchor.length, torch.zeros_like(rows[..., 0])
+    if not torch.equal(rows // anchor.length, example[..., None].expand_as(rows)):
+        return None
+    grid, index, size = [], rows % anchor.length, 1
+    for stride, cells in zip(_strides(anchor.grid), anchor.grid, strict=True):
+        along = index // stride % cells
+        first, last = along.amin(-1), along.amax(-1)
+        width = int((last - first).flatten()[0]) + 1
+        if cells % width or bool((first % width).any()) or bool((last - first + 1 != width).any()):
+            return None
+        grid.append(cells // width)
+        cell, size = cell * grid[-1] + first // width, size * width
+    distinct = (rows.sort(-1).values.diff(dim=-1) != 0).sum(-1) + 1
+    if size in (1, anchor.length) or bool((distinct != size).any()):
+        return None
+    patch = Anchor(anchor.source, (anchor.shape[0], *grid), tuple(range(1, len(grid) + 1)), order, anchor)
+    settled = (example * patch.length + cell).view([n if a in kept else 1 for a, n in enumerate(numbers.shape)])
+    shape = numbers.shape
+    return Place(patch, (Step(("patches", object()), lambda _: settled.expand(shape)),), place.mixers)
+
+
+def _strides(grid: tuple[int, ...]) -> list[int]:
+    return [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
+
+
 def broadcast(shape: torch.Size) -> Step:
     """The step of an elementwise operation whose result has more entries than this operand."""
     return Step(("broadcast", tuple(shape)), lambda numbers: numbers.expand(shape))

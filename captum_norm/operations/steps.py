@@ -7,6 +7,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from captum_norm.operations.operation import Operation
@@ -49,6 +50,8 @@ def step_of(op: Operation, k: int | None) -> Step:
         func = torch.Tensor.reshape
     elif name == "pad":
         args, kwargs = (args[0] if args else kwargs["pad"],), {"value": NOT_AN_INPUT}
+    elif func is F.unfold:
+        return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), lambda t: _unfolded(t, args, kwargs))
     elif len(op.tensors) > 1:  # an index, which may change later
         args, kwargs = _on_cpu(args), {key: _on_cpu(value) for key, value in kwargs.items()}
 
@@ -57,6 +60,11 @@ def step_of(op: Operation, k: int | None) -> Step:
         return moved if k is None else moved[k]
 
     return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
+
+
+def _unfolded(t: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Windows of numbers; torch has them for floating point alone, and pads with zeros."""
+    return F.unfold((t + 1).double(), *args, **kwargs).long() - 1 if not t.is_floating_point() else F.unfold(t, *args)
 
 
 def written_index(op: Operation) -> tuple[Any, Hashable]:

@@ -332,5 +332,7 @@ ADAPTERS: dict[str, Callable[[Attention, Tensor], Tensor]] = {
     "added_with_alpha": adapter(lambda m, x, A, B: torch.add(m.o(x), x @ A @ (B / 2), alpha=2)),
     "subtracted": adapter(lambda m, x, A, B: m.o(x) - x @ A @ -B),
     "scaled": adapter(lambda m, x, A, B: m.o(x) + (F.dropout(x, 0.1, training=False) @ A @ B / 2) * 2),
+    "with_a_part_of_itself": adapter(lambda m, x, A, B: (y := m.o(x)) * 0.25 + (y * 0.75 + x @ A @ B)),
+    "in_rows_of_their_own": adapter(lambda m, x, A, B: m.o(x.view(-1, MODEL)).view(*x.shape[:2], -1) + x @ A @ B),
     "merged": adapter(lambda m, x, A, B: F.linear(x, m.o.weight + (A @ B).t(), m.o.bias)),
 }

@@ -175,5 +175,5 @@ def test_values_chosen_with_the_largest_weights_are_no_input_positions():
         return m.o(join((top.unsqueeze(-2) @ some).squeeze(-2)))
 
     attention, x = Attention(chosen).eval(), torch.randn(BATCH, LENGTH, MODEL)
-    with pytest.raises(ValueError, match="the key axis could not be followed back to an input"):
+    with pytest.raises(ValueError, match="not known to be input positions: its keys come in 10 groups of 2"):
         captum_norm.AttentionNorm(attention).attribute(x)

@@ -45,7 +45,7 @@ def reordered(move):
         (lambda x: torch.cat([x.new_zeros(BATCH, 2, MODEL), x], 1), [-1, -1, 0, 1, 2, 3, 4]),
         (lambda x: nn.functional.pad(x, (0, 0, 1, 0)), [-1, 0, 1, 2, 3, 4]),
         (lambda x: torch.stack(list(x.unbind(1)[::-1]), 1), None),
-        (lambda x: x.gather(1, PERMUTATION[None, :, None].expand_as(x)), None),
+        (lambda x: x.gather(1, PERMUTATION[None, :, None].expand_as(x)), PERMUTATION.tolist()),
         (lambda x: x.sort(1).values, None),
         (lambda x: x.reshape(BATCH * LENGTH, MODEL).flip(0).view(BATCH, LENGTH, MODEL), None),
         (lambda x: x.mT.contiguous().view(BATCH, LENGTH, MODEL), None),

@@ -96,3 +96,14 @@ def test_a_lost_softmax_is_listed_and_the_exit_code_says_so():
     assert not found.is_whole
     assert [(one.module, one.fate) for one in found.softmaxes if one in found.lost] == [("Losing", "")]
     assert "  lost: they never met values: the softmax in 'Losing', (1, 5, 5) over axis 2" in _rests_on(found)
+
+
+def test_certify_proves_by_other_means_and_tells_the_verdict(capsys, folders, tmp_path):
+    file = tmp_path / "proof.json"
+    code, out, err = answer(capsys, "certify", "--model", folders / "decoder", "--prove", "--json", file)
+    assert (code, err) == (0, "")
+    assert "verdict: proved (2 of 2 attention calls proved)" in out
+    proof = json.loads(file.read_text("utf-8"))["proof"]
+    assert (proof["verdict"], [call["status"] for call in proof["calls"]]) == ("proved", ["proved"] * 2)
+    assert proof["tokens"]["status"] == proof["weights"]["status"] == "proved"
+    assert all(call["error"] < 1e-5 for call in proof["calls"])

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from captum_norm.proof import Prover, compare_attentions
 from tests.coverage.inputs import Inputs, candidates, sizes
-from tests.coverage.proof import Prover, compare_attentions
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 MOST_PARAMETERS = 60_000_000  # a "tiny" model beyond this is not run

@@ -95,6 +95,16 @@ def _grouped(title: str, results: Sequence[Result]) -> list[str]:
     return [f"## {title}", table] if results else []
 
 
+LIBRARIES = "## Models of other libraries"
+"""The heading of the page's second part, which :mod:`tests.coverage.libraries` writes."""
+
+
+def libraries_part(page: str) -> str:
+    """The second part of a page, with the line before it; "" where there is none."""
+    _, mark, rest = page.partition(LIBRARIES)
+    return f"\n{mark}{rest}" if mark else ""
+
+
 def _reason(result: Result) -> str:
     """Without the names of modules, so that equal reasons are counted together."""
     if result.status == "refused" and "): " in result.reason:
@@ -115,10 +125,10 @@ def _row(r: Result) -> list[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """No line breaks, and nothing that Markdown would read as more than text."""
     text = " ".join(text.split())
     for mark in ("\\", "|", "*", "_", "<", "[", "`"):

@@ -26,7 +26,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from tests.coverage.check import Result, check
-from tests.coverage.page import page, summary
+from tests.coverage.page import libraries_part, page, summary
 
 MEMORY = 8 << 30  # bytes of address space per process
 
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = load(store)
     results = [known[t] for t in everything if t in known]
     if options.output:
-        _write(options.output, page(results))
+        before = options.output.read_text() if options.output.exists() else ""
+        _write(options.output, page(results) + libraries_part(before))
     print(summary(results))
     return 1 if any(r.status == "wrong" for r in results) else 0
 

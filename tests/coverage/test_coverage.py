@@ -13,11 +13,14 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from captum_norm.capture import AttentionRecord, recording
+from captum_norm.proof import Prover, compare_attentions
+from tests.coverage import libraries
 from tests.coverage.check import Result, build, check, forward
-from tests.coverage.page import page
-from tests.coverage.proof import Prover, compare_attentions
+from tests.coverage.library_models import Example
+from tests.coverage.page import libraries_part, page
 from tests.coverage.run import load, run
 from tests.coverage.tiny import tiny_config
 
@@ -156,3 +159,15 @@ def test_a_page_says_exact_refused_none_and_unbuilt(tmp_path):
         "| bert | BertModel |",
     ):
         assert words in text
+
+
+def test_the_page_of_libraries_is_the_second_part_and_stays_when_the_first_is_written_anew(tmp_path):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    found = libraries.look("here", "a_layer", lambda: Example(encoder, encoder, torch.randn(1, 4, 8), (0, 1)))
+    assert (found.calls, found.proved, found.wrong) == (1, 1, [])
+    assert found.answers["AttentionNorm"] == found.answers["DecompX"] == ""
+    second = libraries.page([found, libraries.Found("there", "unbuilt", unbuilt="ImportError")])
+    assert "1 tiny random models of 1 libraries" in second
+    assert "| here | a\\_layer | 1 | 1 |" in second
+    assert libraries_part(f"# First\n\n{second}") == f"\n{second}"

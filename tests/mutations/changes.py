@@ -406,6 +406,29 @@ CHANGES: list[Change] = [
         ('if name != "inplace"}', "}"),
     ),
     *changes_of("operations/places.py", ("(not isinstance(self.source", "(isinstance(self.source")),
+    *changes_of(
+        "operations/places.py",
+        ("if size in (1, anchor.length) or bool((distinct != size).any()):", "if size in (1, anchor.length):"),
+        ("cell = cell * grid[-1] + first // width", "cell = cell * grid[-1] + first"),
+        tests="capture/test_in_reach.py",
+    ),
+    *changes_of(
+        "operations/formats.py",
+        ("return whole - bias, bias[0]", "return whole, bias[0]"),
+        ("offset = key.shape[-2] - query.shape[-2] if", "offset = 0 if"),
+        tests="capture/test_formats.py",
+    ),
+    # ------------------------------------------------------------------------------------------------------------ proof
+    *changes_of(
+        "proof/erasing.py",
+        ('"proved" if worst <= allowed else "wrong"', '"proved"'),
+        tests="proof/test_prove.py",
+    ),
+    *changes_of(
+        "proof/tokens.py",
+        ('if error > tolerance("record", output.dtype):', "if False:"),
+        tests="proof/test_prove.py",
+    ),
     # ---------------------------------------------------------------------------------------------------------- capture
     *changes_of(
         "capture/certificate.py",

@@ -187,7 +187,8 @@ def _written(projection: Projection | None, rows: Tensor) -> Tensor | None:
     if projection is None or projection.actual is None or projection.r is None:
         return None
     along = projection.actual[rows.to(projection.actual.device)]
-    return along if projection.bias is None else along + projection.bias.detach().to(along.dtype) @ projection.r
+    r = projection.r
+    return along if projection.bias is None else along + projection.bias.detach().to(r.dtype) @ r
 
 
 def _is_norm(form: Form) -> bool:

@@ -18,6 +18,7 @@ from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import Property, names_with
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import NOTHING_YET, Place, Settled, Whole, broadcast
+from captum_norm.operations.steps import step_of
 
 Operands = list[tuple[Tensor, Trace]]
 
@@ -41,9 +42,9 @@ def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, ou
         name += "imum"
     if name in ("scatter", "scatter_add"):
         return _scattered(flow, op)
-    if name == "masked_scatter":
-        place = place_of(flow, op.tensors[0])
-        return place if place is None or _is_of_other_inputs(flow, op.tensors[-1], op.tensors[0]) else None
+    if name in ("gather", "take_along_dim") and op.args[0] is op.tensors[0]:
+        chosen = place_of(flow, op.tensors[0])
+        return chosen and chosen.then(step_of(op, None))
     if name in _ALONG_AXES:
         along = _along(flow, op, name, out)
         if along is not None or name in _SHUFFLES:
@@ -180,12 +181,25 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
     if written is None or (before is None and flow.reach.of(into) > 1):
         return before and flow.mixed_by(before, "one operand was made of several positions")
     if before is not None and before.anchor is not written.anchor:
+        if before.anchor.origin is not written.anchor.origin:
+            return replaced_rows(flow, into, value)
         return flow.mixed_by(before, "entries of different positions are put together")
     numbers = _written(written, before, index, shape, op.name)
     if numbers is None:
         return before and flow.mixed_by(before, "entries of different positions are put together")
     place = Place(written.anchor, (Settled(numbers),), written.mixers)
     return place if before is None else place.mixed_by(before.mixers)
+
+
+def replaced_rows(flow: Dataflow, into: Tensor, value: Tensor) -> Place | None:
+    """Where a tensor lies in some of whose rows others stand now; they count as what these rows hold.
+
+    That is so before anything has mixed the rows, and where the others are made of nothing that they are made of.
+    """
+    before, (ours, theirs) = place_of(flow, into), (flow.reach.of(tensor) & ~1 for tensor in (into, value))
+    if before is None or _is_of_other_inputs(flow, value, into) or not (ours & (theirs | flow.calls)):
+        return before
+    return flow.mixed_by(before, "entries of different positions are put together")
 
 
 def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:

@@ -42,7 +42,7 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
 @rule(
     OperationKind.IDENTITY, OperationKind.CHOICE, OperationKind.COMBINATION, OperationKind.ACTIVATION,
     OperationKind.FUNCTION, "mul", "rsub", "radd", "softmin", "embedding_bag", "group_norm", "batch_norm", "normalize",
-    "masked_scatter", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "addbmm", "addmv", "bilinear", "dot", "kron", "mv", "outer",
 )  # fmt: skip
 def carry(flow: Dataflow, op: Operation) -> None:
@@ -56,6 +56,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
             place = place_after(flow, op, name, operands, out)
             flow.traces[out] = Trace(place=place, scores=_still_scores(operands, out))
         return
+    reading = [mixed.mixture for _, trace in operands for mixed in trace.mixed]
     if name in _IDENTITIES:  # x.type_as(other) is x
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:
@@ -68,6 +69,8 @@ def carry(flow: Dataflow, op: Operation) -> None:
             scores=_still_scores(operands, out),
         )
         _still_allowed(flow, op, name, operands, out)
+        if reading and not (flow.traces[out] or Trace()).in_attention:
+            flow.lose(reading)
 
 
 def _still_weights(op: Operation, name: str, operands: Operands, out: Tensor) -> Columns | None:

@@ -17,7 +17,8 @@ from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
 
 
 @rule(OperationKind.MOVE)
-def _move(flow: Dataflow, op: Operation) -> None:
+def move(flow: Dataflow, op: Operation) -> None:
+    """What is known of a tensor's entries goes where they go."""
     trace = flow.traces[op.tensors[0]] if op.tensors else None
     if trace is None or op.out is op.tensors[0]:  # contiguous() and reshape() may have had nothing to do
         return

@@ -53,7 +53,9 @@ def _scaled(trace: Trace, scale: Tensor, key: Hashable) -> Trace:
 
 def normalised_place(flow: Dataflow, place: Place, out: Tensor, axes: int) -> Place:
     """The place behind a norm over the last axes, which mixes positions where these hold several."""
-    if flow.places.holds_one(place, tuple(range(out.ndim - axes, out.ndim))):
+    over = tuple(range(out.ndim - axes, out.ndim))
+    place = flow.cut_into_patches(place, over) or place
+    if flow.places.holds_one(place, over):
         return place
     return flow.mixed_by(place, "a norm over several positions")
 

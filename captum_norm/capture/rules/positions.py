@@ -4,31 +4,74 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.moves import move
 from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.places import Anchor, Features, Place, broadcast
 from captum_norm.operations.steps import Step
 
 
 @rule("embedding")
 def _embedding(flow: Dataflow, op: Operation) -> None:
-    ids = op.tensors[0]
+    embedded(flow, next((tensor for tensor in op.tensors if not tensor.is_floating_point()), op.tensors[0]), op.out)
+
+
+def embedded(flow: Dataflow, ids: Tensor, out: Tensor) -> None:
+    """Rows of a table, looked up by ids: ``out`` has the axes of the ids, then those of a row."""
     trace = flow.traces[ids]
     place = trace.place if trace else None
     if place is not None and place.named:
-        place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1))).then(Features(op.out.shape[-1]))
+        for _ in range(out.ndim - ids.ndim):
+            place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1)))
+        place = place.then(broadcast(out.shape)) if out.ndim > ids.ndim + 1 else place.then(Features(out.shape[-1]))
         # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
         anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
         flow.begins(ids)
-        flow.traces[op.out] = Trace(place=Place(anchor, place.steps))
+        flow.traces[out] = Trace(place=Place(anchor, place.steps))
     elif ids.ndim == 2:
         flow.begins(ids)
-        anchor = Anchor(flow.next_embedding(), tuple(op.out.shape), (1,), flow.next_anchor())
-        flow.traces[op.out] = Trace(place=Place(anchor))
+        anchor = Anchor(flow.next_embedding(), tuple(out.shape), (1,), flow.next_anchor())
+        flow.traces[out] = Trace(place=Place(anchor))
+
+
+@rule("one_hot")
+def _one_hot(flow: Dataflow, op: Operation) -> None:
+    trace = flow.traces[op.tensors[0]]
+    if trace is not None and trace.place is not None:
+        place = trace.place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1)))
+        flow.traces[op.out] = Trace(place=place.then(Features(op.out.shape[-1])))
+
+
+@rule("index_select")
+def _index_select(flow: Dataflow, op: Operation) -> None:
+    """Rows of a table, or entries of a tensor that is followed."""
+    ids = op.argument(2, "index")
+    if op.argument(1, "dim", 0) == 0 and is_table(flow, op.tensors[0]):
+        embedded(flow, ids, op.out)
+    else:
+        move(flow, op)
+
+
+@rule("getitem")
+def _getitem(flow: Dataflow, op: Operation) -> None:
+    """``W_E[ids]``, ``W_E[ids, :]``, or entries of a tensor that is followed."""
+    index = op.args[1]
+    first, *others = index if isinstance(index, tuple) else (index,)
+    is_ids = isinstance(first, Tensor) and not first.is_floating_point() and first.dtype is not torch.bool
+    if is_ids and all(i == slice(None) or i is Ellipsis for i in others) and is_table(flow, op.tensors[0]):
+        embedded(flow, first, op.out)
+    else:
+        move(flow, op)
+
+
+def is_table(flow: Dataflow, tensor: Tensor) -> bool:
+    """Whether a tensor is made of no input, and is nothing that is followed."""
+    return tensor.is_floating_point() and flow.traces[tensor] is None and not flow.reach.of(tensor)
 
 
 @rule("conv1d", "conv2d", "conv3d")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import added_product, hidden_product
 from captum_norm.capture.rules.weights import is_weights, map_weights, reduce_weights
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Trace
+from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS, as_applied, format_name, is_plain
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.steps import Step
 
@@ -26,15 +26,49 @@ def _linear(flow: Dataflow, op: Operation) -> None:
     if trace is None:
         return
     if trace.mixed or trace.projection:
-        plain = type(weight) in (Tensor, torch.nn.Parameter)
-        eye = None if plain else torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        matrix = weight.t() if eye is None else F.linear(eye, weight)  # a weight in a format of its own says what it is
-        flow.project(x, matrix, op.argument(2, "bias"), op.out, weight)
+        if is_plain(weight):
+            flow.project(x, weight.t(), op.argument(2, "bias"), op.out, weight)
+        else:
+            matrix, _ = as_applied(lambda t: F.linear(t, weight), x)
+            flow.project(x, matrix, op.argument(2, "bias"), op.out, weight, format_name(weight))
     elif trace.weights is not None:
         map_weights(flow, x, -1, op.out)
     elif trace.place or trace.scores:
         place = trace.place and flow.read_whole(trace.place, op.out)
         flow.traces[op.out] = Trace(place=place, scores=trace.scores and trace.scores.then(mapped(-1, op.out.shape)))
+
+
+@rule(*QUANTISED_MAPS)
+def _quantised(flow: Dataflow, op: Operation) -> None:
+    """A product whose weight is packed: it says itself what its matrix is."""
+    x = op.args[0]
+    trace = flow.traces[x]
+    if trace is not None and (trace.mixed or trace.projection):
+        matrix, bias = as_applied(lambda t: op.func(t, *op.args[1:], **op.kwargs), x)
+        flow.project(x, matrix, bias, op.out, matrix, op.name)
+    elif trace is not None and trace.place:
+        flow.traces[op.out] = Trace(place=flow.read_whole(trace.place, op.out))
+
+
+@rule(*ROUNDINGS)
+def _rounded(flow: Dataflow, op: Operation) -> None:
+    """8-bit integers in place of numbers: what they were is what the product is taken to have read."""
+    rounded = op.outputs[0]
+    carry(flow, op)
+    flow.unrounded[rounded] = op.tensors[0].detach()
+
+
+@rule(*INT8_PRODUCTS)
+def _int8_product(flow: Dataflow, op: Operation) -> None:
+    """bitsandbytes: (x scaled to 8 bits) times (W scaled to 8 bits), both with their scales."""
+    scaled, W, _, scale = op.args[:4] if op.name == "int8_scaled_mm" else op.args[1:5]
+    x, trace, out = flow.unrounded[scaled], flow.traces[scaled], op.outputs[0]
+    if trace is None or x is None:
+        return
+    matrix = (W.to(out.dtype) * scale.to(out.dtype).view(-1, 1) / 127).t()
+    bias = op.argument(4 if op.name == "int8_scaled_mm" else 6, "bias")
+    flow.traces[x] = trace
+    flow.project(x, matrix, bias, out, W, "bitsandbytes' int8")
 
 
 @rule("addmm")
@@ -115,7 +149,9 @@ def _merge(
     first, second = projections
     if first is not None and second is not None:
         in_parts = first.parts_axis is not None or second.parts_axis is not None
-        if not _are_branches(first, second) or first.roots & second.roots or in_parts:
+        if not _are_branches(first, second) or in_parts:
+            return None
+        if first.roots & second.roots and not flow.is_where_made(first):  # what W_O wrote, and a map of it
             return None
         if sign != 1.0:
             second = second.times(lambda matrix: matrix * sign)

@@ -42,7 +42,7 @@ def _identity(run: FrozenRun, op: Operation) -> Any:
     dtype = next((t.dtype for t in op.tensors[1:]), None) if op.name in ("to", "type_as") else None
 
     def apply(one: Tensor, x: Tensor) -> Tensor:
-        if op.name in ("detach", "data", "requires_grad", "alias"):
+        if base_name(op.name) in ("detach", "data", "requires_grad", "alias"):
             return x.view_as(x)
         if dtype is not None:
             return x.to(dtype)

@@ -12,7 +12,9 @@ from captum_norm.linear.frozen import Frozen, rule
 from captum_norm.linear.rules.activations import bent_form, common_root
 from captum_norm.linear.rules.operands import is_lazy, operands_of, same, swapping
 from captum_norm.linear.run import FrozenRun
+from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS, as_applied, is_plain
 from captum_norm.operations.operation import Operation
+from captum_norm.operations.precision import tolerance
 
 
 @rule("mul")
@@ -97,12 +99,52 @@ def _affine(run: FrozenRun, op: Operation) -> Any:
     x, weight, bias = op.args[0], op.argument(1, "weight"), op.argument(2, "bias")
     if not run.is_live(x) or run.is_live(weight):
         return _products(run, op)
+    if not is_plain(weight):
+        return _in_own_format(run, op, as_applied(lambda t: op.func(t, weight), x.detach())[0], bias)
     W = weight.detach()
 
     def apply(one: Tensor, x: Tensor) -> Any:
         return op.func(x, W, None if bias is None else bias.detach() * one.to(bias.dtype))
 
     return Frozen(apply, (x,), has_constant=bias is not None, lazy=run.lazy_maps)
+
+
+@rule(*QUANTISED_MAPS)
+def _quantised(run: FrozenRun, op: Operation) -> Any:
+    x = op.args[0]
+    if not run.is_live(x):
+        return op.again(same)
+    W, bias = as_applied(lambda t: op.func(t, *op.args[1:], **op.kwargs), x.detach())
+    return _in_own_format(run, op, W, bias)
+
+
+@rule(*ROUNDINGS, *INT8_PRODUCTS)
+def _rounding(run: FrozenRun, op: Operation) -> Any:
+    raise run.refusal(op, "it rounds what is multiplied; dequantise the model, or quantise weights only")
+
+
+def _in_own_format(run: FrozenRun, op: Operation, W: Tensor, bias: Tensor | None) -> Frozen:
+    """x W + b, where that is what a weight in a format of its own makes of x, but for rounding of the products.
+
+    Raises:
+        NotFrozenError: where the format rounds x, too, so that no linear map gives the model's own numbers.
+    """
+    x = op.args[0].detach()
+    with torch.no_grad():
+        actual = op.again(same)
+        linear = x @ W + (0 if bias is None else bias)
+        error = float((linear - actual).abs().max() / actual.abs().max().clamp_min(torch.finfo(x.dtype).tiny))
+    if error > tolerance("contributions", x.dtype):
+        raise run.refusal(
+            op,
+            f"its weight is in a number format that rounds what it multiplies, too, which changes the result by "
+            f"{error:.0e} of its size; dequantise the model, or quantise weights only",
+        )
+
+    def apply(one: Tensor, x: Tensor) -> Any:
+        return x @ W if bias is None else x @ W + bias.detach() * one.to(bias.dtype)
+
+    return Frozen(apply, (op.args[0],), has_constant=bias is not None, lazy=run.lazy_maps)
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

@@ -1,0 +1,205 @@
+"""Is a record true?  Values of a key are erased in the running model, and what W_O then lacks must be the record's.
+
+One key's value vectors are set to zero, everything before that staying as it was, so alpha is held.  What the output
+projection then lacks must be the record's own vector,
+
+    sum_h alpha_h,ij f_h(x_j)   with   f_h(x_j) = (values_h,j * gate_h,i) W_O_h,
+
+at every query i of every example.  It uses neither the capture's certificate nor the way it looks at a model: the
+operations changed are those below it (:mod:`captum_norm.proof.watching`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from captum_norm.capture import AttentionRecord
+from captum_norm.operations.precision import tolerance
+from captum_norm.proof.watching import Done, Print, Survey, Watch, memory_of
+
+TOLERANCE = 1e-5  # of the projection's output
+SIGNAL = 1e-3  # a key must change the output by this much of it, else it proves nothing
+
+Status = Literal["proved", "wrong", "open"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the proof says of one record.
+
+    Attributes:
+        name: module and call.
+        status: ``"proved"``, ``"wrong"`` or ``"open"`` (not testable, for the reason given).
+        error: max |what the output lacks - the record's vector| / max |output|.
+        note: why open, or what was held fixed.
+    """
+
+    name: str
+    status: Status
+    error: float | None = None
+    note: str = ""
+
+
+class Prover:
+    """Proves records of one model and one forward.
+
+    Args:
+        model: in evaluation mode; the records' names are relative to it.
+        forward: runs it once, the same way each time (a fixed seed included).
+        streams: how many residual streams each position has, in models that mix them.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[], Any], streams: int = 0) -> None:
+        self._forward, self._streams = forward, streams
+        parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+        self._parameters = {name: memory_of(p) for name, p in parameters.items()}
+        self._survey: Survey | None = None
+
+    def prove(self, record: AttentionRecord, generator: torch.Generator, keys: int = 2) -> Finding:
+        """Zero a few keys, drawn at random among those that matter, one at a time."""
+        name = f"{record.call.name} (call {record.call.call})"
+        place = self._place(record)
+        if isinstance(place, str):
+            return Finding(name, "open", note=place)
+        event, argument, axis, until, output = place
+        until, output = self._where_written(record, event, until, output)
+        scale = float(output.abs().max())
+        worst, held = 0.0, False
+        tried = 0
+        for key in torch.randperm(record.weights.shape[-1], generator=generator).tolist():
+            expected = contribution(record, key)
+            if float(expected.abs().max()) < SIGNAL * scale:
+                continue
+            changed, was_held = self._without(event, argument, axis, key, until)
+            held |= was_held
+            error = _difference(output - changed, expected)
+            if error is None:
+                return Finding(
+                    name, "open", note=f"the projection has other rows ({tuple(output.shape)}) than the record"
+                )
+            if error > TOLERANCE * scale and _are_rearranged(output - changed, expected):
+                return Finding(name, "open", note="the projection's rows are the record's in another order (windows)")
+            worst, tried = max(worst, error / scale), tried + 1
+            if tried == keys:
+                break
+        if not tried:
+            return Finding(name, "open", note="no key changes the output visibly")
+        allowed = max(TOLERANCE, tolerance("record", output.dtype), record.certificate.tolerance)
+        return Finding(name, "proved" if worst <= allowed else "wrong", worst, "1/sigma held" if held else "")
+
+    def softmaxes(self) -> int:
+        """How many softmaxes over three axes or more this forward computes, those inside fused calls included."""
+        return self._surveyed().softmaxes
+
+    def weighted_means(self) -> int:
+        """How many products of this forward are attention by their arithmetic alone."""
+        return self._surveyed().means
+
+    def _surveyed(self) -> Survey:
+        if self._survey is None:
+            self._survey = Survey(streams=self._streams)
+            with torch.no_grad(), Watch(frozenset(self._parameters.values()), self._survey):
+                self._forward()
+        return self._survey
+
+    def _place(self, record: AttentionRecord) -> tuple[int, int, int, int, Tensor] | str:
+        """Event, argument and axis of the value product, event and output of the projection; or why not."""
+        survey = self._surveyed()
+        uses = survey.uses.get(self._parameters.get(record.call.projection, 0), [])
+        if not uses:
+            return f"no product with {record.call.projection or 'a named W_O'}"
+        values, keys = Print.of(record.values), record.weights.shape[-1]
+        found = [p for p in survey.products if p[3] == keys and p[4].shares(values)]
+        pairs = [(p, use) for p in found for use in uses[:] if use[0] > p[0]]
+        if not pairs:
+            return "no product holds exactly the recorded values"
+        product, (until, output) = min(pairs, key=lambda pair: pair[1][0] - pair[0][0])
+        return product[0], product[1], product[2], until, output
+
+    def _where_written(self, record: AttentionRecord, event: int, until: int, output: Tensor) -> tuple[int, Tensor]:
+        """Where all of what the record accounts for is written: behind W_O, or behind adapters that are added to it."""
+        total = contribution(record, slice(None))
+        total = total if record.b_O is None else total + record.b_O.detach().double()
+
+        def is_written(tensor: Tensor) -> bool:
+            error = _difference(tensor, total)
+            return error is not None and error <= 1e-4 * float(total.abs().max())
+
+        if is_written(output):
+            return until, output
+        watch = Watch()
+        watch.sought, watch.cut = is_written, None
+        watch.since = event
+        try:
+            with torch.no_grad(), watch:
+                self._forward()
+        except Done:
+            pass
+        return (until, output) if watch.output is None else (watch.event, watch.output)
+
+    def _without(self, event: int, argument: int, axis: int, key: int, until: int) -> tuple[Tensor, bool]:
+        watch = Watch()
+        watch.cut, watch.until = (event, argument, axis, key), until
+        watch.base = self._surveyed()
+        try:
+            with torch.no_grad(), watch:
+                self._forward()
+        except Done:
+            pass
+        if watch.output is None:
+            raise RuntimeError("the forward did not repeat itself: the projection was not reached")
+        return watch.output, watch.held
+
+
+def contribution(record: AttentionRecord, key: int | slice) -> Tensor:
+    """sum_h alpha_h,ij f_h(x_j) for one key j, or summed over several, and every query i: (batch, query, model)."""
+    weights, values, W_O = (tensor.detach().double() for tensor in (record.weights, record.values, record.W_O))
+    values = values.repeat_interleave(weights.shape[1] // values.shape[1], dim=1)
+    gate = torch.ones(1, dtype=torch.float64) if record.gate is None else record.gate.double()
+    keys = slice(key, key + 1) if isinstance(key, int) else key
+    mixed = weights[..., keys] @ values[:, :, keys] * gate  # (batch, head, query, head_dim)
+    return torch.einsum("bhqe,hed->bqd", mixed, W_O)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float | None:
+    """max |actual - expected|, with zeros expected in rows that are not the record's; None where it does not fit.
+
+    A model may keep (batch, query) or (query, batch) rows, and may project several attention calls at once, one after
+    the other (the pictures of a batch).
+    """
+    if not actual.ndim or not actual.is_floating_point():
+        return None
+    if actual.ndim > 2 and actual.shape[-1] != expected.shape[-1] and actual.shape[1] == expected.shape[-1]:
+        actual = actual.movedim(1, -1)  # a convolution's channels
+    if actual.shape[-1] != expected.shape[-1]:
+        return None
+    rows = actual.double().reshape(-1, expected.shape[-1])
+    batch, queries, model = expected.shape
+    if len(rows) % batch or len(rows) < batch * queries:
+        return None
+    spare = len(rows) // batch - queries
+    best = float("inf")
+    for start in range(spare + 1):
+        placed = pad(expected, (0, 0, start, spare - start))
+        for either in (placed, placed.transpose(0, 1)):
+            best = min(best, float((rows - either.reshape(-1, model)).abs().max()))
+    return best
+
+
+def _are_rearranged(actual: Tensor, expected: Tensor) -> bool:
+    """Whether the rows of one are those of the other, one for one, in an order that the record does not tell.
+
+    Looked at for many groups of rows alone, as windows are.
+    """
+    rows, flat = actual.double().reshape(-1, expected.shape[-1]), expected.reshape(-1, expected.shape[-1])
+    if len(rows) != len(flat) or len(expected) < 4:
+        return False
+    along = torch.randn(rows.shape[-1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(rows.device)
+    ours, theirs = flat[(flat @ along).argsort()], rows[(rows @ along).argsort()]
+    return float((ours - theirs).abs().max()) <= TOLERANCE * float(flat.abs().max())

@@ -1,0 +1,81 @@
+"""What a user proves of a model: true records pass, and a wrong record, claim or weight is found."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from captum_norm.capture import recording
+from captum_norm.proof import Prover, prove, verdict
+from captum_norm.proof.tokens import Claim, change_tokens
+from tests.architectures import ARCHITECTURES, ids
+
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+
+
+def test_a_causal_model_is_proved_in_calls_tokens_and_weights(decoder):
+    proof = prove(decoder, {"input_ids": ids(2, LENGTH)})
+    assert proof.verdict == "proved"
+    assert [finding.status for finding in proof.findings] == ["proved"] * 4
+    assert max(finding.error for finding in proof.calls) < 1e-6
+    assert proof.tokens.error == 0
+    assert proof.tokens.note == "3 of 6 tokens changed"
+    assert proof.weights.note == "2 of 2 equal"
+    assert decoder.config._attn_implementation == "sdpa"
+
+
+def test_padding_is_proved_to_have_no_part_and_a_text_without_it_rests_on_every_token():
+    model = ARCHITECTURES["BERT"].build().float()
+    tokens, mask = ids(1, LENGTH), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    padded = prove(model, {"input_ids": tokens, "attention_mask": mask}, keys=1)
+    assert (padded.tokens.status, padded.tokens.note) == ("proved", "2 of 6 tokens changed")
+    whole = prove(model, {"input_ids": tokens}, keys=1)
+    assert (whole.tokens.status, whole.tokens.note) == ("open", "it rests on every token")
+
+
+def test_a_wrong_record_is_found(decoder):
+    tokens = ids(1, LENGTH)
+    with recording(model=decoder) as records:
+        decoder(tokens)
+    prover = Prover(decoder, lambda: decoder(tokens))
+    wrong = replace(records[0], weights=records[0].weights.roll(1, -1))
+    assert prover.prove(wrong, torch.Generator()).status == "wrong"
+    assert prover.prove(records[0], torch.Generator()).status == "proved"
+
+
+def test_a_claim_that_leaves_out_a_token_is_found(decoder):
+    tokens = ids(1, LENGTH)
+    with torch.no_grad():
+        output = decoder(tokens).logits
+    rests, free = torch.arange(LENGTH) < 3, torch.ones(LENGTH, dtype=torch.bool)
+
+    def changed(claim):
+        explain = torch.no_grad()(lambda given: decoder(given).logits)
+        return change_tokens(tokens, explain, claim, output, free, torch.Generator().manual_seed(0)).status
+
+    assert changed(Claim(2, rests)) == "proved"
+    assert changed(Claim(3, rests)) == "wrong"
+
+
+def test_weights_that_are_not_the_models_are_found(decoder, monkeypatch):
+    compared = verdict.compare_attentions
+    monkeypatch.setattr(verdict, "compare_attentions", lambda a, records: compared([t.roll(1, 2) for t in a], records))
+    assert prove(decoder, {"input_ids": ids(1, LENGTH)}, keys=1).verdict == "wrong"
+
+
+def test_refused_calls_are_open_with_their_refusal():
+    class Lost(torch.nn.Module):
+        def forward(self, x):
+            return ((x @ x.mT).softmax(-1) @ x).tanh()
+
+    proof = prove(Lost(), torch.randn(1, 4, 8))
+    assert proof.verdict == "open"
+    assert "W_O" in proof.calls[0].note
