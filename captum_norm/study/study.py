@@ -79,7 +79,7 @@ class Study:
         metrics: names of `captum_norm.study.metrics.METRICS`, or metrics.  None: comprehensiveness and sufficiency,
             once and over fractions, log-odds and the area under deletion; with evidence also AUPRC, token F1 and IOU.
         removal: how metrics remove a token (`captum_norm.study.metrics.removal.REMOVALS`); None: as each metric says.
-        level: whether metrics rank and remove ``"token"``s or ``"word"``s as a whole; None: as each metric says.
+        level: what metrics rank and remove as a whole, ``"token"`` or ``"word"``; None: as each metric says.
         target: what is explained: ``"predicted"``, the class or next token the model finds most probable, or
             ``"label"``, the data's.
         special: what becomes of special tokens: ``"mask"`` sets them aside (neither removed nor ranked), ``"keep"``

@@ -27,7 +27,7 @@ class Metric:
 
     Attributes:
         max_rows: how many perturbed copies the model runs at once.
-        level: whether ``"token"``s are ranked and removed, or ``"word"``s (between white space), as a whole.
+        level: what is ranked and removed as a whole: ``"token"``, or ``"word"`` (between white space).
         name: how it is called in tables.
         formula: what it computes.
         source: who proposed it, with a link.
