@@ -108,6 +108,7 @@ def test_circuitsvis_itself_draws_it(maps):
 
 
 def test_captum_itself_draws_the_record(classifier, monkeypatch):
+    pytest.importorskip("IPython")
     monkeypatch.setattr(visualization, "display", lambda *given: None)
     found = explain(DecompX(classifier), bert_tokenizer()(TEXT, return_tensors="pt"), text=TEXT, target=1)
     record = captum_record(found, pred_prob=0.75, pred_class="good", true_class="good")

@@ -409,7 +409,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "operations/places.py",
         ("if size in (1, anchor.length) or bool((distinct != size).any()):", "if size in (1, anchor.length):"),
-        ("cell = cell * grid[-1] + first // width", "cell = cell * grid[-1] + first"),
+        ("cell * grid[-1] + first // width, size * width", "cell * grid[-1] + first // width, size"),
         tests="capture/test_in_reach.py",
     ),
     *changes_of(
@@ -422,6 +422,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "proof/erasing.py",
         ('"proved" if worst <= allowed else "wrong"', '"proved"'),
+        ("if error > TOLERANCE * scale and _are_rearranged(output - changed, expected):", "if True:"),
         tests="proof/test_prove.py",
     ),
     *changes_of(
