@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "command_line",
     "tables",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
@@ -40,6 +41,10 @@ for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
     text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
     (copies / notebook.name).write_text(text, encoding="utf-8")
     shutil.copystat(notebook, copies / notebook.name)
+
+import method_pages  # noqa: E402
+
+method_pages.write(HERE / "methods", (HERE / "methods.md").read_text(encoding="utf-8"))
 
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True

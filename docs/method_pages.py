@@ -1,0 +1,146 @@
+"""A page for each method that scores tokens: formula, what it can and cannot tell, and its answer on one sentence.
+
+What a score is, its cost and its source are read from the table of the page of methods; formula and judgement stand
+here, a row for each class.  The pages are written anew with each build and run like any other.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+TEXT = "It is not a great film, but a warm, funny and oddly moving one."
+
+
+class Row(NamedTuple):
+    """One method: its formula, what it can tell, what it cannot, and the target its example needs."""
+
+    formula: str
+    can: str
+    cannot: str
+    target: str = ""
+
+
+ROWS = {
+    "AttentionWeights": Row(
+        r"\operatorname{mean}_{\ell,h}\ \alpha^{\ell,h}_{ij}",
+        "where a position looks.",
+        "how much it takes from there: a large weight on a short vector moves little.",
+    ),
+    "AttentionNorm": Row(
+        r"\operatorname{mean}_\ell\ \Bigl\lVert \sum_h \alpha^{\ell,h}_{ij} f^{\ell,h}(x_j) \Bigr\rVert, \qquad "
+        r"f(x) = (x W_V + b_V)\, W_O",
+        "how much attention moves from one position to another, in the same units for every layer and head.",
+        "what the residual and the norms make of it, nor in which direction it is added.",
+    ),
+    "AttentionRollout": Row(
+        r"\prod_\ell \tfrac12 \bigl(A^\ell + I\bigr), \qquad A^\ell = \operatorname{mean}_h \alpha^{\ell,h}",
+        "where looking leads to through all layers.",
+        "what a layer's residual really keeps: it is taken for half, whatever the model does.",
+    ),
+    "AttentionFlow": Row(
+        r"\operatorname{maxflow}_{j \to i}\Bigl(\tfrac12 (A^\ell + I)\Bigr)_\ell",
+        "how much could reach a position from an input at most, limited by the narrowest passage.",
+        "what does reach it; and it takes long, a maximum flow for each score.",
+    ),
+    "AttentionBlockNorm": Row(
+        r"\operatorname{mean}_\ell\ \Bigl\lVert N\Bigl(\sum_h \alpha^h_{ij} f^h(x_j) + [j = i]\, x_i\Bigr)\Bigr\rVert",
+        "how much a layer mixes, with its own residual and norm.",
+        "what the feed-forward part makes of the state.",
+    ),
+    "GlobEnc": Row(
+        r"\prod_\ell E^\ell, \qquad "
+        r"E^\ell_{ij} = \Bigl\lVert N_2\Bigl(N\bigl(\sum_h \alpha^h_{ij} f^h(x_j) + [j = i] x_i\bigr)\Bigr)\Bigr\rVert",
+        "which inputs reach the final state, through residuals as the model has them.",
+        "shares: a product of lengths is neither a length nor a share.",
+    ),
+    "ALTI": Row(
+        r"\prod_\ell C^\ell, \qquad C_{ij} = \frac{\max(0, \lVert y_i \rVert_1 - \lVert y_i - T_i(x_j) \rVert_1)}"
+        r"{\sum_k \max(0, \lVert y_i \rVert_1 - \lVert y_i - T_i(x_k) \rVert_1)}",
+        "helping from opposing: a part that points away from the output counts nothing, however long it is.",
+        "how strongly a part opposes; and the norm depends on the basis.",
+    ),
+    "ValueZeroing": Row(
+        r"\prod_\ell S^\ell, \qquad S_{ij} = \frac{1 - \cos(y_i, y_i^{\neg j})}{\sum_k 1 - \cos(y_i, y_i^{\neg k})}",
+        "what a layer would lack without an input's values: it asks the layer itself, feed-forward part and all.",
+        "the direction of a change, nor what two inputs do together.",
+    ),
+    "AttentionRelevance": Row(
+        r"R \leftarrow R + \bar A R, \qquad "
+        r"\bar A = \operatorname{mean}_h \max\Bigl(0, \frac{\partial L}{\partial \alpha^h} \odot \alpha^h\Bigr)",
+        "classes apart: a token that speaks for another class gets other scores.",
+        "for from against: what lowers the output is cut off.",
+        "target=1",
+    ),
+    "DecompX": Row(
+        r"L = \sum_j c_j + \text{biases}, \qquad c_j = \frac{\partial \tilde L}{\partial x_j}\, x_j, \quad "
+        r"\tilde L \text{ with weights, norms and slopes held fixed}",
+        "signed shares of each token that add up to the logit.",
+        "why attention looked where it did: weights, norms and gates are held fixed.",
+        "target=1",
+    ),
+}
+
+PAGE = """\
+---
+file_format: mystnb
+kernelspec:
+  name: python3
+---
+
+# {name}
+
+A score is the {score}.
+
+$${formula}$$
+
+- **It can tell** {can}
+- **It cannot tell** {cannot}
+- **A row sums to** {total}. **Cost**, in forward passes: {cost}. **Source**: {source}.
+
+```{{code-cell}} ipython3
+:tags: [hide-input]
+from captum_norm import AttentionWeights, {name}, explain
+from captum_norm.models import load_sentiment
+from captum_norm.visualization import method_strips
+
+model, tokenizer = load_sentiment()
+text = "{text}"
+encoding = tokenizer(text, return_tensors="pt")
+weights = explain(AttentionWeights(model), encoding, text=text)
+found = explain({name}(model), encoding, text=text{target})
+```
+
+```{{code-cell}} ipython3
+found
+```
+
+```{{code-cell}} ipython3
+:mystnb:
+:  image:
+:    alt: "Each word of the sentence on the colour of its score by {name}, with attention weights above for comparison."
+scores = {{"AttentionWeights": weights.word_scores(), "{name}, here": found.word_scores()}}
+method_strips(scores, found.words[0].strings)
+```
+
+The class, its arguments and what it raises: {{class}}`captum_norm.{name}`. {{doc}}`/methods` has the formulas in one
+alphabet, and which method answers which question.
+"""
+
+
+def write(folder: Path, overview: str) -> None:
+    """The pages of all methods, from the rows here and the table of the overview."""
+    folder.mkdir(exist_ok=True)
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in TABLE.findall(overview)}
+    for name, row in ROWS.items():
+        score, total, _, cost, source = told[name][:5]
+        text = PAGE.format(
+            name=name, score=score, formula=row.formula, can=row.can, cannot=row.cannot, source=source, text=TEXT,
+            total="nothing in particular" if total == "–" else total, cost=cost,
+            target=f", {row.target}" if row.target else "",
+        )  # fmt: skip
+        page = folder / f"{name}.md"
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:  # unchanged pages are not run again
+            page.write_text(text, encoding="utf-8")
+
+
+TABLE = re.compile(r"^\| \{class\}`~captum_norm\.(\w+)` \|(.+)\|$", re.MULTILINE)
