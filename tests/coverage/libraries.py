@@ -2,7 +2,9 @@
 
     python -m tests.coverage.libraries --output docs/coverage.md
 
-The libraries are an extra of their own (``pip install captum-norm[libraries]``); one that is missing is passed over.
+The libraries are an extra of their own (``pip install captum-norm[libraries]``); litgpt (with lightning) and
+transformer-lens ask for older packages and are installed beside them with ``--no-deps``.  What is missing is passed
+over.
 The page is the second part of the coverage page: what stands before it stays.
 """
 
