@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CellType
 from typing import Any, TypeVar
@@ -100,9 +100,11 @@ def held_by(forward_func: Forward) -> list[Any]:
 
 
 def tensors_beside(forward_func: Forward, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors that are there before a function runs: what it is given, keeps, or encloses."""
-    fixed = getattr(forward_func, "fixed", {})
-    return [value for value in (*inputs, *extras, *fixed.values(), *held_by(forward_func)) if isinstance(value, Tensor)]
+    """The tensors that are there before a function runs: what it is given, keeps, or encloses (in a mapping, too)."""
+    held = (*inputs, *extras, *getattr(forward_func, "fixed", {}).values(), *held_by(forward_func))
+    inside = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
+    flat = [item for one in inside for item in (one if isinstance(one, list | tuple) else (one,))]
+    return [value for value in flat if isinstance(value, Tensor)]
 
 
 def _may_fuse(module: Module) -> bool:

@@ -19,11 +19,14 @@ from torch.nn import Module, Parameter
 from captum_norm.capture.names import Names
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.callers import running_modules
+from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.sharded import is_distributed
 
 _LEAVES_UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+# Another library's, or torch's for quantised weights, of which it is known what they do.
+_FOLLOWED = frozenset((*QUANTISED_MAPS, *ROUNDINGS, *INT8_PRODUCTS))
 _OWN = frozenset(("aten", "prims", "prim", "torch"))
 _SMALL = 1 << 20
 
@@ -112,7 +115,7 @@ class OpaqueParts:
                     self._note(op, tensor, "it reads memory that was not seen to be written")
                 if self._bits:
                     bits |= self._bits.get(address, 0)
-        foreign = _foreign(op.func)
+        foreign = "" if op.name in _FOLLOWED else _foreign(op.func)
         for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
             self.know(out)
             if foreign and self._reach.of_all(op.tensors) > INPUT:

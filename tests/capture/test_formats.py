@@ -92,6 +92,9 @@ def test_the_dynamic_int8_of_torch_is_its_own_dequantised_matrix():
     assert torch.allclose(record.W_O.flatten(0, 1), coded.dequantize().t(), atol=1e-5)
     assert torch.allclose(record.b_O, bias)
     assert record.certificate.tolerance < 0.05
+    x = torch.randn(2, LENGTH, MODEL)  # it is no part that could not be looked into
+    expected = AttentionNorm(attention(lambda m, x: join(m.mixed(x)) @ coded.dequantize().t() + bias)).attribute(x)
+    assert torch.allclose(AttentionNorm(model).attribute(x), expected, rtol=0.05, atol=0.01)
 
 
 def test_a_last_reader_that_is_not_known_is_named():

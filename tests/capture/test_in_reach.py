@@ -165,3 +165,17 @@ def test_sound_that_is_read_in_frames_is_told_how_the_frames_are_scored():
     scores = AttentionNorm(model.text).attribute(model.ear(sound).mT.detach())
     maps = attention_maps(model, sound).summed_norms[0]
     assert torch.allclose(scores.sum(-1), maps[:, 0], atol=1e-6)
+
+
+def test_a_picture_in_a_mapping_that_the_function_encloses_was_there_before():
+    model, ids = pictured(lambda x, mask, v: x.masked_scatter(mask.expand_as(x), v)), torch.tensor([[1, 8, 8, 4, 2]])
+    picture = torch.randn(1, 1, 4, 8)
+    fixed = {"picture": picture}
+
+    def beside_it(tokens):
+        if int((tokens == 8).sum()) != 2:  # other texts do not fit the picture, so no other run can tell a constant
+            raise ValueError
+        return model(tokens, *fixed.values())
+
+    expected = AttentionNorm(lambda tokens: model(tokens, picture)).attribute(ids)
+    assert torch.allclose(AttentionNorm(beside_it).attribute(ids), expected)
