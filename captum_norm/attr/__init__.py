@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from captum_norm.attr._reduction import AttributionReport
+    from captum_norm.attr._report import AttributionReport
     from captum_norm.attr.alti import ALTI
     from captum_norm.attr.alti_logit import ALTILogit, ALTILogitReport
     from captum_norm.attr.block_norm import AttentionBlockNorm, LayerAttentionBlockNorm
@@ -55,7 +55,7 @@ CLASSES = {
     "LayerAttentionBlockNorm": Row("block_norm"),
     "LLMAttentionAttribution": Row("llm"),
     "ALTILogitReport": Row("alti_logit"),
-    "AttributionReport": Row("_reduction"),
+    "AttributionReport": Row("_report"),
     "DecompXReport": Row("decompx"),
     "LLMAttributionReport": Row("llm"),
     "SpanTraceReport": Row("span_trace"),

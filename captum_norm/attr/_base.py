@@ -30,7 +30,9 @@ from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path, tensors_beside
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, Reduction
+from captum_norm.attr._reduction import Reduction
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._sequences import KindType
 from captum_norm.attr._unread import refuse_opaque
 from captum_norm.capture import AttentionRecord, InexactCaptureError, Opaque, Recorded, recording
 from captum_norm.forward.inputs import other_input
@@ -108,7 +110,6 @@ class AttentionMethod:
             if on_output is not None and recorded is not None:
                 on_output(recorded, output)
             return output
-
 
     def _opaque_again(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> tuple[Opaque, ...]:
         """What looks like an opaque part where the model runs on other inputs; nothing where it does not run."""

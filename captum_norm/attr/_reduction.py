@@ -6,7 +6,7 @@ Axes: b batch, h head, q query, r row asked for, k key.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,14 +24,25 @@ from captum_norm.attr._maps import (
     at_rows,
     call_map,
     measured,
-    route_of,
     without_modules,
 )
 from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._unread import refuse_lost
+from captum_norm.attr._read_out import QueryAxis
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
+from captum_norm.attr._unread import (
+    not_read,
+    nothing_seen,
+    refuse_lost,
+    refuse_mixers,
+    refuse_no_chain,
+    refuse_unknown_keys,
+    refuse_within,
+    unseen_rows,
+)
 from captum_norm.capture import (
     Answer,
     AttentionCall,
@@ -42,41 +53,8 @@ from captum_norm.capture import (
     Opaque,
     Positions,
     Recorded,
-    RowsRead,
-    Softmax,
 )
 from captum_norm.forward.outputs import output_tensor
-
-KindType = Literal["self", "cross"] | None
-
-
-@dataclass(frozen=True)
-class AttributionReport:
-    """What a call of ``attribute`` read, how exactly, and what its answer rests on.
-
-    Attributes:
-        certificates: each attention call that was read (its ``modules`` left out) with its certificate, in call order;
-            empty for methods that do not read calls.
-        left_out: per input, the share of the row's total that went to keys that are no input (a class token, memory,
-            sinks) and is in no score: (batch,), or (batch, row) for several rows; dimensionless.  Empty for layer
-            classes, whose maps hold every key.
-        mixers: what mixed positions beside attention on the way to the calls that count, by operation and module.
-            Composing methods refuse it, unless they are asked to take it for the identity.
-        unused: the attention calls that the output does not rest on, which have no part in the scores.
-        softmaxes: every softmax that ran, what it looks along, and what became of it.
-        real: per input, which tokens attention was allowed to look at, (batch, position) bool; None where all are real.
-        row: which row was explained where ``position`` was left out: ``"read"``: the one that the output was computed
-            from, seen in the data flow; ``"convention"``: the last real token if causal, else the first; ``""``: it was
-            given.
-    """
-
-    certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
-    left_out: tuple[Tensor, ...] = ()
-    mixers: tuple[Mixer, ...] = ()
-    unused: tuple[AttentionCall, ...] = ()
-    softmaxes: tuple[Softmax, ...] = ()
-    real: tuple[Tensor | None, ...] = ()
-    row: Literal["read", "convention", ""] = ""
 
 
 @dataclass(frozen=True)
@@ -92,41 +70,6 @@ class Scores:
     scores: Tensor
     left_out: Tensor
     grid: tuple[int, ...] | None
-
-
-@dataclass
-class Sequences:
-    """What the records tell about each sequence: its real tokens, whether it only looks back.
-
-    ``doubled`` are those that feed an encoder and a decoder alike, so that their self-attention calls cannot be told
-    apart.
-    """
-
-    real: dict[SequenceName, Tensor] = field(default_factory=dict)
-    causal: dict[SequenceName, bool] = field(default_factory=dict)
-    doubled: set[SequenceName] = field(default_factory=set)
-
-    def note(self, record: AttentionRecord) -> Route | None:
-        """Take in a record; the route of its map, or None where its keys are not known."""
-        route = route_of(record)
-        if route is None:
-            return None
-        queries, keys = route
-        if record.call.kind != "cross":
-            self.causal[keys] = self.causal.get(keys, True) and record.call.kind == "causal"
-        elif record.queries is not None and record.queries.source == keys:
-            self.doubled.add(keys)
-        for sequence, mask in ((queries, record.query_mask), (keys, record.key_mask)):
-            known = self.real.get(sequence, mask)
-            if mask is not None and known is not None:  # a token that one call looks at is real
-                self.real[sequence] = known | mask if known.shape == mask.shape else known
-        return route
-
-    def looks_back(self, sequence: SequenceName) -> bool:
-        """Whether every self-attention call of these queries is causal; of the whole model where they have none."""
-        if sequence in self.causal:
-            return self.causal[sequence]
-        return bool(self.causal) and all(self.causal.values())
 
 
 class Reduction:
@@ -280,49 +223,33 @@ class Reduction:
         read = self._read
         behind = [mixer for mixer in read.mixers if mixer not in self.mixers]
         if read.how == "unseen" or behind:
-            raise ValueError(self._unseen(behind))
+            raise ValueError(unseen_rows(self._title, behind))
         if read.rows is None:
             return None
-        route = self._route(0, given[0])
-        if route[0] != self._last:  # an encoder by itself, whose output is not what was returned
+        queries = self._route(0, given[0])[0]
+        if queries != self._last:  # an encoder by itself, whose output is not what was returned
             return None
-        queries, (batch, length) = self._queries.get(route[0]), self._shapes[route[0]]
-        weights = None if queries is None else rows_weights(read.rows, queries.index, batch, length)
-        if weights is None and queries is not None and _is_one_of_several(read.rows, queries.index):
-            raise ValueError(self._unseen(behind))
-        real = self._sequences.real.get(route[0])
-        real = None if real is None or real.shape != (batch, length) else real.cpu()
-        if weights is None or (real is not None and bool(weights[~real].any())):  # padding explains nothing
+        axis = self._axis(queries)
+        weights = axis.weights(read.rows)
+        if weights is None and axis.has_several_for(read.rows):
+            raise ValueError(unseen_rows(self._title, behind))
+        if weights is None or axis.on_padding(weights):
             return None
         self.row = "read"
-        causal = self._sequences.looks_back(route[0])
-        if bool((weights.max(1).values == 1).all()):
-            row, text = weights.argmax(1), self._text(route[0])
-            default = Rows(None).chosen(batch, length, real, causal, text)[:, 0]
-            if torch.equal(row, default.cpu()):
-                return None
-            if text is None:
-                return row
-            of_input = queries.index.cpu()[row] if queries is not None else row
-            return weights if bool((of_input < 0).any()) else of_input
-        mean = torch.ones(batch, length) if real is None else real
-        mean = mean.double() / mean.double().sum(1, keepdim=True)
-        return "mean" if torch.allclose(weights, mean) else weights
+        return axis.position(weights)
+
+    def _axis(self, queries: SequenceName) -> QueryAxis:
+        """What is known of the queries of a map."""
+        batch, length = self._shapes[queries]
+        real = self._sequences.real.get(queries)
+        real = None if real is None or real.shape != (batch, length) else real.cpu()
+        causal, text = self._sequences.looks_back(queries), self._text(queries)
+        return QueryAxis(self._queries.get(queries), batch, length, real, causal, text)
 
     @property
     def opaque(self) -> tuple[Opaque, ...]:
         """The parts on the way to what is explained that may be opaque."""
         return self._read.opaque
-
-    def _unseen(self, behind: Sequence[Mixer]) -> str:
-        how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
-            "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
-            "windows), or from one of several that are no input (class tokens)"
-        )  # fmt: skip
-        return (
-            f"{self._title}: which rows the output was read from is not known, for {how}. Say whose representation is "
-            'to be explained: position=<row>, one for each example, "mean" over the real tokens, or "all".'
-        )
 
     def report(self, left_out: tuple[Tensor, ...]) -> AttributionReport:
         """What the answer rests on."""
@@ -400,30 +327,21 @@ class Reduction:
 
     def _row(self, route: Route) -> Tensor:
         """What is asked for of an aggregated map: (batch, key), or (batch, row, key) for several."""
-        queries = route[0]
-        real = self._sequences.real.get(queries)
-        batch, length = self._shapes[queries]
-        if real is not None and real.shape != (batch, length):
-            real = None
-        causal, text = self._sequences.looks_back(queries), self._text(queries)
+        axis = self._axis(route[0])
+        batch, length, real, causal, text = axis.batch, axis.length, axis.real, axis.causal, axis.text
         if not self._rows.few:
             return self._rows.pick(self._aggregate.result(route).scores, real, text)
-        if queries not in self._cut:
+        if route[0] not in self._cut:
             rows = self._rows.chosen(batch, length, real, causal, text)
             scores = self._aggregate.result(route, rows).scores.to(self._device)
             return scores if self._rows.several else scores[:, 0]
-        rows, settled = self._cut[queries]
-        if not torch.equal(rows.cpu(), self._candidates(batch, length, real, settled, text)):
+        rows, settled = self._cut[route[0]]
+        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, settled, text).cpu()):
             raise ValueError(
                 f"{self._title}: which tokens are real became known only after their first attention call. Give "
                 "position= explicitly."
             )
         return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
-
-    def _candidates(
-        self, batch: int, length: int, real: Tensor | None, looks_ahead: bool, text: Tensor | None
-    ) -> Tensor:
-        return self._rows.candidates(batch, length, real, looks_ahead, text).cpu()
 
     def _text(self, queries: SequenceName) -> Tensor | None:
         """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.
@@ -454,17 +372,13 @@ class Reduction:
                 f"{self._title}: inputs[{index}] is read by an encoder and by a decoder, whose self-attention calls "
                 "cannot be told apart. Give the decoder an input of its own: inputs=(source, prefix)."
             )
-        self._refuse_unknown(index, crossing=bool(crossing))
-        self._refuse_mixers(index)
-        self._refuse_no_chain(index)
-        if not crossing and sequence in self._within:
-            call = self._within[sequence].call
-            raise ValueError(
-                f"{self._title}: inputs[{index}] cannot be scored: what is explained does not read it by itself, but "
-                f"within another sequence, that takes in what {call.name!r} (call {call.call}) left (a picture among "
-                "words). Calls are composed along one sequence: give the other inputs alone, and this one in "
-                "additional_forward_args, or take a Layer class."
-            )
+        title = f"{self._title}: inputs[{index}]"
+        matter = [one for one in self._unknown if self.composes or not crossing or one[0].kind == "cross"]
+        refuse_unknown_keys(title, matter)
+        if self.composes:
+            refuse_mixers(title, () if self._mixers_as_identity else tuple(self.mixers))
+            refuse_no_chain(title, self._no_chain)
+            refuse_within(title, None if crossing else self._within.get(sequence))
         return crossing[0] if crossing else own
 
     def _sequence(self, index: int, like: Tensor) -> SequenceName:
@@ -482,64 +396,13 @@ class Reduction:
         in_order = torch.arange(len(positions))
         return like.ndim > 1 and like.shape[1] == len(positions) and bool((positions.cpu() == in_order).all())
 
-    def _refuse_unknown(self, index: int, crossing: bool) -> None:
-        """Refuse where a call that may belong to the answer has keys that are not known to be input positions."""
-        all_matter = self._aggregate.needs != "rows"
-        matter = [(call, why) for call, why in self._unknown if all_matter or not crossing or call.kind == "cross"]
-        if matter:
-            raise ValueError(self._no_keys(f"inputs[{index}]", matter))
-
-    def _refuse_no_chain(self, index: int) -> None:
-        """Refuse to compose calls that do not follow one another."""
-        if not self._no_chain:
-            return
-        raise ValueError(
-            f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, but "
-            f"{self._no_chain}. Each call by itself is exact: AttentionNorm(model, aggregate=<number>), "
-            "AttentionWeights likewise, or a Layer class. DecompX follows all that is linear."
-        )
-
-    def _refuse_mixers(self, index: int) -> None:
-        """Refuse to compose calls between which something else mixes positions."""
-        if self._aggregate.needs == "rows" or not self.mixers or self._mixers_as_identity:
-            return
-        first, others = next(iter(self.mixers)), len(self.mixers) - 1
-        raise ValueError(
-            f"{self._title}: inputs[{index}] cannot be scored: attention calls are composed along the model, and "
-            f"beside them positions are mixed by {first}{f' and {others} more' if others else ''}. Each call by itself "
-            "is exact: AttentionNorm(model, aggregate=<number>), AttentionWeights likewise, or a Layer class. DecompX "
-            "takes in what is linear. attribute(..., mixers_as_identity=True) composes the calls as if nothing stood "
-            "between them, and lists what did in the report."
-        )
-
-    def _no_keys(self, what: str, unknown: list[tuple[AttentionCall, str]]) -> str:
-        call, why = unknown[0]
-        others = f" (and {len(unknown) - 1} more calls)" if len(unknown) > 1 else ""
-        return (
-            f"{self._title}: {what} cannot be scored, because the keys of attention call {call.name!r} "
-            f"({call.kind}){others} are not known to be input positions: {why or 'no reason was given'}. Its map "
-            'itself is exact: use a Layer class or attention_maps, or leave the call out with kind="self" or "cross".'
-        )
-
     def _nothing_for(self, index: int, like: Tensor) -> str:
-        if self._unknown:
-            return self._no_keys(f"inputs[{index}]", self._unknown)
+        refuse_unknown_keys(f"{self._title}: inputs[{index}]", self._unknown)
         if not self.certificates:
             return nothing_seen(self._title)
-        seen = sorted({f"{call.kind} attention in {call.name!r}" for call, _ in self.certificates})
-        asked = f" with kind={self._kind!r}, call={self._call!r}" if (self._kind, self._call) != (None, None) else ""
-        routes = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in self._aggregate.routes()) or "none"
-        frames = (
-            " If convolutions that overlap read it (sound, pixels), none of their frames is a position of it: explain "
-            "a function of the frames, such as encoder_outputs=(states,) or what the convolutions gave out."
-            if like.is_floating_point() else ""
-        )  # fmt: skip
-        return (
-            f"{self._title}: inputs[{index}], {like.dtype} {tuple(like.shape)}, is read by no attention call{asked}. "
-            f"Seen: {'; '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}; sequences attended to, by input number "
-            f"or name: {routes}. Masks and types belong into additional_forward_args; an encoder-decoder takes its "
-            f"decoder_input_ids by name (HFForward, or a function that names them).{frames}"
-        )
+        asked = "" if (self._kind, self._call) == (None, None) else f" with kind={self._kind!r}, call={self._call!r}"
+        calls = [call for call, _ in self.certificates]
+        return not_read(f"{self._title}: inputs[{index}]", like, asked, calls, self._aggregate.routes())
 
 
 @dataclass(eq=False)
@@ -551,51 +414,6 @@ class _Noted:
 
 
 _NOTHING = torch.empty(0)
-
-
-def rows_weights(read: RowsRead, index: Tensor, batch: int, length: int) -> Tensor | None:
-    """How much of each row of a map the output read, (batch, query); None where the rows are not among the queries.
-
-    Args:
-        read: the rows by their input positions.
-        index: (query,), the input position of each query.
-        batch, length: the shape of the result.
-    """
-    positions, weights = read.positions.clamp_min(-1).expand(batch, -1), read.weights.double().expand(batch, -1)
-    if len(index) != length:
-        return None
-    if positions.shape[1] == length and torch.equal(positions, index.expand_as(positions)):
-        return weights
-    matches = positions[..., None] == index
-    if not bool((matches.sum(-1) == 1).all()):
-        return None
-    return torch.zeros(batch, length, dtype=torch.float64).scatter_add(1, matches.int().argmax(-1), weights)
-
-
-def _is_one_of_several(read: RowsRead, index: Tensor) -> bool:
-    """Whether rows that are no input were read, and a map has several of these."""
-    return bool((read.positions < 0).any()) and int((index < 0).sum()) > 1
-
-
-def nothing_seen(title: str) -> str:
-    """What to say where no attention call was seen at all."""
-    return (
-        f"{title}: no softmax attention was seen while forward_func ran. Either the model has none, or it ran out of "
-        "sight: in a fused kernel (load it with attn_implementation='sdpa' or 'eager'), in replicas in other threads "
-        "(pass the module inside DataParallel), or before attribute() was called."
-    )
-
-
-def matches(call: AttentionCall, kind: KindType) -> bool:
-    """Whether a call is of the kind asked for; "self" includes causal self-attention."""
-    return kind is None or (call.kind == "cross") == (kind == "cross")
-
-
-def check_kind(kind: KindType) -> KindType:
-    """Refuse a kind that does not exist."""
-    if kind not in (None, "self", "cross"):
-        raise ValueError(f'kind should be "self" (causal included), "cross" or None for all, got {kind!r}.')
-    return kind
 
 
 def _beside(real: Tensor, row: Tensor) -> Tensor:

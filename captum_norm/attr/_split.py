@@ -23,7 +23,7 @@ from torch.nn import Module
 
 from captum_norm.attr._maps import at_rows, without_modules, without_padding
 from captum_norm.attr._position import Rows
-from captum_norm.attr._reduction import KindType, Sequences, matches
+from captum_norm.attr._sequences import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward import real_tokens
 from captum_norm.functional import summed_norms, value_gradients

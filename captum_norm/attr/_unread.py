@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captum_norm.capture import InexactCaptureError, Opaque, Softmax, no_constants
+from torch import Tensor
+
+from captum_norm.attr._maps import Route
+from captum_norm.capture import (
+    AttentionCall,
+    AttentionRecord,
+    InexactCaptureError,
+    Mixer,
+    Opaque,
+    Softmax,
+    no_constants,
+)
 
 
 def refuse_lost(title: str, lost: Sequence[Softmax]) -> None:
@@ -40,3 +51,118 @@ def refuse_opaque(title: str, parts: Sequence[Opaque], again: Sequence[Opaque]) 
             "positions, is not known (TorchScript, a kernel of another library, a compiled graph, numpy, a custom "
             "autograd Function). Run that part as plain torch operations; attention_maps has the calls that were read."
         )
+
+
+def refuse_unknown_keys(title: str, unknown: Sequence[tuple[AttentionCall, str]]) -> None:
+    """Refuse if there are calls that may belong to the answer, with the reason why their keys are not known.
+
+    Raises:
+        ValueError: if there is one, naming the first.
+    """
+    if unknown:
+        (call, why), *_ = unknown
+        others = f" (and {len(unknown) - 1} more calls)" if len(unknown) > 1 else ""
+        raise ValueError(
+            f"{title} cannot be scored, because the keys of attention call {call.name!r} "
+            f"({call.kind}){others} are not known to be input positions: {why or 'no reason was given'}. Its map "
+            'itself is exact: use a Layer class or attention_maps, or leave the call out with kind="self" or "cross".'
+        )
+
+
+def refuse_no_chain(title: str, reason: str) -> None:
+    """Refuse to compose calls that do not follow one another, for a reason; "" where they do.
+
+    Raises:
+        ValueError: where there is a reason.
+    """
+    if reason:
+        raise ValueError(
+            f"{title} cannot be scored: attention calls are composed along the model, but "
+            f"{reason}. Each call by itself is exact: AttentionNorm(model, aggregate=<number>), "
+            "AttentionWeights likewise, or a Layer class. DecompX follows all that is linear."
+        )
+
+
+def refuse_mixers(title: str, mixers: Sequence[Mixer]) -> None:
+    """Refuse to compose calls between which something else mixes positions.
+
+    Raises:
+        ValueError: if there is a mixer, naming the first.
+    """
+    if mixers:
+        others = f" and {len(mixers) - 1} more" if len(mixers) > 1 else ""
+        raise ValueError(
+            f"{title} cannot be scored: attention calls are composed along the model, and "
+            f"beside them positions are mixed by {mixers[0]}{others}. Each call by itself "
+            "is exact: AttentionNorm(model, aggregate=<number>), AttentionWeights likewise, or a Layer class. DecompX "
+            "takes in what is linear. attribute(..., mixers_as_identity=True) composes the calls as if nothing stood "
+            "between them, and lists what did in the report."
+        )
+
+
+def refuse_within(title: str, last: AttentionRecord | None) -> None:
+    """Refuse to compose the calls of a sequence that what is explained reads within another one alone.
+
+    Args:
+        title: the method and the input.
+        last: the last call of such a sequence; None for any other.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if last is not None:
+        raise ValueError(
+            f"{title} cannot be scored: what is explained does not read it by itself, but "
+            f"within another sequence, that takes in what {last.call.name!r} (call {last.call.call}) left (a picture "
+            "among words). Calls are composed along one sequence: give the other inputs alone, and this one in "
+            "additional_forward_args, or take a Layer class."
+        )
+
+
+def nothing_seen(title: str) -> str:
+    """What to say where no attention call was seen at all."""
+    return (
+        f"{title}: no softmax attention was seen while forward_func ran. Either the model has none, or it ran out of "
+        "sight: in a fused kernel (load it with attn_implementation='sdpa' or 'eager'), in replicas in other threads "
+        "(pass the module inside DataParallel), or before attribute() was called."
+    )
+
+
+def not_read(
+    title: str, like: Tensor, asked: str, calls: Sequence[AttentionCall], routes: Sequence[Route]
+) -> str:
+    """What to say of an input that no call reads.
+
+    Args:
+        title: the method and the input.
+        like: the input.
+        asked: which calls were asked for, in words.
+        calls: those that were seen.
+        routes: the sequences that the maps lead from and to.
+    """
+    seen = sorted({f"{call.kind} attention in {call.name!r}" for call in calls})
+    over = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in routes) or "none"
+    frames = (
+        " If convolutions that overlap read it (sound, pixels), none of their frames is a position of it: explain "
+        "a function of the frames, such as encoder_outputs=(states,) or what the convolutions gave out."
+        if like.is_floating_point() else ""
+    )  # fmt: skip
+    return (
+        f"{title}, {like.dtype} {tuple(like.shape)}, is read by no attention call{asked}. "
+        f"Seen: {'; '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}; sequences attended to, by input number "
+        f"or name: {over}. Masks and types belong into additional_forward_args; an encoder-decoder takes its "
+        f"decoder_input_ids by name (HFForward, or a function that names them).{frames}"
+    )
+
+
+def unseen_rows(title: str, behind: Sequence[Mixer]) -> str:
+    """What to say where it is not known which rows the output was read from; ``behind`` is what mixed them, if it was
+    that."""
+    how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
+        "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
+        "windows), or from one of several that are no input (class tokens)"
+    )  # fmt: skip
+    return (
+        f"{title}: which rows the output was read from is not known, for {how}. Say whose representation is "
+        'to be explained: position=<row>, one for each example, "mean" over the real tokens, or "all".'
+    )

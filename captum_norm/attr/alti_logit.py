@@ -19,7 +19,8 @@ from captum_norm.attr._logit import LogitParts, RowMap, TrackedLogitParts
 from captum_norm.attr._maps import at_rows, call_map, measured, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, Reduction
+from captum_norm.attr._reduction import Reduction
+from captum_norm.attr._report import AttributionReport
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.forward import resolve_position
 from captum_norm.linear import Readout, read_out

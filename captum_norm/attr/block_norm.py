@@ -13,7 +13,7 @@ from torch.nn import Module
 from captum_norm.attr._aggregate import Aggregate, AggregateType, make_aggregate
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import logged
-from captum_norm.attr._reduction import KindType
+from captum_norm.attr._sequences import KindType
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord
 from captum_norm.measures import compute_measures

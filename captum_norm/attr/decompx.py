@@ -17,7 +17,8 @@ from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import distinct, outside_inference_mode, readable, refuse_fused_path
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
-from captum_norm.attr._reduction import AttributionReport, nothing_seen
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._unread import nothing_seen
 from captum_norm.linear import (
     ActivationType,
     Conventions,

@@ -15,8 +15,10 @@ from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, e
 from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._maps import MeasureFunction, measured, without_modules
 from captum_norm.attr._placing import finished
-from captum_norm.attr._reduction import AttributionReport, KindType, check_kind, matches, nothing_seen
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._sequences import KindType, check_kind, matches
 from captum_norm.attr._split import Splits
+from captum_norm.attr._unread import nothing_seen
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
 from captum_norm.forward.keywords import unwrapped
 from captum_norm.measures import MEASURES

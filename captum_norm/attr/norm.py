@@ -16,7 +16,8 @@ from captum_norm.attr._encoding import takes_encodings
 from captum_norm.attr._forward import outside_inference_mode, position_given
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, check_kind
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._sequences import KindType, check_kind
 from captum_norm.attr._split import LayerInputs, Splits, Zeros
 from captum_norm.attr.layer import LayerMethod
 from captum_norm.capture import AttentionRecord

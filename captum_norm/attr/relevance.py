@@ -18,7 +18,8 @@ from captum_norm.attr._maps import call_map, without_padding
 from captum_norm.attr._paths import Relevance
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType
-from captum_norm.attr._reduction import KindType, Reduction
+from captum_norm.attr._reduction import Reduction
+from captum_norm.attr._sequences import KindType
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.functional import gradient_weights
 

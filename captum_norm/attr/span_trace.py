@@ -19,7 +19,8 @@ from captum_norm.attr._forward import position_given
 from captum_norm.attr._maps import at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, Reduction, Scores
+from captum_norm.attr._reduction import Reduction, Scores
+from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._span import SpanType, before_the_end, normalised, share_of, span_weights
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.forward import real_tokens, resolve_position

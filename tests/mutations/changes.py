@@ -348,7 +348,7 @@ CHANGES: list[Change] = [
         ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
     ),
     *changes_of(
-        "attr/_reduction.py",
+        "attr/_sequences.py",
         ("keys, True) and record.call.kind", "keys, True) or record.call.kind"),
         tests="attr/test_what_is_computed.py",
     ),
