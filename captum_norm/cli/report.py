@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from captum_norm.suggestions import did_you_mean
 if TYPE_CHECKING:
     from captum_norm.study import Results
     from captum_norm.study.report.stability import Move, RankInterval
+    from captum_norm.study.report.tables import StudyTable
 
 SUMMARY = "tables and figures of a study, from its store"
 EXAMPLE = "captum-norm report films.db --latex films.tex --figures figures"
@@ -62,24 +62,25 @@ def run(asked: argparse.Namespace) -> int:
 
     results = Results(asked.store, asked.predictions)
     reference = _known(results, asked.reference)
-    table = {"test": asked.test, "correction": asked.correction, "cases": asked.cases, "margin": asked.margin}
-    text = printed(results, reference, table, measure=asked.agreement, level=asked.level, special=asked.special)
+    table = results.table(
+        reference, test=asked.test, correction=asked.correction, cases=asked.cases, margin=asked.margin
+    )
+    text = printed(results, table, measure=asked.agreement, level=asked.level, special=asked.special)
     say(text, asked.csv, asked.latex, asked.markdown)
-    _save(results, reference, table, asked)
-    for name, figure in (results.figures(reference) if folder is not None else {}).items():
+    _save(results, table, asked)
+    for name, figure in (results.figures(table=table) if folder is not None else {}).items():
         write_figure(Path(str(folder)) / f"{name}.png", figure)
     return 0
 
 
-def printed(results: Results, reference: str | None, table: Mapping[str, Any] | None = None, **agreement: Any) -> str:
+def printed(results: Results, table: StudyTable, **agreement: Any) -> str:
     """All that is said of a study."""
-    cells, alike = results.table(reference, **(table or {})), results.agreement(**agreement)
-    width = draw.screen_width()
-    parts = [cells.as_text(width, draw.emphasised), cells.differences_as_text(width), alike.as_text()]
+    width, alike = draw.screen_width(), results.agreement(**agreement)
+    parts = [table.as_text(width, draw.emphasised), table.differences_as_text(width), alike.as_text()]
     return "\n\n".join([*parts, *_stability(results), *_failures(results)])
 
 
-def _save(results: Results, reference: str | None, table: Mapping[str, Any], asked: argparse.Namespace) -> None:
+def _save(results: Results, table: StudyTable, asked: argparse.Namespace) -> None:
     if asked.csv == "-":
         write_text("-", results.to_pandas().to_csv(index=False))
     elif asked.csv:
@@ -87,13 +88,13 @@ def _save(results: Results, reference: str | None, table: Mapping[str, Any], ask
     if asked.parquet:
         results.to_parquet(asked.parquet)
     if asked.latex:
-        write_text(asked.latex, results.table(reference, **table).to_latex(asked.document) + "\n")
+        write_text(asked.latex, table.to_latex(asked.document) + "\n")
     if asked.cells:
-        write_text(asked.cells, results.table(reference, **table).to_pandas().to_csv(index=False))
+        write_text(asked.cells, table.to_pandas().to_csv(index=False))
     if asked.scores:
         results.to_scores(asked.scores)
     if asked.markdown:
-        write_text(asked.markdown, results.table(reference, **table).to_markdown() + "\n")
+        write_text(asked.markdown, table.to_markdown() + "\n")
 
 
 def _stability(results: Results) -> list[str]:

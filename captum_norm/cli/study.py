@@ -95,8 +95,7 @@ def _run(file: StudyFile, examples: list[Example], store: Path, asked: argparse.
 
 
 def _shown(loaded: Loaded, results: Results, report: dict[str, Any]) -> str:
-    text = printed(results, report.get("reference"), {key: of for key, of in report.items() if key != "reference"})
-    return f"{loaded.name} ({type(loaded.model).__name__})\n\n{text}"
+    return f"{loaded.name} ({type(loaded.model).__name__})\n\n{printed(results, results.table(**report))}"
 
 
 def _load(asked: ModelAsked) -> Loaded:

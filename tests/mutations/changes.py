@@ -312,7 +312,11 @@ CHANGES: list[Change] = [
     *changes_of(
         "study/report/statistics.py",
         ("np.maximum.accumulate(", "("),
+    ),
+    *changes_of(
+        "study/report/effects.py",
         ("differences.mean() / differences.std(ddof=1)", "differences.mean() / differences.std()"),
+        tests="study/report",
     ),
     *changes_of(
         "study/report/resampling.py",

@@ -7,6 +7,7 @@ from tests.test_architecture import IMPORTS
 # From the bottom up.  A room may import from the rooms before it, and its own.
 ROOMS = (
     "agreement",
+    "records",
     "data",
     "published",
     "evidence",

@@ -6,7 +6,6 @@ Axes: n example, t token.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,18 +16,10 @@ from numpy.typing import NDArray
 from captum_norm.files import replacing
 from captum_norm.optional_packages import required
 from captum_norm.study.agreement import agreement_matrix, comparable
-from captum_norm.study.report.cells import Statistics, cells_of, complete_cases
-from captum_norm.study.report.measured import Measured, Numbers
-from captum_norm.study.report.stability import (
-    Move,
-    OrderChanges,
-    RankInterval,
-    critical_groups,
-    order_changes,
-    rank_intervals,
-    ranks_of,
-)
-from captum_norm.study.report.statistics import bootstrap_interval, needed_examples
+from captum_norm.study.report.cells import Statistics, cells_of
+from captum_norm.study.report.measured import Numbers
+from captum_norm.study.report.rankings import Rankings
+from captum_norm.study.report.statistics import needed_examples
 from captum_norm.study.report.tables import AgreementTable, StudyTable
 from captum_norm.study.run.locking import departures
 from captum_norm.study.variants import ORACLE
@@ -38,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Results(Measured):
+class Results(Rankings):
     """A study's results: what it measured, and the tables, ranks, figures and exports made of it.
 
     Args:
@@ -108,20 +99,22 @@ class Results(Measured):
     def needed_examples(
         self, metric: str, difference: float, reference: str | None = None, *, power: float = 0.8, alpha: float = 0.05
     ) -> dict[str, int]:
-        """How many examples would find a difference of this size to the reference, method by method.
+        """How many examples would star a difference of this size to the reference in `table`, method by method.
 
         Args:
             metric: by which metric.
             difference: in the metric's unit.
             reference: the method compared with; None: AttentionNorm, or the first.
             power: how often it is to be found.
-            alpha: level of the test.
+            alpha: level of all tests of the metric together.
         """
         values = self.values(metric)
         base = values[self.reference if reference is None else reference]
         others = {name: of for name, of in values.items() if of is not base and name != ORACLE}
         enough = {name: of for name, of in others.items() if np.isfinite(of - base).sum() > 1}
-        return {name: needed_examples(of, base, difference, power, alpha) for name, of in enough.items()}
+        return {
+            name: needed_examples(of, base, difference, power, alpha, tests=len(enough)) for name, of in enough.items()
+        }
 
     def agreement(
         self,
@@ -149,77 +142,6 @@ class Results(Measured):
         with np.errstate(invalid="ignore"):
             means = np.where(defined, matrix, 0).sum(-1) / defined.sum(-1)
         return AgreementTable(tuple(compared), means, defined.sum(-1), measure, level, special)
-
-    def ranks(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> dict[str, RankInterval]:
-        """Where each method's rank lies when the examples are drawn anew; 1 is the best, the oracle takes no part."""
-        return rank_intervals(self._competing(metric), self.higher_is_better(metric), confidence=confidence, seed=seed)
-
-    def groups(self, metric: str, *, alpha: float = 0.05, seed: int = 0) -> list[tuple[str, ...]]:
-        """Groups of neighbours in rank of whom no two differ, by tests of every pair with Holm's correction."""
-        return critical_groups(self._competing(metric), self.higher_is_better(metric), alpha=alpha, seed=seed)
-
-    def _competing(self, metric: str) -> dict[str, Numbers]:
-        """Every method's values over the examples that all of them have; the oracle takes no part."""
-        complete = complete_cases(self.values(metric))
-        return {name: of for name, of in complete.items() if name != ORACLE and not np.isnan(of).all()}
-
-    def moves(self, metric: str, *, confidence: float = 0.95, seed: int = 0) -> list[Move]:
-        """How far each variant moves its method, all others as listed first.  Empty where no method has variants."""
-        values, higher = complete_cases(self.values(metric)), self.higher_is_better(metric)
-        bases = [names[0] for names in self._families().values()]
-        means = {name: _mean(values[name]) for name in self.methods}
-        moves = []
-        for base, *variants in self._families().values():
-            for variant in variants:
-                interval = bootstrap_interval(values[variant], confidence, 9999, seed, against=values[base])
-                places = [bases, [variant if name == base else name for name in bases]]
-                before, after = (
-                    ranks_of(np.array([means[name] for name in names]), higher)[bases.index(base)] for names in places
-                )
-                numbers = interval.mean, interval.low, interval.high
-                moves.append(Move(variant, base, float(before), float(after), *numbers))
-        return moves
-
-    def universes(self, metric: str) -> dict[str, dict[str, float]]:
-        """The methods' means under every combination of choices that the study holds, for `order_changes`.
-
-        A universe is a variant of the metric (other tokens removed, otherwise, other fractions) and a choice that
-        variants of methods make; a method without that choice is taken as it is listed first.  Universes of several
-        stores, of other seeds, say, can be put together.
-
-        Args:
-            metric: a metric's name, without the arguments that tell its variants from each other.
-
-        Raises:
-            KeyError: for a metric that the study does not have.
-        """
-        kin = [name for name in self.metrics if name.partition("(")[0] == metric.partition("(")[0]]
-        self._place("metric", kin[0] if kin else metric)
-        families = self._families()
-        bases = {family: names[0] for family, names in families.items()}
-        choices: dict[str, dict[str, str]] = {"": {}}
-        for method in self.config["methods"]:
-            if method["name"] in families.get(method["family"], [])[1:]:
-                choices.setdefault(method.get("choice") or method["name"], {})[method["family"]] = method["name"]
-        universes = {}
-        for name in kin:
-            means = {method: _mean(of) for method, of in complete_cases(self.values(name)).items()}
-            for choice, chosen in choices.items():
-                universe = ", ".join(filter(None, [name, choice]))
-                universes[universe] = {family: means[method] for family, method in (bases | chosen).items()}
-        return universes
-
-    def order_changes(self, metric: str) -> OrderChanges:
-        """How often each pair of methods changes order over the `universes` of a metric."""
-        return order_changes(self.universes(metric), self.higher_is_better(metric))
-
-    def _families(self) -> dict[str, list[str]]:
-        """method -> its variants, as listed; the oracle takes no part."""
-        families: dict[str, list[str]] = {}
-        for method in self.config["methods"]:
-            if method["name"] != ORACLE:
-                families.setdefault(method["family"], []).append(method["name"])
-        return families
 
     def to_pandas(self) -> Any:
         """A row per example, method and metric: ``key, method, metric, value``, and what is explained: ``label, target,
@@ -266,15 +188,19 @@ class Results(Measured):
         with replacing(path) as unfinished:
             unfinished.write_text(self.table(reference).to_latex() + "\n", encoding="utf-8")
 
-    def figures(self, reference: str | None = None) -> dict[str, Figure]:
+    def figures(self, reference: str | None = None, *, table: StudyTable | None = None) -> dict[str, Figure]:
         """The table, the agreement and the ranks as figures: ``{"metrics": ..., "agreement": ..., "ranks": ...}``.
 
         ``"ranks"`` has rank intervals and, as lines beside them, groups of methods that no test tells apart;
         ``"universes"`` has each method's rank under every combination of choices, where a metric has several.
+
+        Args:
+            reference: the method that others are tested against; None: AttentionNorm, or the first.
+            table: one that was made before; None makes it.
         """
         from captum_norm.visualization.studies import agreement_grid, metric_dots, rank_grid, rank_lines
 
-        table, alike = self.table(reference), self.agreement()
+        table, alike = table or self.table(reference), self.agreement()
         dots = {
             metric: {name: (row[metric].mean, row[metric].low, row[metric].high) for name, row in table.cells.items()}
             for metric in self.metrics
@@ -351,11 +277,6 @@ class Results(Measured):
 
 def _listed(scores: Numbers | None) -> list[float] | None:
     return None if scores is None else scores.tolist()
-
-
-def _mean(values: Numbers) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan
 
 
 def _without(words: Words, special: Sequence[bool] | NDArray[np.bool_]) -> Words:

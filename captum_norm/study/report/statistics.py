@@ -1,12 +1,12 @@
-"""How sure is a study of its numbers?  Intervals, tests and effect sizes of values paired by example.
+"""How sure is a study of its numbers?  Intervals and tests of values paired by example.
 
 - interval: of a mean, or of a mean difference, by resampling the examples (studentised or BCa bootstrap)
 - test: of no difference, by the studentised bootstrap (does ``mean / error`` lie further out than in resamples that are
   centred, counted by its size and in its own tail?) or by flipping the signs of the differences
 - equivalence: of two methods within a margin, by two one-sided tests (TOST)
 - correction: Holm's, for several tests at once
-- effect size: mean difference / its standard deviation (Cohen's d, paired), or P(a > b) - P(a < b) (Cliff's delta)
-- needed n: how many examples find a difference with a given power
+
+Effect sizes and the number of examples that a difference needs are in `captum_norm.study.report.effects`.
 
 What the tests assume: that the examples are independent draws from the texts one wants to speak of.  Flipping signs
 assumes besides that differences are symmetric about 0 where there is none; where they are skewed or mostly 0, as those
@@ -16,9 +16,8 @@ of metrics often are, it finds too much in few examples.  The studentised bootst
 
 Sources: Efron (1987), https://doi.org/10.1080/01621459.1987.10478410 (BCa); Hall (1988),
 https://doi.org/10.1214/aos/1176350933 (the studentised bootstrap; the larger p of symmetric and equal tails is ours);
-Schuirmann (1987), https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733; Cohen
-(1988), "Statistical Power Analysis for the Behavioral Sciences", section 2.3 (d_z); Cliff (1993),
-https://doi.org/10.1037/0033-2909.114.3.494.  scipy computes the permutation test and the power.
+Schuirmann (1987), https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733.  scipy
+computes the permutation test.
 
 Values are one number per example, (example,); NaN says that a method failed there or the metric is undefined.  Such
 examples are left out, of both methods where two are compared, and ``n`` says how many are left.
@@ -28,15 +27,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from captum_norm.optional_packages import required
-from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means, rounding
+from captum_norm.study.report.effects import Effect, cohens_d, effect_size, needed_examples
+from captum_norm.study.report.paired import Values, defined, differences_of, paired_differences
+from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means
 
-Values: TypeAlias = NDArray[np.float64]
+__all__ = [
+    "FEW_EXAMPLES",
+    "Effect",
+    "Interval",
+    "PairedTest",
+    "bootstrap_interval",
+    "cohens_d",
+    "differences_of",
+    "effect_size",
+    "equivalence_test",
+    "holm",
+    "needed_examples",
+    "paired_bootstrap_test",
+    "paired_permutation_test",
+    "smallest_p",
+]
 
 FEW_EXAMPLES = 20
 """Below so many examples nobody has tried whether tests and intervals keep what they promise."""
@@ -81,21 +97,6 @@ class PairedTest:
     high: float = math.nan
 
 
-@dataclass(frozen=True)
-class Effect:
-    """The size of a difference, without a unit.
-
-    Attributes:
-        kind: ``"paired Cohen's d"`` or ``"Cliff's delta"``.
-        value: positive where a is larger; NaN where it is undefined.
-        n: number of examples that both have.
-    """
-
-    kind: Literal["paired Cohen's d", "Cliff's delta"]
-    value: float
-    n: int
-
-
 def bootstrap_interval(
     values: ArrayLike,
     confidence: float = 0.95,
@@ -132,7 +133,7 @@ def bootstrap_interval(
     _check_resamples(caller, resamples)
     if kind not in ("studentised", "bca"):
         raise ValueError(f"{caller}: kind should be 'studentised' or 'bca', got {kind!r}.")
-    resampled = _defined(caller, values) if against is None else _differences(caller, values, against)
+    resampled = defined(caller, values) if against is None else paired_differences(caller, values, against)
     n = len(resampled)
     mean = float(resampled.mean()) if n else math.nan
     if n < 2:
@@ -166,7 +167,7 @@ def paired_bootstrap_test(
     """
     _check_resamples("paired_bootstrap_test", resamples)
     _check_confidence("paired_bootstrap_test", confidence)
-    differences = _differences("paired_bootstrap_test", a, b)
+    differences = paired_differences("paired_bootstrap_test", a, b)
     mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
     if n < 2:
         return PairedTest(mean, 1.0 if n else math.nan, n)
@@ -202,57 +203,12 @@ def equivalence_test(
     if not margin > 0:
         raise ValueError(f"equivalence_test: margin should be above 0, got {margin}.")
     _check_resamples("equivalence_test", resamples)
-    differences = _differences("equivalence_test", a, b)
+    differences = paired_differences("equivalence_test", a, b)
     mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
     if n < 2:
         return PairedTest(mean, 1.0 if n else math.nan, n)
     pivot = _pivot(differences, resamples, seed)
     return PairedTest(mean, pivot.p_equivalent(margin), n, *pivot.limits(0.9))
-
-
-def needed_examples(a: ArrayLike, b: ArrayLike, difference: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """How many examples find a difference of this size, if differences vary as they do here?
-
-    Args:
-        a: (example,), NaN where there is none.
-        b: the same examples by another method.
-        difference: the mean difference to be found, in the metric's unit.
-        power: how often it is to be found.
-        alpha: level of the two-sided test; divide it by the number of tests for Bonferroni's correction.
-
-    Returns:
-        n for a paired t-test, at least 2.
-
-    Raises:
-        ValueError: if there are fewer than two examples, or an argument is out of range.
-
-    Example:
-        >>> needed_examples([0.0, 1.0, 0.0, 1.0, 2.0], [1.0, 0.0, 1.0, 0.0, 1.0], difference=0.5)
-        40
-    """
-    if difference == 0 or not 0 < power < 1 or not 0 < alpha < 1:
-        raise ValueError(
-            "needed_examples: difference should not be 0, power and alpha should be between 0 and 1, got "
-            f"{difference}, {power} and {alpha}."
-        )
-    differences = _differences("needed_examples", a, b)
-    if len(differences) < 2:
-        raise ValueError(f"needed_examples: two examples at least tell how differences vary, got {len(differences)}.")
-    effect = abs(difference) / max(float(differences.std(ddof=1)), 1e-300)
-    stats = required("scipy.stats", "needed_examples")
-
-    def found(n: int) -> float:
-        edge = stats.t.isf(alpha / 2, n - 1)
-        return float(stats.nct.sf(edge, n - 1, effect * math.sqrt(n)))
-
-    high = 2
-    while found(high) < power:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if middle > 1 and found(middle) >= power else (middle, high)
-    return high
 
 
 def smallest_p(test: Literal["bootstrap", "permutation"], n: int, resamples: int) -> float:
@@ -289,7 +245,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
         PairedTest(difference=1.6666666666666667, p=0.25, n=3, low=nan, high=nan)
     """
     _check_resamples("paired_permutation_test", resamples)
-    differences = _differences("paired_permutation_test", a, b)
+    differences = paired_differences("paired_permutation_test", a, b)
     n = len(differences)
     if not n:
         return PairedTest(math.nan, math.nan, 0)
@@ -336,93 +292,8 @@ def holm(p_values: ArrayLike) -> Values:
     return corrected
 
 
-def effect_size(a: ArrayLike, b: ArrayLike, kind: Literal["cohen", "cliff"] = "cohen") -> Effect:
-    """How large is the difference, measured by how much the examples vary?
-
-    Args:
-        a: (example,), NaN where there is none.
-        b: the same examples by another method.
-        kind: ``"cohen"``, the paired Cohen's d_z = mean(a - b) / sd(a - b), NaN where all differences are equal within
-            rounding and not 0; ``"cliff"``, Cliff's delta = P(a_i > b_j) - P(a_i < b_j) over all pairs of examples, -1
-            to 1, which ignores the pairing and the scale.
-
-    Raises:
-        ValueError: if a value is infinite, shapes disagree or ``kind`` is unknown.
-
-    Example:
-        >>> effect_size([3.0, 4.0, 5.0], [1.0, 2.0, 5.0], "cliff").value
-        0.4444444444444444
-    """
-    if kind not in ("cohen", "cliff"):
-        raise ValueError(f"effect_size: kind should be 'cohen' or 'cliff', got {kind!r}.")
-    first, second = _paired("effect_size", a, b)
-    if kind == "cliff":
-        return Effect("Cliff's delta", _cliffs_delta(first, second), len(first))
-    return Effect("paired Cohen's d", cohens_d(_differences("effect_size", a, b)), len(first))
-
-
-def cohens_d(differences: Values) -> float:
-    """Mean / standard deviation; NaN where the deviation is 0 within rounding and the mean is not."""
-    if len(differences) < 2:
-        return math.nan
-    if not differences.any():
-        return 0.0
-    return math.nan if _all_equal(differences) else float(differences.mean() / differences.std(ddof=1))
-
-
-def _cliffs_delta(a: Values, b: Values) -> float:
-    if not len(a):
-        return math.nan
-    ordered = np.sort(b)
-    smaller, not_larger = np.searchsorted(ordered, a, "left"), np.searchsorted(ordered, a, "right")
-    return float((smaller.sum() - (len(b) - not_larger).sum()) / (len(a) * len(b)))
-
-
-def _paired(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Values, Values]:
-    """The values of the examples that both have."""
-    first, second = _values(caller, a), _values(caller, b)
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{caller}: a has {len(first)} examples but b has {len(second)}; give one value for each example, NaN "
-            "where there is none, so that the same example is at the same place."
-        )
-    both = ~(np.isnan(first) | np.isnan(second))
-    return first[both], second[both]
-
-
-def _values(caller: str, values: ArrayLike) -> Values:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"{caller}: values should be (example,), got shape {array.shape}.")
-    if np.isinf(array).any():
-        raise ValueError(f"{caller}: value {int(np.flatnonzero(np.isinf(array))[0])} is infinite and has no mean.")
-    return array
-
-
-def _defined(caller: str, values: ArrayLike) -> Values:
-    array = _values(caller, values)
-    return array[~np.isnan(array)]
-
-
-def _differences(caller: str, a: ArrayLike, b: ArrayLike) -> Values:
-    """a - b of the examples that both have; 0 where the two are equal within rounding."""
-    first, second = _paired(caller, a, b)
-    return differences_of(first, second)
-
-
-def differences_of(a: Values, b: Values) -> Values:
-    """a - b; 0 where the two are equal within rounding, which differences must not be taken for."""
-    differences = a - b
-    noise = 1e-12 * np.maximum(np.abs(a), np.abs(b))
-    return np.where(np.abs(differences) <= noise, 0.0, differences)
-
-
 def _pivot(values: Values, resamples: int, seed: int) -> Pivot:
     return Pivot.of(values[None], *resampled_means(moments(values[None]), resamples, seed))
-
-
-def _all_equal(values: Values) -> bool:
-    return bool(np.ptp(values) <= rounding(values))
 
 
 def _check_confidence(caller: str, confidence: float) -> None:

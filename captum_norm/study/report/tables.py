@@ -1,4 +1,4 @@
-"""A study's tables, methods x metrics and methods x methods: to print, to cite, to put on a page, to compute with."""
+"""A study's table, methods x metrics: to print, to cite, to put on a page, to compute with."""
 
 from __future__ import annotations
 
@@ -8,37 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from captum_norm.optional_packages import required
+from captum_norm.study.report import legend
+from captum_norm.study.report.agreement_table import AgreementTable
 from captum_norm.study.report.cells import Cell, Statistics
-from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
-from captum_norm.study.report.typeset import Column, blocks, in_tex, interval, number, side_by_side, signed
+from captum_norm.study.report.legend import ALPHA
+from captum_norm.study.report.typeset import Column, blocks, in_tex, interval, number, side_by_side
 from captum_norm.study.variants import ORACLE, RANDOM
 
-ALPHA = 0.05
-"""What is marked as different from the reference: a corrected p below this."""
-
-_SPECIAL_TOKENS = {
-    "mask": "Special tokens are neither ranked nor removed.",
-    "keep": "Special tokens are ranked and removed like any other.",
-    "report": "Special tokens are neither ranked nor removed; their share of |score| is reported.",
-}
-_CASES = {
-    "complete": "Each metric is over the examples for which every method has a value.",
-    "available": "Each mean is over all examples that its method has a value for; where n differs, nothing is marked.",
-}
-_TESTS = {
-    "bootstrap": "studentised bootstrap of the paired differences",
-    "permutation": "permutation of the signs of the paired differences, which assumes that they are symmetric",
-}
-_MEASURE_TITLES = {
-    "spearman": "Spearman's ρ",
-    "kendall_tau_b": "Kendall's τ-b",
-    "top_k_overlap": "Overlap of the top 5",
-    "rank_biased_overlap": "Rank-biased overlap",
-}
+__all__ = ["ALPHA", "AgreementTable", "CostRow", "StudyTable"]
 
 
 @dataclass(frozen=True)
@@ -105,31 +83,15 @@ class StudyTable:
 
     def explanation(self) -> list[str]:
         """What one must know to read it, a sentence each."""
-        removals = sorted(set(self.notes.get("removals", {}).values()))
-        failed = ", ".join(f"{method} on {count} examples" for method, count in self.failures.items())
         how = self.statistics
-        units = " and ".join(f"{level}s" for level in self.notes.get("levels", ["token"]))
-        family = "each metric" if how.correction == "metric" else "the whole table"
-        which = {"right": " that the model predicts right", "wrong": " that the model predicts wrong"}
-        lines = [
-            f"{self.examples} examples{which.get(self.notes.get('predictions', ''), '')}; brackets are "
-            f"{how.confidence:.0%} intervals (studentised bootstrap) of each mean by itself; differences have "
-            "intervals of their own.",
-            _CASES[how.cases],
-            f"* differs from {self.reference}: {_TESTS[how.test]}, Holm's correction over the tests of "
-            f"{family}, p < {ALPHA}.",
-            self._few(),
-            f"= is level with {self.reference}, within {how.margin}: two one-sided tests, p < {ALPHA}, not corrected."
-            if how.margin is not None
-            else "",
-            f"{units.capitalize()} are removed by: {', '.join(removals)}." if removals else "",
-            _SPECIAL_TOKENS.get(self.notes.get("special", ""), ""),
-            *(f"{metric} {caution}." for metric, caution in self.notes.get("cautions", {}).items()),
-            self.notes.get("locked", ""),
-            f"Failed: {failed}." if failed else "",
-            f"Not finished: {self.missing} scores are still to be computed." if self.missing else "",
-        ]
-        return [line for line in lines if line]
+        fewest = min((row[metric].n for row in self.cells.values() for metric in row if row[metric].n), default=0)
+        tests = sum(not math.isnan(cell.p) for row in self.cells.values() for cell in row.values())
+        together = tests if how.correction == "table" else math.ceil(tests / max(1, len(self.metrics)))
+        lines = legend.of_study(self.examples, self.notes) + legend.of_statistics(how, self.reference)
+        lines += legend.of_few(how, fewest, together)
+        failed = ", ".join(f"{method} on {count} examples" for method, count in self.failures.items())
+        lines += [f"Failed: {failed}."] if failed else []
+        return lines + ([f"Not finished: {self.missing} scores are still to be computed."] if self.missing else [])
 
     def as_text(self, width: int = 100, emphasised: Callable[[str], str] = str) -> str:
         """For a terminal: blocks of metrics that fit side by side, differences, then what each method took.
@@ -176,22 +138,14 @@ class StudyTable:
             cells = [self._latex_cell(method, metric) for metric in self.metrics]
             lines.append(rf"{in_tex(method)} & {' & '.join(cells)} \\")
         lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-        lines += [*(in_tex(line) for line in [*self.explanation(), self._how()]), r"\end{minipage}"]
+        said = [*self.explanation(), legend.of_draws(self.statistics)]
+        lines += [*(in_tex(line) for line in said), r"\end{minipage}"]
         if not document:
             return "\n".join([r"% needs \usepackage{booktabs}", *lines])
         wide = 60 + 42 * len(headings)
         head = [r"\documentclass{article}", rf"\usepackage[paperwidth={wide}mm,margin=10mm]{{geometry}}"]
         head += [r"\usepackage{booktabs}", r"\pagestyle{empty}", r"\begin{document}", r"\noindent"]
         return "\n".join([*head, *lines, r"\end{document}"])
-
-    def _how(self) -> str:
-        """What a legend says of the numbers that were drawn, and of units."""
-        how = self.statistics
-        flips = f", {how.permutations} permutations" if how.test == "permutation" else ""
-        return (
-            f"{how.resamples} resamples{flips}, seed {how.seed}. "
-            "Metrics have no unit: they are differences of probabilities, shares and correlations."
-        )
 
     def to_pandas(self) -> Any:
         """A row per method and metric, with all that its cell holds: mean, low, high, n, difference, p, effect ...
@@ -214,19 +168,6 @@ class StudyTable:
         """Over how many examples the methods' means are, the oracle's aside; None where they differ."""
         counts = {row[metric].n for method, row in self.cells.items() if method != ORACLE and row[metric].n}
         return counts.pop() if len(counts) == 1 else None
-
-    def _few(self) -> str:
-        """What few examples mean for the tests; "" where there are enough."""
-        fewest = min((row[metric].n for row in self.cells.values() for metric in row if row[metric].n), default=0)
-        tests = sum(not math.isnan(cell.p) for row in self.cells.values() for cell in row.values())
-        tests = tests if self.statistics.correction == "table" else math.ceil(tests / max(1, len(self.metrics)))
-        how = self.statistics
-        resamples = how.resamples if how.test == "bootstrap" else how.permutations
-        if tests and smallest_p(how.test, fewest, resamples) * tests >= ALPHA:
-            return f"With {fewest} examples and {tests} tests no difference, however large, can be marked."
-        if fewest < FEW_EXAMPLES:
-            return f"Below {FEW_EXAMPLES} examples nobody has tried whether tests and intervals hold their level."
-        return ""
 
     def _mark(self, method: str, metric: str, star: str = "*", level: str = "=") -> str:
         return star if self.differs(method, metric) else level if self.is_level(method, metric) else ""
@@ -288,50 +229,3 @@ class StudyTable:
         mean = rf"\textbf{{{mean}}}" if method == self.best(metric) else mean
         mark = self._mark(method, metric, star="$^{*}$", level="$^{=}$")
         return rf"{mean}{mark} {{\scriptsize {in_tex(self._interval(cell, metric))}}}"
-
-
-@dataclass(frozen=True)
-class AgreementTable:
-    """Methods x methods.
-
-    Attributes:
-        methods: which.
-        means: (method, method), mean over the examples where the measure is defined; NaN where it is nowhere.
-        n: (method, method), number of those examples.
-        measure: of `captum_norm.study.agreement.AGREEMENTS`.
-        level: ``"token"`` or ``"word"``.
-        special: ``"mask"`` or ``"keep"``.
-    """
-
-    methods: tuple[str, ...]
-    means: NDArray[np.float64]
-    n: NDArray[np.int64]
-    measure: str
-    level: str
-    special: str
-
-    @property
-    def title(self) -> str:
-        """What was measured."""
-        measure = _MEASURE_TITLES.get(self.measure, self.measure)
-        special = "left out" if self.special == "mask" else "included"
-        return f"{measure} of the scores of {self.level}s, special tokens {special}, mean over examples"
-
-    def as_text(self) -> str:
-        """For a terminal: the lower half of the square, columns by number."""
-        count = len(self.methods)
-        names = [f"{row + 1} {method}" for row, method in enumerate(self.methods)]
-        columns = []
-        for column in range(count):
-            below = [signed(float(self.means[row, column])) for row in range(column + 1, count)]
-            columns.append(Column(str(column + 1), [*[""] * column, "1", *below]))
-        return f"{self.title}\n{side_by_side(names, columns)}"
-
-    def to_pandas(self) -> Any:
-        """A square table, methods as index and columns.
-
-        Raises:
-            ImportError: if pandas is not installed.
-        """
-        pandas = required("pandas", "AgreementTable.to_pandas")
-        return pandas.DataFrame(self.means, index=list(self.methods), columns=list(self.methods))

@@ -309,3 +309,13 @@ def _way_out(message: str) -> str:
     if "locked" in message:
         return "Another process is writing to it: wait for it, or give another store."
     return "All that was finished before is kept."
+
+
+def begun_in(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The configuration that a store was begun with and its examples' keys; nothing where it was not."""
+    if not path.is_file() or not path.stat().st_size:
+        return {}, []
+    with Store(path, readonly=True) as whole:
+        config = whole.about("config")
+        keys = [key for (key,) in whole.rows("SELECT name FROM examples ORDER BY example")]
+    return config or {}, keys

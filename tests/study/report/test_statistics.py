@@ -208,6 +208,9 @@ def test_the_needed_examples_find_the_difference_as_often_as_asked():
     assert n == 34  # G*Power: a paired t-test, d = 0.5, power 0.8
     found = [stats.ttest_1samp(random.normal(0.5, 1, n), 0).pvalue < 0.05 for _ in range(1000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+    assert needed_examples(differences, np.zeros(2000), 0.5, tests=11) > 1.5 * n
+    with pytest.raises(ValueError, match="tests should be at least 1"):
+        needed_examples(differences, np.zeros(2000), 0.5, tests=0)
 
 
 def test_a_planted_difference_is_found_at_the_n_that_is_named_and_a_planted_null_is_level():

@@ -19,7 +19,7 @@ import accelerate  # noqa: F401  (loaded before the first fork, as is all that a
 import torch
 
 from captum_norm.study import Study, Variant
-from captum_norm.study.study import begun_in
+from captum_norm.study.run.store import begun_in
 from tests.study import tiny
 
 EXAMPLES, MORE = 8, 12
