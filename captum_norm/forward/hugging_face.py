@@ -20,15 +20,17 @@ Axes: b batch, s sequence, c class, d model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_norm.forward.causal import is_causal, private_randomness
 from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
-from captum_norm.forward.inputs import check_inputs, longest_input
+from captum_norm.forward.encoding import decoder_start, positional, tensors_of
+from captum_norm.forward.inputs import check_inputs
 from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
+from captum_norm.forward.modes import MODES, Mode, check_embeds, check_gate, check_ids
 from captum_norm.forward.one_mapping import by_keywords
 from captum_norm.forward.outputs import output_tensor
 from captum_norm.forward.position import (
@@ -40,10 +42,6 @@ from captum_norm.forward.position import (
     real_tokens,
     resolve_position,
 )
-
-Mode = Literal["ids", "embeds", "gate"]
-
-_MODES = ("ids", "embeds", "gate")
 
 
 class HFForward(nn.Module):
@@ -107,8 +105,8 @@ class HFForward(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"HFForward: model should be a torch.nn.Module, got {type(model).__name__}.")
-        if mode not in _MODES:
-            raise ValueError(f"HFForward: mode should be one of {', '.join(map(repr, _MODES))}, got {mode!r}.")
+        if mode not in MODES:
+            raise ValueError(f"HFForward: mode should be one of {', '.join(map(repr, MODES))}, got {mode!r}.")
         check_kind(position)
         self.model = model = by_keywords(model)
         self.training = model.training
@@ -171,14 +169,15 @@ class HFForward(nn.Module):
             >>> HFForward(BertForSequenceClassification(config)).inputs(encoding)
             {'inputs': tensor([[1, 2, 3, 0]]), 'additional_forward_args': (tensor([[1, 1, 1, 0]]),)}
         """
-        given = self._tensors(encoding)
+        given = tensors_of(encoding, self.model, self._main, self.names, self.fixed, refuses=self._default_names)
         main = given[self._main]
-        self._check_main(main)
+        if self._reads_ids:
+            check_ids(main, self._main, self.mode)
         if "decoder_input_ids" in self.names and "decoder_input_ids" not in given:
-            given |= self._decoder_start(given)
+            given |= decoder_start(given, unwrapped(self.model), main)
         keywords = {**self.fixed, **{name: given[name] for name in self.names if name in given}, self._main: main}
         check_inputs(unwrapped(self.model), keywords)
-        extras = self._extras(given, main)
+        extras = positional(given, self.names, self.position, main)
         if self.mode == "gate":
             return {"inputs": self._gate_of_ones(keywords), "additional_forward_args": (main, *extras)}
         inputs = self._embeds(keywords) if self.mode == "embeds" else main
@@ -256,53 +255,13 @@ class HFForward(nn.Module):
     def _check(self, keywords: Mapping[str, Any], gate: Tensor | None) -> None:
         main = keywords[self._input_name]
         if self.mode == "embeds":
-            self._check_embeds(main)
-        else:
-            self._check_main(main)
+            check_embeds(main, unwrapped(self.model))
+        elif self._reads_ids:
+            check_ids(main, self._main, self.mode)
         if gate is not None:
-            self._check_gate(gate, main)
+            check_gate(gate, main, self._main)
         check_inputs(unwrapped(self.model), keywords)
 
-    def _check_main(self, main: Tensor) -> None:
-        if not self._reads_ids:
-            return
-        if main.is_floating_point() or main.is_complex() or main.dtype is torch.bool:
-            raise TypeError(
-                f"HFForward(mode={self.mode!r}) got {self._main} as {main.dtype}, but token ids are integers. Methods "
-                "that add noise to the inputs or scale them need mode='gate' or mode='embeds' and the arguments of "
-                "forward.inputs(encoding)."
-            )
-        if main.ndim < 2:
-            raise ValueError(
-                f"HFForward: {self._main} should be (batch, sequence), got shape {tuple(main.shape)}. Ask the "
-                "tokenizer for return_tensors='pt', or add the batch axis: ids[None]."
-            )
-
-    def _check_embeds(self, embeds: Tensor) -> None:
-        if not (embeds.is_floating_point() and embeds.ndim > 2):
-            raise ValueError(
-                "HFForward(mode='embeds') takes float embeddings (batch, sequence, model), got "
-                f"{embeds.dtype} of shape {tuple(embeds.shape)}. forward.inputs(encoding) makes them; token ids go in "
-                "with mode='ids' or mode='gate'."
-            )
-        longest = longest_input(unwrapped(self.model))
-        if longest is not None and embeds.shape[1] > longest:
-            raise ValueError(
-                f"HFForward: inputs_embeds has {embeds.shape[1]} tokens, but the table of positions of "
-                f"{title(self.model)} (max_position_embeddings) ends at {longest}. Shorten the text."
-            )
-
-    def _check_gate(self, gate: Tensor, main: Tensor) -> None:
-        if not gate.is_floating_point():
-            raise TypeError(
-                f"HFForward(mode='gate') got inputs of {gate.dtype}, but a gate is float, 1.0 at every token; "
-                f"{self._main} is the first of additional_forward_args. forward.inputs(encoding) makes both."
-            )
-        if self._reads_ids and gate.shape != main.shape:
-            raise ValueError(
-                f"HFForward: the gate is {tuple(gate.shape)}, but {self._main} is {tuple(main.shape)}; both are "
-                "(batch, sequence)."
-            )
 
     # -- the model --
 
@@ -394,61 +353,7 @@ class HFForward(nn.Module):
         tensors = [v for name, v in keywords.items() if isinstance(v, Tensor) and name != "inputs_embeds"]
         return [tensor for tensor in tensors if tensor.ndim > 0 and len(tensor) == batch]
 
-    # -- from an encoding to Captum's arguments --
-
-    def _tensors(self, encoding: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The entries of an encoding that are passed on, on the model's device."""
-        if not isinstance(encoding, Mapping):
-            raise TypeError(
-                f"HFForward.inputs takes a tokenizer's encoding, got {type(encoding).__name__}. Tokenize first: "
-                "forward.inputs(tokenizer(text, return_tensors='pt'))."
-            )
-        present = [name for name, value in encoding.items() if value is not None]
-        if self._main not in present:
-            raise ValueError(
-                f"HFForward.inputs: the model needs {self._main}, the encoding has {', '.join(present) or 'nothing'}."
-            )
-        wanted = {self._main, *self.names, "labels"}
-        known = keywords_of(self.model)
-        lost = [name for name in present if name in known and name not in wanted | self.fixed.keys()]
-        if lost and self._default_names:
-            raise ValueError(
-                f"HFForward.inputs: the encoding has {lost[0]}, which the model takes but names does not pass on. "
-                f"HFForward(model, names={(*self.names, lost[0])})."
-            )
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return {name: _as_tensor(name, encoding[name], device) for name in present if name in wanted}
-
-    def _extras(self, given: Mapping[str, Tensor], main: Tensor) -> tuple[Any, ...]:
-        """The extras in the order of ``names``, and positions given one per example; no None at the end."""
-        extras: list[Any] = [given.get(name) for name in self.names]
-        indices = None if self.position is None or isinstance(self.position, str) else as_indices(self.position)
-        if indices is not None and indices.ndim:
-            if len(indices) != len(main):
-                raise ValueError(
-                    f"HFForward.inputs: position has {len(indices)} entries, but the encoding has {len(main)} examples."
-                )
-            extras.append(indices.to(main.device))
-        while extras and extras[-1] is None:
-            del extras[-1]
-        return tuple(extras)
-
-    def _decoder_start(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        core: Any = unwrapped(self.model)
-        if not getattr(core, "can_generate", lambda: False)():
-            return {}  # such models make the decoder's input from their own
-        if "labels" in given and hasattr(core, "prepare_decoder_input_ids_from_labels"):
-            return {"decoder_input_ids": core.prepare_decoder_input_ids_from_labels(labels=given["labels"])}
-        configs = [getattr(core, name, None) for name in ("config", "generation_config")]
-        start = [getattr(config, "decoder_start_token_id", None) for config in configs]
-        found = [token for token in start if token is not None]
-        if not found:
-            raise ValueError(
-                f"HFForward.inputs: {title(core)} needs decoder_input_ids, and its config has no "
-                "decoder_start_token_id. Add decoder_input_ids to the encoding."
-            )
-        main = given[self._main]
-        return {"decoder_input_ids": torch.full((len(main), 1), found[0], device=main.device)}
+    # -- the input of a mode, from the model's own --
 
     def _gate_of_ones(self, keywords: dict[str, Any]) -> Tensor:
         main: Tensor = keywords[self._main]
@@ -499,13 +404,3 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"HFForward: names has an entry twice: {tuple(names)}.")
     return tuple(names)
-
-
-def _as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
-    try:
-        return torch.as_tensor(value, device=device)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"HFForward.inputs: {name} cannot be a tensor ({error}). Texts of different lengths need padding: "
-            "tokenizer(texts, return_tensors='pt', padding=True)."
-        ) from error
