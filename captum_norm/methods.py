@@ -175,13 +175,20 @@ class Attributor:
         self.arguments = {**inner, **self.method.arguments, **(arguments or {})}
         self.attribution = self._made(self.forward_func)
 
-    def __call__(self, encoding: Mapping[str, Any], target: int | Tensor | None = None, seed: int = 0) -> Tensor:
+    def __call__(
+        self,
+        encoding: Mapping[str, Any],
+        target: int | Tensor | None = None,
+        seed: int = 0,
+        position: Tensor | None = None,
+    ) -> Tensor:
         """One score per token.
 
         Args:
             encoding: the tokenizer's output as tensors.
             target: the class or token id whose output is explained, or one per example; attention methods ignore it.
             seed: where the method's random numbers start; the caller's are left as they were.
+            position: one row for each example, in place of the one that it was made with.
 
         Returns:
             (batch, token), detached, on the model's device.
@@ -193,7 +200,7 @@ class Attributor:
             raise ValueError(
                 f"{self.name} explains one output of the model, so it needs a target: a class or token id."
             )
-        return self._run(self.attribution, self.forward_func.inputs(encoding), target, seed)
+        return self._run(self.attribution, self.forward_func.inputs(encoding, position), target, seed)
 
     def on(
         self,

@@ -143,7 +143,7 @@ class HFForward(nn.Module):
         self._check(keywords, gate)
         return self._row(self._run(keywords, gate), keywords, position)
 
-    def inputs(self, encoding: Mapping[str, Any]) -> dict[str, Any]:
+    def inputs(self, encoding: Mapping[str, Any], position: Tensor | None = None) -> dict[str, Any]:
         """What to pass to ``attribute`` for a tokenizer's or processor's encoding, in this mode.
 
         For encoder-decoders that generate, ``decoder_input_ids`` is made from ``labels`` where the encoding has them,
@@ -152,6 +152,7 @@ class HFForward(nn.Module):
         Args:
             encoding: ``tokenizer(texts, return_tensors="pt", padding=True)``, or a mapping like it.  Entries the
                 model does not take (offsets, word ids) are left out.
+            position: one index per example, (batch,), in place of the forward's own position.
 
         Returns:
             ``inputs`` and ``additional_forward_args``, on the model's device:
@@ -177,7 +178,7 @@ class HFForward(nn.Module):
             given |= decoder_start(given, unwrapped(self.model), main)
         keywords = {**self.fixed, **{name: given[name] for name in self.names if name in given}, self._main: main}
         check_inputs(unwrapped(self.model), keywords)
-        extras = positional(given, self.names, self.position, main)
+        extras = positional(given, self.names, self.position if position is None else position, main)
         if self.mode == "gate":
             return {"inputs": self._gate_of_ones(keywords), "additional_forward_args": (main, *extras)}
         inputs = self._embeds(keywords) if self.mode == "embeds" else main

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from captum_norm import ranks
 from captum_norm.optional_packages import required
+from captum_norm.study.all_pairs import TOGETHER, memberships, of_all_pairs
 from captum_norm.words import Words, word_scores
 
 Scores: TypeAlias = NDArray[np.float64]
@@ -77,7 +78,7 @@ def top_k_overlap(a: ArrayLike, b: ArrayLike, k: int = 5) -> float:
     if k < 1:
         raise ValueError(f"top_k_overlap: k should be at least 1, got {k}.")
     depth = np.array([min(k, len(first))])
-    return float((_memberships(first, depth) * _memberships(second, depth)).sum() / depth[0])
+    return float((memberships(first, depth) * memberships(second, depth)).sum() / depth[0])
 
 
 def rank_biased_overlap(a: ArrayLike, b: ArrayLike, p: float = 0.9) -> float:
@@ -103,7 +104,7 @@ def rank_biased_overlap(a: ArrayLike, b: ArrayLike, p: float = 0.9) -> float:
     if not 0 < p < 1:
         raise ValueError(f"rank_biased_overlap: p should be between 0 and 1, got {p}.")
     depths = np.arange(1, len(first) + 1)
-    in_a, in_b = _memberships(first, depths), _memberships(second, depths)
+    in_a, in_b = memberships(first, depths), memberships(second, depths)
     # Divided by d this would be the mean over all ways of breaking ties, in which a tie disagrees with itself.
     agreement = (in_a * in_b).sum(1) / np.sqrt((in_a * in_a).sum(1) * (in_b * in_b).sum(1))
     return float((1 - p) * (agreement * p ** (depths - 1)).sum() + agreement[-1] * p ** len(first))
@@ -146,45 +147,16 @@ def agreement_matrix(
     if len(set(counts.values())) > 1:
         raise ValueError(f"agreement_matrix: every method should score the same examples, got {counts}.")
     lists = list(scores.values())
+    known = next((name for name, one in AGREEMENTS.items() if one is of_pair), None)
+    if known is not None:
+        return of_all_pairs(lists, TOGETHER[known], known)
     matrix = np.full((len(lists), len(lists), next(iter(counts.values()), 0)), np.nan)
-    if of_pair is spearman:
-        _all_spearman(lists, matrix)
-        return matrix
     for i, of_i in enumerate(lists):
         for j, of_j in enumerate(lists[: i + 1]):
             pairs = zip(of_i, of_j, strict=True)
             matrix[i, j] = [np.nan if a is None or b is None else of_pair(a, b) for a, b in pairs]
             matrix[j, i] = matrix[i, j]
     return matrix
-
-
-def _all_spearman(lists: Sequence[Sequence[ArrayLike | None]], matrix: Scores) -> None:
-    """Spearman's rho of all pairs: ranks once for each list, then a product for the examples of one length."""
-    places: dict[int, list[int]] = {}
-    for example, of_methods in enumerate(zip(*lists, strict=True)):
-        lengths = {len(np.atleast_1d(of)) for of in of_methods if of is not None}
-        if len(lengths) > 1:
-            raise ValueError(f"spearman: the methods score {sorted(lengths)} tokens of example {example}.")
-        places.setdefault(min(lengths, default=0), []).append(example)
-    for length, examples in places.items():
-        nothing = np.full(length, np.nan)
-        rows = [[nothing if of[example] is None else of[example] for example in examples] for of in lists]
-        stacked: Scores = np.asarray(rows, dtype=np.float64)
-        missing = np.array([[of[example] is None for example in examples] for of in lists])
-        if not np.isfinite(stacked[~missing]).all():
-            raise ValueError("spearman: a score is NaN or infinite and has no rank.")
-        if length:
-            matrix[:, :, examples] = _products(stacked, missing)
-
-
-def _products(stacked: Scores, missing: NDArray[np.bool_]) -> Scores:
-    """Spearman's rho of each two methods on each example: (m, n, token) -> (m, m, n); NaN where it is undefined."""
-    ranked = required("scipy.stats", "agreement_matrix").rankdata(np.nan_to_num(stacked), axis=-1)
-    centred = ranked - ranked.mean(-1, keepdims=True)
-    together = np.einsum("int,jnt->ijn", centred, centred)
-    own = np.where(missing, np.nan, np.einsum("int,int->in", centred, centred))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return together / np.sqrt(own[:, None] * own[None, :])
 
 
 @dataclass(frozen=True)
@@ -283,12 +255,3 @@ def _pair(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Scores, Scores]:
 
 def _has_order(*lists: Scores) -> bool:
     return all(len(x) > 1 and x.min() < x.max() for x in lists)
-
-
-def _memberships(scores: Scores, depths: NDArray[np.int64]) -> Scores:
-    """How much of each token is among the first d: 1, 0, or its tie's share of the places: (depth, token)."""
-    ordered = np.sort(scores)
-    above = len(scores) - np.searchsorted(ordered, scores, side="right")
-    tied = len(scores) - np.searchsorted(ordered, scores, side="left") - above
-    share: Scores = np.clip((depths[:, None] - above) / tied, 0, 1)
-    return share

@@ -56,13 +56,16 @@ class DataAsked:
     key: str | None = None
     text_pair: str | None = None
     evidence_pair: str | None = None
+    span: str | None = None
+    span_pair: str | None = None
+    written: str | None = None
 
     def examples(self, folder: Path) -> list[Example]:
         """Read them; a relative path starts at ``folder``."""
         if (self.path is None) == (self.dataset is None):
             raise ValueError("[data] should have either path, a file, or dataset, an id.")
-        others = (self.label, self.evidence, self.key, self.text_pair, self.evidence_pair)
-        names = Fields(self.text, *others) if any(others) or self.text != "text" else None
+        others = {field.name: getattr(self, field.name) for field in fields(Fields) if field.name != "text"}
+        names = Fields(self.text, **others) if any(others.values()) or self.text != "text" else None
         source = str(folder / self.path) if self.path is not None else str(self.dataset)
         return read_examples(source, names, split=self.split, subset=self.subset, limit=self.limit)
 
@@ -186,7 +189,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(
         (
             "name device dtype device_map path dataset split subset text label evidence key text_pair evidence_pair "
-            "special reference test correction cases"
+            "span span_pair written special reference test correction cases"
         ).split(),
         ("a text in quotes", (str,)),
     ),

@@ -8,22 +8,21 @@ example that cannot be used is an error here, with its line, before any model ru
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from captum_norm.optional_packages import required
-
-_FORMATS = {".jsonl": "JSONL", ".csv": "CSV", ".tsv": "TSV"}
+from captum_norm.study.records import FORMATS, records_of_dataset, records_of_file
 
 Span = tuple[int, int]
+
+LATER_FIELDS = ("span", "span_pair", "written")
+"""What examples may have since stores of before had none of it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Example:
         where: where it comes from, for error messages.
         text_pair: the second text of a pair (a hypothesis, a question's passage); None for a single text.
         evidence_pair: spans of characters of the second text.
+        span: the characters that are asked about: of a token classifier the word whose tag is explained, of a question
+            the answer; their first token counts.
+        span_pair: the same, where it stands in the second text.
+        written: what an encoder-decoder has written so far, whose next token is explained; None for nothing yet.
 
     Example:
         >>> Example("A warm film.", evidence=((2, 6),)).evidence
@@ -51,23 +54,25 @@ class Example:
     where: str = "example"
     text_pair: str | None = None
     evidence_pair: tuple[Span, ...] | None = None
+    span: Span | None = None
+    span_pair: Span | None = None
+    written: str | None = None
 
     def __post_init__(self) -> None:
         for text in self.texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
-        if self.evidence_pair and self.text_pair is None:
-            raise ValueError(f"{self.where} has evidence of a second text, and no second text.")
-        for text, evidence in zip(self.texts, (self.evidence, self.evidence_pair), strict=False):
-            for start, end in evidence or ():
-                if not 0 <= start < end:
-                    raise ValueError(
-                        f"{self.where}: evidence [{start}, {end}] is no span: it should be 0 <= start < end."
-                    )
-                if end > len(text):
-                    raise ValueError(
-                        f"{self.where}: evidence [{start}, {end}] ends beyond its text of {len(text)} characters."
-                    )
+        if (self.evidence_pair or self.span_pair) and self.text_pair is None:
+            what = "evidence" if self.evidence_pair else "a span"
+            raise ValueError(f"{self.where} has {what} of a second text, and no second text.")
+        if self.span is not None and self.span_pair is not None:
+            raise ValueError(f"{self.where} has a span in both texts: one place is asked about.")
+        marked = ((self.evidence, self.span), (self.evidence_pair, self.span_pair))
+        for text, (evidence, span) in zip(self.texts, marked, strict=False):
+            for of in evidence or ():
+                _check_span(f"{self.where}: evidence", of, text)
+            if span is not None:
+                _check_span(f"{self.where}: span", span, text)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -86,6 +91,9 @@ class Fields:
         key: the example's name; None numbers the examples from 0.
         text_pair: the second text of a pair.
         evidence_pair: spans or flags of the second text.
+        span: ``[start, end]``, the characters asked about.
+        span_pair: the same in the second text.
+        written: what has been written so far.
     """
 
     text: str = "text"
@@ -94,6 +102,9 @@ class Fields:
     key: str | None = None
     text_pair: str | None = None
     evidence_pair: str | None = None
+    span: str | None = None
+    span_pair: str | None = None
+    written: str | None = None
 
 
 def read_examples(
@@ -108,8 +119,8 @@ def read_examples(
 
     Args:
         source: a path that ends in .jsonl, .csv or .tsv; anything else is an id for ``datasets.load_dataset``.
-        fields: which field holds what.  None: ``text``, and ``text_pair``, ``label``, ``evidence``,
-            ``evidence_pair`` and ``id`` where a record has them.
+        fields: which field holds what.  None: ``text``, ``id`` for the key, and all others by their own names where a
+            record has them.
         split: of a data set by id: ``"validation"``.
         subset: of a data set by id: its configuration.
         limit: only the first so many.
@@ -128,7 +139,8 @@ def read_examples(
         ((2, 6),)
     """
     path = Path(source).expanduser()
-    records = _records(path) if path.suffix.lower() in _FORMATS else _dataset(str(source), split, subset)
+    from_file = path.suffix.lower() in FORMATS
+    records = records_of_file(path) if from_file else records_of_dataset(str(source), split, subset)
     return as_examples(islice(records, limit), fields, name=str(source))
 
 
@@ -156,70 +168,18 @@ def as_examples(data: Iterable[Any], fields: Fields | None = None, *, name: str 
 
 
 def digest_of(examples: Iterable[Example]) -> str:
-    """A fingerprint of the examples: texts, labels, evidence and keys, in order."""
+    """A fingerprint of the examples, in order; what came later than the first stores counts where it is given."""
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
-        content = {name: value for name, value in asdict(example).items() if name != "where"}
+        given = asdict(example).items()
+        content = {name: of for name, of in given if name != "where" and (of is not None or name not in LATER_FIELDS)}
         digest.update(json.dumps(content).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    reader = _jsonl if path.suffix.lower() == ".jsonl" else _separated
-    try:
-        yield from reader(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}.") from error
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where} is no JSON: {error}.") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{where} should be an object with fields, got {type(record).__name__}.")
-            yield where, record
-
-
-def _separated(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    kind = path.suffix.lower()
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts are longer than the 128 KiB that csv expects
-    quoting: Any = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", **quoting)
-        try:
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{where} should have {len(rows.fieldnames or ())} columns, as its header.")
-                yield where, row
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num}: {error}.") from error
-
-
-def _dataset(source: str, split: str | None, subset: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if Path(source).exists() or source.startswith((".", "/", "~")):
-        raise ValueError(
-            f"{source}: data should be a file that ends in {', '.join(_FORMATS)}, or the id of a data set."
-        )
-    if split is None:
-        raise ValueError(f"{source} is taken for the id of a data set, which has splits: say which (split = ...).")
-    datasets = required("datasets", f"data {source!r}")
-    loaded = datasets.load_dataset(source, subset, split=split)
-    for number, record in enumerate(loaded):
-        yield f"{source} ({split}), example {number}", record
-
-
 def _usual_fields(record: Mapping[str, Any]) -> Fields:
-    names = {"label": "label", "evidence": "evidence", "key": "id"} | {n: n for n in ("text_pair", "evidence_pair")}
+    names = {"label": "label", "evidence": "evidence", "key": "id"}
+    names |= {name: name for name in ("text_pair", "evidence_pair", *LATER_FIELDS)}
     return Fields(**{field: name for field, name in names.items() if name in record})
 
 
@@ -233,13 +193,22 @@ def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise TypeError(f"{where} should be a text, a pair of texts, a mapping or an Example, got {kind}.")
+    asked: dict[str, Any] = {}
+    for name in (name for name in LATER_FIELDS if getattr(fields, name) is not None):
+        given = _field(content, getattr(fields, name), where)
+        if name != "written":
+            given = _from_json(given, name, where)
+            given = None if given is None else _span(given, f"{where}: {name} should be [start, end]")
+        elif given is not None and not isinstance(given, str):
+            raise ValueError(f"{where}: written should be a text, got {type(given).__name__}.")
+        asked[name] = given
     text, spans = _text(content, fields.text, fields.evidence, where)
     second: tuple[Any, Any] = (None, None)
     if fields.text_pair is not None and _field(content, fields.text_pair, where) is not None:
         second = _text(content, fields.text_pair, fields.evidence_pair, where)
     label = None if fields.label is None else _label(_field(content, fields.label, where), where)
     key = number if fields.key is None else str(_field(content, fields.key, where))
-    return Example(text, label, spans, key, where, *second)
+    return Example(text, label, spans, key, where, *second, **asked)
 
 
 def _text(
@@ -268,25 +237,31 @@ def _label(label: Any, where: str) -> int | str | None:
 
 def _spans(evidence: Any, text: str, where: str) -> tuple[Span, ...] | None:
     """Spans of characters, from spans or from flags, themselves or as JSON; None for nothing."""
-    if isinstance(evidence, str) and evidence.strip():
-        try:
-            evidence = json.loads(evidence)
-        except ValueError as error:
-            raise ValueError(f"{where}: evidence is no JSON: {evidence!r}.") from error
-    if evidence is None or evidence in ("", []):
+    evidence = _from_json(evidence, "evidence", where)
+    if evidence is None or evidence == []:
         return None
     if not isinstance(evidence, list | tuple):
         raise ValueError(f"{where}: evidence should be a list of spans or of flags, got {evidence!r}.")
     if all(isinstance(flag, int) and flag in (0, 1) for flag in evidence):
         return _flagged(evidence, text, where)
-    return tuple(_span(span, where) for span in evidence)
+    return tuple(_span(span, f"{where}: evidence should be spans [start, end] or flags 0 and 1") for span in evidence)
 
 
-def _span(span: Any, where: str) -> Span:
+def _span(span: Any, should: str) -> Span:
     whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(end) is int for end in span)
     if not whole:
-        raise ValueError(f"{where}: evidence should be spans [start, end] or flags 0 and 1, got {span!r}.")
+        raise ValueError(f"{should}, got {span!r}.")
     return span[0], span[1]
+
+
+def _from_json(given: Any, name: str, where: str) -> Any:
+    """What a text holds as JSON; None for an empty one, and everything else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given) if given.strip() else None
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} is no JSON: {given!r}.") from error
 
 
 def _flagged(flags: Sequence[int], text: str, where: str) -> tuple[Span, ...]:
@@ -294,6 +269,14 @@ def _flagged(flags: Sequence[int], text: str, where: str) -> tuple[Span, ...]:
     if len(flags) != len(words):
         raise ValueError(f"{where}: evidence has {len(flags)} flags, but its text has {len(words)} words.")
     return tuple(span for flag, span in zip(flags, words, strict=True) if flag)
+
+
+def _check_span(what: str, span: Span, text: str) -> None:
+    start, end = span
+    if not 0 <= start < end:
+        raise ValueError(f"{what} [{start}, {end}] is no span: it should be 0 <= start < end.")
+    if end > len(text):
+        raise ValueError(f"{what} [{start}, {end}] ends beyond its text of {len(text)} characters.")
 
 
 def _check_keys(examples: list[Example]) -> None:

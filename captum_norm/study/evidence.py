@@ -25,8 +25,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from captum_norm.files import replacing
-from captum_norm.study.data import Example, Span
+from captum_norm.study.data import LATER_FIELDS, Example, Span
 from captum_norm.study.published import (
+    alignment_examples,
     blimp_examples,
     cose_examples,
     eraser_examples,
@@ -176,6 +177,7 @@ SOURCES: dict[str, Callable[[Path], Iterator[Example]]] = {
     "hatexplain": hatexplain_examples,
     "cose": cose_examples,
     "blimp": blimp_examples,
+    "alignment": alignment_examples,
 }
 
 
@@ -204,8 +206,8 @@ def write(examples: Sequence[Example], path: Path) -> None:
     with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for example in examples:
             record = {"id": example.key, "text": example.text, "label": example.label, "evidence": example.evidence}
-            if example.text_pair is not None:
-                record |= {"text_pair": example.text_pair, "evidence_pair": example.evidence_pair}
+            more = {name: getattr(example, name) for name in ("text_pair", "evidence_pair", *LATER_FIELDS)}
+            record |= {name: of for name, of in more.items() if of is not None}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Texts with evidence in the forms that published data sets have: ERASER, e-SNLI, HateXplain, CoS-E, BLiMP.
+"""Texts with evidence in the forms that published data sets have: ERASER, e-SNLI, HateXplain, CoS-E, BLiMP, alignments.
 
 - ``eraser``: annotations ``*.jsonl``, documents in ``docs/``, ``docs.jsonl`` or ``docs.tar.gz`` beside them (DeYoung et
   al. 2020, https://arxiv.org/abs/1911.03429).  Two documents are a pair; so are a document and its query.
@@ -9,6 +9,9 @@
   ``*_rand_split.jsonl``: question and right answer, with the selected words of the question.
 - ``blimp``: ``*.jsonl`` (Warstadt et al. 2020, https://arxiv.org/abs/1912.00582): what both sentences of a minimal pair
   begin with, and the good continuation as its label; there is no evidence.
+- ``alignment``: ``alignment.talp`` beside ``test.de`` and ``test.en`` (Vilar et al. 2006,
+  https://www-i6.informatik.rwth-aachen.de/goldAlignment/): of every sentence what was translated before one of its
+  words, the one nearest to the middle that is surely aligned, that word as label, and as evidence the words it is of.
 
 None of the data sets is copied here.
 """
@@ -102,6 +105,20 @@ def blimp_examples(path: Path) -> Iterator[Example]:
         if shared:
             key = f"{record.get('UID', path.stem)}-{record.get('pairID', number)}"
             yield Example(" ".join(good[:shared]), good[shared].strip(".,!?"), None, key, where)
+
+
+def alignment_examples(path: Path) -> Iterator[Example]:
+    """The pairs of a file of alignments, a word of each translation."""
+    sides = [(path.parent / f"test.{name}").read_text(encoding="utf-8").splitlines() for name in ("de", "en")]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, (source, translation, links) in enumerate(zip(*sides, lines, strict=True), 1):
+        sure = [tuple(int(word) - 1 for word in link.split("-")) for link in links.split() if "-" in link]
+        (text, spans), words = joined(source.split(), glued=()), translation.split()
+        chosen = min((word for _, word in sure if word > 0), key=lambda word: abs(word - len(words) / 2), default=None)
+        if chosen is not None:
+            evidence = tuple(spans[of] for of in sorted(of for of, word in sure if word == chosen))
+            key, where = f"{path.stem}-{number}", f"{path}, line {number}"
+            yield Example(text, words[chosen], evidence, key, where, written=" ".join(words[:chosen]))
 
 
 def joined(words: Sequence[str], glued: Collection[str] = _CLITICS) -> tuple[str, list[Span]]:

@@ -307,6 +307,19 @@ CHANGES: list[Change] = [
         ("[:, -length:]", "[:, :length]"),
         ("_never_empty(left, mask)", "left"),
     ),
+    *changes_of(
+        "study/metrics/normalised.py",
+        ("place[examples] >= counts[:, None]", "place[examples] > counts[:, None]"),
+        ("order[first.sort().values[:beams]]", "order[:beams]"),
+    ),
+    *changes_of("study/metrics/captums.py", ("digest_of_tensors(gates)", "0")),
+    *changes_of(
+        "study/tokenized.py",
+        ("start < span[1] and span[0] < end", "start <= span[1] and span[0] < end"),
+        ("[start, *self._ids(example.written, target=True)]", "[start]"),
+        tests="study/test_tasks.py",
+    ),
+    *changes_of("study/all_pairs.py", ("own[:, None, :])", "own[:, :, None])"), tests="study/test_agreement.py"),
     *changes_of("study/metrics/plausibility.py", ("precision[1:] if area", "precision[:-1] if area")),
     *changes_of("study/metrics/curves.py", ("first if self.inserts else ~first", "first")),
     *changes_of(

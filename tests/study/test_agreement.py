@@ -185,14 +185,16 @@ def test_nothing_left_to_compare_is_an_error():
         comparable([1.0, 2.0], real=[1], special=[0, 0])
 
 
-def test_all_pairs_at_once_are_each_pair_by_itself():
-    """Lengths are mixed, one method failed on one text, and some lists are constant."""
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize("name", AGREEMENTS)
+def test_all_pairs_at_once_are_each_pair_by_itself(name, monkeypatch):
+    """Lengths are mixed, one method failed on one text, some lists are constant, and not all fit at once."""
+    monkeypatch.setattr("captum_norm.study.all_pairs._AT_ONCE", 3 * 5**2)
+    random, of_pair = np.random.default_rng(0), AGREEMENTS[name]
     lengths = [5, 3, 5, 1, 8]
     lists = {name: [random.integers(0, 3, n).astype(float) for n in lengths] for name in "abc"}
     lists["b"][2], lists["c"][0] = None, np.ones(5)
-    at_once = agreement_matrix(lists)
-    assert at_once == pytest.approx(agreement_matrix(lists, lambda a, b: spearman(a, b)), nan_ok=True)
+    at_once = agreement_matrix(lists, name)
+    assert at_once == pytest.approx(agreement_matrix(lists, lambda a, b: of_pair(a, b)), nan_ok=True)
     lists["a"][1] = np.ones(4)
     with pytest.raises(ValueError, match=r"the methods score \[3, 4\] tokens of example 1"):
-        agreement_matrix(lists)
+        agreement_matrix(lists, name)

@@ -58,6 +58,15 @@ def test_pairs_are_read_from_fields_tuples_and_examples():
         Example("Warm.", evidence_pair=((0, 2),))
 
 
+def test_what_is_asked_about_is_read_as_it_was_written(tmp_path):
+    asked = {"text": "A warm film.", "span": [2, 6], "written": "Ein warmer"}
+    [one], [same] = as_examples([asked]), read_examples(written(tmp_path, "x.jsonl", [asked]))
+    assert (one.span, one.written) == (same.span, same.written) == ((2, 6), "Ein warmer")
+    (tmp_path / "x.csv").write_text('text,span\nA warm film.,"[2, 6]"\nDull.,\n')
+    assert [of.span for of in read_examples(tmp_path / "x.csv")] == [(2, 6), None]
+    assert digest_of([Example("A")]) != digest_of([Example("A", span=(0, 1))])
+
+
 @pytest.mark.parametrize(
     ("records", "says"),
     [
@@ -69,6 +78,11 @@ def test_pairs_are_read_from_fields_tuples_and_examples():
         ([{"text": "Fine.", "evidence": [[3, 4, 5]]}], "should be spans"),
         ([{"text": "Fine film.", "evidence": [1]}], "1 flags, but its text has 2 words"),
         ([{"text": "Fine.", "evidence": "[0, "}], "line 1: evidence is no JSON"),
+        ([{"text": "Fine.", "span": [0]}], r"line 1: span should be \[start, end\], got \[0\]"),
+        ([{"text": "Fine.", "span": [0, 9]}], r"line 1: span \[0, 9\] ends beyond its text of 5"),
+        ([{"text": "Fine.", "span_pair": [0, 9]}], "line 1 has a span of a second text, and no second text"),
+        ([{"text": "A", "text_pair": "B", "span": [0, 1], "span_pair": [0, 1]}], "one place is asked about"),
+        ([{"text": "Fine.", "written": 3}], "line 1: written should be a text, got int"),
         ([{"text": "Fine.", "label": 0.5}], "the label should be a number or a name"),
         ([{"id": 1, "text": "Fine."}, {"id": 1, "text": "Bad."}], "line 2 has the key '1', as .*line 1"),
         ([], "holds no example"),
@@ -110,7 +124,7 @@ def test_a_data_set_is_loaded_by_its_id(monkeypatch):
             asked.append((name, subset, split))
             return [{"sentence": f"Film {i}.", "label": i % 2} for i in range(9)]
 
-    monkeypatch.setattr("captum_norm.study.data.required", lambda module, caller: Library)
+    monkeypatch.setattr("captum_norm.study.records.required", lambda module, caller: Library)
     found = read_examples("films/short", Fields("sentence", "label"), split="test", subset="en", limit=2)
     assert asked == [("films/short", "en", "test")]
     assert [(one.text, one.label, one.where) for one in found] == [

@@ -9,6 +9,7 @@ from captum.attr import InputXGradient
 from torch import Tensor
 
 from captum_norm import AttentionNorm, AttentionWeights, HFForward
+from captum_norm.study import Results, Study
 from captum_norm.study.metrics import METRICS, random_average_precision
 from captum_norm.study.metrics.scored_texts import Scored
 from captum_norm.study.planted import PLANTED, Planted, planted
@@ -146,3 +147,42 @@ def test_a_model_that_has_not_learned_is_no_truth(monkeypatch):
     monkeypatch.setattr("captum_norm.study.planted.trained._STEPS", 1)
     with pytest.raises(RuntimeError, match=r"trained_encoder\(seed=0\) is wrong about \d+ of 40 texts"):
         planted("trained_encoder", count=40)
+
+
+def noisy(tokenizer, spread: float, seed: int):
+    """A method that scores triggers 1 and everything else 0, with noise of a text's own."""
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids([*TRIGGERS[0], *TRIGGERS[1]]))
+
+    def method(forward, inputs, target):
+        rows = []
+        for row in inputs["input_ids"]:
+            generator = torch.Generator().manual_seed(int((row * torch.arange(1, len(row) + 1)).sum()) * 1000 + seed)
+            rows.append(torch.isin(row, ids) + spread * torch.randn(len(row), generator=generator))
+        return torch.stack(rows)
+
+    return method
+
+
+def noisy_study(folder, seed: int, count: int):
+    """Two methods that are the same but for their noise, and one with a little more of it."""
+    truth = planted("copy_head", seed=seed, count=count)
+    spreads = {"first": (0.5, 1), "twin": (0.5, 2), "worse": (0.6, 3)}
+    methods = {name: noisy(truth.tokenizer, *of) for name, of in spreads.items()}
+    study = Study(truth.model, truth.tokenizer, methods, ["auprc"], batch_size=100)
+    return study.run(truth.examples, folder / f"{seed}-{count}.db", progress=False)
+
+
+@pytest.mark.slow
+def test_a_planted_null_is_found_level_and_a_planted_difference_at_the_n_that_is_named(tmp_path):
+    pilot = noisy_study(tmp_path, seed=0, count=400).table("first", resamples=999)
+    difference = -pilot.cells["worse"]["auprc"].difference
+    needed = Results(tmp_path / "0-400.db").needed_examples("auprc", difference, "first")["worse"]
+    assert 20 < needed < 400
+    tables = [noisy_study(tmp_path, seed, needed).table("first", margin=0.1) for seed in range(1, 31)]
+    found = [table.differs("worse", "auprc") for table in tables]
+    level = [table.is_level("twin", "auprc") for table in tables]
+    alarms = [table.differs("twin", "auprc") for table in tables]
+    print(needed, difference, sum(found), sum(level), sum(alarms))
+    assert sum(found) >= 18  # 24 of 30 are promised, and fewer than 18 come by chance in 1 of 100 such tests
+    assert sum(level) >= 27
+    assert sum(alarms) <= 3

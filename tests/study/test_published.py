@@ -8,6 +8,7 @@ import pytest
 from captum_norm.study import read_examples
 from captum_norm.study.evidence import main
 from captum_norm.study.published import (
+    alignment_examples,
     blimp_examples,
     cose_examples,
     eraser_examples,
@@ -94,6 +95,17 @@ def test_blimp_is_a_beginning_and_its_good_continuation(tmp_path):
     path = lines(tmp_path / "agreement.jsonl", pair, {**pair, "sentence_bad": "A cats sleep."})
     [one] = blimp_examples(path)
     assert (one.text, one.label, one.key, one.evidence) == ("The cats", "sleep", "agreement-3", None)
+
+
+def test_an_alignment_asks_for_a_word_behind_what_was_translated(tmp_path, monkeypatch):
+    (tmp_path / "test.de").write_text("das stimmt nicht !\nja\n")
+    (tmp_path / "test.en").write_text("but this is not so .\nyes\n")
+    path = tmp_path / "alignment.talp"
+    path.write_text("3-4 1p4 2-3 4-6 2-4\n1-1\n")  # from 1; nothing is before "yes"
+    monkeypatch.setattr("sys.argv", ["evidence", "alignment", str(path), "--output", str(tmp_path / "x.jsonl")])
+    main()
+    for [one] in (list(alignment_examples(path)), read_examples(tmp_path / "x.jsonl")):
+        assert (one.label, one.written, marked(one)) == ("not", "but this is", [["stimmt", "nicht"]])
 
 
 def test_pairs_are_written_and_read_again(tmp_path, monkeypatch):

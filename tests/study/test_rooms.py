@@ -6,6 +6,7 @@ from tests.test_architecture import IMPORTS
 
 # From the bottom up.  A room may import from the rooms before it, and its own.
 ROOMS = (
+    "all_pairs",
     "agreement",
     "records",
     "data",
@@ -14,6 +15,7 @@ ROOMS = (
     "sample_texts",
     "variants",
     "metrics",
+    "tokenized",
     "batches",
     "planted",
     "scorers",

@@ -6,7 +6,7 @@
 
 A model with ``problem_type`` "multi_label_classification" has labels; one with "regression", or with a single output,
 has values, as transformers understands them.  All others choose one of several classes: sentiment, a pair's relation, a
-token's tag, the next token of a text.
+token's tag, the next token of a text, or the place where an answer begins (`answers_with_a_place`).
 
 Axes: r row, c class.
 """
@@ -99,3 +99,8 @@ def task_of(model: nn.Module, logits: Tensor) -> Task:
     if logits.shape[1] < 2:
         raise ValueError(f"{title(model)} returns {tuple(logits.shape)}: one class has a probability of 1 always.")
     return "classes"
+
+
+def answers_with_a_place(model: nn.Module) -> bool:
+    """Whether a model's classes are the places of its text, as those of question answering in transformers are."""
+    return title(unwrapped(model)).endswith("ForQuestionAnswering")

@@ -25,7 +25,8 @@ from torch import Generator, Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.metrics.metric import Attribute, Metric
-from captum_norm.study.metrics.scored_texts import Scored
+from captum_norm.study.metrics.perturbed import remembered
+from captum_norm.study.metrics.scored_texts import Scored, digest_of_tensors
 from captum_norm.study.metrics.seeding import generators
 
 _SOURCE = "Yeh et al. (2019), https://arxiv.org/abs/1901.09392, by captum.metrics"
@@ -73,13 +74,21 @@ class Infidelity(Metric):
             ).to(gates)
             return removed, gates - removed
 
+        def answered(gates: Tensor, *given: Any) -> Tensor:
+            # The sets are the text's own, so what the model says of them is the same for all methods.
+            *others, target = given
+
+            def run() -> Tensor:
+                return gate_forward(gates, *others).gather(1, target[:, None])[:, 0]
+
+            return remembered(scored, (forward, "gates", digest_of_tensors(gates)), run)  # type: ignore[no-any-return]
+
         errors: Tensor = infidelity(
-            gate_forward,
+            answered,
             remove,
             gate,
             torch.where(scored.removable, scored.scores, 0.0).to(gate),
-            additional_forward_args=extras,
-            target=scored.target.to(gate.device),
+            additional_forward_args=(*(extras or ()), scored.target.to(gate.device)),
             n_perturb_samples=self.samples,
             max_examples_per_batch=min(self.max_rows, self.samples * len(scored)),
             normalize=self.normalise,
@@ -152,7 +161,7 @@ def gated_arguments(forward: HFForward, scored: Scored) -> tuple[HFForward, Tens
     """The same model with a gate of ones for its input: the forward, the gate (b, s), and what goes beside it."""
     settings: dict[str, Any] = {"position": forward.position, "names": forward.names, "embedding": forward.embedding}
     gate_forward = HFForward(forward.model, mode="gate", **settings, **forward.fixed)
-    inputs = gate_forward.inputs(scored.inputs)
+    inputs = gate_forward.inputs(scored.inputs, scored.rows)
     gate: Tensor = inputs["inputs"]
     if gate.shape != scored.scores.shape:
         raise ValueError(

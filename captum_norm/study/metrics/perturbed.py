@@ -153,16 +153,19 @@ def _answers(
             forward,
             scored.mask_id,
             scored.memo,
+            scored.rows,
         )
     )
     last = () if position is None else (position.index_select(0, examples),)
     logits = _run(forward, copies, last)
+    if scored.places is not None:
+        logits = logits.masked_fill(~scored.places.to(device)[examples], -torch.inf)
     return Answers.of(forward.model, logits, scored.target[examples.cpu()])
 
 
 def _arguments(forward: HFForward, scored: Scored) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
     """The model's input, its extras by name, and the position of each example where one was given for each."""
-    arguments = forward.inputs(scored.inputs)
+    arguments = forward.inputs(scored.inputs, scored.rows)
     main, extras = arguments["inputs"], arguments["additional_forward_args"] or ()
     if not main.is_floating_point() and main.shape != scored.scores.shape:
         raise ValueError(

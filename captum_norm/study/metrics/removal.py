@@ -32,6 +32,7 @@ class Copies:
         forward: the model.
         mask_id: the id of [MASK], or None.
         memo: what need not be computed again for the next copies.
+        rows: (b,) long, whose row is explained of each example; None where the forward says it.
         change: what becomes of the embedded vectors; None for nothing.
     """
 
@@ -42,6 +43,7 @@ class Copies:
     forward: HFForward
     mask_id: int | None
     memo: dict[Any, Any]
+    rows: Tensor | None = None
     change: VectorChange | None = None
 
     def but(self, **changed: Any) -> Copies:
@@ -204,8 +206,10 @@ def _check_ids(removal: str, copies: Copies) -> None:
 
 
 def _check_position(copies: Copies) -> None:
-    if copies.forward.position is not None and copies.forward.position != "mean":
+    position = copies.forward.position
+    if copies.rows is not None or (position is not None and position != "mean"):
+        which = f"HFForward(position={position!r})" if copies.rows is None else "the row that is explained"
         raise ValueError(
-            f"removal='delete' moves tokens, so HFForward(position={copies.forward.position!r}) would be another token "
-            "in each copy. Choose removal='mask', 'pad', 'mean_embedding' or 'gate'."
+            f"removal='delete' moves tokens, so {which} would be another token in each copy. Choose removal='mask', "
+            "'pad', 'mean_embedding' or 'gate'."
         )

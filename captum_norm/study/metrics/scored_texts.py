@@ -29,6 +29,8 @@ class Scored:
         evidence: (b, s) bool, True at the tokens that are known to matter; None where it is not known.
         mask_id: the id of the tokenizer's [MASK] token, ``tokenizer.mask_token_id``; None where it has none.
         words: (b, s) long, the number of each token's word; None where words are not known.
+        rows: (b,) long, whose row of the model's output is explained; None for the one that the forward takes.
+        places: (b, s) bool, where the answer may stand, for models that answer with a place in the text; else None.
         drawn: whether scores are random draws, of which a word gets one and not the sum of its tokens'.
         memo: results that do not depend on the scores, kept for the next metric or method on the same batch:
             ``dataclasses.replace(scored, scores=others)`` shares it.
@@ -59,6 +61,8 @@ class Scored:
     mask_id: int | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     words: Tensor | None = None
+    rows: Tensor | None = None
+    places: Tensor | None = None
     drawn: bool = False
     copies: dict[Any, dict[bytes, Tensor]] = field(default_factory=dict, repr=False, compare=False)
     units: Tensor | None = field(default=None, repr=False)
@@ -83,9 +87,9 @@ class Scored:
             if tensor.ndim == 0 or len(tensor) != len(scores):
                 raise ValueError(f"Scored: {name} is {tuple(tensor.shape)}, but scores hold {len(scores)} examples.")
         self._check_scores()
-        units = [] if self.units is None else [self.units]
+        more = [of for of in (self.units, self.rows, self.places) if of is not None]
         object.__setattr__(
-            self, "fingerprint", _fingerprint(*self.inputs.values(), self.target, self.removable, *units)
+            self, "fingerprint", digest_of_tensors(*self.inputs.values(), self.target, self.removable, *more)
         )
 
     def _check_scores(self) -> None:
@@ -136,7 +140,8 @@ class Scored:
     def part(self, rows: Tensor) -> Scored:
         """Some of the examples."""
         inputs = {name: value[rows.to(value.device)] for name, value in self.inputs.items()}
-        masks = {name: getattr(self, name) for name in ("scores", "target", "removable", "evidence", "words", "units")}
+        names = ("scores", "target", "removable", "evidence", "words", "units", "rows", "places")
+        masks = {name: getattr(self, name) for name in names}
         of_rows: dict[str, Any] = {name: None if mask is None else mask[rows] for name, mask in masks.items()}
         return replace(self, inputs=inputs, memo={}, copies={}, **of_rows)
 
@@ -145,7 +150,8 @@ class Scored:
         return marks if self.units is None else marks.gather(1, self.units[examples].to(marks.device))
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def digest_of_tensors(*tensors: Tensor) -> str:
+    """A fingerprint of dtypes, shapes and content."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

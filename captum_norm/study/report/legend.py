@@ -63,10 +63,12 @@ def of_study(examples: int, notes: Mapping[str, Any]) -> list[str]:
     """Which examples, and how the metrics took tokens from them."""
     removals = sorted(set(notes.get("removals", {}).values()))
     units = " and ".join(f"{level}s" for level in notes.get("levels", ["token"])).capitalize()
+    classless = notes.get("classless", ())
     lines = [
         f"{examples} examples{_PREDICTIONS.get(notes.get('predictions', ''), '')}.",
         f"{units} are removed by: {', '.join(removals)}." if removals else "",
         _SPECIAL_TOKENS.get(notes.get("special", ""), ""),
+        f"No class is looked at by {', '.join(classless)}: they say the same of any." if classless else "",
         *(f"{metric} {caution}." for metric, caution in notes.get("cautions", {}).items()),
         notes.get("locked", ""),
     ]

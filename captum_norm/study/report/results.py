@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.files import replacing
+from captum_norm.methods import METHODS
 from captum_norm.optional_packages import required
 from captum_norm.study.agreement import agreement_matrix, comparable
 from captum_norm.study.report.cells import Statistics, cells_of
@@ -271,9 +272,18 @@ class Results(Rankings):
             "levels": sorted({of.get("level", "'token'").strip("'") for of in arguments.values()}),
             "special": self.config["special"],
             "removals": removals,
+            "classless": [
+                of["name"] for of in self.config["methods"] if _explains(of.get("method")) == "position"
+            ],
             "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},
             "seed": self.config["seed"],
         }
+
+
+def _explains(method: str | None) -> str | None:
+    """What a method of the table explains: one output, or what one position is made of; None for other methods."""
+    return METHODS[method].explains if method in METHODS else None
+
 
 def _listed(scores: Numbers | None) -> list[float] | None:
     return None if scores is None else scores.tolist()

@@ -137,12 +137,13 @@ class StudyTable:
         for method in self.methods:
             cells = [self._latex_cell(method, metric) for metric in self.metrics]
             lines.append(rf"{in_tex(method)} & {' & '.join(cells)} \\")
-        lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip\noindent"]
+        lines += [r"\begin{minipage}{\linewidth}\footnotesize"]
         said = [*self.explanation(), legend.of_draws(self.statistics)]
         lines += [*(in_tex(line) for line in said), r"\end{minipage}"]
         if not document:
             return "\n".join([r"% needs \usepackage{booktabs}", *lines])
-        wide = 60 + 42 * len(headings)
+        wide = 24 + 2 * max(map(len, self.methods)) + sum(max(42, 2 * len(of)) for of in self.headings().values())
         head = [r"\documentclass{article}", rf"\usepackage[paperwidth={wide}mm,margin=10mm]{{geometry}}"]
         head += [r"\usepackage{booktabs}", r"\pagestyle{empty}", r"\begin{document}", r"\noindent"]
         return "\n".join([*head, *lines, r"\end{document}"])

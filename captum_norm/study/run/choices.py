@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from captum_norm.forward import HFForward
+from captum_norm.forward.keywords import title
 from captum_norm.study.batches import Padding, Tokenized, class_of, logits_of, padded, tokenize
 from captum_norm.study.data import Fields, as_examples, read_examples
 from captum_norm.study.metrics import METRICS, Metric
+from captum_norm.study.metrics.answers import answers_with_a_place
 from captum_norm.study.run.fingerprints import model_record, versions
 from captum_norm.study.run.plan import (
     Plan,
@@ -92,6 +94,7 @@ class Choices:
         scorers = in_order(before.get("methods", []), scorers, scorer_record)
         known = before.get("metrics", [])
         named = list(self.named_metrics(evidence).items())
+        self._check_rows(examples, dict(named).values())
         metrics = dict(in_order(known, named, lambda named_metric: metric_record(*named_metric)))
         records = metric_records(metrics, known)
         config = self._config(generations, scorers, records)
@@ -136,12 +139,30 @@ class Choices:
             [generation for metric, generation in repeated for _ in metric.repetitions()],
         )
 
+    def _check_rows(self, examples: Sequence[Tokenized], metrics: Iterable[Metric]) -> None:
+        """Refuse the tag of [CLS] where nobody said whose is asked for, a row said twice, and one that moves."""
+        model, fixed = title(self.forward.model), self.forward.position
+        if examples[0].row is None and fixed is None and model.endswith("ForTokenClassification"):
+            raise ValueError(
+                f"Study: {model} has a class for each token. Say whose is explained: a span [start, end] of characters "
+                "in each example, or position= for all."
+            )
+        if examples[0].row is not None and fixed is not None:
+            raise ValueError(f"Study: position={fixed!r} is for all examples, and each has a span of its own.")
+        of_row = examples[0].row is not None or answers_with_a_place(self.forward.model)
+        moving = [metric.name for metric in metrics if getattr(metric, "removal", "") == "delete"]
+        if of_row and moving:
+            raise ValueError(
+                f"Study: {moving[0]} deletes tokens, and a row of the output is explained, which would then be another "
+                "token's. Choose removal='mask', 'pad', 'mean_embedding' or 'gate'."
+            )
+
     def _check_labels(self, examples: Sequence[Tokenized], labels: Mapping[str, int]) -> None:
         """Refuse a label that names no class now, and not when its batch comes."""
         shortest = padded(0, (min(examples, key=len),), Padding.of(self.tokenizer))
         classes = logits_of(shortest, self.forward).shape[1]
         for text in examples:
-            class_of(text.example, labels, classes)
+            class_of(text, labels, classes)
 
     def _config(
         self, generations: Sequence[Sequence[Tokenized]], scorers: Sequence[Scorer], metrics: list[dict[str, Any]]

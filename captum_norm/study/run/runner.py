@@ -202,6 +202,8 @@ class Runner:
             mask_id=self.mask_id,
             memo=memo,
             words=batch.words,
+            rows=batch.rows,
+            places=batch.places,
             drawn=scorer.draws > 0,
         )
 

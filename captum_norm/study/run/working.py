@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from captum_norm.study.batches import explain, padded, with_target
+from captum_norm.study.batches import explain, padded, with_places, with_target
+from captum_norm.study.metrics.answers import answers_with_a_place
 from captum_norm.study.run.fingerprints import circumstances, versions
 from captum_norm.study.run.plan import Plan
 from captum_norm.study.run.processes import Processes, parts_of, processes_of
@@ -65,6 +66,8 @@ def _batch(
 ) -> None:
     runner = plan.runner
     batch = padded(number, plan.batches[number], runner.pad)
+    if answers_with_a_place(runner.forward.model):
+        batch = with_places(batch)
     explained = explain(batch, runner.forward, plan.labels, plan.config["target"])
     own.add_targets(number, batch.numbers, explained)
     batch = with_target(batch, explained.target)

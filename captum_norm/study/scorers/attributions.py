@@ -44,7 +44,7 @@ class TableMethod(Scorer):
         return self.variant.method
 
     def score(self, batch: TextBatch) -> Tensor:
-        return self.attributor(batch.inputs, batch.target, seed=batch.examples[0].seed(self.seed))
+        return self.attributor(batch.inputs, batch.target, batch.examples[0].seed(self.seed), batch.rows)
 
     def attribute(self, batch: TextBatch) -> Attribute:
         seed = batch.examples[0].seed(self.seed)
@@ -79,7 +79,9 @@ class CaptumObject(Scorer):
         self.forward = _forward_of(self.name, self.attribution)
 
     def score(self, batch: TextBatch) -> Tensor:
-        scores: Tensor = self.attribution.attribute(**self.forward.inputs(batch.inputs), target=batch.target)
+        scores: Tensor = self.attribution.attribute(
+            **self.forward.inputs(batch.inputs, batch.rows), target=batch.target
+        )
         return scores.sum(-1) if self.forward.mode == "embeds" else scores
 
     def describe(self) -> dict[str, Any]:
@@ -106,7 +108,8 @@ class FunctionScorer(Scorer):
     def score(self, batch: TextBatch) -> Tensor:
         device = next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        return torch.as_tensor(self.function(self.forward, inputs, batch.target.to(device)))
+        forward = self.forward if batch.rows is None else HFForward(self.forward.model, position=batch.rows)
+        return torch.as_tensor(self.function(forward, inputs, batch.target.to(device)))
 
     def describe(self) -> dict[str, Any]:
         kind = getattr(self.function, "__qualname__", type(self.function).__qualname__)

@@ -1,5 +1,7 @@
 """Captum's two metrics are their definitions, on the gate."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +35,21 @@ def test_infidelity_is_the_mean_squared_error_of_the_scores(normalise):
         a, b = torch.stack(predicted).detach().double(), torch.stack(happened).detach().double()
         factor = (a @ b) / (a @ a) if normalise else 1.0
         assert float(found[row]) == pytest.approx(float(((factor * a - b) ** 2).mean()), rel=1e-3, abs=1e-6)
+
+
+def test_the_model_is_asked_about_random_sets_once_for_all_methods():
+    metric, through, scored = Infidelity(samples=6), HFForward(BERT), random_scored()
+    calls = []
+    handle = BERT.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        first = metric(through, scored)
+        asked = len(calls)
+        other = metric(through, replace(scored, scores=scored.scores**2))
+    finally:
+        handle.remove()
+    assert asked == len(calls) > 0
+    assert (first != other).all()
+    assert torch.equal(other, metric(through, replace(scored, scores=scored.scores**2, memo={})))
 
 
 def test_sensitivity_is_the_largest_relative_change_of_the_scores():

@@ -204,11 +204,11 @@ def test_two_methods_are_level_where_the_margin_holds_the_interval():
 def test_the_needed_examples_find_the_difference_as_often_as_asked():
     random = np.random.default_rng(0)
     differences = random.normal(0, 1, 2000)
-    n = needed_examples(differences / differences.std(ddof=1), np.zeros(2000), difference=0.5)
+    n = needed_examples(differences / differences.std(ddof=1), np.zeros(2000), difference=0.5, test="t")
     assert n == 34  # G*Power: a paired t-test, d = 0.5, power 0.8
     found = [stats.ttest_1samp(random.normal(0.5, 1, n), 0).pvalue < 0.05 for _ in range(1000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)
-    assert needed_examples(differences, np.zeros(2000), 0.5, tests=11) > 1.5 * n
+    assert needed_examples(differences, np.zeros(2000), 0.5, tests=11, test="t") > 1.5 * n
     with pytest.raises(ValueError, match="tests should be at least 1"):
         needed_examples(differences, np.zeros(2000), 0.5, tests=0)
 
@@ -221,7 +221,7 @@ def test_a_planted_difference_is_found_at_the_n_that_is_named_and_a_planted_null
     zeros = np.zeros(n)
     planted = [random.exponential(size=n) - 1 for _ in range(60)]
     found = [paired_bootstrap_test(of + 0.33, zeros, resamples=499).p < 0.05 for of in planted]
-    assert np.mean(found) > 0.65  # 0.8 is promised of normal differences
+    assert np.mean(found) > 0.72  # 0.8 is promised, of which 60 tables tell 0.1
     level = [equivalence_test(of, zeros, margin=0.6, resamples=499).p < 0.05 for of in planted]
     alarms = [paired_bootstrap_test(of, zeros, resamples=499).p < 0.05 for of in planted]
     assert np.mean(level) > 0.9

@@ -2,6 +2,9 @@
 
 import math
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +82,11 @@ def test_differences_have_intervals_of_their_own_in_every_form(results):
     assert results.needed_examples("auprc", 0.1)["Saliency"] > 2
 
 
+def test_methods_that_look_at_no_class_are_named(results):
+    said = " ".join(results.table(resamples=9).explanation())
+    assert "No class is looked at by AttentionNorm, AttentionNorm(aggregate=rollout): they say the same of any." in said
+
+
 def test_latex_is_a_document_that_compiles_by_itself_with_its_legend(results):
     table = results.table(resamples=99)
     part, whole = table.to_latex(), table.to_latex(document=True)
@@ -94,3 +102,21 @@ def test_latex_is_a_document_that_compiles_by_itself_with_its_legend(results):
         body = form[form.index(r"\midrule") : form.index(r"\bottomrule")]
         assert not re.search(r"[\[ &]-\d", body)  # a hyphen is no minus
     assert r"[$-$$\infty$, $\infty$]" in in_tex(interval(-math.inf, math.inf))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@pytest.mark.parametrize("document", [True, False], ids=["alone", "within another"])
+def test_latex_compiles(results, tmp_path, document):
+    table, notes = results.table(resamples=99, margin=0.02), {"locked": "−∞ ± ρ τ < 1 | ~ ^ \\ {}"}
+    odd = replace(table, methods=("A_b & 50% #1", *table.methods[1:]), notes={**table.notes, **notes})
+    odd.cells["A_b & 50% #1"] = table.cells[table.methods[0]]
+    text = odd.to_latex(document=document)
+    if not document:
+        head = [r"\documentclass{article}", r"\usepackage{booktabs}", r"\begin{document}"]
+        text = "\n".join([*head, text, r"\end{document}"])
+    (tmp_path / "table.tex").write_text(text, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout or not document
+    assert (tmp_path / "table.pdf").stat().st_size
