@@ -127,12 +127,12 @@ def padded(
 
     inputs = {}
     for name in examples[0].inputs:
-        fill, rows = (pad.token if name.endswith("input_ids") else 0), [text.inputs[name] for text in examples]
-        # what a decoder has written is no part of the text, and is read from its left end
-        written = max(map(len, rows)) if name.startswith("decoder_") else None
-        inputs[name] = together(rows, fill) if written is None else torch.stack(
-            [_filled(row, written, fill, "right") for row in rows]
-        )
+        fill, of_name = (pad.token if name.endswith("input_ids") else 0), [text.inputs[name] for text in examples]
+        if name.startswith("decoder_"):  # what a decoder has written is no part of the text, and begins at the left
+            written = max(map(len, of_name))
+            inputs[name] = torch.stack([_filled(row, written, fill, "right") for row in of_name])
+        else:
+            inputs[name] = together(of_name, fill)
     real = together([torch.ones(len(text), dtype=torch.bool) for text in examples], False)
     special = together([text.special for text in examples], False)
     evidence = None
@@ -140,10 +140,9 @@ def padded(
         marked = [torch.zeros_like(text.special) if text.evidence is None else text.evidence for text in examples]
         evidence = together(marked, False)
     words = together([torch.tensor([-1 if w is None else w for w in text.words.index]) for text in examples], -1)
-    rows = None
-    if examples[0].row is not None:
-        before = [longest - len(text) if pad.side == "left" else 0 for text in examples]
-        rows = torch.tensor([int(text.row or 0) + shift for text, shift in zip(examples, before, strict=True)])
+    shifts = [longest - len(text) if pad.side == "left" else 0 for text in examples]
+    asked = [text.row + shift for text, shift in zip(examples, shifts, strict=True) if text.row is not None]
+    rows = torch.tensor(asked) if asked else None
     target = torch.zeros(0, dtype=torch.long) if target is None else target
     return TextBatch(number, examples, inputs, real, special, evidence, words, target, rows)
 

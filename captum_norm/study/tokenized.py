@@ -179,11 +179,11 @@ def _decodes(model: Any) -> bool:
 
 def _check_alike(texts: Sequence[Tokenized], model: Any, tokenizer: Any) -> None:
     """Refuse data of which some examples have a span, or a beginning that was written, and others have none."""
-    for what, missing in (
-        ("span", lambda text: text.row is None),
-        ("beginning that was written", lambda text: "decoder_input_ids" not in text.inputs),
-    ):
-        lacking = [text for text in texts if missing(text)]
+    without = {
+        "span": [text for text in texts if text.row is None],
+        "beginning that was written": [text for text in texts if "decoder_input_ids" not in text.inputs],
+    }
+    for what, lacking in without.items():
         if lacking and len(lacking) < len(texts):
             raise ValueError(f"{lacking[0].example.where} has no {what}, but others have one.")
     if answers_with_a_place(model) and getattr(tokenizer, "padding_side", "right") != "right":

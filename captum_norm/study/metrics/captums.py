@@ -81,7 +81,8 @@ class Infidelity(Metric):
             def run() -> Tensor:
                 return gate_forward(gates, *others).gather(1, target[:, None])[:, 0]
 
-            return remembered(scored, (forward, "gates", digest_of_tensors(gates)), run)  # type: ignore[no-any-return]
+            answers: Tensor = remembered(scored, (forward, "gates", digest_of_tensors(gates)), run)
+            return answers
 
         errors: Tensor = infidelity(
             answered,

@@ -201,8 +201,7 @@ def main() -> None:
         description="How far a report's intervals and tests hold their level, on tables whose truth is known.",
     )
     parser.add_argument("--tables", type=int, default=400, metavar="N", help="of each kind (default: 400)")
-    sizes = {"type": int, "nargs": "+", "default": [20, 50, 200], "metavar": "N"}
-    parser.add_argument("--examples", **sizes, help="how many a table has")
+    parser.add_argument("--examples", type=int, nargs="+", default=[20, 50, 200], metavar="N", help="in a table")
     parser.add_argument("--only", choices=(*DRAWS, "real"), help="one kind of differences")
     parser.add_argument("--store", metavar="FILE", help="a study, for real differences")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
