@@ -113,6 +113,8 @@ def keep_bars(_app: Any, _what: str, _name: str, _object: Any, _options: Any, li
 def write_math(self: Any, node: Any, mode: str) -> None:
     """Formulas as MathML, which browsers draw by themselves: pages need no script from elsewhere."""
     maths = str(latex2mathml.tex2mathml(node.astext(), as_block=mode == "block"))
+    if "\\left" not in node.astext():  # bars that TeX would not stretch: browsers stretch them over any subscript
+        maths = re.sub(r'<mo( class="math\w+")?>([‖|∣])</mo>', r'<mo\1 stretchy="false">\2</mo>', maths)
     self.body.append(maths if mode == "inline" else f'<div class="math">{maths}</div>')
     raise nodes.SkipNode
 

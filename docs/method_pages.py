@@ -12,12 +12,13 @@ TEXT = "It is not a great film, but a warm, funny and oddly moving one."
 
 
 class Row(NamedTuple):
-    """One method: its formula, what it can tell, what it cannot, and the target its example needs."""
+    """One method: its formula, what it can tell, what it cannot, what its example needs, and whether of a decoder."""
 
     formula: str
     can: str
     cannot: str
-    target: str = ""
+    needs: str = ""
+    decoder: bool = False
 
 
 ROWS = {
@@ -78,7 +79,42 @@ ROWS = {
         "why attention looked where it did: weights, norms and gates are held fixed.",
         "target=1",
     ),
+    "ALTILogit": Row(
+        r"c_k = \sum_\ell \sum_j \Bigl\langle g, \sum_h \alpha^h_{ij} f^h(x_j)\Bigr\rangle\, "
+        r"\Bigl(\prod_{m<\ell} C^m\Bigr)_{jk}, \qquad g = \frac{\partial\, \text{logit}}{\partial x_i}",
+        "which tokens speak for one continuation and against another, signed, in logits.",
+        "what feed-forward parts and the embedding say: they are given to no token.",
+        "target=int(encoding['input_ids'][0, 3])",
+        decoder=True,
+    ),
+    "SpanTrace": Row(
+        r"\max\bigl(0, \lVert X\rVert_1 - \lVert X - z_j\rVert_1\bigr), \qquad "
+        r"X = \sum_i u_i y_i, \quad z_j = \sum_h \Bigl(\sum_i u_i \alpha^h_{ij}\Bigr) f^h(x_j)",
+        "which passage a whole answer's rows took their content from, in one pass.",
+        "what a key had mixed before; it looks at no class.",
+        "span=(9, 14)",
+        decoder=True,
+    ),
 }
+
+CLASSIFIER = f"""\
+from captum_norm.models import load_sentiment
+
+model, tokenizer = load_sentiment()
+text = "{TEXT}\""""
+DECODER = """\
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+text = "the film is warm and never feels forced but the plot is thin ."
+words = ["<unk>", *dict.fromkeys(text.split())]
+pieces = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>")
+torch.manual_seed(0)  # an untrained decoder, for the shape of an answer: yours comes from from_pretrained
+sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, initializer_range=0.2)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), eos_token_id=None, **sizes)).eval()"""
 
 PAGE = """\
 ---
@@ -100,14 +136,11 @@ $${formula}$$
 ```{{code-cell}} ipython3
 :tags: [hide-input]
 from captum_norm import AttentionWeights, {name}, explain
-from captum_norm.models import load_sentiment
 from captum_norm.visualization import method_strips
-
-model, tokenizer = load_sentiment()
-text = "{text}"
+{model}
 encoding = tokenizer(text, return_tensors="pt")
 weights = explain(AttentionWeights(model), encoding, text=text)
-found = explain({name}(model), encoding, text=text{target})
+found = explain({name}(model), encoding, text=text{needs})
 ```
 
 ```{{code-cell}} ipython3
@@ -134,9 +167,9 @@ def write(folder: Path, overview: str) -> None:
     for name, row in ROWS.items():
         score, total, _, cost, source = told[name][:5]
         text = PAGE.format(
-            name=name, score=score, formula=row.formula, can=row.can, cannot=row.cannot, source=source, text=TEXT,
+            name=name, score=score, formula=row.formula, can=row.can, cannot=row.cannot, source=source,
             total="nothing in particular" if total == "–" else total, cost=cost,
-            target=f", {row.target}" if row.target else "",
+            needs=f", {row.needs}" if row.needs else "", model=DECODER if row.decoder else CLASSIFIER,
         )  # fmt: skip
         page = folder / f"{name}.md"
         if not page.is_file() or page.read_text(encoding="utf-8") != text:  # unchanged pages are not run again

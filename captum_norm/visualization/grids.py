@@ -130,7 +130,7 @@ def _grid(
     scale_without: Collection[str],
 ) -> Page:
     note = outside(columns, scale_without).removeprefix("; ")
-    cell = min(max(10.2 / across, 1.2), 2.6) / max(len(rows), len(columns))
+    cell = min(max(8.4 / across, 1.2), 2.6) / max(len(rows), len(columns))
     labels = choose_labels([panel for line in lines for panel in line], rows, columns, cell)
     named = cell * 72 * 0.8 >= LETTERS[0]  # whether there is room for tokens at all
     raster = _Raster(

@@ -116,7 +116,8 @@ def weights_against_lengths(
     check_count("weights_against_lengths", "classes", kinds, "key", weights.shape[1])
     names = sorted(dict.fromkeys(kinds), key=["punctuation", "other"].count)  # special tokens first
     rho = float(spearman(weights.flatten(), lengths.flatten()))
-    said = f"{maps.calls[call].name or f'Attention call {call}'}: Spearman's ρ {rho:+.2f}" if title is None else title
+    strength = f"{rho:+.2f}".replace("-", "−")
+    said = f"{maps.calls[call].name or f'Attention call {call}'}: Spearman's ρ {strength}" if title is None else title
 
     def draw(axes: Axes) -> None:
         for name, colour in zip(names, _colours(names), strict=True):

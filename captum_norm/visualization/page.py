@@ -19,6 +19,7 @@ from captum_norm.visualization.letters import BODY, PANEL, SMALL, TITLE, font_fa
 from captum_norm.visualization.style import FAINT, INK, MUTED
 
 DPI = 160
+_PIXELS = 96  # of a browser in an inch
 
 
 class Page(Figure):
@@ -65,10 +66,11 @@ class Page(Figure):
         with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
             super().savefig(fname, **kwargs)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """With the width that it is shown at: letters of ten points in every figure that the page has room for."""
         picture = BytesIO()
         self.savefig(picture, format="png")
-        return picture.getvalue()
+        return picture.getvalue(), {"width": round(_PIXELS * self.get_figwidth())}
 
 
 def scaled(figure: Any, factor: float) -> None:

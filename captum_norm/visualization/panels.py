@@ -22,7 +22,7 @@ from captum_norm.visualization.numbers import Numbers, check_count, drawable
 from captum_norm.visualization.style import PAPER, SIGNED_COLOURS, colour_scale, look_of
 
 _LONGEST = 14  # characters of a token
-LETTERS = (6.5, BODY)  # the smallest and largest size of token labels, in points
+LETTERS = (7.5, BODY)  # the smallest and largest size of token labels, in points
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,10 @@ def axis_tokens(
     return labels[0], labels[1]
 
 
-def cell_size(count: int) -> float:
-    """The side of a cell: large for few tokens, while a map of very many fills a large page."""
-    return min(0.4, max(5.0, min(6.2, 0.14 * count)) / count)
+def cell_size(count: int, across: int = 1) -> float:
+    """The side of a cell: large for few tokens, while maps of very many fill the width of a large page."""
+    least, most = (5.0, 6.2) if across == 1 else (3.9, 4.6)
+    return min(0.4, max(least, min(most, 0.14 * count)) / count)
 
 
 def choose_labels(panels: Sequence[Panel], rows: Sequence[str], columns: Sequence[str], cell: float) -> Labels:

@@ -30,7 +30,7 @@ def picture_maps(
     outline: Tensor | None = None,
     title: str | None = None,
     unit: str = "score",
-    columns: int = 4,
+    columns: int = 3,
 ) -> Page:
     """A picture and heat maps over it, side by side, each with its own colour bar.
 

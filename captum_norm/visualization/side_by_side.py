@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ from captum_norm.visualization.style import MUTED
 
 ATTENDING = "Attending token"
 _EDGE = 0.3
+_ACROSS = 2  # panels beside each other: letters of three are too small on a page
 
 
 def token_map(
@@ -88,35 +90,39 @@ def side_by_side(
     query_axis: str = ATTENDING,
     scale_without: Collection[str] = (),
 ) -> Page:
-    """Panels with the same rows beside each other, each with its colour bar; some may lack the last columns."""
-    cell = cell_size(max(len(rows), len(columns)))
+    """Panels with the same rows, two beside each other, each with its colour bar; some may lack the last columns."""
+    across = min(len(panels), _ACROSS)
+    cell = cell_size(max(len(rows), len(columns)), across)
     labels = choose_labels(panels, rows, columns, cell)
     width, height = cell * len(columns), cell * len(rows)
     left = _EDGE + 0.3 + widest([rows[i] for i in labels.named_rows], labels.size)
     slot = max(width + bar_width(panels) + 0.15, max(text_width(panel.title, PANEL) for panel in panels) + 0.25)
     # A title that reaches the colour bar stands above the bar's unit, not beside it.
     lift = 0.22 if any(text_width(panel.title, PANEL) > width for panel in panels) else 0.0
-    top = _EDGE + (0.45 if title else 0) + (0.32 + lift if any(panel.title for panel in panels) else 0.15)
+    above = 0.32 + lift if any(panel.title for panel in panels) else 0.15
+    top = _EDGE + (0.45 if title else 0) + above
     widths = [text_width(columns[i], labels.size) for i in labels.named_columns]
     upright = all((a + b) / 2 + 0.08 <= cell for a, b in pairwise(widths))  # they fit side by side without being turned
-    below = 0.45 + (0.15 if upright else max(widths))
-    across = left + slot * len(panels) + _EDGE - 0.15
+    line = max(height + 0.45 + (0.15 if upright else max(widths)), 1.2) + 0.12
+    lines = ceil(len(panels) / across)
+    size = left + slot * across + _EDGE - 0.15, top + lines * line + (lines - 1) * above
     axis_style: Any = {"fontsize": SMALL, "color": MUTED, "labelpad": 6}
-    with page(across, top + max(height + below, 1.2) + 0.12, title, _EDGE) as figure:
+    with page(*size, title, _EDGE) as figure:
         for place, panel in enumerate(panels):
             own = labels.up_to(panel.values.shape[1])
             panel_width = cell * len(own.columns)
-            box = figure.box(left + place * slot, top, panel_width, height, label=panel.title or "map")
+            x, y, first = left + place % across * slot, top + place // across * (line + above), place % across == 0
+            box = figure.box(x, y, panel_width, height, label=panel.title or "map")
             image = draw_map(box, panel.values, scale_of([panel], columns, log, scale_without), panel.colours)
             box.set_title(printable(panel.title), fontsize=PANEL, pad=8 + 72 * lift, parse_math=False)
-            name_tokens(box, own, upright, with_rows=place == 0)
+            name_tokens(box, own, upright, with_rows=first)
             count = len(own.columns)
             note = f" ({count}; those that receive most are named)" if len(own.named_columns) < count else ""
             note += outside(columns, scale_without) if place == 0 else ""
             box.set_xlabel(printable(f"Attended token{note}"), parse_math=False, **axis_style)
-            if query_axis and place == 0 and height > 1.1:
+            if query_axis and first and height > 1.1:
                 box.set_ylabel(printable(query_axis), parse_math=False, **axis_style)
-            bar = figure.box(left + place * slot + panel_width + 0.12, top, 0.1, max(height, 0.9), label="colour bar")
+            bar = figure.box(x + panel_width + 0.12, y, 0.1, max(height, 0.9), label="colour bar")
             colour_bar(figure, bar, image, panel)
     return figure
 

@@ -17,6 +17,9 @@ Interval = tuple[float, float, float]
 _EDGE, _ROW, _PANEL, _GAP, _HEAD = 0.35, 0.26, 2.5, 0.35, 0.62
 _REFERENCE, _OTHER = "#dc6c2a", "#3a84bf"
 _ACROSS = 3
+_DOTS = "Dots: means. Bars: their intervals."
+_TESTED = " Orange: what the others are tested against."
+_RANKS = "Dots: ranks. Bars: their intervals. A line at the right joins methods that no test tells apart."
 
 
 def metric_dots(
@@ -46,14 +49,16 @@ def metric_dots(
     across = min(_ACROSS, len(means))
     down = math.ceil(len(means) / across)
     tall = _ROW * len(methods)
-    width = 2 * _EDGE + names + across * _PANEL + (across - 1) * _GAP
-    with page(width, _EDGE + down * (tall + _HEAD) + 0.1) as figure:
+    legend = _DOTS + (_TESTED if reference in methods else "")
+    width = 2 * _EDGE + max(names + across * _PANEL + (across - 1) * _GAP, widest([legend], SMALL))
+    with page(width, _EDGE + down * (tall + _HEAD) + 0.3) as figure:
         for i, (metric, row) in enumerate(means.items()):
             column, line = i % across, i // across
             left, top = _EDGE + names + column * (_PANEL + _GAP), _EDGE + line * (tall + _HEAD) + 0.12
             axes = figure.box(left, top, _PANEL, tall, label=metric)
             _panel(axes, row, reference, with_names=column == 0)
             axes.set_title(printable(f"{metric} {'↑' if higher_is_better[metric] else '↓'}"), fontsize=PANEL, color=INK)
+        figure.write(_EDGE, _EDGE + down * (tall + _HEAD) - 0.05, legend, SMALL, color=MUTED)
     return figure
 
 
@@ -113,8 +118,8 @@ def rank_lines(ranks: Mapping[str, tuple[Mapping[str, Interval], Sequence[Sequen
     names = max(widest(list(of), BODY) for of, _ in ranks.values()) + 0.2
     across = min(2, len(ranks))
     down, tall = math.ceil(len(ranks) / across), _ROW * max(len(of) for of, _ in ranks.values())
-    width = 2 * _EDGE + across * (names + _PANEL) + (across - 1) * _GAP
-    with page(width, _EDGE + down * (tall + _HEAD) + 0.1) as figure:
+    width = 2 * _EDGE + max(across * (names + _PANEL) + (across - 1) * _GAP, widest([_RANKS], SMALL))
+    with page(width, _EDGE + down * (tall + _HEAD) + 0.3) as figure:
         for i, (metric, (of, groups)) in enumerate(ranks.items()):
             left = _EDGE + names + i % across * (names + _PANEL + _GAP)
             axes = figure.box(left, _EDGE + i // across * (tall + _HEAD) + 0.12, _PANEL, tall, label=metric)
@@ -127,7 +132,9 @@ def rank_lines(ranks: Mapping[str, tuple[Mapping[str, Interval], Sequence[Sequen
                 across_lines = edge + 0.35 * place
                 axes.plot([across_lines] * 2, [min(rows) - 0.2, max(rows) + 0.2], color=INK, linewidth=2)
             axes.set_xlim(0.5, edge + 0.35 * max(1, len(together)))
+            axes.set_xticks(range(1, len(of) + 1, 1 + len(of) // 8))
             axes.set_title(printable(f"rank by {metric}"), fontsize=PANEL, color=INK)
+        figure.write(_EDGE, _EDGE + down * (tall + _HEAD) - 0.05, _RANKS, SMALL, color=MUTED)
     return figure
 
 

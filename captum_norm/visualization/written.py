@@ -54,7 +54,7 @@ def written_tokens(result: Any, *, shares: bool = True, title: str | None = None
     cell = min(_CELL, 9.0 / len(columns))
     behind = 0.0 if chances is None else 0.15 + text_width("100 %", SMALL)
     above, below = (0.45 if title else 0.0), 0.2 + widest(columns, _LETTERS)
-    legend = _legend(signed, shares)
+    legend = _legend(signed, shares, chances is not None)
     across = max(left + cell * len(columns) + behind, _EDGE + widest(legend, SMALL)) + _EDGE
     top = _EDGE + above + 0.3
     with page(across, top + _CELL * len(rows) + below + 0.2 + 0.16 * len(legend), title, _EDGE) as figure:
@@ -79,6 +79,8 @@ def _one_line(token: Any) -> str:
     return text.strip(" ") or "␣"
 
 
-def _legend(signed: bool, shares: bool) -> list[str]:
-    lines = ["Rows: written tokens", "each row in shares of its sum" if shares else "scores as they are"]
-    return [*lines, "orange for the token, blue against"] if signed else lines
+def _legend(signed: bool, shares: bool, chances: bool) -> list[str]:
+    """What rows, colours and the numbers beside them are."""
+    lines = [f"Rows: written tokens{', with their probabilities' if chances else ''}"]
+    lines += ["Colours: shares of each row's sum" if shares else "Colours: scores as they are"]
+    return [*lines, "Orange for the token, blue against"] if signed else lines

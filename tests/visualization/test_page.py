@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from captum_norm.visualization import class_shares, map_grid, method_strips, plot, token_map
+from captum_norm.visualization import class_shares, map_grid, method_strips, picture_maps, plot, token_map
 from tests.visualization.drawn import TOKENS, block_maps, panels, shown, some_map, some_maps
 
 EVERY = {
@@ -92,7 +93,28 @@ sys.exit("matplotlib.pyplot" in sys.modules)
 
 @every
 def test_notebooks_show_a_figure_that_ends_a_cell(draw):
-    assert draw()._repr_png_().startswith(b"\x89PNG")
+    figure = draw()
+    picture, shown_as = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert shown_as == {"width": round(96 * figure.get_figwidth())}
+
+
+LARGE = {
+    "maps of four measures": lambda: token_map({name: some_map(24) for name in "abcd"}, ["token"] * 24),
+    "maps of long texts": lambda: token_map({name: some_map(128) for name in "ab"}, ["token"] * 128),
+    "layers": lambda: map_grid({"weights": torch.rand(12, 19, 19)}, [f"Layer {i}" for i in range(12)]),
+    "pictures": lambda: picture_maps(torch.rand(8, 8), {str(i): torch.rand(2, 2) for i in range(8)}),
+    "shares": lambda: class_shares({name: torch.rand(12, 5) for name in "abc"}, ["a long class"] * 5),
+    "strips": lambda: method_strips({"AMethodOfLongName": torch.randn(42)}, ["word"] * 42),
+}
+
+
+@pytest.mark.parametrize("draw", (EVERY | LARGE).values(), ids=EVERY | LARGE)
+def test_letters_are_legible_at_the_width_of_a_page_in_a_browser(draw):
+    figure = draw()
+    pixels_per_point = min(96, 800 / figure.get_figwidth()) / 72
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert min(sizes) * pixels_per_point >= 6.5
 
 
 @every
