@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +23,9 @@ from captum_norm.attr._captum import (
     explained,
     extra_arguments,
     is_tuple,
-    logged,
     run_forward,
 )
-from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path, tensors_beside
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
@@ -210,8 +209,7 @@ class MapMethod(InputMethod):
         aggregate = self._new_aggregate()
         return Reduction(type(self).__name__, aggregate, Rows(position), kind, call, device, mixers_as_identity)
 
-    @logged
-    @takes_encodings
+    @captum_attribute
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -330,4 +328,4 @@ class MapMethod(InputMethod):
             inputs, None, additional_forward_args, position=rows, kind=kind, call=call,
             mixers_as_identity=mixers_as_identity,
         )  # fmt: skip
-        return cast("Tensor", each).transpose(0, 1).contiguous()
+        return each.transpose(0, 1).contiguous()

@@ -1,20 +1,28 @@
-"""A tokenizer's whole encoding as ``inputs``: ids are scored, all else reaches the forward function under its name."""
+"""A tokenizer's whole encoding as ``inputs``: ids are scored, all else reaches the forward function under its name.
+
+And for type checkers: a tensor or an encoding is answered with a tensor, a tuple with a tuple.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_norm.attr._captum import logged
 from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import keywords_of, title, unwrapped
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+P = ParamSpec("P")
+
+One = Tensor | Mapping[str, Any]
+Several = tuple[Tensor, ...]
 
 _IDS = "input_ids"
 _KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -39,6 +47,62 @@ def takes_encodings(method: Method) -> Method:
         return method(*bound.args, **bound.kwargs)
 
     return cast("Method", attribute)
+
+
+class Asked(Protocol[P]):
+    """``attribute`` as it is called: scores as its inputs are."""
+
+    @overload
+    def __call__(self, inputs: One, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+    @overload
+    def __call__(self, inputs: Several, *args: P.args, **kwargs: P.kwargs) -> Several: ...
+
+
+class AskedForDelta(Protocol):
+    """The same where ``return_convergence_delta=True`` gives a pair."""
+
+    @overload
+    def __call__(
+        self, inputs: One, target: Any = None, additional_forward_args: Any = None, *,
+        return_convergence_delta: Literal[False] = False, **others: Any,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self, inputs: Several, target: Any = None, additional_forward_args: Any = None, *,
+        return_convergence_delta: Literal[False] = False, **others: Any,
+    ) -> Several: ...
+    @overload
+    def __call__(
+        self, inputs: One, target: Any = None, additional_forward_args: Any = None, *,
+        return_convergence_delta: Literal[True], **others: Any,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self, inputs: Several, target: Any = None, additional_forward_args: Any = None, *,
+        return_convergence_delta: Literal[True], **others: Any,
+    ) -> tuple[Several, Tensor]: ...  # fmt: skip
+
+
+class Attribute(Protocol[P]):
+    """``attribute`` as it stands in a class."""
+
+    def __get__(self, instance: object, owner: Any = None) -> Asked[P]: ...
+
+
+class AttributeWithDelta(Protocol):
+    """The same with a convergence delta."""
+
+    def __get__(self, instance: object, owner: Any = None) -> AskedForDelta: ...
+
+
+def captum_attribute(method: Callable[Concatenate[Any, Any, P], Any]) -> Attribute[P]:
+    """An ``attribute`` in Captum's log that takes encodings where it takes tensors, typed by what it is given."""
+    return cast("Attribute[P]", logged(takes_encodings(method)))
+
+
+def captum_attribute_with_delta(method: Callable[..., Any]) -> AttributeWithDelta:
+    """The same for a method with ``return_convergence_delta``."""
+    return cast("AttributeWithDelta", logged(takes_encodings(method)))
 
 
 def positional(forward_func: Callable[..., Any], encoding: Mapping[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._base import InputMethod
-from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, logged, run_forward
+from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, run_forward
 from captum_norm.attr._contrast import logits_of, token_pairs
 from captum_norm.attr._decoder import block_of_decoder, one_input
-from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._encoding import captum_attribute_with_delta, takes_encodings
 from captum_norm.attr._forward import outside_inference_mode, position_given, readable
 from captum_norm.attr._logit import LogitParts, RowMap, TrackedLogitParts
 from captum_norm.attr._maps import at_rows, call_map, measured, without_padding
@@ -107,8 +107,7 @@ class ALTILogit(InputMethod):
         """The token alone: the row is told by the position."""
         return token
 
-    @logged
-    @takes_encodings
+    @captum_attribute_with_delta
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

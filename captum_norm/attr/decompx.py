@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._base import InputMethod
-from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, logged, run_forward
+from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, run_forward
 from captum_norm.attr._contrast import selected_contrast
-from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._encoding import captum_attribute_with_delta, takes_encodings
 from captum_norm.attr._forward import distinct, outside_inference_mode, readable, refuse_fused_path
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
@@ -132,8 +132,7 @@ class DecompX(InputMethod):
         """Scores and the biases' share sum to the output."""
         return True
 
-    @logged
-    @takes_encodings
+    @captum_attribute_with_delta
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

@@ -11,8 +11,8 @@ from torch.autograd.graph import GradientEdge
 
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._base import MapMethod
-from captum_norm.attr._captum import extra_arguments, logged, selected
-from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._captum import extra_arguments, selected
+from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._forward import outside_inference_mode
 from captum_norm.attr._maps import call_map, without_padding
 from captum_norm.attr._paths import Relevance
@@ -62,7 +62,7 @@ class AttentionRelevance(MapMethod):
     def _new_aggregate(self) -> Aggregate:
         return Relevance()
 
-    @logged
+    @captum_attribute
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

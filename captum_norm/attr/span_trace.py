@@ -12,9 +12,9 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import Total
 from captum_norm.attr._base import InputMethod
-from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple, logged
+from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple
 from captum_norm.attr._decoder import at_queries, block_of_decoder, one_input
-from captum_norm.attr._encoding import takes_encodings
+from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._forward import position_given
 from captum_norm.attr._maps import at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
@@ -100,8 +100,7 @@ class SpanTrace(InputMethod):
         self.hops, self.threshold = hops, threshold
         self.report: SpanTraceReport = SpanTraceReport()
 
-    @logged
-    @takes_encodings
+    @captum_attribute
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

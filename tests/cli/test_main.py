@@ -130,3 +130,28 @@ def test_an_interrupt_from_outside_ends_a_running_command_cleanly(tmp_path):
     assert running.returncode in (130, -signal.SIGINT)  # a shell says 130 of both
     assert (out, err) == ("", "captum-norm: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+INTERRUPTED_AT = """
+import importlib.abc, os, signal, sys
+from captum_norm.__main__ import main
+
+where = sys.argv[1]
+
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == where:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = ["compare", "A film.", "--figure", "strips.png"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["captum_norm.cli", "torch", "transformers"])
+def test_an_interrupt_while_something_is_loaded_is_as_clean(tmp_path, module):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT, module], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode in (130, -signal.SIGINT)
+    assert (done.stdout, done.stderr) == ("", "captum-norm: interrupted\n")
+    assert not list(tmp_path.iterdir())
