@@ -214,11 +214,13 @@ def explain(
           row: the one that the output was read from
           6 attention calls read, each checked: worst error ... (allowed 1e-05)
     """
-    method, forward = _on_forward(method)
+    asked, forward = _on_forward(method)
     given = forward.inputs(encoding)
     if given["inputs"].is_floating_point():
         given["inputs"].requires_grad_()  # Captum would do so, and warn of it
-    scores = method.attribute(**given, target=target, **arguments)
+    scores = asked.attribute(**given, target=target, **arguments)
+    if asked is not method:
+        method.report = asked.report
     if scores.ndim != 2:
         raise ValueError(
             f"explain shows one score for each token, (batch, token), but {_named(method)} gave {tuple(scores.shape)}. "

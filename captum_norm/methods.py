@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 from captum_norm.attr import CLASSES
@@ -142,6 +143,7 @@ class Attributor:
         arguments: what ``attribute`` gets, over what its row says (``n_steps=20``).
         over: the method that it wraps, over what its row says; only for methods that wrap one.
         position: whose row is explained, as for `HFForward`.
+        show_progress: whether a method that can say so says how much longer it takes, as Captum's do.
 
     Raises:
         ValueError: for an unknown method or one that cannot be wrapped, and for options its class does not take.
@@ -163,6 +165,7 @@ class Attributor:
         arguments: Mapping[str, Any] | None = None,
         over: str | None = None,
         position: Position = None,
+        show_progress: bool = False,
     ) -> None:
         from captum_norm.forward import HFForward
 
@@ -174,6 +177,8 @@ class Attributor:
         inner = METHODS[self.over].arguments if self.over else {}
         self.arguments = {**inner, **self.method.arguments, **(arguments or {})}
         self.attribution = self._made(self.forward_func)
+        if show_progress and "show_progress" in signature(self.attribution.attribute).parameters:
+            self.arguments["show_progress"] = True
 
     def __call__(
         self,

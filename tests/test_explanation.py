@@ -34,6 +34,13 @@ def test_scores_are_those_of_attribute_with_its_mask(model, encoding):
     assert 0 <= found.error < found.tolerance
 
 
+def test_the_method_itself_has_the_report_of_what_was_explained(model, encoding):
+    method = AttentionNorm(model)
+    found = explain(method, encoding)
+    assert len(method.report.certificates) == found.calls == 2
+    assert method.forward_func is model
+
+
 def test_what_explains_an_output_names_it_and_has_signs(model, encoding):
     found = explain(DecompX(model), encoding, target=1)
     assert (found.target, found.signed, found.row) == ("good", True, "")

@@ -154,3 +154,10 @@ def test_methods_that_draw_random_numbers_say_the_same_twice(classifier):
     state = torch.get_rng_state()
     assert torch.equal(run_method("ShapleyValueSampling", classifier, encoding, target=1).scores, first)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_slow_methods_say_how_far_they_are_where_that_is_asked_for(capsys, classifier):
+    for name, says in (("ShapleyValueSampling", True), ("InputXGradient", False)):
+        for show in (False, True):
+            Attributor(name, classifier, show_progress=show)(bert_tokenizer()(TEXT, return_tensors="pt"), 1)
+            assert bool(capsys.readouterr().err) == (show and says)

@@ -25,6 +25,12 @@ def test_markdown_and_latex_escape_what_they_would_read_as_markup():
     assert r"\&c" in ONE.to_latex()
 
 
+def test_a_row_of_latex_that_begins_with_a_bracket_is_no_option_of_the_row_before():
+    rows = Table(("token", "score"), (("a", 1), ("[CLS]", 2), ("*", 3))).to_latex()
+    assert "{[}CLS] & 2" in rows
+    assert "{*} & 3" in rows
+
+
 def test_html_escapes_and_text_folds():
     assert "<b>" not in ONE._repr_html_().replace("<b>Title</b>", "")
     assert all(len(line) <= 24 for line in ONE.to_text(width=24).splitlines())

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from captum_norm.alignment.batches import SETTINGS, PairBatch, PairEncoder, Setting
 from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow, PlaceTotals
@@ -74,6 +75,7 @@ class CrossAttentionAligner:
         prefix: the words that begin every source sentence for this model and are no words of it, such as T5's
             ``"translate German to English:"``.
         batch_size: pairs in one run of the model.
+        show_progress: whether to say on standard error how many pairs are done and how much longer it takes.
 
     Raises:
         TypeError, ValueError: if the model has no cross-attention, ``tokenizer`` is no tokenizer, or a choice is
@@ -99,6 +101,7 @@ class CrossAttentionAligner:
         *,
         prefix: str = "",
         batch_size: int = 32,
+        show_progress: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.method = model, tokenizer, method
         self._method = link_method(method)
@@ -106,7 +109,7 @@ class CrossAttentionAligner:
         self.layer, self.head, self.setting = layer, head, setting
         if batch_size < 1:
             raise ValueError(f"CrossAttentionAligner: batch_size should be at least 1, got {batch_size}.")
-        self.batch_size = batch_size
+        self.batch_size, self.show_progress = batch_size, show_progress
         self._encoder = PairEncoder(model, tokenizer, prefix)
         open_choices = "best" in (layer, head, setting)
         self.choice = None if open_choices else Choice(setting, layer, head)  # type: ignore[arg-type]
@@ -152,7 +155,7 @@ class CrossAttentionAligner:
         single = isinstance(source, str) or (len(source) > 0 and isinstance(source[0], str))
         pairs = self._encoder.encode([source] if single else source, [target] if single else target)
         aligned: list[AlignedPair | None] = [None] * len(pairs)
-        for batch in self._encoder.batches(pairs, self.batch_size):
+        for batch in self._batches(pairs):
             of_words = self._chosen_scores(batch, self.choice)
             rows = zip(batch.numbers, batch.pairs, batch.links(of_words), of_words.cpu(), strict=True)
             for number, pair, links, row in rows:
@@ -222,10 +225,17 @@ class CrossAttentionAligner:
     def _places(self, pairs: Sequence[tuple[Sentence, Sentence]]) -> dict[Choice, PlaceTotals]:
         encoded = self._encoder.encode([source for source, _ in pairs], [target for _, target in pairs])
         places: dict[Choice, PlaceTotals] = {}
-        for batch in self._encoder.batches(encoded, self.batch_size):
+        for batch in self._batches(encoded):
             for choice, of_words in self._all_scores(batch):
                 places.setdefault(choice, PlaceTotals(len(pairs))).add(batch, of_words)
         return places
+
+    def _batches(self, pairs: Sequence[Any]) -> Iterator[PairBatch]:
+        """The batches of the pairs, and a bar of how far they are."""
+        with tqdm(total=len(pairs), unit="pair", disable=not self.show_progress, leave=False) as bar:
+            for batch in self._encoder.batches(pairs, self.batch_size):
+                yield batch
+                bar.update(len(batch.numbers))
 
     def _allows(self, choice: Choice) -> bool:
         if self.setting not in ("best", choice.setting) or self.head not in ("best", choice.head):

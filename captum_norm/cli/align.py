@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def _aligners(asked: argparse.Namespace, scored: bool) -> list[CrossAttentionAli
     for name in names:
         aligner = CrossAttentionAligner(
             loaded.model, loaded.tokenizer, name, layer, asked.head, asked.setting or "best",
-            prefix=asked.prefix, batch_size=asked.batch_size,
+            prefix=asked.prefix, batch_size=asked.batch_size, show_progress=sys.stderr.isatty(),
         )  # fmt: skip
         if asked.model is None and (asked.layer, asked.head, asked.setting) == (None, None, None):
             aligner.choice = EMBEDDED_CHOICES[name]

@@ -73,7 +73,7 @@ def run(asked: argparse.Namespace) -> int:
             inputs = loaded.forward_inputs(encoding)
         found = certified(loaded.model, inputs)
         say(_as_text(f"{loaded.name} ({type(loaded.model).__name__})", found), asked.json)
-        proof = prove(loaded.model, inputs) if asked.prove else None
+        proof = prove(loaded.model, inputs, show_progress=sys.stderr.isatty()) if asked.prove else None
         if proof is not None:
             say("\n" + proof_as_text(proof), asked.json)
         if asked.json:

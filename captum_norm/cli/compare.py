@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def _compared(
     with Steps(len(names or DEFAULT)) as steps:
         return compare(
             loaded.model, loaded.tokenizer, text, pair, methods=names, target=asked.target, position=asked.position,
-            specials=asked.specials, on_method=steps.begin,
+            specials=asked.specials, on_method=steps.begin, show_progress=sys.stderr.isatty(),
         )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def compare(
     position: int | str | None = None,
     specials: Literal["keep", "drop"] = "keep",
     on_method: Callable[[str], None] = lambda name: None,
+    show_progress: bool = False,
 ) -> Comparison:
     """Several methods on one text, whatever the model's task.
 
@@ -173,6 +174,7 @@ def compare(
         target: the class, token or position to explain, by name or number; None: the predicted one.
         specials: whether tables and shares count special tokens.
         on_method: told of each method before it runs.
+        show_progress: whether slow methods say how much longer they take.
 
     Raises:
         ValueError: for a model whose attention cannot be read, a target or position that is not there, and methods that
@@ -199,13 +201,13 @@ def compare(
     results = {}
     for name in chosen:
         on_method(name)
-        results[name] = _asked_of(name, asked, None if prediction is None else prediction.target_index)
+        results[name] = _asked_of(name, asked, None if prediction is None else prediction.target_index, show_progress)
     words, special = _words(asked)
     return Comparison(asked, prediction, words, special, results, tuple(calls), left_out, specials)
 
 
-def _asked_of(name: str, asked: Question, target: int | None) -> TokenScores:
-    attributor = Attributor(name, asked.model, position=asked.position)
+def _asked_of(name: str, asked: Question, target: int | None, show_progress: bool) -> TokenScores:
+    attributor = Attributor(name, asked.model, position=asked.position, show_progress=show_progress)
     start = time.perf_counter()
     scores = attributor(asked.encoding, target).cpu()  # a GPU has finished only when its numbers are here
     return TokenScores(scores, time.perf_counter() - start)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
@@ -48,7 +49,9 @@ class Proof:
         return "proved" if self.calls and all(finding.status == "proved" for finding in self.calls) else "open"
 
 
-def prove(model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0) -> Proof:
+def prove(
+    model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0, *, show_progress: bool = False
+) -> Proof:
     """Prove what is read of a model's attention calls, independently of how it is read.
 
     Args:
@@ -56,6 +59,7 @@ def prove(model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0) -
         inputs: what it is given, as for :func:`~captum_norm.attention_maps`.
         keys: how many keys of each call are erased, one at a time; each takes a part of a forward pass.
         seed: of the keys and tokens drawn.
+        show_progress: whether to say on standard error how many calls are proved and how much longer it takes.
 
     Returns:
         A :class:`Proof`.  A call that is refused is open, with its refusal as the note.
@@ -80,7 +84,8 @@ def prove(model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0) -
     with _one_path():
         tokens = _tokens(whole, named, name, claim, output, generator)
         prover = Prover(whole, lambda: call_model(whole, inputs))
-        calls = [prover.prove(record, generator, keys) for record in records]
+        bar = tqdm(records, unit="call", disable=not show_progress, leave=False)
+        calls = [prover.prove(record, generator, keys) for record in bar]
     calls += [Finding(_name(error), "open", note=str(error)) for error in refused]
     return Proof(tuple(calls), tokens, _weights(whole, inputs))
 

@@ -31,9 +31,13 @@ def cut(text: str, width: int, keep_end: bool = False) -> str:
     """
     if width_of(text) <= width:
         return text
-    while text and width_of(text) > width - 1:
-        text = text[1:] if keep_end else text[:-1]
-    return f"…{text}" if keep_end else f"{text}…"
+    kept, room = 0, width - 1
+    for character in reversed(text) if keep_end else text:
+        room -= width_of(character)
+        if room < 0:
+            break
+        kept += 1
+    return f"…{text[len(text) - kept :]}" if keep_end else f"{text[:kept]}…"
 
 
 def table(

@@ -30,13 +30,14 @@ _CELL = "padding:.2em .7em .2em 0;border:none;border-bottom:1px solid rgba(128,1
 
 
 def tex(text: str) -> str:
-    """Text whose special characters LaTeX prints as they are.
+    """Text whose special characters LaTeX prints as they are, also behind the ``\\\\`` of a row, which takes a bracket.
 
     Example:
-        >>> tex("token_f1")
-        'token\\\\_f1'
+        >>> tex("token_f1"), tex("[CLS]")
+        ('token\\\\_f1', '{[}CLS]')
     """
-    return "".join(_TEX.get(character, character) for character in text)
+    spelled = "".join(_TEX.get(character, character) for character in text)
+    return f"{{{spelled[0]}}}{spelled[1:]}" if spelled.startswith(("[", "*")) else spelled
 
 
 class Tabular:

@@ -239,3 +239,11 @@ class TestRefusals:
         _, pieces = untrained(0)
         with pytest.raises(ValueError, match="Deaf ran without any cross-attention"):
             CrossAttentionAligner(Deaf().eval(), pieces, layer=0, setting="awo").align(["det0"], ["DET0"])
+
+
+def test_pairs_are_counted_while_they_are_aligned_where_that_is_asked_for(capsys):
+    model, pieces = untrained(seed=0)
+    for show in (False, True):
+        aligner = CrossAttentionAligner(model, pieces, layer=0, setting="awo", batch_size=1, show_progress=show)
+        aligner.align([["det0"], ["noun3"]], [["DET0"], ["NOUN3"]])
+        assert ("0/2" in capsys.readouterr().err) == show

@@ -62,3 +62,8 @@ def test_a_wide_table_is_folded_and_loses_nothing():
 
 def test_one_column_that_is_too_wide_stands_alone():
     assert table(["", "a", "b"], [["x", "1" * 30, "2"]], width=10).split("\n\n")[1].split() == ["b", "x", "2"]
+
+
+def test_a_word_of_any_length_is_cut_to_its_room():
+    word = "a日" * 100_000
+    assert (cut(word, 6), cut(word, 6, keep_end=True)) == ("a日a…", "…日a日")

@@ -120,7 +120,7 @@ def page(results: Sequence[Found]) -> str:
     lines = [
         LIBRARIES, "",
         f"{len(ran)} tiny random models of {len({f.library: f for f in ran})} libraries, proved as above. Made by",
-        "", "```", "python -m tests.coverage.libraries --output docs/coverage.md", "```", "",
+        "", "```bash", "python -m tests.coverage.libraries --output docs/coverage.md", "```", "",
         f"* **Read.** {sum(f.exact for f in ran)} of {len(ran)} in every call.",
         f"* **Proved one level below.** {proved} of {proved + opened + sum(len(f.wrong) for f in ran)} calls tried "
         f"(largest difference {max((f.error for f in ran), default=0.0):.1e} of the output; {opened} could not be "

@@ -42,7 +42,7 @@ def page(results: Sequence[Result]) -> str:
         "# Which models are read exactly",
         f"Every model type in transformers' `MODEL_MAPPING` ({len(results)}) as a tiny random model, run while"
         f" recording; {versions}, CPU, float32. Made by",
-        "```\npython -m tests.coverage.run --output docs/coverage.md\n```",
+        "```bash\npython -m tests.coverage.run --output docs/coverage.md\n```",
         _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if counts[s]]),
         _evidence([r for r in results if r.status == "exact"], [r for r in results if r.status != "unbuilt"]),
     ]
