@@ -1,9 +1,9 @@
 """One forward for every Captum method: ``HFForward(model, mode)(inputs, *additional_forward_args) -> (batch, class)``.
 
-``hugging_face`` has the class; ``modes`` says what its input has to be, and ``encoding`` what of a tokenizer's encoding is
-passed on; ``embedding`` finds the module that embeds the input while the model runs, and changes
-what it returns; ``position`` says whose row is explained; ``causal`` measures whether a model looks ahead; ``keywords``
-reads which names a model takes.
+``hugging_face`` has the class; ``modes`` says what its input has to be, and ``encoding`` what of a tokenizer's encoding
+is passed on; ``embedding`` finds the module that embeds the input while the model runs, and changes what it returns;
+``position`` says whose row is explained; ``causal`` measures whether a model looks ahead; ``keywords`` reads which
+names a model takes.
 """
 
 from captum_norm.forward.hugging_face import HFForward
