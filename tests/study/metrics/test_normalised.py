@@ -32,6 +32,7 @@ def test_an_order_is_placed_between_the_worst_and_the_best_of_all(beams):
 
 
 def test_a_beam_follows_the_best_way_to_each_set():
-    """Of removing 0 then 1 and 1 then 0 only the better may go on, or copies of one set crowd the others out."""
-    drops = torch.tensor([0.0, 5.0, 4.0, 9.0, 1.0, 6.0, 20.0, 21.0], dtype=torch.float64)  # by the set's number
-    assert float(beam_limit(lambda removed: drops[(removed * torch.tensor([1, 2, 4])).sum(1)], 3, 2, 1)) == 45
+    """Of removing 0 then 1 and 1 then 0 only the better goes on, or ways to one set would crowd the others out."""
+    drops = torch.zeros(16, dtype=torch.float64)  # by the set's number
+    drops[[1, 2, 3, 6, 14]] = torch.tensor([5.0, 4.0, 10.0, 9.0, 100.0], dtype=torch.float64)
+    assert float(beam_limit(lambda removed: drops[(removed * 2 ** torch.arange(4)).sum(1)], 4, beams=2, sign=1)) == 113
