@@ -23,6 +23,8 @@ SMALLER = {
     "--tables 400": "--tables 2",
     "range(5)": "range(1)",
     "range(3)": "range(1)",
+    "--count 100": "--count 2",
+    "--count 60": "--count 1",
     "count=100": "count=4",
     "count=60": "count=4",
     "batch_size=50": "batch_size=4",
