@@ -95,7 +95,7 @@ def class_shares(
     if (key_mask is None) != (query_mask is None):
         raise ValueError("class_shares: give key_mask and query_mask or neither; for self-attention they are the same.")
     batch, query, key = scores.shape[0], scores.shape[-2], scores.shape[-1]
-    names, one_hot = _one_hot("class_shares", classes, batch, key, scores)
+    names, one_hot = class_columns("class_shares", classes, batch, key, scores)
     keys = _mask("class_shares", "key_mask", key_mask, batch, key, scores)
     queries = _mask("class_shares", "query_mask", query_mask, batch, query, scores)
     if not queries.any(-1).all():
@@ -108,17 +108,30 @@ def class_shares(
         raise ValueError("class_shares: scores hold negative numbers; shares are of weights or norms.")
     received = real @ one_hot.to(real.dtype)  # (batch, [head,] query, class)
     if normalize:
-        total = real.sum(-1)
-        if (queries & (total == 0)).any():
-            where = [int(i) for i in (queries & (total == 0)).nonzero()[0]]
-            raise ValueError(
-                f"class_shares: example {where[0]}, query {where[-1]} gives nothing to any token, so it has no shares; "
-                "leave it out with query_mask, or ask for the sums with normalize=False."
-            )
-        # The divisor 1 makes rows of padding queries zero, so the mean below ignores them.
-        received = received / torch.where(queries, total, 1.0)[..., None]
+        received = shares_of_sums(received, queries)
     means = received.sum(-2) / queries.sum(-1)[..., None]
     return {name: means[..., column] for column, name in enumerate(names)}
+
+
+def shares_of_sums(received: Tensor, queries: Tensor, first: int = 0) -> Tensor:
+    """What each class of keys receives of a query as a share of all, (batch, [head,] query, class).
+
+    Args:
+        received: the sums over the keys of each class, of the same shape, 0 for queries that are not real.
+        queries: (batch, [1,] query) bool, which are real.
+        first: the number of the first query, for errors.
+
+    Raises:
+        ValueError: if a real query gives nothing to any key.
+    """
+    total = received.sum(-1)
+    if (queries & (total == 0)).any():
+        where = [int(i) for i in (queries & (total == 0)).nonzero()[0]]
+        raise ValueError(
+            f"class_shares: example {where[0]}, query {first + where[-1]} gives nothing to any token, so it has no "
+            "shares; leave it out with query_mask, or ask for the sums with normalize=False."
+        )
+    return received / torch.where(queries, total, 1.0)[..., None]
 
 
 def class_means(
@@ -144,7 +157,7 @@ def class_means(
             f"class_means: scores should be (batch, key) or (batch, head, key), got shape {tuple(scores.shape)}."
         )
     batch, key = scores.shape[0], scores.shape[-1]
-    names, one_hot = _one_hot("class_means", classes, batch, key, scores)
+    names, one_hot = class_columns("class_means", classes, batch, key, scores)
     keys = _mask("class_means", "key_mask", key_mask, batch, key, scores)
     one_hot = one_hot & keys[:, :, None]
     counts = one_hot.sum(1)  # (batch, class)
@@ -182,7 +195,7 @@ def _token_strings(tokens: Tensor | Sequence[int] | Sequence[str], tokenizer: An
     return listed
 
 
-def _one_hot(
+def class_columns(
     caller: str, classes: Sequence[str] | Sequence[Sequence[str]], batch: int, key: int, like: Tensor
 ) -> tuple[list[str], Tensor]:
     """The names of the classes, and (batch, key, class) bool."""

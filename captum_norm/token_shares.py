@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from captum_norm import measures
-from captum_norm.capture import AttentionCall, AttentionRecord, in_float32, run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, blocks_in_float32, run_recorded
+from captum_norm.functional.gram import KeyFactors, key_factors
 from captum_norm.ranks import spearman
 from captum_norm.tables import Table, Tabular
-from captum_norm.token_classes import class_means, class_shares
+from captum_norm.token_classes import class_columns, class_means, shares_of_sums
 
 _CHOSEN = ("all", "not special")  # the tokens that a correlation is taken over
 NO_TOKEN = "no token"
@@ -151,7 +152,7 @@ class ShareCounter:
             nonlocal place
             if place == len(self._calls):
                 self._calls.append(_CallSums(record.call))
-            self._calls[place].add(in_float32(record), classes)
+            self._calls[place].add(record, classes)
             self._worst = max(self._worst, record.certificate.error)
             self._tolerance = record.certificate.tolerance
             place += 1
@@ -225,39 +226,64 @@ class _CallSums:
             )
         index = record.keys.index.tolist()
         of_keys = [[NO_TOKEN if position < 0 else tokens[position] for position in index] for tokens in classes]
-        batch, _, query, key = record.weights.shape
-        device = record.weights.device
-        queries = _all_real(record.query_mask, batch, query, device)
-        keys = _all_real(record.key_mask, batch, key, device)
-        found = measures.compute_measures(record, (*MEASURES, "transformed_norms"))
-        f_norms = found.pop("transformed_norms")
-        for measure, scores in found.items():
-            if isinstance(scores, str):
-                raise ValueError(f"{record.call.name} has no {measure}: {scores}.")
-            for normalize, sums in ((True, self.shares[measure]), (False, self.sums[measure])):
-                shares = class_shares(scores.abs(), of_keys, key_mask=keys, query_mask=queries, normalize=normalize)
-                for name, share in shares.items():
-                    # A class that does not occur in an example receives nothing there: the count is of all examples.
-                    sums[name].add(share.reshape(batch, -1).mean(dim=-1))
+        batch, _, query, key = record.shape
+        queries = _all_real(record.query_mask, batch, query, record.device)
+        keys = _all_real(record.key_mask, batch, key, record.device)
+        names, one_hot = class_columns("ShareCounter", of_keys, batch, key, keys)
+        received = self._add_blocks(record, names, one_hot & keys[..., None], queries)
         self.sequences += batch
+        f_norms = measures.compute_measures(record, ("transformed_norms",))["transformed_norms"]
         if isinstance(f_norms, Tensor):
-            self._add_f_norms(record, f_norms, of_keys, queries, keys)
+            self._add_f_norms(received, f_norms, of_keys, keys)
 
-    def _add_f_norms(
-        self, record: AttentionRecord, f_norms: Tensor, of_keys: list[list[str]], queries: Tensor, keys: Tensor
-    ) -> None:
+    def _add_blocks(self, record: AttentionRecord, names: Sequence[str], one_hot: Tensor, queries: Tensor) -> Tensor:
+        """Add what each class receives; what each key receives by weight from all queries, (batch, head, key)."""
+        totals: dict[str, Tensor] = {}
+        received = torch.zeros((), device=one_hot.device)
+        kept: KeyFactors = {}
+        for rows, block in blocks_in_float32(record):
+            real = queries[:, rows]
+            if not real.any():
+                continue
+            with key_factors(kept):
+                found = measures.compute_measures(block, tuple(MEASURES))
+            for measure, scores in found.items():
+                if isinstance(scores, str):
+                    raise ValueError(f"{record.call.name} has no {measure}: {scores}.")
+                scores = scores.abs() if bool(scores.amin() < 0) else scores
+                both = _of_block(scores, one_hot, real, rows.start)
+                totals[measure] = totals.get(measure, torch.zeros((), dtype=torch.float64)) + both
+            weights = block.weights if real.all() else block.weights.masked_fill(~real[:, None, :, None], 0)
+            received = received + weights.sum(2)
+        counts = queries.sum(-1).cpu()
+        for measure, both in totals.items():
+            for sums, means in zip((self.sums, self.shares), both / counts[:, None], strict=True):
+                for name, mean in zip(names, means.unbind(-1), strict=True):
+                    # A class that does not occur in an example receives nothing there: the count is of all examples.
+                    sums[measure][name].add(mean)
+        return received
+
+    def _add_f_norms(self, received: Tensor, f_norms: Tensor, of_keys: list[list[str]], keys: Tensor) -> None:
         for name, means in class_means(f_norms, of_keys, key_mask=keys).items():
             self.f_norms[name].add(means.mean(dim=-1))
         for example, classes in enumerate(of_keys):
-            received = record.weights[example][:, queries[example]].mean(dim=1)  # (head, key)
             plain = torch.tensor([name in ("punctuation", "other") for name in classes], device=keys.device)
             for which, chosen in (("all", keys[example]), ("not special", keys[example] & plain)):
-                rho = spearman(received[:, chosen].cpu(), f_norms[example][:, chosen].cpu())
+                rho = spearman(received[example][:, chosen].cpu(), f_norms[example][:, chosen].cpu())
                 self.correlation[which].add(rho[rho.isfinite()])
 
     def mean(self, sums: dict[str, _Mean], classes: Sequence[str]) -> Tensor:
         """(class,): means over all sequences; 0 where a class met none."""
         return torch.stack([sums[name].total / self.sequences for name in classes])
+
+
+def _of_block(scores: Tensor, one_hot: Tensor, queries: Tensor, first: int) -> Tensor:
+    """What classes receive of a block of queries: sums and shares, added up over queries, (2, batch, class)."""
+    if scores.ndim == 4:
+        one_hot, queries = one_hot[:, None], queries[:, None]
+    sums = (scores @ one_hot.to(scores.dtype)).masked_fill_(~queries[..., None], 0)
+    both = torch.stack([sums, shares_of_sums(sums, queries, first)]).sum(-2).cpu().double()
+    return both if both.ndim == 3 else both.mean(2)
 
 
 def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from captum_norm.attr.block_norm import AttentionBlockNorm, LayerAttentionBlockNorm
     from captum_norm.attr.decompx import DecompX, DecompXReport
     from captum_norm.attr.flow import AttentionFlow
+    from captum_norm.attr.generation import GenerationAttribution
     from captum_norm.attr.globenc import GlobEnc
     from captum_norm.attr.layer import LayerAttentionWeights
     from captum_norm.attr.llm import LLMAttentionAttribution, LLMAttributionReport
@@ -54,6 +55,7 @@ CLASSES = {
     "LayerAttentionNorm": Row("norm"),
     "LayerAttentionBlockNorm": Row("block_norm"),
     "LLMAttentionAttribution": Row("llm"),
+    "GenerationAttribution": Row("generation"),
     "ALTILogitReport": Row("alti_logit"),
     "AttributionReport": Row("_report"),
     "DecompXReport": Row("decompx"),
@@ -74,6 +76,7 @@ __all__ = [
     "AttributionReport",
     "DecompX",
     "DecompXReport",
+    "GenerationAttribution",
     "GlobEnc",
     "LLMAttentionAttribution",
     "LLMAttributionReport",

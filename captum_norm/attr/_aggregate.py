@@ -37,7 +37,8 @@ class Aggregate(Protocol):
         """Where the key axis of a route's result lies, without computing the result."""
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
-        """The aggregated map, or those ``rows`` (batch, row) of it; its ``call`` is the last one that went into it."""
+        """The aggregated map, those ``rows`` (batch, row) of it or, unless it needs all, their sum by shares (batch,
+        query); its ``call`` is the last one that went into it."""
 
 
 class Mean:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, AttentionRecord, Positions
-from captum_norm.functional.gram import KeyFactors, key_factors
+from captum_norm.functional.gram import KeyFactors, kept_once, key_factors
 from captum_norm.operations.precision import at_least_float32
 
 SequenceName = int | str
@@ -139,6 +139,26 @@ class LaterMap:
 _BLOCK = 1 << 22
 
 
+def sum_of_rows(record: AttentionRecord, measure: MeasureFunction, shares: Tensor) -> CallMap:
+    """The rows of a call's map added up as its only row, measured a block of queries at a time.
+
+    Args:
+        record: the call, whole, its keys known.
+        measure: its measure.
+        shares: how much of each row, (batch, query).
+    """
+    route, keys = route_of(record), record.keys
+    assert route is not None
+    assert keys is not None
+    total: Tensor | None = None
+    later = LaterMap(record, measure, record.call, route, keys)
+    for rows, scores in later.blocks((shares != 0).any(0).cpu()):
+        part = torch.einsum("bq,bqk->bk", shares[:, rows].to(scores), scores)
+        total = part if total is None else total + part
+    assert total is not None  # some row is real
+    return call_map(record, total[:, None])
+
+
 def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) -> CallMap:
     """The map of a call whose keys are known.
 
@@ -202,7 +222,8 @@ def without_padding(record: AttentionRecord) -> AttentionRecord:
         weights = weights.masked_fill(~queries[:, None, :, None].to(weights.device), 0)
     if keys is not None:
         padding = ~keys[:, None, :, None].to(weights.device)
-        weights, values = weights.masked_fill(padding.mT, 0), values.masked_fill(padding, 0)
+        weights = weights.masked_fill(padding.mT, 0)
+        values = kept_once(lambda: record.values.masked_fill(padding, 0), without_padding, (values, record.key_mask))
     return replace(record, weights=weights, values=values)
 
 
@@ -243,5 +264,9 @@ def check_same_keys(known: Positions, one: CallMap | LaterMap, what: str) -> Non
 
 
 def rows_of(scores: Tensor, rows: Tensor | None) -> Tensor:
-    """Those rows (batch, row) of a map, or all."""
-    return scores if rows is None else take_rows(scores, rows)
+    """Those rows (batch, row) of a map, or all; of rows as shares (batch, query), the sum as one row."""
+    if rows is None:
+        return scores
+    if rows.is_floating_point():
+        return torch.einsum("bq,bqk->bk", rows.to(scores), scores)[:, None]
+    return take_rows(scores, rows)

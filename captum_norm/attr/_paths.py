@@ -20,6 +20,7 @@ from captum_norm.capture import AttentionCall, Positions
 from captum_norm.functional.aggregate import cross_shares, passed_on, with_identity
 from captum_norm.functional.relevance import crossed
 from captum_norm.functional.stacks import identity
+from captum_norm.operations.precision import at_least_float32
 
 Reach = Mapping[SequenceName, Tensor]
 """What one sequence owes to each."""
@@ -62,7 +63,7 @@ class Paths:
         return self._keys[route[1]]
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
-        """R of a route, or those ``rows`` (batch, row) of it."""
+        """R of a route, those ``rows`` (batch, row) of it, or the sum of its rows by shares (batch, query)."""
         queries, keys = route
         return CallMap(self._last[queries], route, self._rows(queries, keys, rows), self._keys[keys])
 
@@ -153,9 +154,11 @@ class Rollout(Paths):
         return passed_on(scores, self._reach[queries][keys]) if queries in self._reach else scores
 
     def _rows_of(self, step: Tensor | LaterMap, rows: Tensor) -> Tensor:
-        """Rows (batch, row) of a step."""
+        """Rows (batch, row) of a step, or the sum of its rows by shares (batch, query)."""
         if isinstance(step, Tensor):
             return rows_of(step, rows)
+        if rows.is_floating_point():
+            return self._passed_later(rows[:, None].to(at_least_float32(step.record.values.dtype)), step)
         scores = step.at(rows)
         if not self._residual:
             return scores

@@ -87,14 +87,25 @@ class Rows:
             (batch, key); (batch, query, key) for ``"all"``, with zeros in padding rows.
         """
         batch, queries, _ = scores.shape
-        if isinstance(self.position, Tensor):  # how much of each row
-            return torch.einsum("bq,bqk->bk", self.position.to(scores), scores)
+        if not self.all:
+            shares = self.shares(batch, queries, real, text).to(scores)
+            return torch.einsum("bq,bqk->bk", shares, scores.masked_fill(shares[..., None] == 0, 0))
         if text is not None:
             of_text = None if real is None else real[:, text.to(real.device)]
             return self.pick(scores[:, text.to(scores.device)], of_text)
         mask = real_tokens(real, batch, queries).to(scores.device)[..., None]
-        scores = scores.masked_fill(~mask, 0)
-        return scores if self.all else scores.sum(1) / mask.sum(1)
+        return scores.masked_fill(~mask, 0)
+
+    def shares(self, batch: int, queries: int, real: Tensor | None, text: Tensor | None = None) -> Tensor:
+        """How much of each row a mean takes, (batch, query) in float64 on the CPU; arguments as for :meth:`pick`."""
+        if isinstance(self.position, Tensor):
+            return self.position.double().cpu()
+        counted = real_tokens(real, batch, queries).double().cpu()
+        if text is not None:
+            of_text = torch.zeros(queries, dtype=counted.dtype)
+            of_text[text] = 1
+            counted = counted * of_text
+        return counted / counted.sum(1, keepdim=True)
 
     def pick_from_candidates(
         self, scores: Tensor, queries: int, real: Tensor | None, causal: bool, text: Tensor | None = None

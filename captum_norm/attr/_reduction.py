@@ -24,6 +24,7 @@ from captum_norm.attr._maps import (
     at_rows,
     call_map,
     measured,
+    sum_of_rows,
     without_modules,
 )
 from captum_norm.attr._padding import special_ids, warn_of_padding
@@ -101,6 +102,7 @@ class Reduction:
         self._sequences = Sequences()
         self._shapes: dict[SequenceName, tuple[int, int]] = {}
         self._cut: dict[SequenceName, tuple[Tensor, bool]] = {}
+        self._summed: dict[SequenceName, Tensor] = {}
         self._unknown: list[tuple[AttentionCall, str]] = []
         self._mixers_as_identity = mixers_as_identity
         self.certificates: list[tuple[AttentionCall, Certificate]] = []
@@ -152,9 +154,15 @@ class Reduction:
             measure: its measure.
         """
         later = None
-        if self._rows.few and self._aggregate.needs == "rows from the top":
+        if not self._rows.all and self._aggregate.needs == "rows from the top":
             later = LaterMap.of(record, measure)
-        self.add(call_map(record, measured(needed, measure)) if later is None else later)
+        shares = self._shares_of()
+        if later is not None:
+            self.add(later)
+        elif shares is not None:
+            self.add(sum_of_rows(record, measure, shares))
+        else:
+            self.add(call_map(record, measured(needed, measure)))
         self.certificates[-1] = (self.certificates[-1][0], record.certificate)
 
     def add(self, one: CallMap | LaterMap) -> None:
@@ -325,23 +333,43 @@ class Reduction:
         self._cut.setdefault(queries, (rows, settled))
         return at_rows(record, rows)
 
+    def _shares_of(self) -> Tensor | None:
+        """How much of each row of the call noted last is asked for, (batch, query), where a sum of rows is enough."""
+        queries = self._last
+        if queries is None or self._rows.few or self._rows.all or self._aggregate.needs != "rows":
+            return None
+        axis, known = self._axis(queries), self._summed.get(queries)
+        if known is None:
+            try:
+                known = self._rows.shares(axis.batch, axis.length, axis.real, axis.text)
+            except ValueError:  # no real row: an error only if this sequence is asked for
+                return None
+        return self._summed.setdefault(queries, known) if known.shape == (axis.batch, axis.length) else None
+
     def _row(self, route: Route) -> Tensor:
         """What is asked for of an aggregated map: (batch, key), or (batch, row, key) for several."""
         axis = self._axis(route[0])
         batch, length, real, causal, text = axis.batch, axis.length, axis.real, axis.causal, axis.text
-        if not self._rows.few:
+        if self._rows.all or (not self._rows.few and self._aggregate.needs == "all"):
             return self._rows.pick(self._aggregate.result(route).scores, real, text)
+        if not self._rows.few:
+            shares, summed = self._rows.shares(batch, length, real, text), self._summed.get(route[0])
+            if summed is not None and not torch.equal(summed, shares):
+                raise ValueError(self._late('position="all" and take the mean of its real rows'))
+            return self._aggregate.result(route, shares if summed is None else None).scores[:, 0].to(self._device)
         if route[0] not in self._cut:
             rows = self._rows.chosen(batch, length, real, causal, text)
             scores = self._aggregate.result(route, rows).scores.to(self._device)
             return scores if self._rows.several else scores[:, 0]
         rows, settled = self._cut[route[0]]
         if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, settled, text).cpu()):
-            raise ValueError(
-                f"{self._title}: which tokens are real became known only after their first attention call. Give "
-                "position= explicitly."
-            )
+            raise ValueError(self._late("position= explicitly"))
         return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
+
+    def _late(self, way_out: str) -> str:
+        return (
+            f"{self._title}: which tokens are real became known only after their first attention call. Give {way_out}."
+        )
 
     def _text(self, queries: SequenceName) -> Tensor | None:
         """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.

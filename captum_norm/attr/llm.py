@@ -104,7 +104,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
     def __init__(self, attr_method: Any, tokenizer: Any) -> None:
         _check_method(attr_method)
         _check_tokenizer(tokenizer)
-        model = _model_of(attr_method)
+        model = model_of(attr_method, type(self).__name__)
         super().__init__(attr_method, tokenizer)
         self.model = model
         self.attr_method = attr_method
@@ -332,17 +332,18 @@ def _fixed_arguments(method: InputMethod) -> dict[str, Any]:
     return dict(forward.fixed) if isinstance(forward, HFForward) else {}
 
 
-def _model_of(method: InputMethod) -> Module:
+def model_of(method: InputMethod, title: str) -> Module:
+    """The language model that a method was built on, for a class called ``title``."""
     forward = unwrapped(method.forward_func)
     model = unwrapped(forward.model) if isinstance(forward, HFForward) else forward
     if not isinstance(model, Module):
         raise TypeError(
-            f"LLMAttentionAttribution needs the model itself, which it calls and lets generate, but "
+            f"{title} needs the model itself, which it calls and lets generate, but "
             f"{type(method).__name__} was built on {model!r}. Build it on the model, or on HFForward(model)."
         )
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(
-            f"LLMAttentionAttribution: {type(model).__name__} is an encoder-decoder, whose prompt and answer are two "
+            f"{title}: {type(model).__name__} is an encoder-decoder, whose prompt and answer are two "
             "sequences. Use the method itself: attribute((input_ids, decoder_input_ids), position=...)."
         )
     return model

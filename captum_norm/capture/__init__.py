@@ -28,7 +28,7 @@ from captum_norm.capture.record import (
     Positions,
 )
 from captum_norm.capture.recorder import recording
-from captum_norm.capture.running import in_float32, run_recorded
+from captum_norm.capture.running import blocks_in_float32, in_float32, run_recorded
 from captum_norm.capture.traces import Mixture, RowsRead, Term
 from captum_norm.capture.weights import attention_weights
 
@@ -53,6 +53,7 @@ __all__ = [
     "Softmax",
     "Term",
     "attention_weights",
+    "blocks_in_float32",
     "in_float32",
     "layout_of",
     "no_constants",

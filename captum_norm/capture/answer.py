@@ -98,12 +98,20 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
         rows = flow.rows.of(explained)
         mixers = frozenset() if rows is None else rows.mixers
         return Answer(reach, "unseen" if rows is None else "rows", rows, _listed(mixers))
-    chosen = select(numbers).reshape(len(numbers), -1)
+    chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
     if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
         return Answer(reach, "every position", None, _listed(place.mixers))
     rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
     return Answer(reach, "rows", rows, _listed(place.mixers))
+
+
+def _without_repeats(numbers: Tensor) -> Tensor:
+    """One entry of each axis but the first along which all are the same piece of memory, as along a vocabulary."""
+    for axis in range(1, numbers.ndim):
+        if numbers.stride(axis) == 0 and numbers.shape[axis]:
+            numbers = numbers.narrow(axis, 0, 1)
+    return numbers
 
 
 def _listed(mixers: frozenset[object]) -> tuple[Mixer, ...]:

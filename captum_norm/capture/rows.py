@@ -144,9 +144,11 @@ class CheckedRows:
                 overwritten.
         """
         weights = self._read(lambda: self.arranged.at(rows))
-        found = self._checked(weights, rows)
-        self.certificate = self.certificate.joined(found)
-        return weights, self.certificate
+        found = self.certificate.joined(self._checked(weights, rows))
+        if found.rows is not None and all(len(checked) == self.shape[2] for checked in found.rows):
+            found = replace(found, rows=None)
+        self.certificate = found
+        return weights, found
 
     def kept(self, values: Tensor) -> CheckedRows | None:
         """The same beside copies of what the model may overwrite, of which values are one; None where weights are no

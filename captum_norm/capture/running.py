@@ -6,7 +6,7 @@ at the door, and that a model in which nothing was seen is an error rather than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,8 @@ def in_float32(record: AttentionRecord) -> AttentionRecord:
     def lift(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
-    if all(lift(tensor) is tensor for tensor in (record.values, record.W_O)):
+    tensors = (record.weights, record.values, record.W_O, record.gate)
+    if all(tensor is None or lift(tensor) is tensor for tensor in tensors):
         return record
     return replace(
         record,
@@ -94,6 +95,13 @@ def in_float32(record: AttentionRecord) -> AttentionRecord:
         W_O=lift(record.W_O),
         gate=None if record.gate is None else lift(record.gate),
     )
+
+
+def blocks_in_float32(record: AttentionRecord) -> Iterator[tuple[slice, AttentionRecord]]:
+    """``record.blocks()``, each as ``in_float32`` gives it; values and W_O are the same tensors for all of them."""
+    first = in_float32(record.at(slice(0, 1)))
+    for rows, block in record.but(values=first.values, W_O=first.W_O).blocks():
+        yield rows, in_float32(block)
 
 
 def _no_attention(model: Callable[..., Any]) -> str:

@@ -106,20 +106,24 @@ class HiddenWeights:
     def at(self, rows: Rows) -> Tensor:
         dtype = at_least_float32(self._query.dtype)
         query = _rows_of(self._query, rows, self._lead).to(dtype) * self._scale
+        keys, first = self.shape[-1], 0
+        numbers = torch.arange(self.shape[-2], device=self.device)[rows] if isinstance(rows, slice) else rows
+        if self.is_causal and isinstance(rows, slice) and len(numbers):  # none sees a key behind the last, all see some
+            keys, first = min(keys, int(numbers.amax()) + 1), int(numbers.amin())
         with torch.autocast(self.device.type, enabled=False):
-            scores = self._scores(query, self._key.to(dtype))
+            scores = self._scores(query, self._key[..., :keys, :].to(dtype))
         if self.is_causal:
-            numbers = torch.arange(self.shape[-2], device=self.device)
-            numbers = numbers[rows] if isinstance(rows, slice) else rows
-            behind = torch.arange(self.shape[-1], device=self.device) > numbers[..., None]
-            scores.masked_fill_(behind, -math.inf)
+            behind = torch.arange(first, keys, device=self.device) > numbers[..., None]
+            scores[..., first:].masked_fill_(behind, -math.inf)
         if self.mask is not None:
             mask = self.mask if self.mask.shape[-2] == 1 else _rows_of(self.mask, rows, self._lead)
+            mask = mask[..., :keys] if mask.shape[-1] > 1 else mask
             scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
         nothing = None if self.mask is None else (scores == -math.inf).all(-1, keepdim=True)
         # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
         weights = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
-        return weights if nothing is None else weights.masked_fill_(nothing, 0.0)
+        weights = weights if nothing is None else weights.masked_fill_(nothing, 0.0)
+        return _with_nothing_behind(weights, self.shape[-1])
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """q k^T, (..., head, row, key); heads of a group side by side, so that no key is repeated for them."""
@@ -132,6 +136,17 @@ class HiddenWeights:
             scores = scores.view(*scores.shape[:-3], heads, rows, scores.shape[-1])
         wide = (*self._lead, *scores.shape[-2:])  # where a mask has more examples or heads than queries and keys
         return scores if scores.shape == wide else scores.expand(wide).clone()
+
+
+def _with_nothing_behind(weights: Tensor, keys: int) -> Tensor:
+    """The same with zeros for the keys that follow."""
+    found = weights.shape[-1]
+    if found == keys:
+        return weights
+    wide = weights.new_empty(*weights.shape[:-1], keys)
+    wide[..., :found] = weights
+    wide[..., found:] = 0
+    return wide
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,6 +37,9 @@ T = TypeVar("T")
 
 Pairs = list[Tensor]
 """One entry per head h: that head with itself and each later head, so (head - h, ...)."""
+
+KeyParts = tuple[slice, slice, tuple[Pairs, Pairs, Tensor]]
+"""What some keys need: slices of batch and key, and their products, factor and lengths."""
 
 
 def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor], Pairs]:
@@ -92,13 +95,40 @@ def triangular_factor(products: Pairs) -> Pairs:
     return [torch.stack([products[i][h - i] for i in range(h + 1)]).float() for h in range(len(products))]
 
 
-KeyFactors = dict[tuple[object, ...], tuple[object, ...]]
+KeyFactors = dict[tuple[object, ...], tuple[object, object]]
 """What was prepared for the keys of some calls, together with what it was made of."""
 
 _factors: ContextVar[KeyFactors | None] = ContextVar("key factors", default=None)
 
 # What is prepared for keys is kept up to this many numbers, 64 MB.
-_LARGEST_FACTORS = 1 << 23
+LARGEST_FACTORS = 1 << 23
+
+
+class Grows(Protocol):
+    """What is kept for keys whose number grows (:mod:`captum_norm.functional.growing`)."""
+
+    def of(self, prepare: Any, values: Tensor, W_O: Tensor, after: Norms) -> Iterable[Any]: ...
+
+    def known(self, prepare: Any, values: Tensor, W_O: Tensor, after: Norms = ()) -> int: ...
+
+
+_growing: ContextVar[Grows | None] = ContextVar("growing key factors", default=None)
+
+
+@contextmanager
+def growing(kept: Grows) -> Iterator[None]:
+    """Within, what the keys of one attention call need is taken from ``kept``, which grows with them."""
+    token = _growing.set(kept)
+    try:
+        yield
+    finally:
+        _growing.reset(token)
+
+
+def keys_known(prepare: Any, values: Tensor, W_O: Tensor) -> int:
+    """For how many keys, from the first on, :func:`growing` has what ``prepare`` makes; 0 outside."""
+    grows = _growing.get()
+    return 0 if grows is None else grows.known(prepare, values, W_O)
 
 
 @contextmanager
@@ -119,15 +149,32 @@ def prepared_once(
     prepare: Callable[[Tensor, Tensor, Norms], Iterable[T]], values: Tensor, W_O: Tensor, after: Norms
 ) -> Iterable[T]:
     """What ``prepare`` makes of values, W_O and the norms' weights, or what :func:`key_factors` has kept of it."""
-    kept, (head, keys) = _factors.get(), (W_O.shape[0], values.shape[0] * values.shape[2])
-    if kept is None or values.is_inference() or head * (head + 1) * keys > _LARGEST_FACTORS:
+    grows = _growing.get()
+    if grows is not None:
+        return grows.of(prepare, values, W_O, after)
+    head, keys = W_O.shape[0], values.shape[0] * values.shape[2]
+    if _factors.get() is None or head * (head + 1) * keys > LARGEST_FACTORS:
         return prepare(values, W_O, after)
     made_of = (values, W_O, *[norm.weight for norm in after])
-    versions = values._version, 0 if W_O.is_inference() else W_O._version
-    place = (prepare, versions, *map(id, made_of), *[norm.centred for norm in after])
+    return kept_once(lambda: list(prepare(values, W_O, after)), prepare, made_of, *[norm.centred for norm in after])
+
+
+def kept_once(make: Callable[[], T], what: object, made_of: tuple[Tensor | None, ...], *how: object) -> T:
+    """What ``make`` gives, or what :func:`key_factors` has kept of it.
+
+    Args:
+        make: makes it.
+        what: tells it from what else is made of the same tensors.
+        made_of, how: what it depends on; tensors count as the same while nobody writes to them.
+    """
+    kept, tensors = _factors.get(), [tensor for tensor in made_of if tensor is not None]
+    if kept is None or any(tensor.is_inference() for tensor in tensors[:1]):
+        return make()
+    versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    place = (what, versions, *map(id, made_of), *how)
     if place not in kept:
-        kept[place] = (made_of, list(prepare(values, W_O, after)))
-    return cast("Iterable[T]", kept[place][1])
+        kept[place] = (made_of, make())
+    return cast("T", kept[place][1])
 
 
 def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:

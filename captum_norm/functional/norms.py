@@ -28,7 +28,15 @@ from torch import Tensor
 from torch.linalg import qr, vector_norm
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
-from captum_norm.functional.gram import Pairs, head_products, middle_parts, prepared_once, triangular_factor
+from captum_norm.functional.gram import (
+    KeyParts,
+    Pairs,
+    head_products,
+    keys_known,
+    middle_parts,
+    prepared_once,
+    triangular_factor,
+)
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.row import fill_summed_norms_of_row
 
@@ -154,7 +162,11 @@ def fill_summed_norms(
     elif result.dtype == torch.float64:
         _fill_summed_norms_by_factors(result, weights, values, fold(W_O, after), gate)
     elif weights.shape[2] == 1 and not after:
-        fill_summed_norms_of_row(result, weights, values, W_O, gate)
+        known = keys_known(_key_factors, values, W_O)
+        if known:
+            fill_summed_norms_by_products(result[..., :known], weights[..., :known], values[:, :, :known], W_O, gate)
+        if known < values.shape[2]:
+            fill_summed_norms_of_row(result[..., known:], weights[..., known:], values[:, :, known:], W_O, gate)
     else:
         fill_summed_norms_by_products(result, weights, values, W_O, gate, after)
 
@@ -185,9 +197,7 @@ def fill_summed_norms_by_products(
             result[b, q, k] = norms
 
 
-def _key_factors(
-    values: Tensor, W_O: Tensor, after: Norms
-) -> Iterator[tuple[slice, slice, tuple[Pairs, Pairs, Tensor]]]:
+def _key_factors(values: Tensor, W_O: Tensor, after: Norms) -> Iterator[KeyParts]:
     """What keys need, whatever the queries: of slices of batch and key M, R and the lengths of the heads' vectors.
 
     The entries of M off its diagonal are doubled, as each pair of different heads stands for two; R is by columns.

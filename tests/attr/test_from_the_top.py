@@ -5,8 +5,10 @@ import warnings
 import pytest
 import torch
 
-from captum_norm import ALTI, AttentionNorm, AttentionRollout, GlobEnc
+from captum_norm import ALTI, AttentionBlockNorm, AttentionNorm, AttentionRollout, AttentionWeights, GlobEnc
 from captum_norm.attr import _maps
+from captum_norm.capture import record
+from captum_norm.token_shares import ShareCounter
 from tests.capture.test_rows import WIDTH, Block, Squares, transformers_models
 
 METHODS = {
@@ -40,6 +42,41 @@ def test_the_row_is_that_of_whole_maps(name, padding, monkeypatch):
             assert found["sdpa"] == found["eager"]
         else:
             torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-5, atol=1e-6)
+
+
+SUMS = METHODS | {"norm": AttentionNorm, "weight": AttentionWeights, "block norm": AttentionBlockNorm}
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("name", list(SUMS))
+@pytest.mark.filterwarnings("ignore:alti")
+def test_the_mean_of_rows_is_that_of_whole_maps(name, padding, monkeypatch):
+    monkeypatch.setattr(_maps, "_BLOCK", 1 << 10)
+    torch.manual_seed(0)
+    model = transformers_models()["an encoder" if padding == "right" else "a window"]().eval()
+    ids, mask = torch.randint(50, (2, 20)), torch.ones(2, 20, dtype=torch.long)
+    mask[1, slice(0, 4) if padding == "left" else slice(16, 20)] = 0
+    method = SUMS[name](model)
+    if name == "GlobEnc" and padding == "left":
+        pytest.skip("no norm stands behind")
+    rows = method.attribute(ids, additional_forward_args=(mask,), position="all")
+    mean = method.attribute(ids, additional_forward_args=(mask,), position="mean")
+    expected = rows.sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_of_rows_makes_no_tensor_of_queries_times_keys(monkeypatch):
+    monkeypatch.setattr(_maps, "_BLOCK", 1 << 16)
+    monkeypatch.setattr(record, "_BLOCK", 1 << 16)
+    model, x = torch.nn.Sequential(Block(), Block()), torch.randn(1, 512, WIDTH)
+    for method in (AttentionRollout, AttentionNorm, AttentionWeights):
+        with Squares(512) as squares:
+            method(model).attribute(x, position="mean")
+        assert squares.found == []
+    counter = ShareCounter(model)
+    with Squares(512) as squares:
+        counter.add(x, [["[CLS]", *["other"] * 511]])
+    assert squares.found == []
 
 
 def test_a_row_of_a_rollout_makes_no_tensor_of_queries_times_keys(monkeypatch):

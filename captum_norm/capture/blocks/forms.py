@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from captum_norm.capture.blocks.lineage import Node
 from captum_norm.operations.kinds import OperationKind
@@ -140,7 +141,9 @@ def _div(op: Operation, form: Form) -> Form | None:
 def _times(form: Form, x: Tensor, other: Tensor | float) -> Form | None:
     if form.beside is not None:
         return None
-    if not isinstance(other, Tensor) or other.numel() == 1:
+    # The deviation of a single row is one number, too.
+    is_row = isinstance(other, Tensor) and other.shape == (*x.shape[:-1], 1) and not isinstance(other, Parameter)
+    if not isinstance(other, Tensor) or (other.numel() == 1 and not is_row):
         return form if other == 1 else form.scaled(other if not isinstance(other, Tensor) else other.detach().flatten())
     if _per_feature(other, x):
         return form.scaled(other.detach().flatten())

@@ -120,7 +120,7 @@ class ResidualStream:
         forms = [(tensor, form) for tensor in op.tensors if (form := self._forms[tensor]) is not None]
         form = self._form(op, name, forms)
         normalised = self._normalised(op) if form is None else None
-        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_fixed(op)))
+        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and self._is_fixed(op)))
         for out in outs:
             if not out.is_floating_point():
                 continue
@@ -138,6 +138,16 @@ class ResidualStream:
             node = self._new_node()
             self._nodes[tensor] = node
         return node
+
+    def _is_fixed(self, op: Operation) -> bool:
+        """One factor is a number, or a parameter of the model; the deviation of a single row is none."""
+        for value in op.args[:2]:
+            if not isinstance(value, Tensor) or isinstance(value, Parameter):
+                return True
+            node = self._nodes[value]
+            if value.numel() == 1 and (value.ndim == 0 or node is None or not node.parents):
+                return True
+        return False
 
     def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False) -> Node:
         self._count += 1
@@ -268,13 +278,6 @@ def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:
 def _is_view_of_all(view: Tensor, of: Tensor) -> bool:
     """The same numbers in the same order."""
     return view.shape == of.shape and view.stride() == of.stride() and view.data_ptr() == of.data_ptr()
-
-
-def _is_fixed(op: Operation) -> bool:
-    """One factor is a number, or a parameter of the model."""
-    return any(
-        not isinstance(value, Tensor) or isinstance(value, Parameter) or value.numel() == 1 for value in op.args[:2]
-    )
 
 
 def _same_rows(first: Tensor, second: Tensor, out: Tensor) -> bool:

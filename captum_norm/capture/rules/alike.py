@@ -169,6 +169,10 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
         value = op.argument(3, "source", op.kwargs.get("source"))
         if op.argument(1, "dim", 0) != 0:
             return None
+    elif base_name(op.name) == "index_copy":  # rows of a static cache
+        axis, index = op.argument(1, "dim", 0) % max(1, into.ndim), op.argument(2, "index")
+        value = op.argument(3, "source", op.kwargs.get("source"))
+        index = (slice(None),) * axis + (index.cpu(),)
     elif base_name(op.name) in ("scatter", "scatter_add"):
         return _scattered(flow, op)
     elif op.name != "setitem":
@@ -216,7 +220,7 @@ def _written(written: Place, before: Place | None, index: Any, shape: tuple[int,
     out = numbers.new_full(shape, NOTHING_YET) if start is None else start.clone()
     try:
         rows = out[index]
-        if name != "setitem" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
+        if base_name(name) == "index_add" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
             return None
         out[index] = numbers.expand_as(rows)
     except (RuntimeError, IndexError, ValueError):

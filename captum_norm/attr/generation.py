@@ -1,0 +1,348 @@
+"""From which tokens does a decoder take each token that it writes, while it writes them?
+
+A step of ``generate`` runs the model on the last token alone, over keys and values that its cache has kept: one query,
+whose row of the measure explains the next token.  Nothing is computed a second time.
+
+Which position a cached key is shows in its values: those of the positions before are the ones of the step before, in a
+row of the batch (beams change rows), and one is new.
+
+Axes: row of the running batch (example or beam), position of the text, token that was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.attr._base import MapMethod
+from captum_norm.attr._maps import CallMap, measured, without_modules
+from captum_norm.attr._unread import refuse_lost, refuse_opaque
+from captum_norm.attr.llm import model_of
+from captum_norm.capture import Answer, AttentionCall, AttentionRecord, Certificate, Positions, Recorded, recording
+from captum_norm.forward.outputs import output_tensor
+from captum_norm.functional.gram import growing
+from captum_norm.functional.growing import GrowingFactors
+from captum_norm.operations.precision import at_least_float32
+
+
+class GenerationAttribution:
+    """Explains each token that ``model.generate`` writes within a ``with``, from the cache, in the same passes.
+
+    Greedy search, sampling and beams, each with a dynamic, static or sliding cache or none, and batches with padding.
+    What is said of a token equals what `LLMAttentionAttribution` says of it over the whole text.
+
+    Args:
+        attr_method: a method whose row of a call needs no other row: ``AttentionNorm(model)``, ``AttentionWeights`` or
+            ``AttentionBlockNorm``, over all calls or one (``aggregate=``).
+
+    Attributes:
+        certificates: each attention call, with the check of all steps together.
+
+    Raises:
+        TypeError: for other methods (rollouts, ``GlobEnc``, ``ALTI``, ``DecompX``: their answers take rows that are not
+            computed again), or one that holds no model.
+        ValueError: for an encoder-decoder; within the ``with``, for what cannot be followed: several tokens in one step
+            (assisted decoding, a prompt in chunks), a cache that was filled before, prompts as vectors, a second
+            ``generate``.
+        InexactCaptureError: if an attention call cannot be read exactly.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from captum_norm import AttentionWeights
+        >>> config = GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=None)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> with GenerationAttribution(AttentionWeights(model)) as generation:
+        ...     written = model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=2, pad_token_id=0)
+        >>> scores = generation.scores(written)
+        >>> scores.shape, scores.sum(-1).round(decimals=4)  # a token's row has weights for what stands before it
+        (torch.Size([1, 2, 5]), tensor([[1., 1.]]))
+        >>> scores[0, 0, 3:]
+        tensor([0., 0.])
+    """
+
+    def __init__(self, attr_method: MapMethod) -> None:
+        _check_method(attr_method)
+        self.attr_method = attr_method
+        self.model = model_of(attr_method, type(self).__name__)
+        self._calls: list[_Call] = []
+        self._steps: list[_Step] = []
+        self._answer: Answer | None = None
+        self._running: list[CallMap] = []
+        self._bits: list[int] = []
+        self._counts: list[bool] = []
+        self._inside = False
+
+    def __enter__(self) -> GenerationAttribution:
+        if self._inside:
+            raise ValueError("GenerationAttribution: its with is entered already; take one for each generate.")
+        self._inside, self._own = True, self.model.__dict__.get("forward")
+        self._calls, self._steps, self._answer = [], [], None
+        forward = self.model.forward
+        self.model.forward = wraps(forward)(lambda *args, **kwargs: self._run(forward, args, kwargs))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._own is None:
+            del self.model.forward
+        else:
+            self.model.forward = self._own
+        self._inside = False
+        if error is None and self._answer is not None and len(self._steps) == 1:
+            refuse_opaque(type(self).__name__, self._answer.opaque, ())
+
+    @property
+    def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
+        """Each attention call, with the largest error of all steps."""
+        return tuple((call.call, call.certificate) for call in self._calls)
+
+    def scores(self, written: Any) -> Tensor:
+        """What each token before contributed to each token that was written.
+
+        Args:
+            written: what ``generate`` returned, ids (sequence, position) or an output with ``sequences``.
+
+        Returns:
+            (sequence, token, position), in the method's unit: a row for each token behind the prompt, 0 from that
+            token on.  Rows of what stands behind an end of sequence are 0.
+
+        Raises:
+            ValueError: if these sequences were not written within the ``with``.
+        """
+        sequences = written if isinstance(written, Tensor) else written.sequences
+        if not self._steps:
+            raise ValueError("GenerationAttribution: the model wrote nothing within the with; call generate in it.")
+        prompt, (count, length) = self._steps[0].ids.shape[1], sequences.shape
+        if length - prompt > len(self._steps):
+            raise ValueError(
+                f"GenerationAttribution: {length - prompt} tokens stand behind a prompt of {prompt}, but "
+                f"{len(self._steps)} steps ran within the with. Give what generate returned, prompt included."
+            )
+        scores = self._steps[0].scores.new_zeros(count, length - prompt, length)
+        for number, sequence in enumerate(sequences):
+            for place in range(length - prompt):
+                step = self._steps[place]
+                before = sequence[: prompt + place]
+                if place and self._has_ended(before):
+                    break
+                same = (step.ids == before.to(step.ids.device)).all(1).nonzero()[:, 0]
+                if not len(same):
+                    raise ValueError(
+                        f"GenerationAttribution: no row of step {place} has read sequence {number} up to position "
+                        f"{prompt + place}: it was not written within the with, or a cache changed its rows unseen."
+                    )
+                own = number * len(step.ids) // count
+                row = int(same[(same - own).abs().argmin()])
+                scores[number, place, : prompt + place] = step.scores[row]
+        return scores
+
+    def _has_ended(self, before: Tensor) -> bool:
+        config = getattr(self.model, "generation_config", None) or getattr(self.model, "config", None)
+        end = getattr(config, "eos_token_id", None)
+        ends = {end} if isinstance(end, int) else set(end or ())
+        return int(before[-1]) in ends
+
+    def _run(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One pass of the model: a step."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, Tensor):
+            raise ValueError("GenerationAttribution: the model was given vectors, not ids. Give the prompt as ids.")
+        fresh = not self._steps or self._is_whole(ids)
+        if not fresh and ids.shape[1] != 1:
+            raise ValueError(
+                f"GenerationAttribution: {ids.shape[1]} tokens came in one step behind {self._steps[-1].ids.shape[1]}: "
+                "assisted decoding, a prompt in chunks, or a second generate. Generate once, one token at a time, or "
+                "explain the text with LLMAttentionAttribution."
+            )
+        before = None if fresh else self._steps[-1].ids
+        self._running, self._bits = [], []
+        passes = _Pass(ids, before, [])
+        with torch.no_grad(), recording(
+            lambda record: self._take(record, passes), sources=(ids,), model=self.model,
+            blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
+        ) as recorded:  # fmt: skip
+            output = forward(*args, **kwargs)
+            self._look(recorded, output)
+        if not self._running:
+            raise ValueError(
+                f"GenerationAttribution: no softmax attention was seen while {type(self.model).__name__} ran. Load it "
+                'with attn_implementation="sdpa" or "eager".'
+            )
+        if not self._steps and self._answer is not None:
+            reach = self._answer.reach
+            self._counts = [not reach or bool(reach & bit) for bit in self._bits]
+        aggregate = self.attr_method._new_aggregate()
+        for one, counts in zip(self._running, self._counts, strict=True):
+            if counts:
+                aggregate.add(one)
+        read = ids if before is None else torch.cat([before[passes.parents(ids.device)], ids], 1)
+        self._steps.append(_Step(read, aggregate.result((0, 0)).scores[:, 0]))
+        return output
+
+    def _is_whole(self, ids: Tensor) -> bool:
+        """Whether a step reads the text from its beginning again, as without a cache."""
+        read = self._steps[-1].ids
+        if ids.shape[1] != read.shape[1] + 1 or ids.shape[1] == 1:
+            return False
+        return all(bool((read == row[:-1]).all(1).any()) for row in ids)
+
+    def _look(self, recorded: Recorded, output: Any) -> None:
+        """Refuse where the first step rests on what was not read, or the second shows that it did."""
+        title = type(self).__name__
+        if not self._steps:
+            self._answer = recorded.answer(output_tensor(output), lambda tensor: tensor[:, -1])
+            refuse_lost(title, self._answer.lost)
+        elif len(self._steps) == 1 and self._answer is not None:
+            refuse_opaque(title, self._answer.opaque, recorded.flow.opaque.parts)
+
+    def _take(self, record: AttentionRecord, passes: _Pass) -> None:
+        """The map of one call: the last query's row over the text's positions."""
+        number = len(self._running)
+        if not self._steps:
+            self._calls.append(_Call(without_modules(record.call), record.certificate))
+        elif number >= len(self._calls) or self._calls[number].call.name != record.call.name:
+            raise _unlike(record, f"another attention call than at the first step ran as number {number}")
+        call, last = self._calls[number], record.shape[2] - 1
+        positions = call.first(record, passes) if passes.before is None else call.next(record, passes)
+        row = replace(record.at(slice(last, last + 1)), queries=None, query_mask=None)
+        call.certificate = replace(row.certificate, rows=None, error=max(call.certificate.error, row.certificate.error))
+        row = _over_text(row, positions)
+        with growing(call.factors):
+            scores = measured(row, self.attr_method.measure)
+        placed = scores.new_zeros(len(scores), 1, passes.length, dtype=at_least_float32(scores.dtype))
+        placed[..., positions[positions >= 0]] = scores.to(placed.dtype)
+        everywhere = Positions(0, torch.arange(passes.length))
+        self._running.append(CallMap(call.call, (0, 0), placed, everywhere))
+        self._bits.append(record.bit)
+
+
+@dataclass(eq=False)
+class _Step:
+    """The text that each row has read, (row, position), and the scores of what comes next, likewise."""
+
+    ids: Tensor
+    scores: Tensor
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What one pass reads: ids (row, token) behind ``before`` (row, position), which is None where it reads all."""
+
+    ids: Tensor
+    before: Tensor | None
+    found: list[Tensor]
+
+    @property
+    def length(self) -> int:
+        """How long the text is when it was read."""
+        return self.ids.shape[1] + (0 if self.before is None else self.before.shape[1])
+
+    def parents(self, device: torch.device) -> Tensor:
+        """Which row of the step before each row goes on from."""
+        return self.found[0].to(device)
+
+
+@dataclass(eq=False)
+class _Call:
+    """One attention call from step to step.
+
+    Attributes:
+        call: which.
+        certificate: of all steps.
+        values: of the keys that were read last, (row, head, key, head_dim); their last one is the last position.
+        factors: what was prepared for them.
+    """
+
+    call: AttentionCall
+    certificate: Certificate
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
+    factors: GrowingFactors = field(default_factory=GrowingFactors)
+
+    def first(self, record: AttentionRecord, passes: _Pass) -> Tensor:
+        """Which position each key is, (key,), where the text is read from its beginning; -1 for none yet."""
+        index = None if record.keys is None or record.keys.source != 0 else record.keys.index.cpu()
+        if index is None or not torch.equal(index[: passes.length], torch.arange(passes.length)):
+            why = record.unknown_keys or "they are not the prompt's tokens in order"
+            raise _unlike(record, f"its keys are not known to be the text's positions ({why}); was the cache empty?")
+        if record.shape[2] > 1 and record.call.kind != "causal":
+            raise _unlike(record, "it looks ahead or at another sequence")
+        self.values = record.values[:, :, : passes.length].clone()
+        self.factors = GrowingFactors()
+        return torch.where(torch.arange(len(index)) < passes.length, index, -1)
+
+    def next(self, record: AttentionRecord, passes: _Pass) -> Tensor:
+        """The same for one more token, whose older keys must have the values of the step before."""
+        length, keys, known = passes.length, record.shape[3], self.values.shape[2]
+        end = min(keys, length)  # a static cache has room left behind
+        old = end - 1
+        if old > known:
+            raise _unlike(record, f"it reads {old} older keys, and the step before had {known}")
+        values, kept = record.values[:, :, :end], self.values[:, :, known - old :]
+        parents = _same_rows(values[:, :, :old], kept)
+        if parents is None:
+            raise _unlike(record, "its older keys are not those of the step before")
+        passes.found.append(parents)
+        self.factors.go_on(parents, known - old)
+        self.values = values.clone()
+        positions = torch.full((keys,), -1)
+        positions[:end] = torch.arange(length - end, length)
+        return positions
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    """All tensors among arguments: ids, masks by the kind of layer."""
+    if isinstance(given, Tensor):
+        return [given]
+    parts = given.values() if isinstance(given, dict) else given if isinstance(given, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _same_rows(values: Tensor, kept: Tensor) -> Tensor | None:
+    """The row of ``kept`` that each row of ``values`` equals, (row,), its own if that is one; None if one has none."""
+    if values.shape == kept.shape and torch.equal(values, kept):
+        return torch.arange(len(values))
+    found = []
+    for number, row in enumerate(values):
+        own = [number] if number < len(kept) else []
+        found.append(next((n for n in (*own, *range(len(kept))) if torch.equal(kept[n], row)), -1))
+    return None if -1 in found else torch.tensor(found)
+
+
+def _over_text(row: AttentionRecord, positions: Tensor) -> AttentionRecord:
+    """The row without the keys that are no position yet, which come last."""
+    end = int((positions >= 0).sum())
+    if end == len(positions):
+        return row
+    if bool((row.weights[..., end:] != 0).any()):
+        raise _unlike(row, "it gives weight to keys behind the text")
+    mask = None if row.key_mask is None else row.key_mask[:, :end]
+    return replace(row, weights=row.weights[..., :end], values=row.values[:, :, :end], key_mask=mask, keys=None)
+
+
+def _unlike(record: AttentionRecord, why: str) -> ValueError:
+    return ValueError(
+        f"GenerationAttribution: attention call {record.call.name!r} cannot be followed from step to step: {why}. "
+        "LLMAttentionAttribution explains the text in a pass of its own."
+    )
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, MapMethod):
+        raise TypeError(
+            f"GenerationAttribution takes a method that scores inputs by rows of attention calls, such as "
+            f"AttentionNorm(model), got {type(method).__name__}."
+        )
+    composed = type(method)._read is not MapMethod._read or method._new_aggregate().needs != "rows"
+    if composed:
+        raise TypeError(
+            f"GenerationAttribution: a row of {type(method).__name__} takes more of each call than the same row, and "
+            "a step of generate computes no other. Take AttentionNorm, AttentionWeights or AttentionBlockNorm, or "
+            "LLMAttentionAttribution, which reads the whole text in one pass."
+        )

@@ -1,0 +1,156 @@
+"""What is said of a token while it is written is what the whole text says of it afterwards."""
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from captum_norm import ALTI, AttentionBlockNorm, AttentionNorm, AttentionRollout, AttentionWeights, DecompX
+from captum_norm.attr import GenerationAttribution
+from captum_norm.functional import norms
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+    "initializer_range": 0.4, "pad_token_id": 0,
+}  # fmt: skip
+MODELS = {
+    "keys in groups": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "a window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+}
+WAYS = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "a static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+PROMPT = torch.tensor([[5, 9, 14, 7, 33, 21]])
+
+
+def model_of(name: str, attention: str = "sdpa"):
+    torch.manual_seed(3)
+    model = MODELS[name]().eval()
+    model.set_attn_implementation(attention)
+    return model
+
+
+def write(model, prompt=PROMPT, tokens=10, **arguments):
+    torch.manual_seed(1)
+    mask = (prompt != 0).long()
+    return model.generate(prompt, attention_mask=mask, max_new_tokens=tokens, suppress_tokens=[0], **arguments)
+
+
+def expected(method, sequence):
+    """(token, position), from a pass over the text without its padding."""
+    real = sequence[sequence != 0]
+    return method.attribute(real[None, :-1], position="all")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "attention"),
+    [*((name, way, "sdpa") for name in MODELS for way in WAYS), ("a window", "greedy", "eager")],
+)
+def test_scores_are_those_of_the_whole_text(name, way, attention):
+    model = model_of(name, attention)
+    plain = write(model, **WAYS[way])
+    for build in (AttentionNorm, AttentionWeights, AttentionBlockNorm):
+        method = build(model, aggregate=-1 if build is AttentionWeights else "mean")
+        with GenerationAttribution(method) as generation:
+            written = write(model, **WAYS[way])
+        assert torch.equal(written, plain)
+        assert "forward" not in model.__dict__
+        scores = generation.scores(written)
+        for found, sequence in zip(scores, written, strict=True):
+            rows = expected(method, sequence)[PROMPT.shape[1] - 1 :]
+            torch.testing.assert_close(found[: len(rows), : rows.shape[1]], rows, rtol=1e-4, atol=1e-6)
+            assert not found[:, rows.shape[1] :].any()
+            assert not found[len(rows) :].any()
+        assert all(float(certificate) <= certificate.tolerance for _, certificate in generation.certificates)
+
+
+def test_prompts_with_padding_are_explained_as_each_alone():
+    model = model_of("keys in groups")
+    prompts = torch.cat([PROMPT, torch.tensor([[0, 0, 11, 12, 13, 30]])])
+    method = AttentionNorm(model)
+    with GenerationAttribution(method) as generation:
+        written = write(model, prompts, min_new_tokens=10)
+    for found, sequence, padded in zip(generation.scores(written), written, (0, 2), strict=True):
+        rows = expected(method, sequence[padded:])[PROMPT.shape[1] - 1 - padded :]
+        torch.testing.assert_close(found[:, padded:-1], rows, rtol=1e-4, atol=1e-6)
+        assert not found[:, :padded].any()
+
+
+def test_what_a_key_needs_is_prepared_once(monkeypatch):
+    prepared, prepare = [], norms._key_factors
+
+    def counted(values, *rest):
+        prepared.append(values.shape[2])
+        return prepare(values, *rest)
+
+    monkeypatch.setattr(norms, "_key_factors", counted)
+    model = model_of("keys in groups")
+    with GenerationAttribution(AttentionNorm(model)):
+        write(model, tokens=20, min_new_tokens=20)
+    assert prepared == [6, 6, 16, 16]  # the prompt's keys and the first sixteen new ones, of two layers
+
+
+@pytest.mark.parametrize("build", [AttentionRollout, ALTI, DecompX])
+def test_a_method_that_takes_other_rows_is_refused(build):
+    with pytest.raises(TypeError, match="GenerationAttribution"):
+        GenerationAttribution(build(model_of("keys in groups")))
+
+
+def test_what_cannot_be_followed_is_refused_by_name():
+    model, other = model_of("keys in groups"), model_of("keys in groups")
+
+    def refused(match, run):
+        with pytest.raises(ValueError, match=match), GenerationAttribution(AttentionWeights(model)):
+            run()
+        assert "forward" not in model.__dict__
+        assert not model.generation_config.prefill_chunk_size
+
+    refused("assisted decoding", lambda: write(model, assistant_model=other))
+    refused("a prompt in chunks", lambda: write(model, prefill_chunk_size=3))
+    refused("a second generate", lambda: (write(model), write(model)))
+    refused("Give the prompt as ids", lambda: model(inputs_embeds=torch.randn(1, 4, 16)))
+    cache = model(PROMPT[:, :3]).past_key_values
+    refused("was the cache empty", lambda: model(PROMPT[:, 3:], past_key_values=cache))
+    sizes = {"d_model": 8, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 9}
+    bart = BartForConditionalGeneration(BartConfig(**sizes, encoder_layers=1, decoder_layers=1))
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        GenerationAttribution(AttentionNorm(bart))
+
+
+def test_a_cache_whose_keys_change_places_is_refused():
+    model = model_of("keys in groups")
+    cache = model(PROMPT).past_key_values
+
+    def swap():
+        first = model(PROMPT, use_cache=True)
+        for layer in first.past_key_values.layers:
+            layer.keys, layer.values = layer.keys.flip(2), layer.values.flip(2)
+        model(PROMPT[:, :1], past_key_values=first.past_key_values)
+
+    assert cache is not None
+    with pytest.raises(ValueError, match="not those of the step before"), GenerationAttribution(AttentionNorm(model)):
+        swap()
+
+
+def test_only_what_was_written_has_scores():
+    model = model_of("keys in groups")
+    generation = GenerationAttribution(AttentionWeights(model))
+    with pytest.raises(ValueError, match="wrote nothing"):
+        generation.scores(PROMPT)
+    with generation:
+        written = write(model)
+    with pytest.raises(ValueError, match="was not written within"):
+        generation.scores(written.flip(1))
+    with pytest.raises(ValueError, match="steps ran within"):
+        generation.scores(torch.cat([written] * 2, 1))
