@@ -163,17 +163,18 @@ class GenerationAttribution:
             )
         before = None if fresh else self._steps[-1].ids
         self._running, self._bits = [], []
-        passes = _Pass(ids, before, [])
+        passes, looks = _Pass(ids, before, []), fresh or len(self._steps) < _LOOKED_AT
         with torch.no_grad(), recording(
-            lambda record: self._take(record, passes), sources=(ids,), model=self.model,
+            lambda record: self._take(record, passes), sources=(ids,) if looks else (), model=self.model,
             blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
+            calls_only=not looks,
         ) as recorded:  # fmt: skip
             output = forward(*args, **kwargs)
             self._look(recorded, output)
-        if not self._running:
+        if len(self._running) < max(1, len(self._calls)):
             raise ValueError(
-                f"GenerationAttribution: no softmax attention was seen while {type(self.model).__name__} ran. Load it "
-                'with attn_implementation="sdpa" or "eager".'
+                f"GenerationAttribution: {len(self._running)} attention calls were seen in step {len(self._steps)} of "
+                f'{type(self.model).__name__}, {len(self._calls)} before. Load it with attn_implementation="sdpa".'
             )
         if not self._steps and self._answer is not None:
             reach = self._answer.reach
@@ -221,6 +222,10 @@ class GenerationAttribution:
         everywhere = Positions(0, torch.arange(passes.length))
         self._running.append(CallMap(call.call, (0, 0), placed, everywhere))
         self._bits.append(record.bit)
+
+
+# Passes in which all is followed: the first, and a second to tell constants from what was not seen to be made.
+_LOOKED_AT = 2
 
 
 @dataclass(eq=False)

@@ -29,19 +29,26 @@ from captum_norm.capture.record import InexactCaptureError, Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
 from captum_norm.operations.callers import how_many_run, running_modules
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.formats import what_is_strange
+from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place, Places, Whole, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 
+OperationRule = Callable[[Operation], None]
 Rule = Callable[["Dataflow", Operation], None]
 RULES: RuleTable[Rule] = RuleTable()
 rule = RULES.rule
 
 
 _PROBE = Probe()
+
+# What makes something that is followed of tensors that are not.
+_BEGIN = {
+    "softmax", "log_softmax", "exp", "scaled_dot_product_attention", "flex_attention", "flash_attn_func",
+    "flash_attn_varlen_func", *ROUNDINGS,
+}  # fmt: skip
 
 
 class Dataflow:
@@ -50,7 +57,9 @@ class Dataflow:
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
         stream: ResidualStream | None = None, names: Names | None = None, chain: bool = False,
+        calls_only: bool = False,
     ) -> None:  # fmt: skip
+        self._calls_only = calls_only
         self.traces = Traces()
         self.places, self.reach = Places(), Reach()
         self.rows = ReadOuts(self.traces, self.reach, self.places)
@@ -101,6 +110,8 @@ class Dataflow:
         if rule is None:
             return self.opaque.see if kind_of(name) is OperationKind.FRESH else None
         see = None if self._stream is None else self._stream.see
+        if self._calls_only:
+            return self._of_calls(rule, name in _BEGIN, see)
 
         def all_of(op: Operation) -> None:
             self._operation = op
@@ -122,6 +133,20 @@ class Dataflow:
                 raise
 
         return all_of
+
+    def _of_calls(self, rule: Rule, begins: bool, see: OperationRule | None) -> OperationRule:
+        """What to do with operations where calls are read, and positions and what reaches what are not followed."""
+        known = (self.traces, self.exponentials, self.unrounded)
+
+        def on_the_way(op: Operation) -> None:
+            if begins or any(facts[tensor] is not None for tensor in op.tensors for facts in known):
+                self._operation = op
+                rule(self, op)
+                self._born, self._operation = 0, None
+            if see is not None:
+                see(op)
+
+        return on_the_way
 
     # ---- what mixes positions
 

@@ -55,7 +55,8 @@ OnInexact = Callable[[InexactCaptureError], None]
 class ReadProjection:
     """What went through one projection: its calls, proved together, and whether it wrote something else besides.
 
-    ``check`` is what rows that are asked for later have to pass, where there is one call of one product.
+    ``check`` is what rows that are asked for later have to pass, where there is one call of one product; ``weights`` are
+    all, where so few that all were checked.
     """
 
     projection: Projection
@@ -63,6 +64,7 @@ class ReadProjection:
     certificate: Certificate
     check: Check | None
     offsets: bool
+    weights: Tensor | None = None
 
 
 class RecordReader:
@@ -146,7 +148,11 @@ class RecordReader:
         weights, check = parts[0].weights, check_of(projection, parts[0], offsets)
         batch, _, query, _ = weights.shape
         rows = sample(batch, query, self._generator) if query > CHECKED else slice(None)
-        return ReadProjection(projection, calls, check.certificate(weights.at(rows), rows), check, bool(offsets))
+        found = weights.at(rows)
+        certificate = check.certificate(found, rows)
+        return ReadProjection(
+            projection, calls, certificate, check, bool(offsets), found if query <= CHECKED else None
+        )
 
     def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
         mixture = call.parts[0].mixture
@@ -171,6 +177,8 @@ class RecordReader:
         weights: Any = call.weights
         if read.check is None:
             weights = weights.whole()
+        elif read.weights is not None:
+            weights = read.weights
         else:
             weights = CheckedRows(weights, read.check, named, lambda: mixture.unchanged, read.certificate)
         return AttentionRecord(

@@ -38,6 +38,7 @@ def recording(
     chain: bool = False,
     refuse_dropout: bool = False,
     beside: Sequence[Tensor] = (),
+    calls_only: bool = False,
 ) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -59,6 +60,8 @@ def recording(
             handed over one attention call later, when it is known how the residual stream goes on.
         chain: note what each call was made of, ``record.fed``: whether the calls follow one another along one stream.
         beside: other tensors that are there before the model runs, such as masks.
+        calls_only: read the calls, and follow neither positions nor what an output rests on: for more passes of a model
+            of which that is known.
         refuse_dropout: raise where the model drops anything out, as each of its runs is then another one.
 
     Yields:
@@ -80,7 +83,7 @@ def recording(
     names = Names(model)
     records = Recorded()
     reader = RecordReader(names, on_record or (lambda record: _kept(records, record)), on_inexact, stream)
-    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
+    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, calls_only)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:
         flow.opaque.know(tensor)
