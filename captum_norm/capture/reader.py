@@ -55,8 +55,8 @@ OnInexact = Callable[[InexactCaptureError], None]
 class ReadProjection:
     """What went through one projection: its calls, proved together, and whether it wrote something else besides.
 
-    ``check`` is what rows that are asked for later have to pass, where there is one call of one product; ``weights`` are
-    all, where so few that all were checked.
+    ``check`` is what rows that are asked for later have to pass, where there is one call of one product; ``weights``
+    are all of them, where they are so few that all were checked.
     """
 
     projection: Projection

@@ -106,8 +106,8 @@ class _Grown:
 
     def parts(self) -> tuple[Pairs, Pairs, Tensor]:
         here, head = slice(self.start, self.start + self.keys), len(self.lengths)
-        products = self.products[..., here].split([head - h for h in range(head)])
-        factor = self.factor[:, :, None, here].split([h + 1 for h in range(head)])
+        products = self.products[..., here].split([head - h for h in range(head)])  # type: ignore[no-untyped-call]
+        factor = self.factor[:, :, None, here].split([h + 1 for h in range(head)])  # type: ignore[no-untyped-call]
         return list(products), list(factor), self.lengths[:, :, None, here]
 
 

@@ -1,0 +1,1 @@
+"""The same answers on another device; ``python -m tests.device``."""
