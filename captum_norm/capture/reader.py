@@ -177,10 +177,9 @@ class RecordReader:
         weights: Any = call.weights
         if read.check is None:
             weights = weights.whole()
-        elif read.weights is not None:
-            weights = read.weights
         else:
-            weights = CheckedRows(weights, read.check, named, lambda: mixture.unchanged, read.certificate)
+            unchanged = partial(getattr, mixture, "unchanged")
+            weights = CheckedRows(weights, read.check, named, unchanged, read.certificate, read.weights)
         return AttentionRecord(
             call=named,
             weights=weights,

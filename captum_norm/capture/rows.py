@@ -105,6 +105,7 @@ class CheckedRows:
         call: whose weights, for errors.
         unchanged: whether nothing they are computed from was written to since.
         certificate: what was checked so far.
+        read: all weights, where they are so few that all were checked beforehand.
     """
 
     arranged: Arranged
@@ -112,6 +113,7 @@ class CheckedRows:
     call: AttentionCall
     unchanged: Callable[[], bool]
     certificate: Certificate
+    read: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -129,6 +131,9 @@ class CheckedRows:
         Raises:
             InexactCaptureError: as ``at``.
         """
+        read = self.read
+        if read is not None:
+            return self._read(lambda: read), self.certificate
         weights = self._read(self.arranged.whole)
         self.certificate = self._checked(weights, slice(None))
         return weights, self.certificate
@@ -143,6 +148,9 @@ class CheckedRows:
             InexactCaptureError: if they do not reproduce what the model wrote, or if what they are computed from was
                 overwritten.
         """
+        read = self.read
+        if read is not None:
+            return self._read(lambda: Whole(read).at(rows)), self.certificate
         weights = self._read(lambda: self.arranged.at(rows))
         found = self.certificate.joined(self._checked(weights, rows))
         if found.rows is not None and all(len(checked) == self.shape[2] for checked in found.rows):

@@ -138,8 +138,23 @@ CHANGES: list[Change] = [
     *changes_of(
         "attr/_maps.py",
         ("scores = self.at(rows)\n  ", "scores = self.at(slice(start, start + len(asked)))\n  "),
+        ("shares[:, rows].to(scores)", "shares[:, : scores.shape[1]].to(scores)"),
         tests="attr/test_from_the_top.py",
     ),
+    *changes_of(
+        "attr/generation.py",
+        ("if parents is None:", "if False:"),
+        ("before[passes.parents(ids.device)]", "before"),
+        ("torch.arange(length - end, length)", "torch.arange(end)"),
+        tests="attr/test_generation.py",
+    ),
+    *changes_of(
+        "functional/growing.py",
+        ("self.start + gone", "self.start"),
+        ("_SOME if grown.keys else 1", "1"),
+        tests="attr/test_generation.py",
+    ),
+    *changes_of("capture/blocks/forms.py", ("== 1 and not is_row", "== 1"), tests="attr/test_generation.py"),
     *changes_of("capture/modules.py", ("    break", "    continue")),
     *changes_of("maps/results.py", ('["residual"] * (size', '["residual"] * (1 + size'), tests="maps visualization"),
     # ----------------------------------------------------------------------------------------------------------- viewer
@@ -377,7 +392,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/_position.py",
-        ("scores.sum(1) / mask.sum(1)", "scores.sum(1) / mask.shape[1]"),
+        ("counted / counted.sum(1, keepdim=True)", "counted / counted.shape[1]"),
         tests="attr/test_what_is_computed.py",
     ),
     *changes_of(
@@ -498,7 +513,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/rows.py",
-        ("found = self._checked(weights, rows)", "found = self.certificate"),
+        ("self.certificate.joined(self._checked(weights, rows))", "self.certificate"),
         ("asked[where] = self", "asked[:] = self"),
         ("if not self.unchanged():", "if False:"),
     ),
@@ -506,7 +521,8 @@ CHANGES: list[Change] = [
         "capture/weights.py",
         ("weights.masked_fill_(nothing, 0.0)", "weights"),
         ("** -0.5 if scale", "** 0.5 if scale"),
-        ("numbers = numbers[rows] if", "numbers = numbers[: len(numbers[rows])] if"),
+        ("int(numbers.amax()) + 1)", "int(numbers.amax()))"),
+        ("torch.arange(first, keys", "torch.arange(keys - first"),
         tests="capture/test_hand_written.py capture/test_libraries.py capture/test_rows.py",
     ),
     *changes_of(
