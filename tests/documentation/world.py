@@ -28,6 +28,7 @@ SMALLER = {
     "count=100": "count=4",
     "count=60": "count=4",
     "batch_size=50": "batch_size=4",
+    "--lengths 128 512 2048": "--lengths 16 --layers 1 --repeats 1",
 }
 FILMS = (("A warm film that never feels forced.", "good", [[2, 6]]), ("The plot is thin.", "bad", [[12, 16]]))
 TREES = "(4 (4 (3 Good) (2 and)) (4 (4 great) (2 .)))\n(0 (4 great) (0 (0 bad) (2 it)))\n"
