@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod, InputMethod
@@ -28,6 +28,8 @@ from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, 
 from captum_norm.attr._sources import SourcesType
 from captum_norm.capture import AttentionCall, Certificate
 from captum_norm.forward import HFForward
+from captum_norm.forward.causal import is_causal
+from captum_norm.forward.embedding import EmbeddingSites
 from captum_norm.forward.inputs import check_inputs, longest_input
 from captum_norm.forward.keywords import unwrapped
 
@@ -205,7 +207,8 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
                 f"of {type(self.model).__name__}. At most {limit - ids.shape[1]} tokens can be written."
             )
         with torch.no_grad():
-            written: Tensor = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
+            given = {"attention_mask": torch.ones_like(ids), **_fixed_arguments(self.attr_method), **arguments}
+            written: Tensor = generate(input_ids=ids, **given)
         return written[0, ids.shape[1] :]
 
     def _encoded(self, text: str) -> Tensor:
@@ -261,8 +264,9 @@ class _TeacherForced:
         self._arguments = arguments
         self.model = model
         check_inputs(model, {"input_ids": self._read})
-        self._fixed = _fixed_arguments(method)
-        self._method = copy(method)
+        # By this name it is known what was there before the model ran.
+        self.fixed = _extended(_fixed_arguments(method), ids.shape[1], self._read.shape[1])
+        self._given, self._method = _fixed_arguments(method), copy(method)
         self._method.forward_func = self
         self._logits: Tensor | None = None
 
@@ -305,7 +309,7 @@ class _TeacherForced:
 
     def __call__(self, ids: Tensor) -> Any:
         """What the model returns, its logits kept."""
-        output = self.model(ids, **self._fixed)
+        output = self.model(ids, **self.fixed)
         logits = output.get("logits") if isinstance(output, Mapping) else output
         self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
         return output
@@ -313,12 +317,37 @@ class _TeacherForced:
     def _refuse_looking_ahead(self, scores: Tensor) -> None:
         ahead = [f"attention call {call.name!r}" for call, _ in self.certificates if call.kind != "causal"]
         later = torch.ones_like(scores, dtype=torch.bool).triu(self._first + 1)
-        if ahead or bool(scores[later].any()):
+        if bool(scores[later].any()) or (ahead and not self._last_row_stands_alone()):
             raise ValueError(
                 f"LLMAttentionAttribution: {(ahead or ['attention'])[0]} of {type(self.model).__name__} looks ahead or "
                 "at another sequence, but a target token is explained by the row before it only in a causal language "
                 "model. Use the method itself: attribute(ids, position=...)."
             )
+
+    def _last_row_stands_alone(self) -> bool:
+        """Whether the prompt's last row does not depend on the target, so that what looks ahead reads something else:
+        a picture, a sound, the prompt by itself.  That target rows themselves do not is seen in their scores."""
+        def run(keywords: dict[str, Any]) -> Tensor:
+            output = self.model(**keywords)
+            logits: Tensor = output["logits"] if isinstance(output, Mapping) else output
+            return logits
+
+        prompt = self._first + 1
+        ids = torch.cat([self._read[:, :prompt], self._answer[None, :1].to(self._read)], dim=1)
+        keywords = {**_extended(self._given, prompt, prompt + 1), "input_ids": ids}
+        rows = torch.arange(prompt + 1, device=ids.device)[None] >= self._first
+        return is_causal(run, keywords, "input_ids", EmbeddingSites(self.model, "input_ids", None), rows)
+
+
+def _extended(fixed: Mapping[str, Any], prompt: int, whole: int) -> dict[str, Any]:
+    """Arguments of the prompt's tokens, (1, token), for the target too, which is text: types 0, a mask of ones."""
+
+    def longer(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != (1, prompt):
+            return value
+        return nn.functional.pad(value, (0, whole - prompt), value=int(name == "attention_mask"))
+
+    return {name: longer(name, value) for name, value in fixed.items()}
 
 
 def _length_read(method: InputMethod, model: Module, whole: int) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "explain",
     "logits_of",
     "padded",
+    "pair_of",
     "tokenize",
     "with_places",
     "with_target",
@@ -53,6 +54,8 @@ class TextBatch:
         rows: (b,) long, whose row of the output is explained; None for the one that the model's kind says.
         places: (b, s) bool, where the answer may stand, of a model that answers with a place; None for others.
         memo: what metrics keep of this batch for each other.
+        sources: (b, s) long, the number of each token's source; -1 for none; None where no example names any.
+        foil: (b,) long, the class that the target is set against; None where it is not.
     """
 
     number: int
@@ -66,6 +69,8 @@ class TextBatch:
     rows: Tensor | None = None
     places: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    sources: Tensor | None = None
+    foil: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -82,7 +87,8 @@ class TextBatch:
     def single(self, row: int, pad: Padding) -> TextBatch:
         """One of its examples by itself, without padding."""
         alone, target = padded(self.number, (self.examples[row],), pad), self.target[row : row + 1]
-        return with_target(alone if self.places is None else with_places(alone), target)
+        foil = None if self.foil is None else self.foil[row : row + 1]
+        return with_target(alone if self.places is None else with_places(alone), target, foil)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,12 @@ def padded(
     asked = [text.row + shift for text, shift in zip(examples, shifts, strict=True) if text.row is not None]
     rows = torch.tensor(asked) if asked else None
     target = torch.zeros(0, dtype=torch.long) if target is None else target
-    return TextBatch(number, examples, inputs, real, special, evidence, words, target, rows)
+    sources = None
+    if any(text.sources is not None for text in examples):
+        none = [torch.full(text.special.shape, -1) for text in examples]
+        of = [no if text.sources is None else text.sources for no, text in zip(none, examples, strict=True)]
+        sources = together(of, -1)
+    return TextBatch(number, examples, inputs, real, special, evidence, words, target, rows, sources=sources)
 
 
 def with_places(batch: TextBatch) -> TextBatch:
@@ -163,28 +174,32 @@ class Explained:
         predicted: (b,) long, the class the model finds most probable.
         probability: (b,) of the target, float64; its value where the model answers with values.
         label: the class that the data names, for each example; None where it names none that the model has.
+        foil: (b,) long, the class that the target is set against; None where it is not.
     """
 
     target: Tensor
     predicted: Tensor
     probability: Tensor
     label: tuple[int | None, ...]
+    foil: Tensor | None = None
 
 
 def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
-    """The class that is explained: the one the model predicts, or the label of the data.
+    """The class that is explained: the one the model predicts, or the label of the data, or why it and not the foil.
 
     Raises:
         ValueError: naming the example, where a label is needed and missing, or the model has no such class.
     """
     logits = logits_of(batch, forward)
     predicted, classes = logits.argmax(-1), logits.shape[1]
-    target = predicted
+    target, foil = predicted, None
+    if which == "contrast":
+        target, foil = torch.tensor([pair_of(text, labels, classes) for text in batch.examples]).unbind(1)
     if which == "label":
         target = torch.tensor([class_of(text, labels, classes) for text in batch.examples])
     answers = Answers.of(forward.model, logits, target)
     known = tuple(_known_class(text, labels, classes) for text in batch.examples)
-    return Explained(target, predicted, answers.numbers.gather(1, target[:, None])[:, 0], known)
+    return Explained(target, predicted, answers.numbers.gather(1, target[:, None])[:, 0], known, foil)
 
 
 def logits_of(batch: TextBatch, forward: HFForward) -> Tensor:
@@ -195,9 +210,9 @@ def logits_of(batch: TextBatch, forward: HFForward) -> Tensor:
     return logits if batch.places is None else logits.masked_fill(~batch.places, -torch.inf)
 
 
-def with_target(batch: TextBatch, target: Tensor) -> TextBatch:
+def with_target(batch: TextBatch, target: Tensor, foil: Tensor | None = None) -> TextBatch:
     """The batch with what is explained; an answer with a place is read from that place's row."""
-    return replace(batch, target=target, rows=batch.rows if batch.places is None else target)
+    return replace(batch, target=target, foil=foil, rows=batch.rows if batch.places is None else target)
 
 
 def class_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> int:
@@ -218,6 +233,24 @@ def class_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> int:
         named = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
         raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {named}.")
     return number
+
+
+def pair_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> tuple[int, int]:
+    """The classes of an example's label and foil.
+
+    Raises:
+        ValueError: where one is missing or is no class of the model, or both are the same.
+    """
+    example = text.example
+    if example.foil is None:
+        raise ValueError(f'{example.where} has no foil, which target="contrast" sets the label against.')
+    against = replace(text, example=replace(example, label=example.foil), label=text.foil)
+    pair = class_of(text, labels, classes), class_of(against, labels, classes)
+    if pair[0] == pair[1]:
+        raise ValueError(
+            f"{example.where}: label {example.label!r} and foil {example.foil!r} begin with the same class or token."
+        )
+    return pair
 
 
 def _known_class(text: Tokenized, labels: Mapping[str, int], classes: int) -> int | None:

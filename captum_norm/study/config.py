@@ -59,6 +59,8 @@ class DataAsked:
     span: str | None = None
     span_pair: str | None = None
     written: str | None = None
+    sources: str | None = None
+    foil: str | None = None
 
     def examples(self, folder: Path) -> list[Example]:
         """Read them; a relative path starts at ``folder``."""
@@ -189,7 +191,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(
         (
             "name device dtype device_map path dataset split subset text label evidence key text_pair evidence_pair "
-            "span span_pair written special reference test correction cases"
+            "span span_pair written sources foil special reference test correction cases"
         ).split(),
         ("a text in quotes", (str,)),
     ),

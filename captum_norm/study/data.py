@@ -21,7 +21,7 @@ from captum_norm.study.records import FORMATS, records_of_dataset, records_of_fi
 
 Span = tuple[int, int]
 
-LATER_FIELDS = ("span", "span_pair", "written")
+LATER_FIELDS = ("span", "span_pair", "written", "sources", "foil")
 """What examples may have since stores of before had none of it."""
 
 
@@ -41,6 +41,9 @@ class Example:
             the answer; their first token counts.
         span_pair: the same, where it stands in the second text.
         written: what an encoder-decoder has written so far, whose next token is explained; None for nothing yet.
+        sources: spans of characters of the text that metrics rank and remove as a whole (``level="source"``); what lies
+            in none stays.
+        foil: the class, or for a language model the continuation, that the label is set against.
 
     Example:
         >>> Example("A warm film.", evidence=((2, 6),)).evidence
@@ -57,6 +60,8 @@ class Example:
     span: Span | None = None
     span_pair: Span | None = None
     written: str | None = None
+    sources: tuple[Span, ...] | None = None
+    foil: int | str | None = None
 
     def __post_init__(self) -> None:
         for text in self.texts:
@@ -73,6 +78,14 @@ class Example:
                 _check_span(f"{self.where}: evidence", of, text)
             if span is not None:
                 _check_span(f"{self.where}: span", span, text)
+        last = 0
+        for start, end in sorted(self.sources or ()):
+            if not last <= start < end <= len(self.text):
+                raise ValueError(
+                    f"{self.where}: source [{start}, {end}] is empty, overlaps another one or ends beyond its text of "
+                    f"{len(self.text)} characters."
+                )
+            last = end
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -94,6 +107,8 @@ class Fields:
         span: ``[start, end]``, the characters asked about.
         span_pair: the same in the second text.
         written: what has been written so far.
+        sources: spans of the text that are ranked and removed as a whole.
+        foil: the class that the label is set against.
     """
 
     text: str = "text"
@@ -105,6 +120,8 @@ class Fields:
     span: str | None = None
     span_pair: str | None = None
     written: str | None = None
+    sources: str | None = None
+    foil: str | None = None
 
 
 def read_examples(
@@ -195,13 +212,7 @@ def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
         raise TypeError(f"{where} should be a text, a pair of texts, a mapping or an Example, got {kind}.")
     asked: dict[str, Any] = {}
     for name in (name for name in LATER_FIELDS if getattr(fields, name) is not None):
-        given = _field(content, getattr(fields, name), where)
-        if name != "written":
-            given = _from_json(given, name, where)
-            given = None if given is None else _span(given, f"{where}: {name} should be [start, end]")
-        elif given is not None and not isinstance(given, str):
-            raise ValueError(f"{where}: written should be a text, got {type(given).__name__}.")
-        asked[name] = given
+        asked[name] = _later(name, _field(content, getattr(fields, name), where), where)
     text, spans = _text(content, fields.text, fields.evidence, where)
     second: tuple[Any, Any] = (None, None)
     if fields.text_pair is not None and _field(content, fields.text_pair, where) is not None:
@@ -209,6 +220,24 @@ def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
     label = None if fields.label is None else _label(_field(content, fields.label, where), where)
     key = number if fields.key is None else str(_field(content, fields.key, where))
     return Example(text, label, spans, key, where, *second, **asked)
+
+
+def _later(name: str, given: Any, where: str) -> Any:
+    """One of the fields that stores of before had none of."""
+    if name == "foil":
+        return _label(given, where, "foil")
+    if name == "written":
+        if given is not None and not isinstance(given, str):
+            raise ValueError(f"{where}: written should be a text, got {type(given).__name__}.")
+        return given
+    given = _from_json(given, name, where)
+    if given is None:
+        return None
+    if name != "sources":
+        return _span(given, f"{where}: {name} should be [start, end]")
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{where}: sources should be a list of spans, got {given!r}.")
+    return tuple(_span(span, f"{where}: sources should be spans [start, end]") for span in given)
 
 
 def _text(
@@ -227,12 +256,12 @@ def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
     return record[name]
 
 
-def _label(label: Any, where: str) -> int | str | None:
+def _label(label: Any, where: str, what: str = "label") -> int | str | None:
     if label is None or isinstance(label, str):
         return label.strip() if label and label.strip() else None
     if isinstance(label, int) and not isinstance(label, bool):
         return label
-    raise ValueError(f"{where}: the label should be a number or a name, got {label!r}.")
+    raise ValueError(f"{where}: the {what} should be a number or a name, got {label!r}.")
 
 
 def _spans(evidence: Any, text: str, where: str) -> tuple[Span, ...] | None:

@@ -98,13 +98,14 @@ def cose_examples(path: Path) -> Iterator[Example]:
 
 
 def blimp_examples(path: Path) -> Iterator[Example]:
-    """The pairs whose sentences begin alike: what they share, and the good continuation."""
+    """The pairs whose sentences begin alike: what they share, the good continuation, and the bad one."""
     for number, (where, record) in enumerate(_records(path)):
         good, bad = record["sentence_good"].split(), record["sentence_bad"].split()
         shared = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), None)
         if shared:
             key = f"{record.get('UID', path.stem)}-{record.get('pairID', number)}"
-            yield Example(" ".join(good[:shared]), good[shared].strip(".,!?"), None, key, where)
+            label, foil = (words[shared].strip(".,!?") for words in (good, bad))
+            yield Example(" ".join(good[:shared]), label, None, key, where, foil=foil)
 
 
 def alignment_examples(path: Path) -> Iterator[Example]:

@@ -20,6 +20,7 @@ from captum_norm.forward import HFForward, Position
 from captum_norm.methods import METHODS
 from captum_norm.study.data import Fields
 from captum_norm.study.metrics import Metric
+from captum_norm.study.metrics.metric import Level
 from captum_norm.study.report.results import Results
 from captum_norm.study.run.choices import Choices
 from captum_norm.study.run.locking import check_choices, locked_record
@@ -49,9 +50,11 @@ class Study:
         metrics: names of `captum_norm.study.metrics.METRICS`, or metrics.  None: comprehensiveness and sufficiency,
             once and over fractions, log-odds and the area under deletion; with evidence also AUPRC, token F1 and IOU.
         removal: how metrics remove a token (`captum_norm.study.metrics.removal.REMOVALS`); None: as each metric says.
-        level: what metrics rank and remove as a whole, ``"token"`` or ``"word"``; None: as each metric says.
+        level: what metrics rank and remove as a whole, ``"token"``, ``"word"`` or ``"source"`` (``Example.sources``);
+            None: as each metric says.
         target: what is explained: ``"predicted"``, the class or next token the model finds most probable, or
-            ``"label"``, the data's.
+            ``"label"``, the data's; ``"contrast"``, why the label and not the data's foil: methods that explain an
+            output explain the lead, and metrics ask of these two alone.
         special: what becomes of special tokens: ``"mask"`` sets them aside (neither removed nor ranked), ``"keep"``
             treats them as any other, ``"report"`` sets them aside and reports the share of |score| they receive.
         position: whose row is explained, as for `HFForward`.
@@ -81,8 +84,8 @@ class Study:
         metrics: Sequence[str | Metric] | None = None,
         *,
         removal: str | None = None,
-        level: Literal["token", "word"] | None = None,
-        target: Literal["predicted", "label"] = "predicted",
+        level: Level | None = None,
+        target: Literal["predicted", "label", "contrast"] = "predicted",
         special: Literal["mask", "keep", "report"] = "mask",
         position: Position = None,
         batch_size: int = 16,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ class Tokenized:
         places: (token,) bool, where an answer may stand: not at special tokens, of a pair in the second text.
         row: the token whose row of the output is explained; None for the one that the model's kind says.
         label: the class that follows from tokens, the next token or an answer's place; None where none does.
+        foil: the same of the foil.
+        sources: (token,) long, the number of the source that each token lies in, -1 for none; None where the example
+            names no sources.
     """
 
     number: int
@@ -48,6 +51,8 @@ class Tokenized:
     places: Tensor
     row: int | None = None
     label: int | None = None
+    foil: int | None = None
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -125,6 +130,8 @@ class _Reader:
             ~special if example.text_pair is None else second & ~special,
             row=None if of_place else asked,
             label=asked if of_place else self._next_token(example),
+            foil=None if of_place or example.foil is None else self._next_token(replace(example, label=example.foil)),
+            sources=_sources(example, encoded, special),
         )
 
     def _written(self, example: Example) -> dict[str, Tensor]:
@@ -217,6 +224,18 @@ def _evidence(example: Example, encoded: Any, special: Tensor, was_cut: bool) ->
             return None  # all of it lay beyond the cut
         raise ValueError(f"{example.where}: no token overlaps its evidence {spans[0]}.")
     return evidence
+
+
+def _sources(example: Example, encoded: Any, special: Tensor) -> Tensor | None:
+    """The source of each token: the one that holds most of its characters, the first of equals."""
+    if example.sources is None:
+        return None
+    found = torch.full(special.shape, -1)
+    for place, (text, (start, end)) in enumerate(zip(encoded.sequence_ids, encoded.offsets, strict=True)):
+        shared = [min(end, last) - max(start, first) for first, last in example.sources]
+        if text == 0 and not special[place] and max(shared) > 0:
+            found[place] = shared.index(max(shared))
+    return found
 
 
 def _longest_text(tokenizer: Any) -> int | None:

@@ -11,6 +11,7 @@ A figure is a module and one line here.
 from captum_norm.visualization.alignments import alignment_matrix as alignment_matrix
 from captum_norm.visualization.attention import plot as plot
 from captum_norm.visualization.grids import map_grid as map_grid
+from captum_norm.visualization.heads import head_grid as head_grid
 from captum_norm.visualization.lengths import class_lengths as class_lengths
 from captum_norm.visualization.lengths import weights_against_lengths as weights_against_lengths
 from captum_norm.visualization.pictures import picture_maps as picture_maps

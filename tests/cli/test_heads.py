@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,12 @@ from transformers import GPT2LMHeadModel
 
 from captum_norm.capture import recording
 from captum_norm.functional import head_norms, transformed_norms
-from captum_norm.head_activity import QUANTITIES, HeadCounter
+from captum_norm.head_activity import QUANTITIES, HeadCounter, HeadStore
+from captum_norm.visualization import head_grid
 from tests.attr.models import ids, tiny
 from tests.cli.running import answer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_counts_are_their_definition():
@@ -75,3 +81,74 @@ def test_what_cannot_be_counted_is_refused(capsys, folders, tmp_path, text_file)
     assert (code, "no sequence of two tokens" in err) == (2, True)
     code, _, err = answer(capsys, "heads", "--model", folders / "decoder", "--text", text_file, "--max-tokens", 99)
     assert (code, "takes 32 tokens at most" in err) == (2, True)
+
+
+def test_a_count_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
+    capsys, folders, tmp_path, text_file, monkeypatch
+):
+    monkeypatch.setattr("captum_norm.cli.heads.PART", 1)
+    asked = ["heads", "--model", folders / "decoder", "--text", text_file, "--json"]
+    assert answer(capsys, *asked, tmp_path / "at once")[0] == 0
+    added, store = HeadStore.add, tmp_path / "heads.db"
+
+    def killed(self, part, counts):
+        added(self, part, counts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadStore, "add", killed)
+        assert answer(capsys, *asked, tmp_path / "none", "--store", store)[0] == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadStore, "add", lambda self, part, counts: (added(self, part, counts), resumed.append(part)))
+        resumed = []
+        assert answer(capsys, *asked, tmp_path / "resumed", "--store", store)[0] == 0
+    assert resumed == [1, 2]
+    assert (tmp_path / "resumed").read_text() == (tmp_path / "at once").read_text()
+    code, _, err = answer(capsys, *asked, "-", "--store", store, "--max-tokens", 3)
+    assert (code, "belongs to another count: max_tokens was" in err) == (2, True)
+
+
+def test_processes_share_a_count_and_what_one_of_them_left_is_taken_in(folders, tmp_path):
+    model, config = tiny("GPT2").double(), {"text": "seven"}
+    counts = []
+    for seed in range(4):
+        counter = HeadCounter(model)
+        counter.add(ids(1, 5, seed=seed), [False] * 5)
+        counts.append(counter.counts)
+    with HeadStore(tmp_path / "a.db", config) as whole:
+        for part in (2, 0):
+            whole.add(part, counts[part])
+        with HeadStore(tmp_path / "a.db.part-1", config) as other:
+            for part in (3, 1):
+                other.add(part, counts[part])
+        whole.take_in(tmp_path / "a.db.part-1")
+        found, expected = whole.total().result(), (counts[0] + counts[1] + counts[2] + counts[3]).result()
+    assert all(torch.equal(a, b) for a, b in zip(found.means["activity"], expected.means["activity"], strict=True))
+    assert found.calls == expected.calls
+    assert not (tmp_path / "a.db.part-1").exists()
+    (tmp_path / "no.db").write_text("no store")
+    with pytest.raises(ValueError, match="is no store of head counts"):
+        HeadStore(tmp_path / "no.db", config)
+
+
+def test_heads_are_drawn_a_square_each(capsys, folders, tmp_path, text_file):
+    file = tmp_path / "heads.png"
+    assert answer(capsys, "heads", "--model", folders / "decoder", "--text", text_file, "--figure", file)[0] == 0
+    assert file.read_bytes()[:4] == b"\x89PNG"
+    drawn = head_grid({"first_weight": [torch.tensor([0.25, 1.0]), torch.tensor([0.5])]})
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["25", "100", "50"]
+
+
+@pytest.mark.slow
+def test_processes_of_a_launcher_count_what_one_counts(capsys, folders, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"film {'the ' * (n % 7)}film\n" for n in range(200)), "utf-8")
+    asked = ["heads", "--model", str(folders / "decoder"), "--text", str(text), "--json"]
+    assert answer(capsys, *asked, tmp_path / "one.json")[0] == 0
+    launch = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = f"-m {launch} --dynamo_backend no -m captum_norm".split()
+    ends = [str(tmp_path / "two.json"), "--store", str(tmp_path / "heads.db")]
+    done = subprocess.run([sys.executable, *command, *asked, *ends], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+    assert not list(tmp_path.glob("heads.db.part-*"))

@@ -21,6 +21,7 @@ SMALLER = {
     "tests.coverage.libraries": "tests.coverage.libraries --only x-transformers",
     "--num_processes 8": "--num_processes 2",
     "--tables 400": "--tables 2",
+    "--folder planted --seeds 5": "--folder planted --seeds 1 --count 3 --task needle",
     "range(5)": "range(1)",
     "range(3)": "range(1)",
     "--count 100": "--count 2",

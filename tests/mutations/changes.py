@@ -30,7 +30,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of("attr/_sources.py", ("owner[start:stop] = [number]", "owner[:0] = [number]")),
     *changes_of(
-        "head_activity.py",
+        "head_activity/counting.py",
         ("given / given.mean()", "given / given.max()"),
         ("s / (n - 1)", "s / n"),
         ("int(record.call.kind == \"causal\" and query == key)", "0"),
@@ -337,6 +337,37 @@ CHANGES: list[Change] = [
     *changes_of("study/all_pairs.py", ("own[:, None, :])", "own[:, :, None])"), tests="study/test_agreement.py"),
     *changes_of("study/metrics/plausibility.py", ("precision[1:] if area", "precision[:-1] if area")),
     *changes_of("study/metrics/curves.py", ("first if self.inserts else ~first", "first")),
+    *changes_of(
+        "study/metrics/contexts.py",
+        ("generator=generator) < 0.5", "generator=generator) < 2"),
+        ("found / counts.clamp(1, self.k)", "found / self.k"),
+        ("keep = ~top(", "keep = top("),
+    ),
+    *changes_of(
+        "head_activity/corpus.py",
+        ("        if other:\n", "        if False:\n"),
+        tests="cli/test_heads.py",
+    ),
+    *changes_of("cli/heads.py", ("if part not in done]", "]")),
+    *changes_of(
+        "study/planted/contexts.py",
+        ("tuple(places[chain][: step + 1])", "tuple(places[chain][step:])"),
+        tests="study/test_contexts.py",
+    ),
+    *changes_of(
+        "study/metrics/perturbed.py",
+        ("[scored.target, scored.foil]", "[scored.foil, scored.target]"),
+        tests="study/test_contrast.py",
+    ),
+    *changes_of(
+        "pictures.py", ("places.diff() != 1", "places.diff() == 1"), tests="attr/test_sight_and_sound.py"
+    ),
+    *changes_of(
+        "attr/llm.py",
+        ("**_fixed_arguments(self.attr_method), **arguments}", "**arguments}"),
+        ("or (ahead and not self._last_row_stands_alone())", ""),
+        tests="attr/test_sight_and_sound.py",
+    ),
     *changes_of(
         "study/report/statistics.py",
         ("np.maximum.accumulate(", "("),

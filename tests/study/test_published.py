@@ -94,7 +94,9 @@ def test_blimp_is_a_beginning_and_its_good_continuation(tmp_path):
     pair = {"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps.", "UID": "agreement", "pairID": "3"}
     path = lines(tmp_path / "agreement.jsonl", pair, {**pair, "sentence_bad": "A cats sleep."})
     [one] = blimp_examples(path)
-    assert (one.text, one.label, one.key, one.evidence) == ("The cats", "sleep", "agreement-3", None)
+    assert (one.text, one.label, one.foil, one.key, one.evidence) == (
+        "The cats", "sleep", "sleeps", "agreement-3", None,
+    )  # fmt: skip
 
 
 def test_an_alignment_asks_for_a_word_behind_what_was_translated(tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_metrics_that_run_a_method_again_pass_over_those_that_cannot_be(tmp_path
     ("options", "says"),
     [
         ({"special": "drop"}, "special should be one of 'mask', 'keep', 'report', got 'drop'"),
-        ({"target": "gold"}, "target should be 'predicted' or 'label'"),
+        ({"target": "gold"}, "target should be 'predicted', 'label' or 'contrast'"),
         ({"batch_size": 0}, "batch_size should be at least 1"),
         ({"removal": "burn"}, "removal should be one of"),
         ({"metrics": ["accuracy"]}, "unknown metric 'accuracy'. There are: aopc_comprehensiveness"),

@@ -1,10 +1,10 @@
 """How good are a method's scores?  One class for each metric, and a table of them with their usual parameters.
 
 Faithfulness, by what the model does without some tokens: ``erasure``, ``soft``, ``curves``, ``leave_one_out``, and
-Captum's own two in ``captums``.  Plausibility, against evidence: ``plausibility``.  Sanity: ``randomised``.  What they
-stand on: ``metric`` (what a metric is), ``scored_texts`` (what it measures), ``order`` (which tokens come first),
-``removal``, ``perturbed`` and ``answers`` (the model on texts without some tokens), ``seeding`` (random numbers of a
-text's own).
+Captum's own two in ``captums``.  Plausibility, against evidence: ``plausibility``.  Passages of a context:
+``contexts``.  Sanity: ``randomised``.  What they stand on: ``metric`` (what a metric is), ``scored_texts`` (what it
+measures), ``order`` (which tokens come first), ``removal``, ``perturbed`` and ``answers`` (the model on texts without
+some tokens), ``seeding`` (random numbers of a text's own).
 
 A new metric is a class with a ``name`` in a file of this package; the table finds it.
 """
@@ -14,6 +14,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from captum_norm.study.metrics.captums import Infidelity, Sensitivity
+from captum_norm.study.metrics.contexts import LinearDatamodelingScore, Recovery, TopDrop
 from captum_norm.study.metrics.curves import DeletionArea, InsertionArea
 from captum_norm.study.metrics.erasure import (
     AOPCComprehensiveness,
@@ -65,16 +66,19 @@ __all__ = [
     "InsertionArea",
     "LeaveOneOutChangeCorrelation",
     "LeaveOneOutCorrelation",
+    "LinearDatamodelingScore",
     "LogOdds",
     "LogPChange",
     "Metric",
     "RandomisedWeights",
+    "Recovery",
     "Sensitivity",
     "SoftComprehensiveness",
     "SoftSufficiency",
     "SpanIOU",
     "Sufficiency",
     "TokenF1",
+    "TopDrop",
     "average_precision",
     "random_average_precision",
     "variations",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
 from captum_norm.study.metrics.scored_texts import Scored
+
+Level = Literal["token", "word", "source"]
+"""What is ranked and removed as a whole."""
 
 Attribute = Callable[..., Tensor]
 """A method on a forward of the metric's choice: ``attribute(forward, inputs, *, target, additional_forward_args)``
@@ -27,7 +30,7 @@ class Metric:
 
     Attributes:
         max_rows: how many perturbed copies the model runs at once.
-        level: what is ranked and removed as a whole: ``"token"``, or ``"word"`` (between white space).
+        level: what is ranked and removed as a whole: ``"token"``, ``"word"`` (between white space), or ``"source"``.
         name: how it is called in tables.
         formula: what it computes.
         source: who proposed it, with a link.
@@ -39,7 +42,7 @@ class Metric:
     """
 
     max_rows: int = 64
-    level: Literal["token", "word"] = "token"
+    level: Level = "token"
 
     name: ClassVar[str]
     formula: ClassVar[str]
@@ -53,8 +56,8 @@ class Metric:
     def __post_init__(self) -> None:
         if self.max_rows < 1:
             raise ValueError(f"{self.name}: max_rows should be at least 1, got {self.max_rows}.")
-        if self.level not in ("token", "word"):
-            raise ValueError(f"{self.name}: level should be 'token' or 'word', got {self.level!r}.")
+        if self.level not in get_args(Level):
+            raise ValueError(f"{self.name}: level should be 'token', 'word' or 'source', got {self.level!r}.")
 
     def __call__(self, forward: HFForward, scored: Scored, *, attribute: Attribute | None = None) -> Tensor:
         """The metric of each example.
@@ -88,7 +91,9 @@ class Metric:
             return self.measure(forward, self.units(scored), attribute).double().cpu()
 
     def units(self, scored: Scored) -> Scored:
-        """What it ranks and removes: the tokens, or the words."""
+        """What it ranks and removes: the tokens, the words, or the sources."""
+        if self.level == "source":
+            return scored.by_source()
         return scored.by_word() if self.level == "word" else scored
 
     def measure(self, forward: HFForward, scored: Scored, attribute: Attribute | None) -> Tensor:

@@ -38,7 +38,7 @@ def intact(forward: HFForward, scored: Scored, quantity: Quantity = "answer") ->
     answers = _intact_answers(forward, scored)
     if answers.task == "value" and quantity in ("log", "log_odds"):
         raise ValueError(f"{title(forward.model)} answers with a value, which has no probability and no odds.")
-    return answers.quantities(scored.target, answers.numbers)[:, QUANTITIES.index(quantity)]
+    return answers.quantities(scored.asked, answers.numbers)[:, QUANTITIES.index(quantity)]
 
 
 def perturbed(
@@ -95,7 +95,7 @@ def all_quantities(
         if len(chunk):
             of = rows[chunk, 0]
             answers = _answers(forward, scored, of, rows[chunk, 1:].bool(), apply)
-            found = answers.quantities(scored.target[of], before[of])
+            found = answers.quantities(scored.asked[of], before[of])
             known.update(zip([names[row] for row in chunk.tolist()], found, strict=True))
     return torch.stack([known[name] for name in names])[place]
 
@@ -106,7 +106,7 @@ def changed(
     """The target's probability or value of copies that a function changes, chunk by chunk: (r,) float64."""
     everything = torch.ones_like(scored.removable)
     answers = [
-        _answers(forward, scored, chunk, everything[chunk], change).numbers.gather(1, scored.target[chunk][:, None])
+        _answers(forward, scored, chunk, everything[chunk], change).numbers.gather(1, scored.asked[chunk][:, None])
         for chunk in torch.split(examples, max_rows)
     ]
     return torch.cat(answers)[:, 0]
@@ -160,7 +160,11 @@ def _answers(
     logits = _run(forward, copies, last)
     if scored.places is not None:
         logits = logits.masked_fill(~scored.places.to(device)[examples], -torch.inf)
-    return Answers.of(forward.model, logits, scored.target[examples.cpu()])
+    of = examples.cpu()
+    if scored.foil is not None:
+        pairs = torch.stack([scored.target, scored.foil], dim=1)[of]
+        logits = logits.gather(1, pairs.to(logits.device))
+    return Answers.of(forward.model, logits, scored.asked[of])
 
 
 def _arguments(forward: HFForward, scored: Scored) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:

@@ -31,6 +31,10 @@ class Scored:
         words: (b, s) long, the number of each token's word; None where words are not known.
         rows: (b,) long, whose row of the model's output is explained; None for the one that the forward takes.
         places: (b, s) bool, where the answer may stand, for models that answer with a place in the text; else None.
+        sources: (b, s) long, the number of each token's source (a passage of a context), -1 for none; None where none
+            are known.
+        foil: (b,) long, the class that the target is set against: metrics then ask of these two alone; None where all
+            classes are asked of.
         drawn: whether scores are random draws, of which a word gets one and not the sum of its tokens'.
         memo: results that do not depend on the scores, kept for the next metric or method on the same batch:
             ``dataclasses.replace(scored, scores=others)`` shares it.
@@ -38,7 +42,7 @@ class Scored:
     Attributes:
         copies: what the model said of perturbed copies, shared by the metrics of the same scores.
         units: (b, s) long, where the token stands that is ranked and removed for each token: itself, or by words
-            (`by_word`) the first of its word.
+            (`by_word`) or sources (`by_source`) the first of them.
         fingerprint: of inputs, target, removable tokens and units, which is all that ``memo`` depends on.
 
     Raises:
@@ -66,6 +70,8 @@ class Scored:
     drawn: bool = False
     copies: dict[Any, dict[bytes, Tensor]] = field(default_factory=dict, repr=False, compare=False)
     units: Tensor | None = field(default=None, repr=False)
+    sources: Tensor | None = field(default=None, repr=False)
+    foil: Tensor | None = None
     fingerprint: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +93,7 @@ class Scored:
             if tensor.ndim == 0 or len(tensor) != len(scores):
                 raise ValueError(f"Scored: {name} is {tuple(tensor.shape)}, but scores hold {len(scores)} examples.")
         self._check_scores()
-        more = [of for of in (self.units, self.rows, self.places) if of is not None]
+        more = [of for of in (self.units, self.rows, self.places, self.foil) if of is not None]
         object.__setattr__(
             self, "fingerprint", digest_of_tensors(*self.inputs.values(), self.target, self.removable, *more)
         )
@@ -110,6 +116,11 @@ class Scored:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def asked(self) -> Tensor:
+        """(b,) long, the place of the target among the answers: itself, or with a foil the first of the two."""
+        return self.target if self.foil is None else torch.zeros_like(self.target)
+
     def by_word(self) -> Scored:
         """The same with words for units: ranked by the sum of their tokens' scores, removed and evidence as a whole.
 
@@ -120,10 +131,29 @@ class Scored:
         """
         if self.words is None:
             raise ValueError("by words: the words of these texts are not known. Give Scored(words=...).")
-        words = self.words.cpu()
-        places = torch.arange(words.shape[1]).expand_as(words)
-        alike = (words[:, :, None] == words[:, None, :]) & self.removable[:, None, :]
-        first = torch.where(alike, places[:, None, :], words.shape[1]).amin(-1)
+        return self._by(self.words)
+
+    def by_source(self) -> Scored:
+        """The same with sources for units, as `by_word`; what lies in no source is not removable.
+
+        Raises:
+            ValueError: where an example has no sources.
+        """
+        inside = self.removable if self.sources is None else self.removable & (self.sources.cpu() >= 0)
+        lacking = range(len(self)) if self.sources is None else (~inside.any(1)).nonzero().flatten().tolist()
+        if self.sources is None or lacking:
+            raise ValueError(
+                f"by sources: example {lacking[0]} has no sources. Give Example(sources=...), a field 'sources' of the "
+                "data, or Scored(sources=...)."
+            )
+        return replace(self, removable=inside)._by(self.sources)
+
+    def _by(self, units_of: Tensor) -> Scored:
+        """Units that are told by their numbers."""
+        numbers = units_of.cpu()
+        places = torch.arange(numbers.shape[1]).expand_as(numbers)
+        alike = (numbers[:, :, None] == numbers[:, None, :]) & self.removable[:, None, :]
+        first = torch.where(alike, places[:, None, :], numbers.shape[1]).amin(-1)
         units = torch.where(self.removable, first, places)
         whole = replace(self, removable=self.removable & (units == places), units=units)
         evidence = None if self.evidence is None else whole.summed((self.evidence & self.removable).double()) > 0
@@ -140,7 +170,7 @@ class Scored:
     def part(self, rows: Tensor) -> Scored:
         """Some of the examples."""
         inputs = {name: value[rows.to(value.device)] for name, value in self.inputs.items()}
-        names = ("scores", "target", "removable", "evidence", "words", "units", "rows", "places")
+        names = ("scores", "target", "removable", "evidence", "words", "units", "rows", "places", "sources", "foil")
         masks = {name: getattr(self, name) for name in names}
         of_rows: dict[str, Any] = {name: None if mask is None else mask[rows] for name, mask in masks.items()}
         return replace(self, inputs=inputs, memo={}, copies={}, **of_rows)

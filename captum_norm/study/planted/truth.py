@@ -17,9 +17,10 @@ class Planted:
     Attributes:
         name: how it is called.
         description: how the truth was planted, in a sentence.
-        model: a Hugging Face classifier of two classes, in evaluation mode.
+        model: a Hugging Face model, in evaluation mode; its classes are those of the texts' labels.
         tokenizer: its tokenizer; a token is a word.
         examples: texts with label and evidence; the model classifies every one as labelled.
+        accuracy: the share of fresh texts that it is right about.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Planted:
     model: nn.Module
     tokenizer: Any
     examples: tuple[Example, ...]
+    accuracy: float = 1.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import title
-from captum_norm.study.batches import Padding, Tokenized, class_of, logits_of, padded, tokenize
+from captum_norm.study.batches import Padding, Tokenized, class_of, logits_of, padded, pair_of, tokenize
 from captum_norm.study.data import Fields, as_examples, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.metrics.answers import answers_with_a_place
@@ -60,8 +60,8 @@ class Choices:
         check_special(self.special)
         if self.forward.model.training:
             raise ValueError("Study: the model is in training mode, so its outputs are random. Call model.eval().")
-        if self.target not in ("predicted", "label"):
-            raise ValueError(f"Study: target should be 'predicted' or 'label', got {self.target!r}.")
+        if self.target not in ("predicted", "label", "contrast"):
+            raise ValueError(f"Study: target should be 'predicted', 'label' or 'contrast', got {self.target!r}.")
         for name in ("batch_size", "random_draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Study: {name} should be at least 1, got {getattr(self, name)}.")
@@ -80,7 +80,7 @@ class Choices:
         generations = generations_of_data(examples, before.get("data", []), keys)
         examples = [text for generation in generations for text in generation]
         labels = class_names(self.forward.model)
-        if self.target == "label":
+        if self.target != "predicted":
             self._check_labels(examples, labels)
         evidence = any(text.evidence is not None for text in examples)
         scorers = scorers_of(
@@ -116,6 +116,12 @@ class Choices:
         lacking = next((metric for metric in metrics if metric.needs_evidence and not evidence), None)
         if lacking is not None:
             raise ValueError(f"{lacking.name} compares with evidence, and no example has any.")
+        again = next((metric for metric in metrics if metric.needs_attribute and self.target == "contrast"), None)
+        if again is not None:
+            raise ValueError(
+                f"{again.name} runs methods again and asks them of one class, not why it and not another: leave it out "
+                "of a study of contrasts."
+            )
         return names_of(metrics)
 
     def _metric(self, given: str | Metric) -> Metric:
@@ -158,11 +164,11 @@ class Choices:
             )
 
     def _check_labels(self, examples: Sequence[Tokenized], labels: Mapping[str, int]) -> None:
-        """Refuse a label that names no class now, and not when its batch comes."""
+        """Refuse a label or foil that names no class now, and not when its batch comes."""
         shortest = padded(0, (min(examples, key=len),), Padding.of(self.tokenizer))
         classes = logits_of(shortest, self.forward).shape[1]
         for text in examples:
-            class_of(text, labels, classes)
+            (pair_of if self.target == "contrast" else class_of)(text, labels, classes)
 
     def _config(
         self, generations: Sequence[Sequence[Tokenized]], scorers: Sequence[Scorer], metrics: list[dict[str, Any]]

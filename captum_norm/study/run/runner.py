@@ -205,6 +205,8 @@ class Runner:
             rows=batch.rows,
             places=batch.places,
             drawn=scorer.draws > 0,
+            sources=batch.sources,
+            foil=batch.foil,
         )
 
 

@@ -70,7 +70,7 @@ def _batch(
         batch = with_places(batch)
     explained = explain(batch, runner.forward, plan.labels, plan.config["target"])
     own.add_targets(number, batch.numbers, explained)
-    batch = with_target(batch, explained.target)
+    batch = with_target(batch, explained.target, explained.foil)
     for method, metrics in missing:
         bar.set_postfix_str(runner.scorers[method].name, refresh=False)
         scores = None

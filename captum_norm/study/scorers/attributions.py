@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
+from captum_norm.forward.lead import Lead
 from captum_norm.methods import Attributor
 from captum_norm.study.batches import TextBatch
 from captum_norm.study.metrics import Attribute
@@ -44,7 +45,16 @@ class TableMethod(Scorer):
         return self.variant.method
 
     def score(self, batch: TextBatch) -> Tensor:
-        return self.attributor(batch.inputs, batch.target, batch.examples[0].seed(self.seed), batch.rows)
+        seed = batch.examples[0].seed(self.seed)
+        if batch.foil is None or self.attributor.method.explains == "position":
+            return self.attributor(batch.inputs, batch.target, seed, batch.rows)
+        scores = []
+        for row, foil in enumerate(batch.foil.tolist()):
+            lead, one = Lead(self.attributor.forward_func, foil), slice(row, row + 1)
+            rows = None if batch.rows is None else batch.rows[one]
+            given = lead.inputs({name: value[one] for name, value in batch.inputs.items()}, rows)
+            scores.append(self.attributor.on(lead, **given, target=batch.target[one], seed=seed))
+        return torch.cat(scores)
 
     def attribute(self, batch: TextBatch) -> Attribute:
         seed = batch.examples[0].seed(self.seed)
@@ -79,6 +89,7 @@ class CaptumObject(Scorer):
         self.forward = _forward_of(self.name, self.attribution)
 
     def score(self, batch: TextBatch) -> Tensor:
+        _refuse_foil(self.name, batch)
         scores: Tensor = self.attribution.attribute(
             **self.forward.inputs(batch.inputs, batch.rows), target=batch.target
         )
@@ -106,6 +117,7 @@ class FunctionScorer(Scorer):
     special: str
 
     def score(self, batch: TextBatch) -> Tensor:
+        _refuse_foil(self.name, batch)
         device = next((p.device for p in self.forward.model.parameters()), torch.device("cpu"))
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         forward = self.forward if batch.rows is None else HFForward(self.forward.model, position=batch.rows)
@@ -118,6 +130,13 @@ class FunctionScorer(Scorer):
         except (OSError, TypeError):
             source = "unknown"
         return {"name": self.name, "function": kind, "source": source, "special": self.special}
+
+
+def _refuse_foil(name: str, batch: TextBatch) -> None:
+    if batch.foil is not None:
+        raise ValueError(
+            f"{name} is asked of one class, not of two: in a study of contrasts methods are names or Variants."
+        )
 
 
 def _forward_of(name: str, attribution: Any) -> HFForward:

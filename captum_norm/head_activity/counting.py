@@ -77,8 +77,66 @@ class HeadActivity(Tabular):
         }
 
 
+@dataclass(frozen=True)
+class HeadCounts:
+    """What was added up over some sequences; the counts of two parts of a corpus add up to those of both.
+
+    Attributes:
+        calls: which attention calls, in order.
+        sums, squares: of the quantities, (quantity, head) float64 for each call.
+        worst_error, tolerance: of the calls' certificates.
+        sequences, tokens: how many.
+    """
+
+    calls: tuple[AttentionCall, ...] = ()
+    sums: tuple[Tensor, ...] = ()
+    squares: tuple[Tensor, ...] = ()
+    worst_error: float = 0.0
+    tolerance: float = 0.0
+    sequences: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: HeadCounts) -> HeadCounts:
+        if not self.sequences or not other.sequences:
+            return self if self.sequences else other
+        if self.calls != other.calls:
+            raise ValueError("HeadCounter: this sequence was read by other attention calls than those before it.")
+        return HeadCounts(
+            self.calls,
+            tuple(one + more for one, more in zip(self.sums, other.sums, strict=True)),
+            tuple(one + more for one, more in zip(self.squares, other.squares, strict=True)),
+            max(self.worst_error, other.worst_error),
+            max(self.tolerance, other.tolerance),
+            self.sequences + other.sequences,
+            self.tokens + other.tokens,
+        )
+
+    def result(self) -> HeadActivity:
+        """The means over all sequences.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        n = self.sequences
+        if not n:
+            raise ValueError("HeadCounter: no sequence was added.")
+        means = [total / n for total in self.sums]
+        each = zip(self.squares, means, strict=True)
+        spread = [(squares / n - mean.square()).clamp_min(0) for squares, mean in each]
+        margins = [1.96 * (s / (n - 1)).sqrt() if n > 1 else torch.full_like(s, math.nan) for s in spread]
+        return HeadActivity(
+            calls=self.calls,
+            means={name: tuple(mean[row] for mean in means) for row, name in enumerate(QUANTITIES)},
+            margins={name: tuple(margin[row] for margin in margins) for row, name in enumerate(QUANTITIES)},
+            worst_error=self.worst_error,
+            tolerance=self.tolerance,
+            sequences=n,
+            tokens=self.tokens,
+        )
+
+
 class HeadCounter:
-    """Adds up what heads do, sequence by sequence; ``result()`` gives the means so far.
+    """Adds up what heads do, sequence by sequence; ``counts`` so far, and ``result()``, their means.
 
     Args:
         model: runs once per sequence, without gradient, in the mode it is in.
@@ -95,10 +153,7 @@ class HeadCounter:
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
-        self._calls: list[AttentionCall] = []
-        self._sums: list[Tensor] = []
-        self._squares: list[Tensor] = []
-        self._worst, self._tolerance, self._sequences, self._tokens = 0.0, 0.0, 0, 0
+        self.counts = HeadCounts()
 
     def add(self, inputs: Mapping[str, Any] | Tensor, special: Sequence[bool]) -> None:
         """Run the model on one sequence and add what its heads did.
@@ -111,28 +166,25 @@ class HeadCounter:
             ValueError: for several sequences, one of fewer than two tokens, or one that other calls read than before.
         """
         records: list[tuple[AttentionCall, Tensor]] = []
+        certificates: list[tuple[float, float]] = [(0.0, 0.0)]
 
         def take(record: AttentionRecord) -> None:
             if record.call.kind == "cross":
                 return
-            self._worst = max(self._worst, record.certificate.error)
-            self._tolerance = max(self._tolerance, record.certificate.tolerance)
+            certificates.append((record.certificate.error, record.certificate.tolerance))
             records.append((replace(record.call, modules=()), _of_record(record, special)))
 
         with torch.no_grad():
             run_recorded(self.model, inputs, take)
-        calls = [call for call, _ in records]
-        if self._calls and calls != self._calls:
-            raise ValueError("HeadCounter: this sequence was read by other attention calls than those before it.")
-        if not self._calls:
-            self._calls = calls
-            self._sums = [torch.zeros_like(found) for _, found in records]
-            self._squares = [torch.zeros_like(found) for _, found in records]
-        for total, squares, (_, found) in zip(self._sums, self._squares, records, strict=True):
-            total += found
-            squares += found.square()
-        self._sequences += 1
-        self._tokens += len(special)
+        self.counts += HeadCounts(
+            tuple(call for call, _ in records),
+            tuple(found for _, found in records),
+            tuple(found.square() for _, found in records),
+            max(error for error, _ in certificates),
+            max(tolerance for _, tolerance in certificates),
+            1,
+            len(special),
+        )
 
     def result(self) -> HeadActivity:
         """The means over all sequences so far.
@@ -140,22 +192,7 @@ class HeadCounter:
         Raises:
             ValueError: if there was none.
         """
-        n = self._sequences
-        if not n:
-            raise ValueError("HeadCounter: no sequence was added.")
-        means = [total / n for total in self._sums]
-        each = zip(self._squares, means, strict=True)
-        spread = [(squares / n - mean.square()).clamp_min(0) for squares, mean in each]
-        margins = [1.96 * (s / (n - 1)).sqrt() if n > 1 else torch.full_like(s, math.nan) for s in spread]
-        return HeadActivity(
-            calls=tuple(self._calls),
-            means={name: tuple(mean[row] for mean in means) for row, name in enumerate(QUANTITIES)},
-            margins={name: tuple(margin[row] for margin in margins) for row, name in enumerate(QUANTITIES)},
-            worst_error=self._worst,
-            tolerance=self._tolerance,
-            sequences=n,
-            tokens=self._tokens,
-        )
+        return self.counts.result()
 
 
 def _of_record(record: AttentionRecord, special: Sequence[bool]) -> Tensor:
