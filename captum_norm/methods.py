@@ -98,7 +98,7 @@ DEFAULT = (
     "InputXGradient",
     "FeatureAblation",
 )
-"""The methods compared where none are named: those that take seconds.  AttentionFlow may take minutes on long texts."""
+"""The methods compared where none are named: those that take seconds, however long the text."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from captum_norm.attr._maps import CallMap, Needs, Route, check_same_keys, rows_of, square
 from captum_norm.attr._paths import Rollout
@@ -127,8 +128,8 @@ class Flow:
 
     needs: ClassVar[Needs] = "all"
 
-    def __init__(self, residual: bool) -> None:
-        self._residual = residual
+    def __init__(self, residual: bool, show_progress: bool = False) -> None:
+        self._residual, self._show_progress = residual, show_progress
         self._steps: dict[Route, list[Tensor]] = {}
         self._keys: dict[Route, Positions] = {}
         self._last: dict[Route, AttentionCall] = {}
@@ -153,7 +154,10 @@ class Flow:
 
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         *lower, last = self._steps[route]
-        scores = flow([*lower, rows_of(last, rows)])
+        last = rows_of(last, rows)
+        count = len(last) * last.shape[1] * (lower or [last])[0].shape[2]
+        with tqdm(total=count, desc="attention flow", unit="flow", disable=not self._show_progress) as bar:
+            scores = flow([*lower, last], on_found=bar.update)
         return CallMap(self._last[route], route, scores, self._keys[route])
 
 

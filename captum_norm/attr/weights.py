@@ -14,7 +14,7 @@ class AttentionWeights(MapMethod):
 
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
-        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"``, ``"flow"`` (slow: see
+        aggregate: how the attention calls become one: ``"mean"``, ``"rollout"``, ``"flow"`` (slower: see
             ``AttentionFlow``), or an integer for one call.
         residual: for ``"rollout"`` and ``"flow"``, mix each map with the identity: (A + I) / row sum.
 

@@ -18,7 +18,7 @@ https://arxiv.org/abs/2205.11631.
 Axes: b batch, q query position of the last map, k key position of the first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ def flow(
     residual: bool = False,
     position: int | Sequence[int] | Tensor | None = None,
     normalize: bool = True,
+    on_found: Callable[[int], object] | None = None,
 ) -> Tensor:
     """How much can pass from each input of the first layer to the outputs of the last: the maximum flow of each pair.
 
@@ -94,10 +95,12 @@ def flow(
         residual: mix each map with the identity, as in ``rollout``; the paper does.
         position: the outputs asked for, as in ``rollout``; floating-point weights give the weighted sum of the rows.
         normalize: divide each row by its sum, as the authors' code does.  Rows of zeros stay.
+        on_found: told, each time that some flows are found, how many: a row has one for each key.
 
     Returns:
-        (batch, query, key) or, with ``position``, (batch, key).  float64 if any map is, else float32; exact to about
-        1e-12 of the flow in float64.  A row costs a flow per key: with 12 layers of 128 positions, some ten seconds.
+        (batch, query, key) or, with ``position``, (batch, key).  float64 if any map is, else float32; exact in
+        float64 to about 1e-12 of what can leave the output or reach the input at most.  A row costs a flow per key:
+        with 12 layers of 128 positions a tenth of a second, or some seconds where narrow passages lie in between.
 
     Raises:
         TypeError, ValueError: as ``rollout`` does; ValueError, too, if a map holds a negative number.
@@ -121,7 +124,7 @@ def flow(
     flows = []
     for b, weights in enumerate(rows_at("flow", position, maps[-1], torch.float64)):  # (rows of the result, query)
         rows = weights.any(0).nonzero()[:, 0]
-        flows.append(weights[:, rows] @ _flows([a[b] for a in capacities], rows, normalize))
+        flows.append(weights[:, rows] @ _flows([a[b] for a in capacities], rows, normalize, on_found))
     result = torch.stack(flows).to(result_dtype(*maps))
     return result if position is None else result.squeeze(1)
 
@@ -212,19 +215,14 @@ def mean(maps: Sequence[Tensor]) -> Tensor:
     return check_finite("mean", total / len(maps), **named)
 
 
-# Numbers that the flows computed at once may hold per kind of state.
-_FLOW_STATE = 1 << 18
-
-
-def _flows(capacities: Sequence[Tensor], rows: Tensor, normalize: bool) -> Tensor:
+def _flows(
+    capacities: Sequence[Tensor], rows: Tensor, normalize: bool, on_found: Callable[[int], object] | None
+) -> Tensor:
     """Flows of one example from all inputs to some outputs, (row, key); capacities (query, key), first layer first."""
     bottom, *middle = capacities
     supply = middle.pop()[rows] if middle else identity(bottom[None], bottom.dtype)[0][rows]
-    keys = bottom.shape[1]
-    problems = torch.cartesian_prod(torch.arange(len(supply)), torch.arange(keys)).to(bottom.device)
-    at_once = max(1, _FLOW_STATE // max(1, sum(a.numel() for a in middle) + len(bottom)))
-    flows = [max_flows(middle, supply[some[:, 0]], bottom.T[some[:, 1]]) for some in torch.split(problems, at_once)]
-    result = torch.cat(flows).view(-1, keys)
+    demand = bottom.T
+    result = torch.stack([max_flows(middle, row.expand(len(demand), -1), demand, on_found) for row in supply])
     if normalize:
         totals = result.sum(1, keepdim=True)
         result = result / totals.masked_fill(totals == 0, 1)

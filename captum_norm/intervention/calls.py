@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -29,6 +29,10 @@ class LayerCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+
+    def holds(self, modules: Sequence[Module]) -> bool:
+        """Whether what these modules ran while the layer ran is part of it: always."""
+        return True
 
     def again(self) -> Any:
         """Call the layer with the same input; hooks that only look at it, or at what is in it, are not called."""

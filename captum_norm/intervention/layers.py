@@ -3,7 +3,7 @@
 The layer is the smallest module that holds the call and whose output is the next layer's input, so that residuals,
 norms and feed-forward part are inside.  Some classes say of themselves that they are layers (transformers'
 ``GradientCheckpointingLayer``, torch's own); for all others one forward pass shows whose output enters another module
-of its kind.
+of its kind, and where none does, whether a list's modules are layers together (``stretches``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import Module
 
 from captum_norm.capture import AttentionCall
 from captum_norm.intervention.calls import watched
+from captum_norm.intervention.stretches import Stretch, stretches_of
 from captum_norm.operations.facts import Facts
 
 _LAYERS_OF_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -23,16 +24,17 @@ _LAYERS_OF_TORCH = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 def layers_of(
     calls: Sequence[AttentionCall], run: Callable[[], Any], layers: Sequence[Module] | None = None
-) -> list[Module]:
+) -> list[Module | Stretch]:
     """The layer of each attention call.
 
     Args:
         calls: the calls, with the modules that were running.
-        run: runs the model once more; called only if some layer does not say that it is one.
+        run: runs the model once more; called only if some layer does not say that it is one, and again for each list
+            of modules that may be layers together.
         layers: the layers, where they are known.
 
     Returns:
-        A module for each call.
+        For each call a module, or the stretch of a module's forward that is its layer.
 
     Raises:
         ValueError: if there is no such module, naming the call and what was found.
@@ -51,11 +53,14 @@ def layers_of(
     if layers is not None:
         given = {id(layer) for layer in layers}
         is_layer = lambda module: id(module) in given  # noqa: E731
-    around = [_innermost(call, is_layer) for call in calls]
+    around: list[Module | Stretch | None] = [_innermost(call, is_layer) for call in calls]
     missing = [call for call, layer in zip(calls, around, strict=True) if layer is None]
     if missing and layers is None:
         chained = _chained({module for call in missing for module in call.modules}, run)
         around = [layer or _innermost(call, lambda m: m in chained) for call, layer in zip(calls, around, strict=True)]
+        missing = [call for call, layer in zip(calls, around, strict=True) if layer is None]
+        stretches = iter(stretches_of(missing, run) if missing else ())
+        around = [layer or next(stretches) for layer in around]
         missing = [call for call, layer in zip(calls, around, strict=True) if layer is None]
     if missing:
         raise ValueError(_no_layer(missing[0], layers))
@@ -103,5 +108,6 @@ def _no_layer(call: AttentionCall, layers: Sequence[Module] | None) -> str:
         return f"{title} runs in none of the {len(layers)} modules given as layers=, but in these: {around}."
     return (
         f"the layer around {title} was not found: of the modules it runs in, {around}, none hands its output to "
-        "another module of its kind. Name the layers: layers=list(model.blocks)."
+        "another module of its kind, and no list of modules runs layers that are alike, with nothing in between. Name "
+        "the layers: layers=list(model.blocks)."
     )

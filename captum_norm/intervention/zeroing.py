@@ -23,6 +23,7 @@ from captum_norm.functional import value_zeroing
 from captum_norm.intervention.calls import LayerCall, watch_layers
 from captum_norm.intervention.layers import layers_of
 from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay
+from captum_norm.intervention.stretches import Stretch, stretch_calls
 
 # Numbers that the copies of a layer's output may hold in one replay; what is inside a layer is several times that.
 _NUMBERS = 1 << 22
@@ -98,7 +99,8 @@ def value_zeroing_maps(
     # Any mode switches torch's fused layers off; a compiled layer shows nothing of itself.
     with BaseTorchFunctionMode(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         found = layers_of([outline.record.call for outline in chosen], run, layers)
-        watch_layers(set(found), run, taker.take)
+        taker.stretches = [*dict.fromkeys(layer for layer in found if isinstance(layer, Stretch))]
+        watch_layers({layer.owner if isinstance(layer, Stretch) else layer for layer in found}, run, taker.take)
     missing = [outline for outline in chosen if id(outline) not in taker.found]
     if missing:
         call = missing[0].record.call
@@ -117,16 +119,22 @@ class _Scores:
         self._calls = 0
         self._rows: dict[Hashable, OutputRows] = {}
         self._one_by_one: set[type[Module]] = set()
+        self.stretches: list[Stretch] = []
         self.found: dict[int, LayerScores] = {}
 
     def take(self, call: LayerCall) -> None:
-        """Run a layer again for each key of each of its attention calls."""
+        """Run a layer again for each key of each of its attention calls; or each of those that a module owns."""
+        stretches = [stretch for stretch in self.stretches if stretch.owner is call.layer]
+        for one in stretch_calls(call, stretches) if stretches else [call]:
+            self._take(one)
+
+    def _take(self, call: LayerCall) -> None:
         number, self._calls = self._calls, self._calls + 1
         replay = Replay(call)
         for product in replay.products():
             waiting = self._waiting.get(id(product.module))
-            if not waiting:
-                continue  # a call that could not be read, and is not asked for
+            if not waiting or not call.holds([caller.module for caller in product.mixture.callers]):
+                continue  # a call that could not be read, and is not asked for, or one of another layer
             outline = waiting.pop(0)
             if id(outline) in self._chosen:
                 _check_keys(product, outline.record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import reduce
 from typing import Any
@@ -126,6 +127,15 @@ def test_flow_is_the_maximum_flow_through_the_models_own_weights(family):
     assert ((expected > 0) == (slow[0] + slow[1] > 0)).all()  # nothing flows from what comes later
 
 
+def test_flow_shows_its_progress_where_it_is_asked_for(capfd):
+    method, tokens = AttentionFlow(tiny("Bert")), torch.arange(5, 11)[None]
+    silent = method.attribute(tokens)
+    assert capfd.readouterr().err == ""
+    torch.testing.assert_close(method.attribute(tokens, show_progress=True), silent)
+    assert re.search("attention flow.*6/6", capfd.readouterr().err)
+    assert method.report.certificates
+
+
 def test_the_flow_of_norms():
     model, tokens = tiny("Bert"), ids(2, 6)
     slow = [c.summed_norms() for c in slow_calls(tiny("Bert"), input_ids=tokens)]
@@ -182,7 +192,7 @@ def test_padding_is_no_part_of_the_network_that_flows(family, side, residual):
 
 def test_flow_is_computed_for_the_rows_asked_for_alone(monkeypatch):
     seen: list[int] = []
-    monkeypatch.setattr(_aggregate, "flow", lambda maps: seen.append(maps[-1].shape[1]) or flow(maps))
+    monkeypatch.setattr(_aggregate, "flow", lambda maps, **told: seen.append(maps[-1].shape[1]) or flow(maps))
     method = AttentionFlow(tiny("Bert"))
     for position in (None, 2, [1, 3], "mean", "all"):
         method.attribute(ids(2, 6), position=position)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_norm.functional import flow
+from captum_norm.functional import flow, maxflow
+from captum_norm.functional.even_flow import even_flow
 from captum_norm.functional.maxflow import max_flows
 from tests.functional.definition import slow_max_flow
 
@@ -59,6 +60,49 @@ def test_larger_networks_of_any_scale_are_exact_too(scale):
     torch.testing.assert_close(found / scale, by_definition(maps), **EXACT)
 
 
+def test_networks_that_only_look_back_are_exact_too():
+    maps = [a.tril() for a in draw([12] * 6, 1, 3.0, sparse=False)]
+    torch.testing.assert_close(flow(maps, normalize=False), by_definition(maps), **EXACT)
+
+
+def test_the_even_flow_is_the_answer_where_ends_alone_limit_and_pushing_finds_the_same(monkeypatch):
+    maps = draw([24] * 9, 1, 0.3, sparse=False)
+    pushed: list[int] = []
+    solve = maxflow._Problems.solve
+    monkeypatch.setattr(maxflow._Problems, "solve", lambda self, limit: pushed.append(len(limit)) or solve(self, limit))
+    even = flow(maps, residual=True, normalize=False)
+    assert not pushed
+    monkeypatch.setattr("captum_norm.functional.even_flow._TURNS", 1)
+    torch.testing.assert_close(flow(maps, residual=True, normalize=False), even, **EXACT)
+    assert sum(pushed) > 500
+
+
+def test_an_even_flow_meets_the_smaller_end_and_exceeds_neither():
+    layers = [a[0] for a in draw([7, 6, 5], 1, 1.0, sparse=False)]
+    supply, demand = torch.rand(9, 5, dtype=torch.float64), torch.rand(9, 7, dtype=torch.float64)
+    found = even_flow(layers, supply, demand)
+    assert (found.sent <= found.supply * (1 + 1e-7)).all()
+    assert (found.got <= found.demand * (1 + 1e-7)).all()
+    for n, layer in enumerate(layers):
+        above, below = found.used[n]
+        passed = above[:, :, None] * layer * below[:, None]
+        torch.testing.assert_close(passed.sum((1, 2)), found.got.sum(1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.got.sum(1), found.limit(), rtol=1e-7, atol=0)
+
+
+def test_ends_that_no_flow_has_in_common_are_answered_too():
+    """Nearly all demand is where next to no supply gets to: factors of an even flow grow beyond all bounds."""
+    layers = [torch.eye(2), torch.tensor([[1.0, 1e-14], [0.0, 1.0]], dtype=torch.float64)]
+    found = max_flows(layers, torch.tensor([[1.0, 0.0]]), torch.tensor([[1e-14, 1.0]], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([2e-14], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_each_flow_is_told_once():
+    told: list[int] = []
+    flow(draw([6] * 4, 2, 3.0, sparse=True), position=[1, 2], on_found=told.append)
+    assert sum(told) == 2 * 6
+
+
 def test_a_residual_mixes_each_map_with_the_identity():
     maps = draw([4] * 4, 2, 2.0, sparse=False)
     mixed = [(a + torch.eye(4)) / 2 for a in maps]
@@ -98,7 +142,7 @@ def test_rows_are_those_of_all_flows_whichever_are_asked_for():
 def test_problems_solved_a_few_at_a_time_give_the_same(monkeypatch):
     maps = draw([6] * 5, 1, 2.0, sparse=True)
     together = flow(maps)
-    monkeypatch.setattr("captum_norm.functional.aggregate._FLOW_STATE", 300)
+    monkeypatch.setattr("captum_norm.functional.maxflow._STATE", 300)
     torch.testing.assert_close(flow(maps), together, **EXACT)
 
 

@@ -65,6 +65,14 @@ CHANGES: list[Change] = [
     *changes_of(
         "functional/maxflow.py",
         ("(found < self.steps[n])", "(found > self.steps[n])"),
+        ("& ~far[n][:, None]", "& far[n][:, None]"),
+        ("(left[which] + back[which])", "left[which]"),
+        tests="functional/test_flow.py",
+    ),
+    *changes_of(
+        "functional/even_flow.py",
+        ("(torch.stack(largest) > 1).any(0)", "(torch.stack(largest) > 1e9).any(0)"),
+        ("- too_much)", "+ too_much)"),
         tests="functional/test_flow.py",
     ),
     *changes_of(
