@@ -41,8 +41,8 @@ class ValueZeroing(MapMethod):
         layers: the modules that are the layers of the model, where they cannot be found: each is the smallest module
             that holds an attention call and hands its output to the next.
         keys_at_once: how many keys are without their values in one replay of a layer; each takes the memory of the
-            layer's activations once more.  None: as many as keep the copies of a layer's output below 4 million
-            numbers.
+            layer's activations once more.  None: as many as keep the copies of a layer's output below a million
+            numbers, four at least.
 
     Raises:
         ValueError: if ``keys_at_once`` is not positive.

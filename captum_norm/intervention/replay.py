@@ -313,13 +313,16 @@ class _Changing(_Watching):
 
 
 def _without(key: Tensor, mixture: Mixture, dtype: torch.dtype) -> Tensor:
-    """weights @ values, the values of a key being zero; for -1 of none."""
-    wide = at_least_float32(dtype)
-    weights, values = mixture.weights.whole().to(wide), mixture.values.to(wide)
-    numbers = torch.arange(values.shape[-2], device=values.device)
-    values = torch.where((numbers == key.to(values.device))[:, None], 0, values)
+    """weights @ values, the values of a key being zero; for -1 of none.
+
+    What all keys mix is computed once, in float64, so that nothing is lost where a key's part is taken off.
+    """
+    weights, values = mixture.weights.whole().double(), mixture.values.double()
+    key = key.to(values.device)
+    at = key.clamp_min(0)[None]
     with torch.autocast(weights.device.type, enabled=False):
-        return (weights @ values).to(dtype)
+        part = weights.index_select(-1, at) * values.index_select(-2, at) * (key >= 0)
+        return (weights @ values - part).to(dtype)
 
 
 class _ReplayingMode(WatchingMode):

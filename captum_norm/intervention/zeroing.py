@@ -25,8 +25,10 @@ from captum_norm.intervention.layers import layers_of
 from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay
 from captum_norm.intervention.stretches import Stretch, stretch_calls
 
-# Numbers that the copies of a layer's output may hold in one replay; what is inside a layer is several times that.
-_NUMBERS = 1 << 22
+# Numbers that the copies of a layer's output may hold in one replay; what is inside a layer, several times that, is to
+# fit a cache.  But what comes before the values is computed for each replay.
+_NUMBERS = 1 << 20
+_AT_LEAST = 4
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def value_zeroing_maps(
         wanted: those of them that are to have scores; None: all.
         layers: the model's layers, where they cannot be found.
         keys_at_once: how many keys may be without their values in one replay, each at the cost of the memory of one
-            copy of the layer's activations.  None: as many as keep the copies of a layer's output below 4 million
-            numbers.
+            copy of the layer's activations.  None: as many as keep the copies of a layer's output below a million
+            numbers, four at least.
 
     Returns:
         The scores of each wanted call.
@@ -156,7 +158,7 @@ class _Scores:
             self._rows[layout] = replay.rows(_last_alike(replay, product), batched)
         rows = self._rows[layout]
         batch, _, query = product.layout.shape
-        at_once = self._keys_at_once or max(1, _NUMBERS // max(1, batch * query * replay.width(rows)))
+        at_once = self._keys_at_once or max(_AT_LEAST, _NUMBERS // max(1, batch * query * replay.width(rows)))
         scores = torch.cat(
             [
                 _turned(changed, output, outline.record.query_mask)
