@@ -28,7 +28,7 @@ from captum_norm.capture import Dataflow, InexactCaptureError, Layout, LayoutErr
 from captum_norm.intervention.calls import LayerCall, hooks_of, tensors_of
 from captum_norm.operations.modes import OperationRule, WatchingMode
 from captum_norm.operations.places import Place
-from captum_norm.operations.precision import at_least_float32, tolerance
+from captum_norm.operations.precision import tolerance
 from captum_norm.operations.steps import Step
 
 # From a value product and its dtype to what is put in its place, (*lead, query, head_dim).
