@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
-
-from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate, Flow
 from captum_norm.attr.weights import AttentionWeights
@@ -31,6 +28,7 @@ class AttentionFlow(AttentionWeights):
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         residual: whether to count the residual connections, as the paper does; without them A itself.
+        show_progress: whether to show on standard error how many flows are found.
 
     Source: Abnar and Zuidema (2020), "Quantifying Attention Flow in Transformers", section 3,
     https://arxiv.org/abs/2005.00928.
@@ -46,31 +44,11 @@ class AttentionFlow(AttentionWeights):
         (1.0, 0)
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, residual: bool = True) -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], *, residual: bool = True, show_progress: bool = False
+    ) -> None:
         super().__init__(forward_func, aggregate="flow", residual=residual)
-        self._show_progress = False
+        self.show_progress = show_progress
 
     def _new_aggregate(self) -> Aggregate:
-        return Flow(self.residual, self._show_progress)
-
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        show_progress: bool = False,
-        **selection: Any,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """As in all methods of maps, with a bar of progress where it is asked for.
-
-        Args:
-            inputs, target, additional_forward_args: as in ``AttentionWeights.attribute``, and so are its ``position``,
-                ``kind``, ``call`` and ``mixers_as_identity``.
-            show_progress: whether to show on standard error how many flows are found.
-        """
-        shown = copy(self)
-        shown._show_progress = show_progress
-        scores = super(AttentionFlow, shown).attribute(inputs, target, additional_forward_args, **selection)
-        self.report = shown.report
-        return scores
+        return Flow(self.residual, self.show_progress)

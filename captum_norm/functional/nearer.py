@@ -114,6 +114,9 @@ def _fill_by_signs(
     images = torch.einsum("qd,hed->hqe", signs, projection) * factors[..., None]
     largest = found.new_zeros(query)
     for k in slices(key, 64):
+        if not weights[:, :, k].any():  # behind a causal mask
+            found[:, k] = 0
+            continue
         f = torch.einsum("hke,hed->khd", values[:, k], projection)
         towards = torch.mul(weights[0, :, k], images[0] @ values[0, k].T, out=found[:, k])
         for h in range(1, head):
