@@ -32,14 +32,15 @@ class ValueZeroing(MapMethod):
     source, the scores of both attention calls of a layer are divided by the sum over both, and those of the source are
     composed with the encoder's.
 
-    Two forward passes (three for models whose layers do not say that they are layers), and as much as another for each
-    key: the keys of a layer are taken many at a time, so that what comes before its values is computed once.  Layers
-    have to repeat themselves: a model in training mode that draws random numbers is refused.
+    Two forward passes (more for models whose layers do not say that they are layers), and three quarters of another for
+    each key: the keys of a layer are taken many at a time, so that what comes before its values is computed once.
+    Layers have to repeat themselves: a model in training mode that draws random numbers is refused.
 
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         layers: the modules that are the layers of the model, where they cannot be found: each is the smallest module
-            that holds an attention call and hands its output to the next.
+            that holds an attention call and hands its output to the next, or the entries of a list of modules whose
+            residuals the owner of the list adds.
         keys_at_once: how many keys are without their values in one replay of a layer; each takes the memory of the
             layer's activations once more.  None: as many as keep the copies of a layer's output below a million
             numbers, four at least.
