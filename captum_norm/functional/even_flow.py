@@ -59,6 +59,7 @@ def even_flow(layers: Sequence[Tensor], supply: Tensor, demand: Tensor) -> EvenF
     Example:
         The source supplies what the sink takes, and half of it takes either way:
 
+        >>> import torch
         >>> flow = even_flow([torch.ones(2, 2)], torch.full((1, 2), 0.5), torch.full((1, 2), 0.5))
         >>> flow.passing(), flow.used[0][0] * flow.used[0][1]
         (tensor([1.]), tensor([[0.2500, 0.2500]]))
