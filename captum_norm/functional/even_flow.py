@@ -54,15 +54,16 @@ class EvenFlow:
 
 
 def even_flow(layers: Sequence[Tensor], supply: Tensor, demand: Tensor) -> EvenFlow:
-    """The most even flow of each problem; arguments as in ``max_flows``, one layer at least.
+    """The most even flow of each problem; arguments as in ``max_flows``, in float64 and with one layer at least.
 
     Example:
-        The source supplies what the sink takes, and half of it takes either way:
+        The source supplies what the sink takes, and a quarter passes along each of four edges:
 
         >>> import torch
-        >>> flow = even_flow([torch.ones(2, 2)], torch.full((1, 2), 0.5), torch.full((1, 2), 0.5))
-        >>> flow.passing(), flow.used[0][0] * flow.used[0][1]
-        (tensor([1.]), tensor([[0.2500, 0.2500]]))
+        >>> half = torch.full((1, 2), 0.5, dtype=torch.float64)
+        >>> flow = even_flow([torch.ones(2, 2, dtype=torch.float64)], half, half)
+        >>> (flow.used[0][0] * flow.used[0][1]).tolist(), flow.passing().tolist()
+        ([[0.25, 0.25]], [1.0])
     """
     alive = _alive(layers, supply, demand)
     supply, demand = supply * alive[-1], demand * alive[0]
