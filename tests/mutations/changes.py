@@ -70,6 +70,12 @@ CHANGES: list[Change] = [
         tests="functional/test_flow.py",
     ),
     *changes_of(
+        "intervention/stretches.py",
+        ("before is after or ", ""),
+        ("inside != [*range(first[0], inside[-1] + 1)]", "False"),
+        tests="intervention/test_stretches.py",
+    ),
+    *changes_of(
         "functional/even_flow.py",
         ("(torch.stack(largest) > 1).any(0)", "(torch.stack(largest) > 1e9).any(0)"),
         ("- too_much)", "+ too_much)"),
