@@ -72,7 +72,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "intervention/stretches.py",
         ("before is after or ", ""),
-        ("inside != [*range(first[0], inside[-1] + 1)]", "False"),
+        ("not self.stretch.modules.isdisjoint(modules)", "True"),
         tests="intervention/test_stretches.py",
     ),
     *changes_of(
