@@ -254,6 +254,8 @@ def _on_forward(method: Any) -> tuple[Any, HFForward]:
         method = copy(method)
         method.forward_func = HFForward(forward)
         return method, method.forward_func
+    if isinstance(method, nn.Module):
+        raise TypeError(f"explain takes a method, say AttentionNorm(model), not the model itself ({_named(method)}).")
     what = type(forward).__name__ if hasattr(method, "forward_func") else "no model"
     raise TypeError(
         f"explain: {_named(method)} is built on {what}, which takes no encoding. Build it on a Hugging Face model, or "

@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadMo
 
 import captum_norm
 from captum_norm import (
+    ALTILogit,
     AttentionMaps,
     AttentionNorm,
     AttentionRelevance,
@@ -19,15 +20,24 @@ from captum_norm import (
     HFForward,
     LayerAttentionNorm,
     LLMAttentionAttribution,
+    SpanTrace,
     ValueZeroing,
     attention_layers,
     attention_maps,
+    explain,
 )
-from captum_norm.alignment import GoldLinks, alignment_error_rate, alignment_score, error_rate_difference
+from captum_norm.alignment import (
+    CrossAttentionAligner,
+    GoldLinks,
+    alignment_error_rate,
+    alignment_score,
+    error_rate_difference,
+)
+from captum_norm.comparison import compare
 from captum_norm.maps import checked_calls
 from captum_norm.methods import Attributor, known_methods, run_method
 from captum_norm.tokens import words_of
-from captum_norm.visualization import plot
+from captum_norm.visualization import plot, token_map
 from tests.cli.conftest import folders  # noqa: F401  (a fixture)
 from tests.cli.models import PIECES, TEXT, bert_config, bert_tokenizer, gpt_tokenizer
 from tests.cli.running import answer
@@ -178,6 +188,47 @@ CALLS = {
     "value zeroing of a name": (lambda o: ValueZeroing("bert-base-uncased").attribute(o.ids), TypeError, NAME),
     "words of another text": (lambda o: words_of(o.encoding, "Other"), ValueError, "as it was given to the tokenizer"),
     "words of no encoding": (lambda o: words_of(TEXT, TEXT), TypeError, "encoding should be what a tokenizer returned"),
+    # explaining and comparing
+    "a text to explain": (lambda o: explain(AttentionNorm(o.model), TEXT), TypeError, "takes a tokenizer's encoding"),
+    "a model to explain with": (lambda o: explain(o.model, o.encoding), TypeError, "takes a method.*the model itself"),
+    "words without a text": (
+        lambda o: explain(AttentionNorm(o.model), o.encoding).word_scores(), ValueError, "words need the text",
+    ),
+    "nothing to compare": (lambda o: compare(o.model, o.tokenizer, ""), ValueError, "the text is empty"),
+    "a list to compare": (lambda o: compare(o.model, o.tokenizer, [TEXT]), TypeError, "as a str, got list"),
+    "no tokenizer": (lambda o: compare(o.model, None, TEXT), TypeError, "the tokenizer should be .*got NoneType"),
+    "a name to compare with": (lambda o: compare("bert-base-uncased", o.tokenizer, TEXT), TypeError, NAME),
+    "a place beyond the text": (
+        lambda o: compare(o.model, o.tokenizer, TEXT, position=99), ValueError, "the text has 9 tokens, 0 to 8",
+    ),
+    "a word that is misspelt": (
+        lambda o: compare(o.model, o.tokenizer, TEXT, position="flim"), ValueError, "no such word. Did you mean film",
+    ),
+    "special tokens by a wrong word": (
+        lambda o: compare(o.model, o.tokenizer, TEXT, specials="none"), ValueError, "should be 'keep' or 'drop'",
+    ),
+    # pages and figures
+    "too few labels for a page": (lambda o: o.maps.to_html(tokens=["a"]), ValueError, "1 labels; example 0 has 9"),
+    "a prompt beyond the text": (lambda o: o.maps.to_html(prompt=99), ValueError, "prompt=99, but example 0 has 9"),
+    "an example of no batch": (lambda o: o.maps.to_html(examples=[7]), ValueError, "the batch holds 1"),
+    "a figure of no call": (lambda o: plot(o.maps, call=9), ValueError, "maps holds 2 attention calls"),
+    "a figure of no head": (lambda o: plot(o.maps, call=0, heads=9), ValueError, "call 0 holds heads 0, 1, 2, 3"),
+    "a figure of what is not there": (lambda o: plot(o.maps, quantities=["alti"]), ValueError, "ask for it"),
+    "a figure with too few tokens": (lambda o: token_map(torch.ones(3, 3), ["a"]), ValueError, "tokens holds 1"),
+    "a figure of no width": (lambda o: plot(o.maps, call=0).fit(width=-1), ValueError, "give width or font_size"),
+    # decoders and alignments
+    "an encoder for a decoder": (
+        lambda o: ALTILogit(o.model).attribute(o.ids, target=1), ValueError, "explains decoders.*DecompX all",
+    ),
+    "a decoder without a target": (lambda o: ALTILogit(o.decoder).attribute(o.ids), ValueError, "give target="),
+    "a span beyond the text": (
+        lambda o: SpanTrace(o.decoder).attribute(o.ids, span=(5, 99)), ValueError, "start < stop <= 9",
+    ),
+    "an aligner without cross-attention": (
+        lambda o: CrossAttentionAligner(o.model, o.tokenizer), ValueError, "no cross-attention",
+    ),
+    "two calls of one": (lambda o: AttentionNorm(o.model).attribute(o.ids, call=9), ValueError, "no attention call"),
+    "an unknown kind": (lambda o: AttentionNorm(o.model).attribute(o.ids, kind="both"), ValueError, '"cross" or None'),
     "a name that is not there": (lambda o: captum_norm.AttentionNorms, AttributeError, "has no attribute"),
 }  # fmt: skip
 
@@ -204,6 +255,13 @@ LINES = {
     "compare x --json no/such/x.json": "the folder no/such does not exist. Make it first",
     "compare x --json a.svg --figure a.svg": "is named for two outputs",
     "compare x --json round": "a link that leads round in a circle",
+    "compare x --top 0": "--top 0 should be at least 1",
+    "compare x --file some.txt": "give TEXT or --file, not both",
+    "compare --file blank.txt": "there is no text in it",
+    "compare --file missing.txt": "missing.txt",
+    "compare x --specials none": "invalid choice: 'none'",
+    "compare x --position 99": "the text has",
+    "view x -o folder": "is a folder",
     "compare x --device cuda:99": "is not available on this machine; here there is cpu",
     "certify --json - --text ''": "--text is empty",
     "tokens": "required: --text",
@@ -261,4 +319,4 @@ def test_a_line_that_cannot_be_answered_is_answered_in_one(capsys, folders, tmp_
 
 
 def test_every_bad_input_is_told_apart():
-    assert len(CALLS) + len(LINES) >= 60
+    assert len(CALLS) + len(LINES) >= 130

@@ -188,6 +188,8 @@ def compare(
         >>> found.as_table().columns
         ('word', 'AttentionNorm', 'DecompX')
     """
+    if specials not in ("keep", "drop"):
+        raise ValueError(f"compare: specials should be 'keep' or 'drop', got {specials!r}.")
     names = None if methods is None else known_methods(methods)
     asked = question(model, tokenizer, text, pair, position=position)
     calls = checked_calls(asked.model, _whole(asked))

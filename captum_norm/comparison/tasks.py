@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.forward import HFForward
+from captum_norm.forward.inputs import check_model
 from captum_norm.suggestions import did_you_mean
 from captum_norm.words import words_of
 
@@ -127,8 +128,17 @@ def question(
             row that the model answers from; of a token classifier the token that it is surest of.
 
     Raises:
+        TypeError: for what is no model, tokenizer or text.
         ValueError: for a task that needs a pair or a mask and has none, and a position that is not there.
     """
+    check_model(model)
+    if not callable(tokenizer):
+        raise TypeError(f"the tokenizer should be one of transformers', got {type(tokenizer).__name__}.")
+    for given_text in (text, *([] if pair is None else [pair])):
+        if not isinstance(given_text, str):
+            raise TypeError(f"one text is explained at a time, as a str, got {type(given_text).__name__}.")
+        if not given_text.strip():
+            raise ValueError("the text is empty: there is nothing to explain.")
     task = task_of(model, pair)
     if task in ("question answering", "multiple choice") and pair is None:
         what = "the context" if task == "question answering" else "one of the choices"

@@ -176,6 +176,9 @@ class _Reader:
         places = list(range(len(labels))) if where is None else where.index.tolist()
         source = "" if where is None else str(where.source)
         given = self._given_tokens(source, example)
+        needed = 1 + max((places[i] for i in real.tolist() if i < len(places)), default=-1)
+        if given is not None and len(given) < needed:
+            raise ValueError(f"to_html: tokens holds {len(given)} labels; example {example} has {needed} tokens.")
         if given is not None:
             labels = [given[p] if 0 <= p < len(given) else label for label, p in zip(labels, places, strict=False)]
         kept = [i for i in real.tolist() if i < len(places)]
@@ -186,6 +189,8 @@ class _Reader:
             return told | {"grid": grid, "tokens": named, "written": named, "glued": []}
         prompt = self.prompts.get(example)
         if prompt is not None and (source in self.generating or not self.generating):
+            if not 0 <= prompt <= needed:
+                raise ValueError(f"to_html: prompt={prompt}, but example {example} has {needed} tokens.")
             told["prompt"] = prompt
         return told | readable([labels[i] for i in kept])
 
