@@ -125,7 +125,7 @@ kernelspec:
 
 # {name}
 
-A score is the {score}.
+A score is {score}.
 
 $${formula}$$
 
@@ -167,7 +167,8 @@ def write(folder: Path, overview: str) -> None:
     for name, row in ROWS.items():
         score, total, _, cost, source = told[name][:5]
         text = PAGE.format(
-            name=name, score=score, formula=row.formula, can=row.can, cannot=row.cannot, source=source,
+            name=name, score=score if score.startswith("how") else f"the {score}", source=source,
+            formula=row.formula, can=row.can, cannot=row.cannot,
             total="nothing in particular" if total == "–" else total, cost=cost,
             needs=f", {row.needs}" if row.needs else "", model=DECODER if row.decoder else CLASSIFIER,
         )  # fmt: skip

@@ -203,9 +203,9 @@ def _as_text(evaluation: AlignmentEvaluation, dev: int) -> str:
     on = f"{evaluation.pairs} pairs" + (f" (chosen on {dev} others)" if dev else "")
     lines = [f"alignment error rate by {evaluation.method}, %, on {on}", _table(evaluation), ""]
     if evaluation.chosen is not None:
-        lines.append(f"chosen: {evaluation.chosen.choice}: {_score(evaluation.chosen)}")
+        lines.append(draw.wrap(f"chosen: {evaluation.chosen.choice}: {_score(evaluation.chosen)}"))
     best = evaluation.best(heads=True)
-    lines.append(f"best on these very pairs: {best.choice}: {_score(best)}")
+    lines.append(draw.wrap(f"best on these very pairs: {best.choice}: {_score(best)}"))
     diagonal = evaluation.diagonal
     lines.append(f"diagonal: {100 * diagonal.error_rate:.1f} ({100 * diagonal.low:.1f} to {100 * diagonal.high:.1f})")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from captum_norm.cli import table as draw
 from captum_norm.cli.arguments import (
     add_model_arguments,
     check_figure,
@@ -62,7 +63,7 @@ def run(asked: argparse.Namespace) -> int:
         encoding = loaded.encode(text)
         loading.check_length(loaded, encoding["input_ids"])
         maps = attention_maps(loaded.model, loaded.forward_inputs(encoding), quantities)
-    say(repr(maps), asked.csv)
+    say("\n".join(map(draw.wrap, repr(maps).split("\n"))), asked.csv)
     if asked.save:
         maps.save(asked.save)
     if asked.csv:
