@@ -64,10 +64,10 @@ def real_draw(path: str | Path) -> Draw:
     """Draws of a study's differences: a metric and a reference at random, every method shifted to the reference's mean.
 
     Args:
-        path: a study's store, with as many methods as a simulated table at least; the oracle takes no part.
+        path: a study's store; the oracle takes no part, and where there are too few methods some stand more than once.
 
     Raises:
-        ValueError: if no metric has enough methods.
+        ValueError: if no metric has two methods on two examples.
     """
     results = Measured(path)
     tables = []
@@ -75,14 +75,15 @@ def real_draw(path: str | Path) -> Draw:
         complete = complete_cases({name: of for name, of in results.values(metric).items() if name != ORACLE})
         rows = np.stack([of for name, of in complete.items() if name != RANDOM or np.ptp(of[~np.isnan(of)]) > 0])
         rows = rows[:, ~np.isnan(rows).any(axis=0)]
-        if len(rows) > METHODS and rows.shape[1] > 1:
+        if len(rows) > 1 and rows.shape[1] > 1:
             tables.append(rows - rows.mean(axis=1, keepdims=True))
     if not tables:
-        raise ValueError(f"{path}: no metric has values of {METHODS + 1} methods.")
+        raise ValueError(f"{path}: no metric has values of two methods on two examples.")
 
     def draw(generator: np.random.Generator, n: int) -> Numbers:
         table = tables[generator.integers(len(tables))]
-        reference, *others = generator.permutation(len(table))[: METHODS + 1]
+        reference, *rest = generator.permutation(len(table))
+        others = generator.choice(rest, METHODS, replace=len(rest) < METHODS)
         differences = table[others] - table[reference]
         scale = np.maximum(differences.std(axis=1, keepdims=True), 1e-12)
         drawn: Numbers = (differences / scale)[:, generator.integers(0, table.shape[1], n)]

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from captum_norm.study.report.cells import Statistics
+from captum_norm.study.report.legend import of_few
 from captum_norm.study.report.typeset import in_tex, interval, number
 from tests.study import tiny
 
@@ -82,6 +84,13 @@ def test_differences_have_intervals_of_their_own_in_every_form(results):
     assert results.needed_examples("auprc", 0.1)["Saliency"] > 2
 
 
+@pytest.mark.parametrize(("fewest", "correction", "said"), [(30, "table", 1), (30, "metric", 0), (50, "table", 0)])
+def test_a_whole_table_of_few_examples_says_that_stars_may_be_false(fewest, correction, said):
+    lines = of_few(Statistics(correction=correction), fewest, tests=88 if correction == "table" else 11)
+    assert len(lines) == said
+    assert all("a false star more often than it should" in line for line in lines)
+
+
 def test_methods_that_look_at_no_class_are_named(results):
     said = " ".join(results.table(resamples=9).explanation())
     assert "No class is looked at by AttentionNorm, AttentionNorm(aggregate=rollout): they say the same of any." in said
@@ -101,7 +110,7 @@ def test_latex_is_a_document_that_compiles_by_itself_with_its_legend(results):
         assert form.count("{") == form.count("}")
         body = form[form.index(r"\midrule") : form.index(r"\bottomrule")]
         assert not re.search(r"[\[ &]-\d", body)  # a hyphen is no minus
-    assert r"[$-$$\infty$, $\infty$]" in in_tex(interval(-math.inf, math.inf))
+    assert r"{[}$-$$\infty$, $\infty$]" in in_tex(interval(-math.inf, math.inf))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")

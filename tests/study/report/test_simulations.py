@@ -1,0 +1,23 @@
+"""Made-up tables have nothing to be found in them, whatever their differences look like."""
+
+import numpy as np
+import pytest
+
+from captum_norm.study.report.simulations import DRAWS, METHODS, real_draw, rows
+
+
+@pytest.mark.parametrize("kind", [*DRAWS, "real"])
+def test_no_difference_has_a_mean_of_its_own(kind, results):
+    draw = real_draw(results.path) if kind == "real" else DRAWS[kind]
+    differences = draw(np.random.default_rng(0), 20_000)
+    assert differences.shape == (METHODS, 20_000)
+    assert np.abs(differences.mean(axis=1)).max() < 0.05
+    assert differences.std(axis=1) == pytest.approx(np.ones(METHODS), abs=0.05)
+
+
+def test_every_share_is_a_column_and_every_kind_a_row():
+    head, rule, row = rows({"normal": DRAWS["normal"]}, [20], tables=1)
+    assert len(head.split("|")) == len(rule.split("|")) == len(row.split("|"))
+    for column in ("test", "test, table", "interval", "signs", "BCa", "level", "90 %", "groups", "ranks", "power"):
+        assert f"| {column} |" in head
+    assert row.startswith("| 20 | normal |")
