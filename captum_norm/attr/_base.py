@@ -26,6 +26,7 @@ from captum_norm.attr._captum import (
     run_forward,
 )
 from captum_norm.attr._encoding import captum_attribute, takes_encodings
+from captum_norm.attr._examples_first import examples_first
 from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path, tensors_beside
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
@@ -210,6 +211,7 @@ class MapMethod(InputMethod):
         return Reduction(type(self).__name__, aggregate, Rows(position), kind, call, device, mixers_as_identity)
 
     @captum_attribute
+    @examples_first
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -226,7 +228,8 @@ class MapMethod(InputMethod):
         Args:
             inputs: what ``forward_func`` takes first, batch first: ids (batch, position), vectors (batch, position,
                 model), a gate (batch, position) or pixels (batch, channel, height, width); or a tuple of such.  For an
-                encoder-decoder, ``(input_ids, decoder_input_ids)``, or input_ids alone.
+                encoder-decoder, ``(input_ids, decoder_input_ids)``, or input_ids alone.  What is seen to take
+                (position, batch, ...) is given that; ``target`` and ``position`` are those of an example all the same.
             target: the class, as in Captum.  It is validated as Captum does; the scores depend on it where it selects
                 a row.
             additional_forward_args: what ``forward_func`` takes after ``inputs``, as in Captum.

@@ -17,6 +17,7 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
     """
     first: dict[SequenceName, AttentionRecord] = {}
     last: dict[SequenceName, AttentionRecord] = {}
+    beside = at_once(records)
     for record in records:
         route = route_of(record)
         if route is None or not record.bit:
@@ -25,12 +26,33 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
         before = last.get(queries)
         if before is not None and not record.ancestors & before.bit:
             return f"{_title(before)} and {_title(record)} run side by side: neither is made of the other"
-        reason = _leads_past(record, before, last.get(keys), crosses=queries != keys)
+        of_keys = None if record.bit in beside else last.get(keys)
+        reason = _leads_past(record, before, of_keys, crosses=queries != keys)
         if reason:
             return reason
         first.setdefault(queries, record)
         last[queries] = record
     return _read_past(first, last, read)
+
+
+def at_once(records: Sequence[AttentionRecord]) -> frozenset[int]:
+    """The bits of the calls whose keys are those of before the last call of their sequence.
+
+    Two sequences attend to each other at once, each to what the other was before (LXMERT's words and boxes).
+    """
+    calls: dict[SequenceName, list[AttentionRecord]] = {}
+    found = set[int]()
+    for record in records:
+        route = route_of(record)
+        if route is None or not record.bit or record.fed is None:
+            continue
+        queries, keys = route
+        *_, before, last = (None, None, *calls.get(keys, []))
+        meets = last is not None and route_of(last) == (keys, queries) and not record.ancestors & last.bit
+        if meets and (before is None or before.fed is None or before.fed.is_all_of(record.fed.values)):
+            found.add(record.bit)
+        calls.setdefault(queries, []).append(record)
+    return frozenset(found)
 
 
 def within_another(records: Sequence[AttentionRecord], read: Answer) -> dict[SequenceName, AttentionRecord]:

@@ -43,6 +43,7 @@ class CallMap:
         residual: what each query keeps of itself beside cross-attention, (batch, query), where the measure takes the
             block's residual in; else None.  In self-attention it is part of the query's own score.
         layer: which layer the map holds together with others of the same number; None for a map of the call alone.
+        at_once: its keys are those of before the last call of their sequence: two that attend to each other at once.
     """
 
     call: AttentionCall
@@ -51,6 +52,7 @@ class CallMap:
     keys: Positions
     residual: Tensor | None = None
     layer: int | None = None
+    at_once: bool = False
 
     @property
     def length(self) -> int:

@@ -34,6 +34,7 @@ class Paths:
 
     def __init__(self) -> None:
         self._reach: dict[SequenceName, Reach] = {}
+        self._before: dict[SequenceName, Reach] = {}  # its last call that attended to another sequence
         self._keys: dict[SequenceName, Positions] = {}
         self._lengths: dict[SequenceName, int] = {}
         self._last: dict[SequenceName, AttentionCall] = {}
@@ -83,7 +84,12 @@ class Paths:
         return self._reach.get(one.route[0]) or {one.route[0]: identity(one.scores, one.scores.dtype)}
 
     def _of_keys(self, one: CallMap) -> Reach:
-        return self._reach.get(one.route[1]) or {one.route[1]: identity(one.scores.mT, one.scores.dtype)}
+        reach = self._before if one.at_once else self._reach
+        return reach.get(one.route[1]) or {one.route[1]: identity(one.scores.mT, one.scores.dtype)}
+
+    def _crosses(self, queries: SequenceName) -> None:
+        """Keep the state of a sequence before it attends to another one, which may attend to it at once."""
+        self._before[queries] = self._reach.get(queries, {})
 
 
 class Rollout(Paths):
@@ -138,6 +144,7 @@ class Rollout(Paths):
             self._multiply(sequence)
         shares, kept = cross_shares(one.scores) if one.residual is None else (one.scores, one.residual[..., None])
         own = {sequence: part * kept for sequence, part in self._of_queries(one).items()}
+        self._crosses(one.route[0])
         self._reach[one.route[0]] = _passed_on(shares, self._of_keys(one), own)
 
     def _reached(self, queries: SequenceName) -> Iterable[SequenceName]:
@@ -206,6 +213,11 @@ class LayerProduct(Paths):
     def _advance(self, one: CallMap) -> None:
         if one.layer != self._layer:
             self._finish()
+            if one.at_once:
+                raise ValueError(
+                    f"{one.title} attends to what its keys were before another layer: the product of layers has no "
+                    "such state. Take AttentionRelevance, or AttentionNorm for each call by itself."
+                )
         self._layer = one.layer
         queries = one.route[0]
         self._next[queries] = _passed_on(one.scores, self._of_keys(one), self._next.get(queries))
@@ -239,6 +251,7 @@ class Relevance(Paths):
         gained = {keys: crossed(own[queries], one.scores, other[keys], own.get(keys))}
         if queries in other:
             gained[queries] = passed_on(one.scores, other[queries], own[queries])
+        self._crosses(queries)
         self._reach[queries] = {**own, **gained}
 
 

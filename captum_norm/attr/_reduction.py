@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
 from captum_norm.attr._captum import check_target, select
-from captum_norm.attr._chain import not_a_chain, within_another
+from captum_norm.attr._chain import at_once, not_a_chain, within_another
 from captum_norm.attr._maps import (
     CallMap,
     LaterMap,
@@ -24,6 +24,7 @@ from captum_norm.attr._maps import (
     at_rows,
     call_map,
     measured,
+    route_of,
     sum_of_rows,
     without_modules,
 )
@@ -206,9 +207,22 @@ class Reduction:
             rested_on = [one for one in self._seen if self._read.rests_on(one)]
             self._no_chain = not_a_chain(rested_on, self._read)
             self._within = within_another(rested_on, self._read)
+        last = [route for noted in used if (route := route_of(noted.record)) is not None][-1:]
+        self._last = last[0][0] if last else self._last
+        beside = at_once([noted.record for noted in used])
         for noted in used:
+            if isinstance(noted.map, CallMap) and noted.record.bit in beside:
+                noted.map = replace(noted.map, at_once=True)
             if noted.map is not None:
-                self._add(noted.map)
+                self._add_known(noted.map)
+
+    def _add_known(self, one: CallMap | LaterMap) -> None:
+        """Add a map; one that does not fit to others may be a piece of a call whose other pieces are not known."""
+        try:
+            self._add(one)
+        except ValueError:
+            refuse_unknown_keys(f"{self._title}: what was given", self._unknown)
+            raise
 
     def _add(self, one: CallMap | LaterMap) -> None:
         if isinstance(one, LaterMap):
@@ -231,6 +245,7 @@ class Reduction:
         read = self._read
         behind = [mixer for mixer in read.mixers if mixer not in self.mixers]
         if read.how == "unseen" or behind:
+            self._route(0, given[0])  # what no position helps against comes first
             raise ValueError(unseen_rows(self._title, behind))
         if read.rows is None:
             return None
@@ -387,8 +402,9 @@ class Reduction:
         """Which map answers for an input: what the last sequence reads from it, or its own self-attention."""
         sequence = self._sequence(index, like)
         routes = [route for route in self._aggregate.routes() if route[1] == sequence]
-        crossing = [route for route in routes if route[0] != sequence]
         own = (sequence, sequence)
+        is_explained = sequence == self._last and own in routes  # though another one, that it reads, may read it, too
+        crossing = [] if is_explained else [route for route in routes if route[0] != sequence]
         if len(crossing) > 1:
             raise ValueError(
                 f"{self._title}: inputs[{index}] is read by several sequences, {crossing}: choose kind= or call=."

@@ -65,7 +65,8 @@ def refuse_unknown_keys(title: str, unknown: Sequence[tuple[AttentionCall, str]]
         raise ValueError(
             f"{title} cannot be scored, because the keys of attention call {call.name!r} "
             f"({call.kind}){others} are not known to be input positions: {why or 'no reason was given'}. Its map "
-            'itself is exact: use a Layer class or attention_maps, or leave the call out with kind="self" or "cross".'
+            'itself is exact: use a Layer class or attention_maps, or leave the call out with kind="self" or "cross". '
+            "DecompX follows positions by what is linear, within windows, too."
         )
 
 
@@ -142,16 +143,21 @@ def not_read(
     """
     seen = sorted({f"{call.kind} attention in {call.name!r}" for call in calls})
     over = ", ".join(f"{queries!r} over {keys!r}" for queries, keys in routes) or "none"
-    frames = (
-        " If convolutions that overlap read it (sound, pixels), none of their frames is a position of it: explain "
-        "a function of the frames, such as encoder_outputs=(states,) or what the convolutions gave out."
-        if like.is_floating_point() else ""
-    )  # fmt: skip
     return (
         f"{title}, {like.dtype} {tuple(like.shape)}, is read by no attention call{asked}. "
         f"Seen: {'; '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}; sequences attended to, by input number "
         f"or name: {over}. Masks and types belong into additional_forward_args; an encoder-decoder takes its "
-        f"decoder_input_ids by name (HFForward, or a function that names them).{frames}"
+        f"decoder_input_ids by name (HFForward, or a function that names them).{of_frames(like)}"
+    )
+
+
+def of_frames(like: Tensor) -> str:
+    """What to say of an input in numbers that no attention call reads by its positions."""
+    if not like.is_floating_point():
+        return ""
+    return (
+        " If convolutions that overlap read it (sound, pixels), none of their frames is a position of it: explain "
+        "a function of the frames, such as encoder_outputs=(states,) or what the convolutions gave out."
     )
 
 

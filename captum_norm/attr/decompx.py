@@ -14,11 +14,12 @@ from captum_norm.attr._base import InputMethod
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, run_forward
 from captum_norm.attr._contrast import selected_contrast
 from captum_norm.attr._encoding import captum_attribute_with_delta, takes_encodings
-from captum_norm.attr._forward import distinct, outside_inference_mode, readable, refuse_fused_path
+from captum_norm.attr._examples_first import examples_first
+from captum_norm.attr._forward import distinct, models_in, outside_inference_mode, readable, refuse_fused_path
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._report import AttributionReport
-from captum_norm.attr._unread import nothing_seen
+from captum_norm.attr._unread import nothing_seen, of_frames
 from captum_norm.linear import (
     ActivationType,
     Conventions,
@@ -28,6 +29,7 @@ from captum_norm.linear import (
     contributions_to_each,
     shared_contributions,
 )
+from captum_norm.operations.sharded import what_is_split
 
 # Rules that weigh a bias by the parts it is added to.
 _CARRIED = ("absdot", "norm", "abssim", "dot")
@@ -133,6 +135,7 @@ class DecompX(InputMethod):
         return True
 
     @captum_attribute_with_delta
+    @examples_first
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -248,7 +251,8 @@ class DecompX(InputMethod):
                 else:
                     found = contributions_to_each(partial(explain, targets), tokens, self.conventions)
             except NothingMixedError:
-                raise ValueError(nothing_seen(title)) from None
+                split = what_is_split(models_in(self.forward_func))
+                raise ValueError(f"{title}: {split}." if split else nothing_seen(title)) from None
         for target, contributions in zip(targets, found, strict=True):
             chosen = partial(selected_contrast, target=target, caller=title)
             refuse_fused_path(title, self.forward_func, inputs, extras, chosen, contributions.output)
@@ -267,7 +271,7 @@ def _sequence_of(title: str, found: TokenContributions, index: int, like: Tensor
     raise ValueError(
         f"{title}: inputs[{index}], {like.dtype} {tuple(like.shape)}, is read by no attention call that bears on the "
         f"output. Sequences that are: {seen}. Masks and types belong into additional_forward_args; an encoder-decoder "
-        "takes its decoder_input_ids by name (HFForward, or a function that names them)."
+        f"takes its decoder_input_ids by name (HFForward, or a function that names them).{of_frames(like)}"
     )
 
 

@@ -68,6 +68,14 @@ class Recorded(list[AttentionRecord]):
 
     flow: Dataflow
 
+    def numbers(self, output: Tensor) -> Tensor | None:
+        """Which position each entry of an output belongs to, ``b * length + position`` as its source is numbered.
+
+        Of its shape, less than 0 for what is no input; None where it is not known.
+        """
+        with torch._C.DisableTorchFunction():
+            return _numbers(self.flow, output)
+
     def answer(self, explained: Tensor | None, select: Callable[[Tensor], Tensor]) -> Answer:
         """What an output of the model rests on.
 
@@ -91,10 +99,9 @@ class Recorded(list[AttentionRecord]):
 
 
 def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Tensor], Tensor]) -> Answer:
-    trace = flow.traces[explained]
+    trace, numbers = flow.traces[explained], _numbers(flow, explained)
     place = None if trace is None else trace.place
-    numbers = None if place is None else place.numbers()
-    if place is None or numbers is None or numbers.shape != explained.shape:
+    if place is None or numbers is None:
         rows = flow.rows.of(explained)
         mixers = frozenset() if rows is None else rows.mixers
         return Answer(reach, "unseen" if rows is None else "rows", rows, _listed(mixers))
@@ -112,6 +119,12 @@ def _without_repeats(numbers: Tensor) -> Tensor:
         if numbers.stride(axis) == 0 and numbers.shape[axis]:
             numbers = numbers.narrow(axis, 0, 1)
     return numbers
+
+
+def _numbers(flow: Dataflow, output: Tensor) -> Tensor | None:
+    trace = flow.traces[output]
+    numbers = None if trace is None or trace.place is None else trace.place.numbers()
+    return None if numbers is None or numbers.shape != output.shape else numbers
 
 
 def _listed(mixers: frozenset[object]) -> tuple[Mixer, ...]:

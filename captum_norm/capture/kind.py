@@ -39,8 +39,8 @@ class KindReader:
             cached = ours.anchor.source == theirs.anchor.source and has_cache(mixture.callers)
             if ours.anchor.origin is not theirs.anchor.origin and not cached:
                 return "cross"
-        elif ours is None and theirs is not None and key != query:
-            return "cross"  # queries of the module's own, such as a pooling head's
+        elif ours is None and theirs is not None and key != query and weights.shape[0] <= theirs.anchor.shape[0]:
+            return "cross"  # queries of the module's own, such as a pooling head's; in more groups they are windows
         written = queries is not None and bool((queries.index < 0).any())  # behind the input, as generation goes on
         if queries is None or keys is None or queries.source != keys.source or written:
             queries = keys = None

@@ -145,6 +145,7 @@ def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
     if (counts != counts[0]).any():
         raise LayoutError(
             f"examples have different numbers of queries, {counts.tolist()[:8]}, as where some tokens attend to all "
-            "and the others within windows; without such tokens (a global_attention_mask of zeros) its maps are read"
+            "and the others within windows. DecompX reads such attention as it is; without such tokens (a "
+            "global_attention_mask of zeros) attention_maps and Layer classes read it, too"
         )
     return order.view(len(counts), -1)

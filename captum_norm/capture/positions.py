@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.layout import Layout
-from captum_norm.capture.record import Positions
+from captum_norm.capture.record import POSITIONS_FIRST, Positions
 from captum_norm.operations.places import Anchor, Features, Place
 from captum_norm.operations.steps import NOT_AN_INPUT
 
@@ -83,9 +83,11 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
 
 def _way_out(rows: Tensor, anchor: Anchor) -> str:
     """What helps where a model counts positions first, as torch's own do by default, or attends within windows."""
-    if (len(rows), rows.shape[-1]) == (anchor.length, anchor.shape[0]):
+    examples = torch.arange(len(rows), device="cpu")[:, None, None]
+    turned = (len(rows), rows.shape[-1]) == (anchor.length, anchor.shape[0])
+    if turned and torch.equal(rows % anchor.length, examples.expand_as(rows)):
         return (
-            " (positions first: explain the function lambda x: model(x.transpose(0, 1)).transpose(0, 1), on "
+            f" ({POSITIONS_FIRST}: explain the function lambda x: model(x.transpose(0, 1)).transpose(0, 1), on "
             "inputs.transpose(0, 1))"
         )
     return " (within windows)" if len(rows) > anchor.shape[0] and not len(rows) % anchor.shape[0] else ""

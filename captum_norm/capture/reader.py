@@ -46,6 +46,7 @@ from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.operations.formats import same_storage
+from captum_norm.operations.sharded import what_is_split
 
 OnRecord = Callable[[AttentionRecord], None]
 OnInexact = Callable[[InexactCaptureError], None]
@@ -244,6 +245,9 @@ def mixers_of(mixtures: tuple[Mixture, ...]) -> tuple[Mixer, ...]:
 
 
 def _last_reader(mixtures: tuple[Mixture, ...]) -> str:
+    split = what_is_split(caller.module for caller in mixtures[0].callers[:1])
+    if split:
+        return f". {split}"
     reader = next((mixture.last_reader for mixture in mixtures if mixture.last_reader), "")
     if not reader:
         return ""
@@ -346,7 +350,8 @@ def _written(
 
 def _tolerance(projection: Projection, keys: int, beside: float, size: Tensor) -> float:
     """What rounding explains where this is the largest size of the attention part."""
-    dtype = projection.terms[0].x.dtype
+    formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values.dtype)]
+    dtype = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
     largest = max(float(size), torch.finfo(size.dtype).tiny)
     if projection.rounding / largest > _TOO_ROUNDED:
         raise InexactCaptureError(

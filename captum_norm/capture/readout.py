@@ -83,16 +83,19 @@ class ReadOuts:
                 self._factors[op.out] = other.detach().expand(op.out.shape)
 
     def _pooled(self, op: Operation) -> RowsRead | None:
-        """A sum or mean over the positions of a state (b, n, d) or (b, d, n); rows of zeros have no part in it."""
+        """A sum or mean over the positions of a state (b, n, d), (n, b, d) or (b, d, n); rows of zeros have no part."""
         if base_name(op.name) not in ("sum", "mean") or op.tensors[0].ndim != 3:
             return None
         place, axis = self._place(op.tensors[0]), op.argument(1, "dim")
         axis = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
-        if place is None or not isinstance(axis, int) or axis % 3 == 0:
+        if place is None or not isinstance(axis, int):
             return None
         axis %= 3
+        features = 1 if axis == 2 else 2
         numbers = place.numbers()
-        if numbers is None or not self._places.holds_one(place, (3 - axis,)):
+        if numbers is None or not self._places.holds_one(place, (features,)):
+            return None
+        if axis == 0 and not _of_one_example_each(numbers[..., 0].T, place):  # a mean of examples
             return None
         weights = (op.tensors[0].detach().movedim(axis, 1) != 0).any(-1).double()
         factor = self._factors[op.tensors[0]]
@@ -106,6 +109,12 @@ class ReadOuts:
             return None
         positions = _positions(numbers.movedim(axis, 1)[..., 0], place)
         return RowsRead(positions, (weights / total).cpu(), place.mixers)
+
+
+def _of_one_example_each(numbers: Tensor, place: Place) -> bool:
+    """Whether each row of numbers (b, n) is of one example, each of another one, and in order."""
+    examples = numbers // place.anchor.length
+    return torch.equal(examples, torch.arange(len(numbers), device="cpu")[:, None].expand_as(examples))
 
 
 def _positions(numbers: Tensor, place: Place) -> Tensor:

@@ -210,6 +210,10 @@ class AttentionBlock:
         )
 
 
+POSITIONS_FIRST = "positions first"
+"""What ``AttentionRecord.unknown_keys`` says of keys whose input has its positions on axis 0."""
+
+
 @dataclass(frozen=True)
 class AttentionRecord:
     """One attention call, read exactly: sum_h (weights_h @ values_h [* gate_h]) @ W_O_h + b_O is its output.
@@ -273,6 +277,11 @@ class AttentionRecord:
             del self.__dict__["_rows"]
             self.__dict__.update(weights=weights, certificate=certificate)
             return weights
+
+    @property
+    def positions_first(self) -> bool:
+        """Whether the keys run along the first axis of an input, and examples along the second."""
+        return POSITIONS_FIRST in self.unknown_keys
 
     @property
     def of_inputs(self) -> bool:

@@ -115,7 +115,7 @@ def _backwards(run: BackwardRun, sources: TokenSources, outputs: Sequence[Tensor
     if to_check:
         refuse_mixed_examples(output, inputs[:-1], gradients, [leaf.examples() for leaf in leaves])
     with torch.no_grad():
-        return _Sum(output.detach(), run.largest).of(leaves, gradients, bias)
+        return _Sum(output.detach(), run.largest, run.coarsest).of(leaves, gradients, bias)
 
 
 def refuse_mixed_examples(
@@ -158,11 +158,11 @@ def refuse_mixed_examples(
 class _Sum:
     """Adds up shares per token."""
 
-    def __init__(self, output: Tensor, largest: int) -> None:
+    def __init__(self, output: Tensor, largest: int, coarsest: torch.dtype) -> None:
         self.largest = largest
         self.dtype = at_least_float32(output.dtype)
         self.output = output.to(self.dtype)
-        self.tolerance = tolerance("contributions", output.dtype)
+        self.tolerance = max(tolerance("contributions", dtype) for dtype in (output.dtype, coarsest))
         self.tokens: dict[Source, Tensor] = {}
         self.reached: dict[Source, Tensor] = {}
         self.anchors: dict[Source, Anchor] = {}

@@ -142,13 +142,14 @@ class PartsRun(FrozenRun):
             return torch.stack(each)
         return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
-    def overwrite(self, into: Tensor, out: Tensor) -> None:
+    def overwrite(self, into: Tensor, out: Tensor) -> Known | None:
         if into._is_view():
             raise NotFrozenError(
                 f"a view of shape {tuple(into.shape)} is overwritten, so that its base's parts are lost"
             )
         with torch.no_grad():
             into.copy_(out)
+        return None
 
 
 class _Shared:

@@ -72,6 +72,7 @@ class FrozenRun:
         self.count = -1
         self.known: Facts[Known] = Facts()
         self.largest = 0
+        self._formats: set[torch.dtype] = set()
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutingMode(self._rule_for)
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
@@ -173,12 +174,18 @@ class FrozenRun:
                 return out
             if before is not None:  # to be done again, in linear form
                 op.args[0].copy_(before)
+        self._formats.update(t.dtype for t in op.tensors if t.is_floating_point() and self.is_live(t))
         if self.sources is not None:
             self._entering = self._tokens(op, self.sources)
         try:
             return self._follow(rule, op)
         finally:
             self._entering = ()
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The format with the fewest digits that anything followed was computed in."""
+        return max(self._formats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
     def _refuse_batched(self, op: Operation) -> None:
         """Refuse a live tensor under ``torch.vmap``, whose results are other tensors when it ends."""
@@ -229,18 +236,23 @@ class FrozenRun:
             known.make()  # while the operand is still what it was
         if known is not None and known.root is into:
             known.root, known.bent = None, False
-        self.overwrite(into, out)
-        self.known[into] = known
+        kept = self.overwrite(into, out)
+        self.known[into] = known or kept
         if self.sources is not None and self.sources.place(into) is not None:
             self.sources.forget(into)
         return None if op.name == "setitem" else into
+
+    def moved_in_place(self, op: Operation) -> Any:
+        """The tensor that an operation such as ``unsqueeze_`` gives other axes, and with it what stands for it."""
+        raise self.refusal(op, "it gives a tensor other axes in place; use the form without the underscore")
 
     def carry(self, op: Operation, frozen: Frozen) -> Any:
         """What the model gets for an operation with live operands."""
         raise NotImplementedError
 
-    def overwrite(self, into: Tensor, out: Tensor) -> None:
-        """Put the result of an in-place operation into the tensor that the model overwrites."""
+    def overwrite(self, into: Tensor, out: Tensor) -> Known | None:
+        """Put the result of an in-place operation into the tensor that the model overwrites; what is to be kept of it.
+        """
         raise NotImplementedError
 
     def _measure(self, out: Any) -> None:
@@ -310,6 +322,16 @@ class BackwardRun(FrozenRun):
             self.known[out] = Known(None, False, frozen.root, frozen.bent)
         return out
 
+    def moved_in_place(self, op: Operation) -> Any:
+        x = op.args[0]
+        known, form = self.known.take(x), self.linear_form(x)
+        with _graph():
+            moved = op.again(lambda tensor: form if tensor is x else tensor)
+            op.func(*op.args, **op.kwargs)
+        if form is not x:
+            self.known[x] = Known(lambda: moved, put_off=known is not None and known.put_off)
+        return x
+
     def linear_form(self, tensor: Tensor) -> Tensor:
         """A live tensor as autograd may see it."""
         known = self.known[tensor]
@@ -337,10 +359,16 @@ class BackwardRun(FrozenRun):
             )
         return False
 
-    def overwrite(self, into: Tensor, out: Tensor) -> None:
-        with _graph():
-            into.copy_(out)
+    def overwrite(self, into: Tensor, out: Tensor) -> Known | None:
+        try:
+            with _graph():
+                into.copy_(out)
+        except RuntimeError:  # a view of values alone, which no graph may enter
+            with torch.no_grad():
+                into.copy_(out)
+            return Known(lambda: out)
         self._in_graph[into] = True
+        return None
 
     def _one_on(self, device: torch.device) -> Tensor:
         if device not in self._ones:

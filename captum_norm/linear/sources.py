@@ -79,16 +79,23 @@ class Leaf:
         if not outside.any():
             return entries.new_zeros(batch)
         example = torch.where(outside, -1, index // self.anchor.length)
-        axes = [axis for axis, size in enumerate(index.shape) if size == batch and _counts(example, axis)]
-        if not axes:
-            raise ValueError(f"which example entries beside the tokens of {self.source!r} belong to is not known")
-        return torch.where(outside, entries, 0).movedim(axes[0], 0).flatten(1).sum(1)
+        entries = torch.where(outside, entries, 0)
+        if batch == 1:
+            return entries.sum()[None]
+        for axis in range(index.ndim):
+            of_row = _example_of_each(example, axis)
+            if of_row is not None:
+                rows = entries.movedim(axis, 0).flatten(1).sum(1)
+                return entries.new_zeros(batch).index_add(0, of_row, rows)
+        raise ValueError(f"which example entries beside the tokens of {self.source!r} belong to is not known")
 
 
-def _counts(example: Tensor, axis: int) -> bool:
-    """Whether this axis counts the examples."""
+def _example_of_each(example: Tensor, axis: int) -> Tensor | None:
+    """Which example each index along an axis (examples, or heads of each of them) is of; None where that varies."""
     rows = example.movedim(axis, 0).flatten(1)
-    return bool(((rows == torch.arange(len(rows), device=rows.device)[:, None]) | (rows < 0)).all())
+    of_row = rows.amax(1)
+    is_one = bool(((rows == of_row[:, None]) | (rows < 0)).all())
+    return of_row if is_one and bool((of_row >= 0).all()) else None
 
 
 class TokenSources:

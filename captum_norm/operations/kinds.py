@@ -62,7 +62,7 @@ KINDS: dict[OperationKind, str] = {
     OperationKind.MOVE: (
         "view reshape transpose permute contiguous flatten unsqueeze squeeze unflatten movedim getitem select "
         "narrow chunk split tensor_split unbind roll flip expand expand_as view_as reshape_as t mT adjoint "
-        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad slice"
+        "repeat repeat_interleave index_select unfold diagonal tile swapaxes ravel pad slice as_strided"
     ),
     OperationKind.JOIN: "cat stack hstack vstack",
     OperationKind.WRITE: (

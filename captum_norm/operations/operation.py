@@ -104,9 +104,9 @@ class Operation:
         """
         given = self.args if args is None else args
         kwargs = {name: swapped(value, swap) for name, value in self.kwargs.items() if name != "inplace"}
-        return self._new_tensor_form()(*(swapped(value, swap) for value in given), **kwargs)
+        return self.new_tensor_form()(*(swapped(value, swap) for value in given), **kwargs)
 
-    def _new_tensor_form(self) -> Callable[..., Any]:
+    def new_tensor_form(self) -> Callable[..., Any]:
         """Its function; for an in-place form, the one that writes a new tensor."""
         if self.name == "setitem":
             return _setitem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from types import FunctionType
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.operation import Operation, base_name
+
+Sizes = tuple[int, ...]
 
 NOT_AN_INPUT = -1
 """The number of an entry that is none of those numbered: padding, a memory key, a class token."""
@@ -41,7 +44,7 @@ class Step:
 
 def step_of(op: Operation, k: int | None) -> Step:
     """The move an operation made, to be made again with numbers (which live on the CPU)."""
-    name, func = op.name, op.func
+    name, func = base_name(op.name), op.new_tensor_form()
     args, kwargs = op.args[1:], op.kwargs
     if name in ("view_as", "reshape_as", "expand_as"):
         name, args, kwargs = name[:-3], (tuple(op.out.shape),), {}
@@ -60,6 +63,31 @@ def step_of(op: Operation, k: int | None) -> Step:
         return moved if k is None else moved[k]
 
     return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
+
+
+def strided_step(op: Operation) -> Step:
+    """The move that ``as_strided`` made: strides count in memory, which numbers are not laid out in."""
+    x, size, stride = op.tensors[0], tuple(op.argument(1, "size")), tuple(op.argument(2, "stride"))
+    given = op.argument(3, "storage_offset")
+    offset = 0 if given is None else given - x.storage_offset()
+    layout = (tuple(x.shape), tuple(x.stride()), size, stride, offset)
+
+    def apply(t: Tensor) -> Tensor:
+        return t.reshape(-1)[_strided_entries(*layout).to(t.device)]
+
+    return Step(("as_strided", *layout), apply)
+
+
+def _strided_entries(shape: Sizes, stride: Sizes, new_shape: Sizes, new_stride: Sizes, offset: int) -> Tensor:
+    """Which entry of a tensor of ``shape`` and ``stride`` each entry of a view with new ones is."""
+    reach = [sum((n - 1) * step for n, step in zip(*pair, strict=True))
+             for pair in ((shape, stride), (new_shape, new_stride))]  # fmt: skip
+    memory = torch.full((max(reach[0], reach[1] + offset) + 1,), -1, device="cpu")
+    memory.as_strided(shape, stride).copy_(torch.arange(math.prod(shape), device="cpu").view(shape))
+    entries = memory.as_strided(new_shape, new_stride, offset)
+    if offset < 0 or bool((entries < 0).any()):
+        raise ValueError("as_strided reads memory beside the tensor it is given")
+    return entries
 
 
 def _unfolded(t: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

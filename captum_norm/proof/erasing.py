@@ -68,7 +68,10 @@ class Prover:
         if isinstance(place, str):
             return Finding(name, "open", note=place)
         event, argument, axis, until, output = place
-        until, output = self._where_written(record, event, until, output)
+        written = self._where_written(record, event, until, output)
+        if written is None:
+            return Finding(name, "open", note=f"no product with {record.call.projection or 'a named W_O'}")
+        until, output, order = written
         scale = float(output.abs().max())
         worst, held = 0.0, False
         tried = 0
@@ -78,13 +81,12 @@ class Prover:
                 continue
             changed, was_held = self._without(event, argument, axis, key, until)
             held |= was_held
-            error = _difference(output - changed, expected)
+            lacks = output - changed
+            error = _difference(lacks if order is None else _in_order(lacks, order, expected), expected)
             if error is None:
                 return Finding(
                     name, "open", note=f"the projection has other rows ({tuple(output.shape)}) than the record"
                 )
-            if error > TOLERANCE * scale and _are_rearranged(output - changed, expected):
-                return Finding(name, "open", note="the projection's rows are the record's in another order (windows)")
             worst, tried = max(worst, error / scale), tried + 1
             if tried == keys:
                 break
@@ -108,22 +110,32 @@ class Prover:
                 self._forward()
         return self._survey
 
-    def _place(self, record: AttentionRecord) -> tuple[int, int, int, int, Tensor] | str:
-        """Event, argument and axis of the value product, event and output of the projection; or why not."""
+    def _place(self, record: AttentionRecord) -> tuple[int, int, int, int, Tensor | None] | str:
+        """Event, argument and axis of the value product, event and output of the projection; or why not.
+
+        A W_O that is no parameter, but computed from some, has no output yet: what it wrote is sought.
+        """
         survey = self._surveyed()
         uses = survey.uses.get(self._parameters.get(record.call.projection, 0), [])
-        if not uses:
-            return f"no product with {record.call.projection or 'a named W_O'}"
         values, keys = Print.of(record.values), record.weights.shape[-1]
         found = [p for p in survey.products if p[3] == keys and p[4].shares(values)]
+        if not uses and len(found) == 1:
+            return found[0][0], found[0][1], found[0][2], -1, None
+        if not uses:
+            return f"no product with {record.call.projection or 'a named W_O'}"
         pairs = [(p, use) for p in found for use in uses[:] if use[0] > p[0]]
         if not pairs:
             return "no product holds exactly the recorded values"
         product, (until, output) = min(pairs, key=lambda pair: pair[1][0] - pair[0][0])
         return product[0], product[1], product[2], until, output
 
-    def _where_written(self, record: AttentionRecord, event: int, until: int, output: Tensor) -> tuple[int, Tensor]:
-        """Where all of what the record accounts for is written: behind W_O, or behind adapters that are added to it."""
+    def _where_written(
+        self, record: AttentionRecord, event: int, until: int, output: Tensor | None
+    ) -> tuple[int, Tensor, Tensor | None] | None:
+        """Where all of what the record accounts for is written: behind W_O, or behind adapters that are added to it.
+
+        With it, for rows in another order than the record's (windows), which row of the output is which of the record.
+        """
         total = contribution(record, slice(None))
         total = total if record.b_O is None else total + record.b_O.detach().double()
 
@@ -131,8 +143,11 @@ class Prover:
             error = _difference(tensor, total) if tensor.numel() == total.numel() else None
             return error is not None and error <= 1e-4 * float(total.abs().max())
 
-        if is_written(output):
-            return until, output
+        if output is not None and is_written(output):
+            return until, output, None
+        order = None if output is None else _order_of(output, total)
+        if output is not None and order is not None:
+            return until, output, order
         watch = Watch()
         watch.sought, watch.cut = is_written, None
         watch.since = event
@@ -141,7 +156,9 @@ class Prover:
                 self._forward()
         except Done:
             pass
-        return (until, output) if watch.output is None else (watch.event, watch.output)
+        if watch.output is not None:
+            return watch.event, watch.output, None
+        return None if output is None else (until, output, None)
 
     def _without(self, event: int, argument: int, axis: int, key: int, until: int) -> tuple[Tensor, bool]:
         watch = Watch()
@@ -192,14 +209,22 @@ def _difference(actual: Tensor, expected: Tensor) -> float | None:
     return best
 
 
-def _are_rearranged(actual: Tensor, expected: Tensor) -> bool:
-    """Whether the rows of one are those of the other, one for one, in an order that the record does not tell.
+def _order_of(output: Tensor, total: Tensor) -> Tensor | None:
+    """Which row of an output is which row of the record, (batch * query,), told by what they hold; None if they differ.
 
     Looked at for many groups of rows alone, as windows are.
     """
-    rows, flat = actual.double().reshape(-1, expected.shape[-1]), expected.reshape(-1, expected.shape[-1])
-    if len(rows) != len(flat) or len(expected) < 4:
-        return False
-    along = torch.randn(rows.shape[-1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(rows.device)
-    ours, theirs = flat[(flat @ along).argsort()], rows[(rows @ along).argsort()]
-    return float((ours - theirs).abs().max()) <= TOLERANCE * float(flat.abs().max())
+    rows, flat = output.double().reshape(-1, output.shape[-1]), total.reshape(-1, total.shape[-1])
+    if rows.shape != flat.shape or len(total) < 4:
+        return None
+    nearest = [torch.cdist(some, rows).min(-1) for some in flat.split(_ROWS_AT_ONCE)]
+    order = torch.cat([found.indices for found in nearest])
+    off = max(float(found.values.max()) for found in nearest)
+    return order if off <= 1e-4 * float(flat.norm(dim=-1).max()) and len(order.unique()) == len(order) else None
+
+
+def _in_order(lacks: Tensor, order: Tensor, like: Tensor) -> Tensor:
+    return lacks.reshape(-1, lacks.shape[-1])[order].view(like.shape)
+
+
+_ROWS_AT_ONCE = 1024

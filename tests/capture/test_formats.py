@@ -97,6 +97,25 @@ def test_the_dynamic_int8_of_torch_is_its_own_dequantised_matrix():
     assert torch.allclose(AttentionNorm(model).attribute(x), expected, rtol=0.05, atol=0.01)
 
 
+def test_values_in_half_precision_before_a_wider_projection_are_allowed_their_own_rounding():
+    def write(m, x):
+        q, k, v = (t.bfloat16() for t in m.split(x))
+        return m.o(join(F.scaled_dot_product_attention(q, k, v)).float())
+
+    x, model = torch.randn(2, LENGTH, MODEL), attention(write)
+    assert float(recorded(model, x).certificate) > 1e-4
+    expected = AttentionNorm(attention()).attribute(x)
+    assert torch.allclose(AttentionNorm(model).attribute(x), expected, rtol=0.03, atol=0.01)
+
+
+def test_half_precision_inside_a_model_whose_output_is_wider_is_allowed_its_rounding():
+    model, given = ARCHITECTURES["BERT"].build().float(), ids(2, 6)
+    expected = DecompX(model).attribute(given, target=1)
+    model.bfloat16()
+    scores = DecompX(lambda tokens: model(tokens).logits.float()).attribute(given, target=1)
+    assert torch.allclose(scores, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
 def test_a_last_reader_that_is_not_known_is_named():
     model = attention(lambda m, x: join(m.mixed(x)).int().float() @ m.o.weight)
     with pytest.raises(InexactCaptureError, match=r"last read by operation 'int' in 'Attention' \(Attention\)"):

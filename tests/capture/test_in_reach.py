@@ -122,14 +122,49 @@ def test_attention_over_something_else_has_no_part_in_the_scores_of_a_text():
     assert [call.name for call in method.report.unused] == ["look"]
 
 
-def test_a_model_that_counts_positions_first_is_told_how_it_can_be_explained():
-    encoder, x = nn.TransformerEncoderLayer(8, 2, 16).eval(), torch.randn(5, 2, 8)
-    with pytest.raises(ValueError, match=r"positions first: explain the function lambda x: model"):
-        AttentionNorm(encoder).attribute(x)
-    turned = AttentionNorm(lambda x: encoder(x.transpose(0, 1)).transpose(0, 1))
-    scores = turned.attribute(x.transpose(0, 1), position=-1)
-    maps = attention_maps(encoder, x).summed_norms[0]
-    assert torch.allclose(scores.sum(-1), maps[:, -1], atol=1e-5)
+class Spectrogram(nn.Module):
+    """Patches of (time, frequency), told apart frequency by frequency."""
+
+    def __init__(self, width, stride):
+        super().__init__()
+        self.cut, self.text = nn.Conv2d(1, MODEL, width, stride), Model(lambda m, patches: patches)
+
+    def patches(self, sound):
+        return self.cut(sound[:, None].mT).flatten(2).mT
+
+    def forward(self, sound):
+        return self.text(self.patches(sound))
+
+
+def test_patches_of_a_spectrogram_score_their_own_times_and_frequencies():
+    model, sound = Spectrogram(4, 4).eval(), torch.randn(2, 16, 8)
+    maps = attention_maps(model, sound).summed_norms[0][:, 0].view(2, 2, 4)  # (frequency, time)
+    scores = AttentionNorm(model).attribute(sound)
+    assert torch.allclose(scores.view(2, 4, 4, 2, 4).sum((2, 4)).mT, maps, atol=1e-6)
+    shares, frames = DecompX(model).attribute(sound, target=1), model.patches(sound).detach()
+    expected = DecompX(model.text).attribute(frames, target=1).sum(-1).view(2, 2, 4)
+    assert torch.allclose(shares.view(2, 4, 4, 2, 4).sum((2, 4)).mT, expected, atol=1e-6)
+
+
+def test_frames_that_overlap_in_a_turned_spectrogram_are_no_cells_of_it():
+    for method, target in ((AttentionNorm, None), (DecompX, 1)):
+        with pytest.raises(ValueError, match=r"is read by no attention call.*explain a function of the frames"):
+            method(Spectrogram(3, 2).eval()).attribute(torch.randn(1, 17, 9), target=target)
+
+
+def test_blocks_of_a_film_score_their_own_frames_and_pixels():
+    class Film(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cut, self.text = nn.Conv3d(3, MODEL, (2, 4, 4), (2, 4, 4)), Model(lambda m, blocks: blocks)
+
+        def forward(self, film):  # (batch, frame, channel, height, width)
+            return self.text(self.cut(film.transpose(1, 2)).flatten(2).mT)
+
+    model, film = Film().eval(), torch.randn(1, 4, 3, 8, 8)
+    scores = AttentionNorm(model).attribute(film)
+    maps = attention_maps(model, film).summed_norms[0][:, 0].view(1, 2, 2, 2)
+    assert torch.allclose(scores.view(1, 2, 2, 3, 2, 4, 2, 4).sum((2, 3, 5, 7)), maps, atol=1e-6)
 
 
 def test_a_model_of_one_mapping_is_explained_as_one_of_keywords():

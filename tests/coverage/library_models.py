@@ -238,6 +238,168 @@ def _chronos(bolt: bool) -> Example:
     return Example(model, lambda x: model(context=x).quantile_preds, series, (0, 1))
 
 
+# ---------------------------------------------------------------------------- libraries that are installed beside these
+
+
+def _esm() -> Example:
+    from esm.model.esm2 import ESM2
+
+    model = ESM2(num_layers=2, embed_dim=32, attention_heads=4).eval()
+    return Example(model, lambda ids: model(ids)["logits"], torch.tensor([[0, 5, 6, 7, 8, 9, 2]]), (3, 5))
+
+
+_OF_DIFFUSERS = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4,
+                 "num_layers": 2, "sample_size": 8, "patch_size": 2, "norm_num_groups": 4}  # fmt: skip
+
+
+def _diffusion(kind: str) -> Example:
+    import diffusers
+
+    step = torch.tensor([3])
+    if kind == "DiT":
+        model = diffusers.DiTTransformer2DModel(**_OF_DIFFUSERS, num_embeds_ada_norm=10).eval()
+        made = lambda x: model(x, timestep=step, class_labels=torch.tensor([1])).sample  # noqa: E731
+        return Example(model, made, _picture(8, 4), (0, 1, 1))
+    model = diffusers.PixArtTransformer2DModel(
+        **_OF_DIFFUSERS, cross_attention_dim=16, caption_channels=12, use_additional_conditions=False
+    ).eval()
+    none, noise = {"resolution": None, "aspect_ratio": None}, _picture(8, 4)
+    text = torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(4))
+    return Example(
+        model, lambda t: model(noise, encoder_hidden_states=t, timestep=step, added_cond_kwargs=none).sample, text,
+        (0, 1, 1),
+    )  # fmt: skip
+
+
+def _perceiver(io: bool) -> Example:
+    import perceiver_pytorch
+
+    sizes = {"depth": 2, "num_latents": 6, "latent_dim": 16, "cross_heads": 1, "latent_heads": 2, "cross_dim_head": 8,
+             "latent_dim_head": 8}  # fmt: skip
+    x = torch.randn(1, 8, 8, 3, generator=torch.Generator().manual_seed(5))
+    if not io:
+        bands = {"input_channels": 3, "input_axis": 2, "num_freq_bands": 2, "max_freq": 4.0}
+        model = perceiver_pytorch.Perceiver(**sizes, **bands, num_classes=5).eval()
+        return Example(model, model, x)
+    model = perceiver_pytorch.PerceiverIO(dim=3, queries_dim=16, logits_dim=5, **sizes).eval()
+    queries = torch.randn(4, 16, generator=torch.Generator().manual_seed(6))
+    return Example(model, lambda t: model(t, queries=queries)[:, 0], x.flatten(1, 2))
+
+
+def _conformer() -> Example:
+    from conformer import Conformer
+
+    model = Conformer(dim=16, depth=2, dim_head=8, heads=2, ff_mult=2, conv_kernel_size=3).eval()
+    return Example(model, model, torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(7)), (0, 1))
+
+
+def _local() -> Example:
+    from local_attention import LocalTransformer
+
+    model = LocalTransformer(num_tokens=50, dim=32, depth=2, max_seq_len=32, local_attn_window_size=4, dim_head=8,
+                             heads=4).eval()  # fmt: skip
+    return Example(model, model, IDS, (-1, 1))
+
+
+# ------------------------------------------------------------------------------------ torch and transformers, as used
+
+
+def _positions_first(pooled: bool) -> Example:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 2).eval()
+    x = torch.randn(7, 2, 16, generator=torch.Generator().manual_seed(8))
+    return Example(encoder, (lambda t: encoder(t).mean(0)) if pooled else encoder, x, 1 if pooled else (0, 1))
+
+
+def _picture_in_text(model_type: str) -> Example:
+    """A vision-language model of transformers, its picture held fixed."""
+    from tests.coverage.check import Result, build
+
+    model, inputs = build(model_type, Result(model_type)) or (None, {})
+    if model is None or "pixel_values" not in inputs or "input_ids" not in inputs:
+        raise ImportError(f"no tiny {model_type} was built")
+    fixed, ids = {name: value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == 2 else value
+                  for name, value in inputs.items() if name != "input_ids"}, inputs["input_ids"][:1]  # fmt: skip
+    return Example(model, lambda i: model(input_ids=i, **fixed).last_hidden_state, ids, (-1, 1))
+
+
+def _long(kind: str) -> Example:
+    """The long-document models, as their checkpoints are used: global tokens, block-sparse."""
+    import transformers as hf
+
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48}  # fmt: skip
+    both = {"vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
+    ids = torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(9))
+    of_all = torch.zeros_like(ids).index_fill(1, torch.tensor([0]), 1)
+    start = torch.tensor([[2, 7, 9]])
+    if kind == "Longformer":
+        model: Any = hf.LongformerForSequenceClassification(
+            hf.LongformerConfig(**sizes, attention_window=[4, 4], max_position_embeddings=60, pad_token_id=1)
+        ).eval()
+        return Example(model, lambda i: model(input_ids=i, global_attention_mask=of_all).logits, ids)
+    if kind == "BigBird":
+        model = hf.BigBirdForSequenceClassification(
+            hf.BigBirdConfig(**sizes, block_size=2, num_random_blocks=1, max_position_embeddings=80, sep_token_id=3)
+        ).eval()
+        return Example(model, model, ids)
+    if kind == "LED":
+        model = hf.LEDForConditionalGeneration(
+            hf.LEDConfig(**both, attention_window=[4, 4], max_encoder_position_embeddings=64, pad_token_id=1)
+        ).eval()
+        return Example(
+            model, lambda i: model(input_ids=i, decoder_input_ids=start, global_attention_mask=of_all).logits, ids,
+            (-1, 1),
+        )  # fmt: skip
+    if kind == "BigBird-Pegasus":
+        model = hf.BigBirdPegasusForConditionalGeneration(
+            hf.BigBirdPegasusConfig(**both, block_size=2, num_random_blocks=1, max_position_embeddings=64)
+        ).eval()
+    else:
+        model = hf.LongT5ForConditionalGeneration(
+            hf.LongT5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=1, num_heads=4,
+                            local_radius=3, global_block_size=4, encoder_attention_type=kind)
+        ).eval()  # fmt: skip
+    return Example(model, lambda i: model(input_ids=i, decoder_input_ids=start).logits, ids, (-1, 1))
+
+
+def _film_or_sound(film: bool) -> Example:
+    import transformers as hf
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    generator = torch.Generator().manual_seed(10)
+    if film:
+        model: Any = hf.VideoMAEForVideoClassification(
+            hf.VideoMAEConfig(**sizes, image_size=16, patch_size=8, num_frames=4)
+        ).eval()
+        return Example(model, model, torch.randn(1, 4, 3, 16, 16, generator=generator))
+    model = hf.ASTForAudioClassification(
+        hf.ASTConfig(**sizes, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
+    ).eval()
+    return Example(model, model, torch.randn(1, 16, 8, generator=generator))
+
+
+def _as_used() -> Iterator[tuple[str, str, Callable[[], Example]]]:
+    yield "torch", "TransformerEncoder, positions first", lambda: _positions_first(pooled=False)
+    yield "torch", "the same, pooled", lambda: _positions_first(pooled=True)
+    for name in ("llava", "paligemma", "gemma3", "smolvlm"):
+        yield "transformers, as used", f"{name}, picture in text", lambda n=name: _picture_in_text(n)
+    for kind, used in {
+        "Longformer": "global token", "LED": "global token", "BigBird": "block-sparse",
+        "BigBird-Pegasus": "block-sparse", "local": "LongT5", "transient-global": "LongT5",
+    }.items():  # fmt: skip
+        yield "transformers, as used", f"{kind}, {used}", lambda k=kind: _long(k)
+    yield "transformers, as used", "VideoMAE", lambda: _film_or_sound(film=True)
+    yield "transformers, as used", "AST", lambda: _film_or_sound(film=False)
+    yield "fair-esm", "ESM-2", _esm
+    yield "diffusers", "DiT", lambda: _diffusion("DiT")
+    yield "diffusers", "PixArt, text", lambda: _diffusion("PixArt")
+    yield "perceiver-pytorch", "Perceiver", lambda: _perceiver(io=False)
+    yield "perceiver-pytorch", "Perceiver IO", lambda: _perceiver(io=True)
+    yield "conformer", "Conformer", _conformer
+    yield "local-attention", "LocalTransformer", _local
+
+
 LITGPT = (
     "pythia-14m", "Llama-3.2-1B", "phi-2", "gemma-2b", "Gemma-2-2b", "Qwen2.5-0.5B", "Qwen3-0.6B", "falcon-7b",
     "stablelm-3b-4e1t", "OLMo-1B-hf", "SmolLM2-135M", "Mistral-7B-v0.1", "CodeLlama-7b-hf",
@@ -272,3 +434,4 @@ def examples() -> Iterator[tuple[str, str, Callable[[], Example]]]:
     yield "openai-whisper", "decoder", _whisper
     yield "chronos", "Chronos (T5)", lambda: _chronos(bolt=False)
     yield "chronos", "Chronos-Bolt", lambda: _chronos(bolt=True)
+    yield from _as_used()

@@ -43,6 +43,7 @@ def page(results: Sequence[Result]) -> str:
         f"Every model type in transformers' `MODEL_MAPPING` ({len(results)}) as a tiny random model, run while"
         f" recording; {versions}, CPU, float32. Made by",
         "```bash\npython -m tests.coverage.run --output docs/coverage.md\n```",
+        LONG,
         _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if counts[s]]),
         _evidence([r for r in results if r.status == "exact"], [r for r in results if r.status != "unbuilt"]),
     ]
@@ -94,6 +95,13 @@ def _grouped(title: str, results: Sequence[Result]) -> list[str]:
     table = _table(["types", "reason", "which"], [[str(len(types)), why, ", ".join(types)] for why, types in rows])
     return [f"## {title}", table] if results else []
 
+
+LONG = (
+    "Long-document models (Longformer, LED, BigBird, BigBird-Pegasus, LongT5) run here as they are made, without a"
+    " global token or with full attention on so short a text; as they are used, with global tokens and block-sparse,"
+    " they stand in the second part, under *transformers, as used*."
+)
+"""What the first part does not show."""
 
 LIBRARIES = "## Models of other libraries"
 """The heading of the page's second part, which :mod:`tests.coverage.libraries` writes."""

@@ -31,6 +31,63 @@ def asked_for_gradients(x: Tensor) -> Tensor:
     return (x * 1).requires_grad_()
 
 
+def two_to_each_side(x: Tensor) -> Tensor:
+    """What stands in overlapping windows of three rows: as long-document models cut it."""
+    padded = nn.functional.pad(x, (0, 0, 1, 1)).transpose(0, 1)  # memory in another order than the axes
+    size, stride = (padded.shape[1], padded.shape[0] - 2, 3, padded.shape[2]), padded.stride()
+    return padded.as_strided(size, (stride[1], stride[0], stride[0], stride[2])).sum(2)
+
+
+def axes_in_place(x: Tensor) -> Tensor:
+    y = (x * 2).unsqueeze_(0)
+    return y.squeeze_(0).transpose_(0, 1).transpose(0, 1)
+
+
+def scores_of_a_view(x: Tensor) -> Tensor:
+    scores = (x @ x.mT).transpose(1, 2)
+    scores[:, torch.tensor([1]), torch.tensor([0])] = -9.0
+    return scores.softmax(-1) @ x
+
+
+def scores_of_their_own(x: Tensor) -> Tensor:
+    masked = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
+    masked[1, 0] = True
+    return (x @ x.mT).mT.masked_fill(masked, -9.0).softmax(-1) @ x
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        (two_to_each_side, lambda x: nn.functional.pad(x, (0, 0, 1, 1)).unfold(1, 3, 1).sum(-1)),
+        (axes_in_place, lambda x: x * 2),
+        (scores_of_a_view, scores_of_their_own),
+    ],
+    ids=["as_strided", "axes in place", "a view of values"],
+)
+@pytest.mark.parametrize("ahead", [False, True], ids=["behind attention", "before it"])
+def test_what_long_document_models_do_to_memory_is_what_it_stands_for(written, plain, ahead):
+    embed, ids = nn.Embedding(9, 8), torch.randint(0, 9, (2, 5))
+
+    def model(function):
+        found = Classifier(embed, function).eval()
+        if ahead:
+            found.embed, found.function = nn.Sequential(embed, Of(function)), lambda x: x
+        return found
+
+    scores, delta = DecompX(model(written)).attribute(ids, target=1, return_convergence_delta=True)
+    assert torch.allclose(scores, DecompX(model(plain)).attribute(ids, target=1), atol=1e-6)
+    assert torch.allclose(scores.sum(1) + delta, model(plain)(ids)[:, 1], atol=1e-5)
+
+
+class Of(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 @pytest.mark.parametrize(
     ("written", "plain"),
     [(halved_in_place, lambda x: x * torch.tensor([1.0] * 4 + [0.0] * 4)), (asked_for_gradients, lambda x: x)],

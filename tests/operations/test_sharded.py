@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from captum_norm.operations import sharded
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.sharded import is_distributed, with_weights_held
+from captum_norm.operations.sharded import is_distributed, what_is_split, with_weights_held
 
 WEIGHT = nn.Parameter(torch.ones(3, 3))
 X = torch.ones(1, 3)
@@ -30,3 +31,23 @@ def test_what_is_moved_or_written_to_is_the_models_own():
 
 def test_a_process_by_itself_is_not_distributed():
     assert not is_distributed()
+
+
+class DTensor(torch.Tensor):
+    """Named as torch's own, which takes a process group to make."""
+
+
+class FSDPModule:
+    pass
+
+
+class Gathered(FSDPModule, nn.Linear):
+    pass
+
+
+def test_a_weight_in_parts_is_named_unless_its_module_puts_it_together(monkeypatch):
+    assert what_is_split([nn.Sequential(nn.Linear(3, 3))]) == ""
+    monkeypatch.setattr(sharded, "is_distributed", lambda: True)
+    for linear, found in ((nn.Linear(3, 3), True), (Gathered(3, 3), False)):
+        linear.weight = nn.Parameter(torch.ones(3, 3).as_subclass(DTensor))
+        assert what_is_split([nn.Sequential(linear)]).startswith("0.weight is split over devices") == found

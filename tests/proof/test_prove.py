@@ -71,6 +71,39 @@ def test_weights_that_are_not_the_models_are_found(decoder, monkeypatch):
     assert prove(decoder, {"input_ids": ids(1, LENGTH)}, keys=1).verdict == "wrong"
 
 
+def test_windows_are_proved_in_whatever_order_the_model_keeps_them():
+    class Windows(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.o = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+        def forward(self, x):  # (1, 4 x 4, 8) in four windows of 2 x 2
+            x = x.view(2, 2, 2, 2, 8).transpose(1, 2).reshape(4, 4, 8)
+            q, k, v = self.qkv(x).chunk(3, -1)
+            mixed = (q @ k.mT).softmax(-1) @ v
+            return self.o(mixed.view(2, 2, 2, 2, 8).transpose(1, 2).reshape(1, 16, 8))
+
+    torch.manual_seed(0)
+    proof = prove(Windows().eval(), torch.randn(1, 16, 8))
+    assert proof.calls[0].status == "proved"
+    assert proof.calls[0].error < 1e-5
+
+
+def test_a_projection_that_is_computed_from_a_parameter_is_proved_by_what_it_writes():
+    class Normalised(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.o = torch.nn.Linear(8, 24), torch.nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return torch.nn.functional.linear((q @ k.mT).softmax(-1) @ v, self.o / self.o.norm(dim=0))
+
+    torch.manual_seed(0)
+    proof = prove(Normalised().eval(), torch.randn(2, 5, 8))
+    assert proof.calls[0].status == "proved"
+
+
 def test_refused_calls_are_open_with_their_refusal():
     class Lost(torch.nn.Module):
         def forward(self, x):

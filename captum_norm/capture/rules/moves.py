@@ -13,17 +13,19 @@ from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import NOTHING_YET, Features, Place, Settled, UnplacedError
-from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of
+from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of, strided_step
 
 
 @rule(OperationKind.MOVE)
 def move(flow: Dataflow, op: Operation) -> None:
     """What is known of a tensor's entries goes where they go."""
     trace = flow.traces[op.tensors[0]] if op.tensors else None
-    if trace is None or op.out is op.tensors[0]:  # contiguous() and reshape() may have had nothing to do
+    is_idle = op.tensors and op.out is op.tensors[0] and not op.in_place  # contiguous() and reshape() may be
+    if trace is None or is_idle:
         return
     for k, out in enumerate(op.outputs):
-        flow.traces[out] = trace.after(step_of(op, k if isinstance(op.out, list | tuple) else None))
+        step = strided_step(op) if op.name == "as_strided" else step_of(op, k if op.out is not out else None)
+        flow.traces[out] = trace.after(step)
 
 
 @rule("cat", "hstack", "vstack")

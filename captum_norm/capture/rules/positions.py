@@ -11,8 +11,9 @@ from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.moves import move
 from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
+from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, broadcast
+from captum_norm.operations.places import Anchor, Features, Place, broadcast, patches
 from captum_norm.operations.steps import Step
 
 
@@ -107,9 +108,15 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
     stride = tuple(stride) if isinstance(stride, list | tuple) else (stride,) * len(kernel)
     is_padded = any(padding) if isinstance(padding, list | tuple) else padding not in (0, "valid")
     is_patches = kernel == stride and not is_padded
-    if max(stride) > 1 or source is not None:
+    cut = _patches_of_moved(flow, origin, op, kernel) if is_patches and source is None else None
+    if cut is not None:
+        flow.begins(x)
+        flow.traces[op.out] = Trace(place=cut)
+    elif max(stride) > 1 or source is not None:
         named = source if source is not None and is_patches else flow.next_embedding()
-        parent = None if origin is None else origin.anchor
+        # Of an input with its axes moved, these are no cells of its own grid.
+        is_moved = origin is not None and origin.named and origin.anchor.parent is None and bool(origin.steps)
+        parent = None if origin is None or is_moved else origin.anchor
         anchor = Anchor(named, tuple(op.out.shape), tuple(range(2, op.out.ndim)), flow.next_anchor(), parent)
         flow.begins(x)
         place = Place(anchor, mixers=frozenset() if origin is None else origin.mixers)
@@ -123,6 +130,32 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
         place = origin.then(step)
         is_stem = len(kernel) > 1 and not flow.reach.of(x) & flow.calls  # a picture is not cut into patches yet
         flow.traces[op.out] = Trace(place=place if is_stem else flow.mixed_by(place, f"neighbours, kernel {kernel}"))
+
+
+def _patches_of_moved(flow: Dataflow, origin: Place | None, op: Operation, kernel: tuple[int, ...]) -> Place | None:
+    """The place of patches of an input whose axes were moved before: a spectrogram, frames of a film, channels last."""
+    if origin is None or not origin.named or origin.anchor.parent is not None or not all(map(_moves, origin.steps)):
+        return None
+    x, out, shape = op.tensors[0], op.out, origin.anchor.shape
+    if any(n != cells * width for n, cells, width in zip(x.shape[2:], out.shape[2:], kernel, strict=True)):
+        return None
+    entries = Anchor(origin.anchor.source, shape, tuple(range(1, len(shape))), flow.next_anchor())
+    pairs = [size for pair in zip(out.shape[2:], kernel, strict=True) for size in pair]
+    apart = Step(("unflatten", tuple(pairs)), lambda n: n.reshape(*n.shape[:2], *pairs))
+    inside = (1, *range(3, 3 + len(pairs), 2))
+    cut = patches(Place(entries, (*origin.steps, apart), origin.mixers), inside, flow.next_anchor())
+
+    def one_of_each(numbers: Tensor) -> Tensor:
+        for axis in reversed(inside[1:]):
+            numbers = numbers.select(axis, 0)
+        return numbers[:, :1].expand(out.shape)
+
+    return None if cut is None else cut.then(Step(("one of each patch", tuple(out.shape)), one_of_each))
+
+
+def _moves(step: Step) -> bool:
+    """Whether a step does to any tensor what it did to the one it was seen on."""
+    return isinstance(step.key, tuple) and step.key[0] in names_of(OperationKind.MOVE)
 
 
 def _is_pointwise(op: Operation, weight: Tensor) -> bool:

@@ -12,6 +12,7 @@ from captum_norm.linear.rules.operands import is_lazy, operands_of, same, swappi
 from captum_norm.linear.run import FrozenRun
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.steps import strided_step
 
 RULES.pass_over(OperationKind.QUESTION, OperationKind.SETTING, OperationKind.FRESH)
 
@@ -19,13 +20,22 @@ _MOVES = names_of(OperationKind.MOVE)
 
 
 @rule(OperationKind.MOVE, OperationKind.REDUCTION, OperationKind.COMBINATION, "zero")
-def _linear(run: FrozenRun, op: Operation) -> Frozen:
-    operands = operands_of(run, op)
+def _linear(run: FrozenRun, op: Operation) -> Any:
+    operands, moves = operands_of(run, op), base_name(op.name) in _MOVES
+    if moves and op.in_place:
+        return run.moved_in_place(op)
 
     def apply(one: Tensor, *xs: Tensor) -> Any:
         return op.again(swapping(operands, xs, same))
 
-    return Frozen(apply, operands, lazy=is_lazy(run, op, operands), moves=base_name(op.name) in _MOVES)
+    return Frozen(apply, operands, lazy=is_lazy(run, op, operands), moves=moves)
+
+
+@rule("as_strided")
+def _as_strided(run: FrozenRun, op: Operation) -> Frozen:
+    """Strides count in memory, which what stands for a tensor is not laid out in."""
+    operands, step = operands_of(run, op), strided_step(op)
+    return Frozen(lambda one, x: step.apply(x), operands, lazy=is_lazy(run, op, operands), moves=True)
 
 
 @rule(OperationKind.EXIT)
