@@ -7,6 +7,7 @@ examples along the second.  It is then explained as the function of the turned i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -61,8 +62,10 @@ def examples_first(method: Method) -> Method:
         except (AssertionError, IndexError, ValueError):
             asked = signature.bind(self, inputs, *args, **kwargs).arguments
             extras = extra_arguments(asked.get("additional_forward_args"))
-            seen = None if isinstance(self.forward_func, ExamplesFirst) else _turned(self.forward_func, inputs, extras)
-            if seen is None:
+            seen = None
+            with contextlib.suppress(Exception):  # where the model does not run, the first error says why
+                seen = _turned(self.forward_func, inputs, extras)
+            if seen is None or isinstance(self.forward_func, ExamplesFirst):
                 raise
         again = copy.copy(self)
         again.forward_func = seen

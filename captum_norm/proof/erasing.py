@@ -72,6 +72,8 @@ class Prover:
         if written is None:
             return Finding(name, "open", note=f"no product with {record.call.projection or 'a named W_O'}")
         until, output, order = written
+        if order is None and not _lies_in_one_piece(record, output):
+            return Finding(name, "open", note="its queries are no rows of the projection side by side (blocks)")
         scale = float(output.abs().max())
         worst, held = 0.0, False
         tried = 0
@@ -209,6 +211,30 @@ def _difference(actual: Tensor, expected: Tensor) -> float | None:
     return best
 
 
+def _lies_in_one_piece(record: AttentionRecord, output: Tensor) -> bool:
+    """Whether a record of fewer queries than the projection has rows accounts for some of these, one after the other.
+
+    True where it has as many, or the rows do not fit, which the comparison tells.
+    """
+    batch, _, queries, _ = record.shape
+    total = contribution(record, slice(None))
+    total = total if record.b_O is None else total + record.b_O.detach().double()
+    rows = output.movedim(1, -1) if output.ndim > 2 and output.shape[-1] != total.shape[-1] else output
+    if rows.shape[-1] != total.shape[-1] or rows.numel() <= total.numel():
+        return True
+    spread = rows.double().reshape(-1, total.shape[-1])
+    each, rest = divmod(len(spread), batch)
+    if rest:
+        return True
+    near = 1e-4 * float(total.abs().max())
+    by_example, by_position = spread.view(batch, each, -1), spread.view(each, batch, -1).transpose(0, 1)
+    return any(
+        float((some[:, start : start + queries] - total).abs().max()) <= near
+        for some in (by_example, by_position)
+        for start in range(each - queries + 1)
+    )
+
+
 def _order_of(output: Tensor, total: Tensor) -> Tensor | None:
     """Which row of an output is which row of the record, (batch * query,), told by what they hold; None if they differ.
 
@@ -217,10 +243,11 @@ def _order_of(output: Tensor, total: Tensor) -> Tensor | None:
     rows, flat = output.double().reshape(-1, output.shape[-1]), total.reshape(-1, total.shape[-1])
     if rows.shape != flat.shape or len(total) < 4:
         return None
-    nearest = [torch.cdist(some, rows).min(-1) for some in flat.split(_ROWS_AT_ONCE)]
+    starts = range(0, len(flat), _ROWS_AT_ONCE)
+    nearest = [torch.cdist(flat[start : start + _ROWS_AT_ONCE], rows).min(-1) for start in starts]
     order = torch.cat([found.indices for found in nearest])
     off = max(float(found.values.max()) for found in nearest)
-    return order if off <= 1e-4 * float(flat.norm(dim=-1).max()) and len(order.unique()) == len(order) else None
+    return order if off <= 1e-4 * float(flat.norm(dim=-1).max()) and len(set(order.tolist())) == len(order) else None
 
 
 def _in_order(lacks: Tensor, order: Tensor, like: Tensor) -> Tensor:

@@ -224,12 +224,13 @@ def test_pictures_are_recognised_after_elementwise_preparation(prepare, padding)
     assert records[0].keys.index.tolist() == list(range(6))
 
 
-def test_a_turned_picture_is_not_taken_for_the_picture():
+def test_the_patches_of_a_turned_picture_are_its_own_cells_in_another_order():
     convolution, attention = nn.Conv2d(3, MODEL, 4, 4), Attention(lambda m, x: m.o(join(m.mixed(x))))
     pixels = torch.randn(BATCH, 3, 8, 8)
     with recording(sources=(pixels,)) as records:
         attention(convolution(pixels.flip(3)).flatten(2).transpose(1, 2))
-    assert records[0].keys.source != 0
+    assert (records[0].keys.source, records[0].keys.grid) == (0, (1, 2, 2))
+    assert records[0].keys.index.tolist() == [1, 0, 3, 2]
 
 
 @pytest.mark.parametrize("anew", [lambda x, y: torch.cat([x, y], 1), lambda x, y: written_anew(x, y)],

@@ -5,7 +5,7 @@
 The libraries are an extra of their own (``pip install captum-norm[libraries]``); litgpt (with lightning) and
 transformer-lens ask for older packages and are installed beside them with ``--no-deps``, as are fair-esm, diffusers,
 perceiver-pytorch, conformer and local-attention.  What is missing is passed over.  ``libraries_before.json`` has how
-many methods answered when the page was made first, and 0.1's count for models that it had not.
+many methods answered when the page was made first, or before a model that was added later.
 The page is the second part of the coverage page: what stands before it stays.
 """
 
@@ -133,7 +133,7 @@ def page(results: Sequence[Found]) -> str:
         f"(largest difference {max((f.error for f in ran), default=0.0):.1e} of the output; {opened} could not be "
         f"tried, {sum(len(f.wrong) for f in ran)} disagreed).",
         f"* **Answered.** {sum(f.answered == len(METHODS) for f in ran)} models by all eight methods "
-        f"({', '.join(METHODS)}); before: how many answered when this page was first made.", "",
+        f"({', '.join(METHODS)}); before: how many did when it was first made.", "",
         "| library | models | every call read | calls proved | all eight methods | methods, mean |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

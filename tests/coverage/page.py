@@ -98,8 +98,8 @@ def _grouped(title: str, results: Sequence[Result]) -> list[str]:
 
 LONG = (
     "Long-document models (Longformer, LED, BigBird, BigBird-Pegasus, LongT5) run here as they are made, without a"
-    " global token or with full attention on so short a text; as they are used, with global tokens and block-sparse,"
-    " they stand in the second part, under *transformers, as used*."
+    " global token, or with full attention on so short a text. As they are used, DecompX explains them all;"
+    " `attention_maps` reads BigBird's blocks and LongT5 in pieces, and refuses global tokens beside windows by name."
 )
 """What the first part does not show."""
 
