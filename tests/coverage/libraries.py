@@ -1,4 +1,4 @@
-"""Models of sixteen libraries: their attention proved one level below, and how many of eight methods answer.
+"""Models of seventeen libraries: their attention proved one level below, and how many of eight methods answer.
 
     python -m tests.coverage.libraries --output docs/coverage.md
 
