@@ -144,6 +144,7 @@ class Attributor:
         over: the method that it wraps, over what its row says; only for methods that wrap one.
         position: whose row is explained, as for `HFForward`.
         show_progress: whether a method that can say so says how much longer it takes, as Captum's do.
+        mixers_as_identity: as for ``attribute`` of methods that compose attention calls; others have no such choice.
 
     Raises:
         ValueError: for an unknown method or one that cannot be wrapped, and for options its class does not take.
@@ -166,6 +167,7 @@ class Attributor:
         over: str | None = None,
         position: Position = None,
         show_progress: bool = False,
+        mixers_as_identity: bool = False,
     ) -> None:
         from captum_norm.forward import HFForward
 
@@ -179,6 +181,8 @@ class Attributor:
         self.attribution = self._made(self.forward_func)
         if show_progress and "show_progress" in signature(self.attribution.attribute).parameters:
             self.arguments["show_progress"] = True
+        if mixers_as_identity and "mixers_as_identity" in signature(self.attribution.attribute).parameters:
+            self.arguments["mixers_as_identity"] = True
 
     def __call__(
         self,

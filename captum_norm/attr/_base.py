@@ -27,7 +27,7 @@ from captum_norm.attr._captum import (
 )
 from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._examples_first import examples_first
-from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path, tensors_beside
+from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
@@ -35,6 +35,7 @@ from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._sequences import KindType
 from captum_norm.attr._unread import refuse_opaque
 from captum_norm.capture import AttentionRecord, InexactCaptureError, Opaque, Recorded, recording
+from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.inputs import other_input
 from captum_norm.forward.keywords import unwrapped
 from captum_norm.forward.one_mapping import by_keywords
@@ -103,7 +104,7 @@ class AttentionMethod:
                 blocks=self.reads_block,
                 chain=chain,
                 refuse_dropout=True,
-                beside=tensors_beside(self.forward_func, inputs, extras),
+                beside=tensors_beside(self.forward_func, (*inputs, *extras)),
             ) as recorded,
         ):
             output = run_forward(self.forward_func, inputs, extras)
@@ -119,11 +120,11 @@ class AttentionMethod:
             found.extend(recorded.flow.opaque.parts)
 
         with torch.no_grad(), contextlib.suppress(ValueError, RuntimeError, IndexError, TypeError):
-            self._forward(tuple(map(other_input, inputs)), extras, _nothing, _nothing, on_output=told)
+            self._forward(tuple(map(other_input, inputs)), extras, nothing, nothing, on_output=told)
         return tuple(found)
 
 
-def _nothing(_: object) -> None:
+def nothing(_: object) -> None:
     """What is done with a record that nobody asked for."""
 
 
@@ -273,9 +274,9 @@ class MapMethod(InputMethod):
         reduction.conclude()
         read = reduction.position_read(given) if position is None else None
         if read is not None:  # another row than the one that was kept
-            row = reduction.row
+            row, counted_in = reduction.row, reduction.to_count_in
             reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
-            reduction.texts = texts
+            reduction.texts, reduction.counted_in = texts, counted_in
             self._read(reduction, given, target, extras)
             reduction.conclude()
             reduction.row = row

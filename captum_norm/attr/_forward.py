@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CellType
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn import DataParallel, Module, TransformerEncoder
 from captum_norm.attr._captum import run_forward
 from captum_norm.attr._position import PositionType
 from captum_norm.forward import HFForward
+from captum_norm.forward.at_hand import held_by
 from captum_norm.forward.inputs import check_inputs, check_model
 from captum_norm.forward.keywords import unwrapped
 
@@ -87,24 +87,6 @@ def models_in(forward_func: Forward) -> list[Module]:
     if isinstance(forward_func, Module):
         return [forward_func]
     return [value for value in held_by(forward_func) if isinstance(value, Module)]
-
-
-def held_by(forward_func: Forward) -> list[Any]:
-    """What a function has at hand beside its arguments; nothing for other callables."""
-    code = getattr(forward_func, "__code__", None)
-    if code is None:
-        return []
-    enclosed = [cell.cell_contents for cell in forward_func.__closure__ or () if cell != CellType()]
-    named = [forward_func.__globals__.get(name) for name in code.co_names]
-    return [*enclosed, *named, *(forward_func.__defaults__ or ()), getattr(forward_func, "__self__", None)]
-
-
-def tensors_beside(forward_func: Forward, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors that are there before a function runs: what it is given, keeps, or encloses (in a mapping, too)."""
-    held = (*inputs, *extras, *getattr(forward_func, "fixed", {}).values(), *held_by(forward_func))
-    inside = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
-    flat = [item for one in inside for item in (one if isinstance(one, list | tuple) else (one,))]
-    return [value for value in flat if isinstance(value, Tensor)]
 
 
 def _may_fuse(module: Module) -> bool:

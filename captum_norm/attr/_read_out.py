@@ -5,13 +5,14 @@ Axes: b batch, q query.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.capture import Positions, RowsRead
+from captum_norm.capture import AttentionRecord, Positions, RowsRead
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class QueryAxis:
         """How much of each row the output read, (batch, query); None where the rows are not among the queries."""
         if self.positions is None or len(self.positions.index) != self.length:
             return None
-        index = self.positions.index
-        positions = read.positions.clamp_min(-1).expand(self.batch, -1)
+        index, positions = self.positions.index, read.positions.expand(self.batch, -1)
+        if self.has_several_for(read) and self.positions.rows is not None:
+            index = self.positions.rows
+        else:
+            positions = positions.clamp_min(-1)
         weights = read.weights.double().expand(self.batch, -1)
         if positions.shape[1] == self.length and torch.equal(positions, index.expand_as(positions)):
             return weights
@@ -47,6 +51,11 @@ class QueryAxis:
             return None
         nothing = torch.zeros(self.batch, self.length, dtype=torch.float64)
         return nothing.scatter_add(1, matches.int().argmax(-1), weights)
+
+    def default_weights(self) -> Tensor:
+        """All of the row that is the default."""
+        row = Rows(None).chosen(self.batch, self.length, self.real, self.causal, self.text)
+        return torch.zeros(self.batch, self.length, dtype=torch.float64).scatter(1, row.cpu(), 1.0)
 
     def has_several_for(self, read: RowsRead) -> bool:
         """Whether rows that are no input were read, and there are several of these."""
@@ -72,3 +81,34 @@ class QueryAxis:
             return row
         of_input = self.positions.index.cpu()[row]
         return weights if bool((of_input < 0).any()) else of_input
+
+
+def queries_differ(records: Sequence[AttentionRecord]) -> bool:
+    """Whether calls of one sequence have different queries, as where the last layer asks for the class token alone."""
+    known: dict[object, AttentionRecord] = {}
+    for record in records:
+        if record.queries is None:
+            continue
+        first = known.setdefault(record.queries.source, record)
+        if first.queries is None or first.queries is record.queries:
+            continue
+        if not torch.equal(_numbers(first.queries), _numbers(record.queries)):
+            return True
+    return False
+
+
+def same_rows(rows: Tensor, counted_in: Positions, queries: Positions) -> Tensor | None:
+    """The rows of one query axis that are the same positions as rows of another; None where there are none.
+
+    Args:
+        rows: (batch, row), counted in ``counted_in``.
+        counted_in, queries: where the two axes lie in the input.
+    """
+    if counted_in.source != queries.source:
+        return rows
+    matches = _numbers(counted_in)[rows.cpu()][..., None] == _numbers(queries)
+    return matches.int().argmax(-1) if bool((matches.sum(-1) == 1).all()) else None
+
+
+def _numbers(positions: Positions) -> Tensor:
+    return (positions.index if positions.rows is None else positions.rows).cpu()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_norm.attr._aggregate import Aggregate
+from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
 from captum_norm.attr._maps import (
@@ -32,10 +32,11 @@ from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._read_out import QueryAxis
+from captum_norm.attr._read_out import QueryAxis, queries_differ, same_rows
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
 from captum_norm.attr._unread import (
+    different_queries,
     not_read,
     nothing_seen,
     refuse_lost,
@@ -92,6 +93,7 @@ class Reduction:
         certificates: each call seen with its certificate, in call order.
         mixers: what mixed positions beside attention on the way to the calls that count.
         texts: the inputs that are (batch, position), whose positions count even where the model has more rows.
+        counted_in: the query axis that ``rows`` count in, where calls differ in their queries; else None.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class Reduction:
         self.explained: Tensor | None = None
         self._real: list[Tensor | None] = []
         self.texts: frozenset[SequenceName] = frozenset()
+        self.counted_in: Positions | None = None
+        self._differ = False
         self._last: SequenceName | None = None
         self._no_chain = ""
         self._within: dict[SequenceName, AttentionRecord] = {}
@@ -203,6 +207,11 @@ class Reduction:
             self.mixers |= dict.fromkeys(noted.record.mixers)
             if noted.record.keys is None:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
+        if not self.composes and self.counted_in is None:
+            self._differ = queries_differ([noted.record for noted in used])
+        if self._differ and self._rows.position is not None and not isinstance(self._aggregate, Single):
+            counts = [len(noted.record.queries.index) for noted in used if noted.record.queries is not None]
+            raise ValueError(different_queries(self._title, counts))
         if self.composes:
             rested_on = [one for one in self._seen if self._read.rests_on(one)]
             self._no_chain = not_a_chain(rested_on, self._read)
@@ -247,19 +256,26 @@ class Reduction:
         if read.how == "unseen" or behind:
             self._route(0, given[0])  # what no position helps against comes first
             raise ValueError(unseen_rows(self._title, behind))
-        if read.rows is None:
+        if read.rows is None and not self._differ:
             return None
         queries = self._route(0, given[0])[0]
         if queries != self._last:  # an encoder by itself, whose output is not what was returned
             return None
         axis = self._axis(queries)
-        weights = axis.weights(read.rows)
-        if weights is None and axis.has_several_for(read.rows):
+        weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)
+        if weights is None and read.rows is not None and axis.has_several_for(read.rows):
             raise ValueError(unseen_rows(self._title, behind))
+        if self._differ and (weights is None or not bool((weights == 1).any(1).all())):
+            raise ValueError(different_queries(self._title, [axis.length]))
         if weights is None or axis.on_padding(weights):
             return None
-        self.row = "read"
-        return axis.position(weights)
+        self.row = "convention" if read.rows is None else "read"
+        return weights.argmax(1) if self._differ else axis.position(weights)
+
+    @property
+    def to_count_in(self) -> Positions | None:
+        """The queries of the last call, where those of other calls differ from them; else None."""
+        return self._queries.get(self._last) if self._differ and self._last is not None else None
 
     def _axis(self, queries: SequenceName) -> QueryAxis:
         """What is known of the queries of a map."""
@@ -335,6 +351,7 @@ class Reduction:
     def _with_needed_rows(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
         """The record with the rows asked for alone, where the others do not matter."""
         batch, _, length, _ = record.shape
+        length = length if self.counted_in is None else len(self.counted_in.index)
         if not (self._rows.few and self._aggregate.needs == "rows"):
             return record
         # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
@@ -346,6 +363,8 @@ class Reduction:
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record
         self._cut.setdefault(queries, (rows, settled))
+        if self.counted_in is not None:
+            rows = self._same_rows(record, rows)
         return at_rows(record, rows)
 
     def _shares_of(self) -> Tensor | None:
@@ -360,6 +379,14 @@ class Reduction:
             except ValueError:  # no real row: an error only if this sequence is asked for
                 return None
         return self._summed.setdefault(queries, known) if known.shape == (axis.batch, axis.length) else None
+
+    def _same_rows(self, record: AttentionRecord, rows: Tensor) -> Tensor:
+        """The rows of a call that are the same positions as these, which are counted in another call's queries."""
+        assert self.counted_in is not None
+        found = None if record.queries is None else same_rows(rows, self.counted_in, record.queries)
+        if found is None:
+            raise ValueError(different_queries(self._title, [len(self.counted_in.index), record.shape[2]]))
+        return found
 
     def _row(self, route: Route) -> Tensor:
         """What is asked for of an aggregated map: (batch, key), or (batch, row, key) for several."""

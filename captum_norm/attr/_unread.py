@@ -27,11 +27,21 @@ def refuse_lost(title: str, lost: Sequence[Softmax]) -> None:
     if lost:
         others = f", and of {len(lost) - 1} more," if len(lost) > 1 else ""
         raise InexactCaptureError(
-            f"{title}: the weights of {lost[0]}{others} look over positions, and were not seen to meet values on the "
+            f"{title}: the weights of {lost[0]}{others} {lost[0].looks}, and were not seen to meet values on the "
             "way to the output: an attention call may be missing. Products of weights with values by matmul, einsum or "
             "scaled_dot_product_attention are read; DecompX holds any weights fixed; the calls that were read are in "
-            "attention_maps, and Layer classes give them one by one."
+            "attention_maps(..., layers=[0, ...]), and Layer classes give them one by one."
         )
+
+
+def different_queries(title: str, counts: Sequence[int]) -> str:
+    """What to say where calls of one sequence have different queries, so that a row of one is no row of another."""
+    found = ", ".join(map(str, dict.fromkeys(counts)))
+    return (
+        f"{title}: attention calls of one sequence have different queries ({found} of them), so a row of one is no row "
+        "of another. Without position=, the row that the output was read from is followed, where it is one of each; "
+        "attention_maps and Layer classes have all rows of a call."
+    )
 
 
 def refuse_opaque(title: str, parts: Sequence[Opaque], again: Sequence[Opaque]) -> None:
@@ -49,7 +59,8 @@ def refuse_opaque(title: str, parts: Sequence[Opaque], again: Sequence[Opaque]) 
         raise InexactCaptureError(
             f"{title}: the output rests on a part that cannot be looked into: {part}. What attends there, or mixes "
             "positions, is not known (TorchScript, a kernel of another library, a compiled graph, numpy, a custom "
-            "autograd Function). Run that part as plain torch operations; attention_maps has the calls that were read."
+            "autograd Function). Run that part as plain torch operations; attention_maps(..., layers=[0, ...]) has "
+            "the calls that were read."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_norm.attr._base import InputMethod
+from captum_norm.attr._base import InputMethod, nothing
 from captum_norm.attr._captum import Attribution, as_tuple, extra_arguments, is_tuple, run_forward
 from captum_norm.attr._contrast import selected_contrast
 from captum_norm.attr._encoding import captum_attribute_with_delta, takes_encodings
@@ -19,7 +19,8 @@ from captum_norm.attr._forward import distinct, models_in, outside_inference_mod
 from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._report import AttributionReport
-from captum_norm.attr._unread import nothing_seen, of_frames
+from captum_norm.attr._unread import nothing_seen, of_frames, refuse_opaque
+from captum_norm.capture import Opaque, Recorded
 from captum_norm.linear import (
     ActivationType,
     Conventions,
@@ -253,10 +254,29 @@ class DecompX(InputMethod):
             except NothingMixedError:
                 split = what_is_split(models_in(self.forward_func))
                 raise ValueError(f"{title}: {split}." if split else nothing_seen(title)) from None
+        if any(one.of_unseen for one in found):
+            self._refuse_unseen(inputs, extras, targets)
         for target, contributions in zip(targets, found, strict=True):
             chosen = partial(selected_contrast, target=target, caller=title)
             refuse_fused_path(title, self.forward_func, inputs, extras, chosen, contributions.output)
         return found
+
+    def _refuse_unseen(
+        self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]
+    ) -> None:
+        """Refuse if what is explained rests on a part that cannot be looked into, which looked like a constant."""
+        title = type(self).__name__
+        parts: list[Opaque] = []
+
+        def told(recorded: Recorded, output: Any) -> None:
+            for target in targets:
+                explained = selected_contrast(output, target, title)
+                parts.extend(recorded.answer(explained, lambda tensor: tensor).opaque)
+
+        with torch.no_grad():
+            self._forward(inputs, extras, nothing, nothing, on_output=told)
+        if parts:
+            refuse_opaque(title, parts, self._opaque_again(inputs, extras))
 
 
 def _sequence_of(title: str, found: TokenContributions, index: int, like: Tensor) -> SequenceName:

@@ -26,7 +26,7 @@ from captum_norm.attr._captum import (
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
 from captum_norm.attr._sources import SourcesType
-from captum_norm.capture import AttentionCall, Certificate
+from captum_norm.capture import AttentionCall, Certificate, Mixer
 from captum_norm.forward import HFForward
 from captum_norm.forward.causal import is_causal
 from captum_norm.forward.embedding import EmbeddingSites
@@ -49,6 +49,8 @@ class LLMAttributionReport:
         to_target: what it gives to the target tokens before the one explained, (target,), in its unit.
         delta: for methods that split the target token's logit, the part of it that belongs to no token, (target,); else
             None.
+        mixers: what beside attention mixed positions on the way to the calls; methods that compose calls refuse it
+            unless they are given ``mixers_as_identity=True``.
     """
 
     certificates: tuple[tuple[AttentionCall, Certificate], ...] = ()
@@ -56,6 +58,7 @@ class LLMAttributionReport:
     to_left_out: Tensor = field(default_factory=lambda: torch.zeros(0))
     to_target: Tensor = field(default_factory=lambda: torch.zeros(0))
     delta: Tensor | None = None
+    mixers: tuple[Mixer, ...] = ()
 
 
 class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Captum is not typed
@@ -140,7 +143,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
             sources: passages of a text or chat that are scored in place of its tokens: ``"sentences"``,
                 ``"paragraphs"``, ``"turns"``, a function from the text to spans, or spans of characters (start, stop)
                 that cover the prompt; ``...`` among them is a source for all the rest.
-            **kwargs: for the method's own ``attribute``: ``kind``, ``call``.
+            **kwargs: for the method's own ``attribute``: ``kind``, ``call``, ``mixers_as_identity``.
 
         Returns:
             Captum's result.  ``token_attr`` (target, feature) is the score of each feature for each target token, in
@@ -233,6 +236,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
             rows[:, :length].sum(1) - scored,
             rows[:, length:].sum(1),
             one.logits() - rows.sum(1) if self.attr_method.has_convergence_delta() else None,
+            one.mixers,
         )
         return LLMAttributionResult(
             input_tokens=prompt.names,
@@ -274,6 +278,11 @@ class _TeacherForced:
     def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
         """What was read."""
         return self._method.report.certificates
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """What beside attention mixed positions."""
+        return self._method.report.mixers
 
     def rows(self) -> Tensor:
         """Run the method: (target, token), the scores of all that the model read.

@@ -103,7 +103,8 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
     place = None if trace is None else trace.place
     if place is None or numbers is None:
         rows = flow.rows.of(explained)
-        mixers = frozenset() if rows is None else rows.mixers
+        known = place if rows is None else rows
+        mixers: frozenset[object] = frozenset() if known is None else known.mixers
         return Answer(reach, "unseen" if rows is None else "rows", rows, _listed(mixers))
     chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)

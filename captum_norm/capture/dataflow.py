@@ -21,6 +21,7 @@ from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
+from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins, OverwrittenError
 from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.reach import INPUT, Reach
@@ -65,12 +66,13 @@ class Dataflow:
         self.rows = ReadOuts(self.traces, self.reach, self.places)
         self.chain = Chain(self.reach, self._module) if chain else None
         self.ledger = Ledger()
+        self.masks = MaskOrigins(self.reach)
         self.shallow: Facts[Tensor] = Facts()  # scores -> what a shallow mask, such as -100, allows of them
         self.exponentials: Facts[Columns] = Facts()  # exp(scores) -> what the softmax written by hand allows
         self.unrounded: Facts[Tensor] = Facts()  # of what was made into integers of few bits, what it was
         self._names = names or Names(None)
         self.opaque = OpaqueParts(self.reach, self._names)
-        self._born = 0
+        self._born = self._outside = 0
         self.calls = 0  # the bits of all attention calls
         self._operation: Operation | None = None
         self.refuses_dropout = False
@@ -108,6 +110,8 @@ class Dataflow:
         """What to do with operations of this name."""
         rule = RULES.of(name)
         if rule is None:
+            if name in COMPARISONS:
+                return self.masks.see
             return self.opaque.see if kind_of(name) is OperationKind.FRESH else None
         see = None if self._stream is None else self._stream.see
         if self._calls_only:
@@ -120,6 +124,10 @@ class Dataflow:
                 if see is not None:
                     see(op)
                 self.opaque.see(op)
+                trace = self.traces[op.out] if isinstance(op.out, Tensor) else None
+                self.masks.see(op, trace is not None and trace.weights is not None)
+                if trace is None or trace.place is None:
+                    self.ledger.written.see(op)
                 born, self._born, self._operation = self._born, 0, None
                 self.reach.see(op, born)
                 if self.chain is not None:
@@ -148,6 +156,24 @@ class Dataflow:
 
         return on_the_way
 
+    def unchosen(self, tensors: Sequence[Tensor] | None = None) -> Tensor | None:
+        """What scores or weights would be if none had been left out for being small; None where none was.
+
+        Args:
+            tensors: which; by default what the operation that is running takes.
+
+        Raises:
+            InexactCaptureError: if they were overwritten, so that it is not known what masks had left out before.
+        """
+        operation = self._operation
+        try:
+            return self.masks.unchosen(operation.tensors if tensors is None and operation else tensors or ())
+        except OverwrittenError:
+            raise InexactCaptureError(
+                f"{self._module() or 'the model'} overwrites attention scores or weights where they are small: which "
+                "tokens a mask had left out before is not known. Write them into a new tensor (masked_fill, where)."
+            ) from None
+
     # ---- what mixes positions
 
     def drops_out(self, probability: float) -> None:
@@ -162,6 +188,12 @@ class Dataflow:
                 f"{name or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
                 "another one, and weights that do not sum to 1. Call model.eval() first."
             )
+
+    def know_mixed(self, tensor: Tensor) -> None:
+        """Take note of a tensor that was made of positions by operations that are not followed."""
+        self._outside = self._outside or INPUT | self.reach.new_bit()
+        self.reach.add(tensor, self._outside)
+        self.opaque.know(tensor)
 
     def begins(self, made_of: Tensor) -> None:
         """Positions begin to count in what this operation gives out, unless no input has a part in it."""
@@ -224,6 +256,8 @@ class Dataflow:
         return (softmax,)
 
     def _along(self, scores: Tensor, axis: int | None) -> Along:
+        if axis == scores.ndim - 1 and scores in self.ledger.written:
+            return "features"
         trace = self.traces[scores]
         if trace is None or axis is None:
             return "unknown"
@@ -271,7 +305,9 @@ class Dataflow:
         mixture.bit = self.reach.new_bit()
         self._born |= mixture.bit
         self.calls |= mixture.bit
-        mixture.ancestors = 0 if self._operation is None else self.reach.of_all(self._operation.tensors)
+        if self._operation is not None:
+            mixture.ancestors = self.reach.of_all(self._operation.tensors)
+            mixture.selections = self.masks.selections(self._operation.tensors)
         if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
         place = place and Place(place.anchor, place.steps)  # what moved the queries moves no value
@@ -313,6 +349,8 @@ class Dataflow:
             self.chain.clear()
         self.rows.clear()
         self.opaque.clear()
+        self.masks.clear()
+        self.ledger.written.clear()
         if self._stream is not None:
             self._stream.clear()
 

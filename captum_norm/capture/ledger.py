@@ -9,6 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+from torch.nn import Parameter
+
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation, base_name
+
 Fate = Literal["", "call", "refused", "no attention"]
 Along = Literal["positions", "features", "unknown"]
 
@@ -38,12 +45,15 @@ class Softmax:
 
     @property
     def is_lost(self) -> bool:
-        """Whether it looks over positions, and its weights were not seen to meet values.
+        """Whether its weights were not seen to meet values, and it looks over positions or may do so."""
+        return self.along != "features" and not self.fate
 
-        Where it is not known what it looks along, the last axis holds features, as a linear map writes them.
-        """
-        other = self.along == "unknown" and self.axis is not None and self.axis != len(self.shape) - 1
-        return (self.along == "positions" or other) and not self.fate
+    @property
+    def looks(self) -> str:
+        """What it looks over, in words for an error."""
+        if self.along == "positions":
+            return "look over positions"
+        return "look along an axis of which it is not known whether it holds positions"
 
     def __str__(self) -> str:
         where = f" in {self.module!r}" if self.module else ""
@@ -51,11 +61,49 @@ class Softmax:
         return f"the softmax{where}, {self.shape}{axis}"
 
 
+_MAPS = names_of(OperationKind.MAP) | {"matmul", "addmm"}
+_MOVES = names_of(OperationKind.MOVE)
+_SPLITS = frozenset({"view", "reshape", "unflatten", "unsqueeze", "contiguous"})
+
+
+class Written:
+    """Which tensors have features along their last axis, for a map of parameters wrote them there: classes, experts."""
+
+    def __init__(self) -> None:
+        self._written: Facts[bool] = Facts()
+        self._any = False
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self._any and tensor in self._written
+
+    def see(self, op: Operation) -> None:
+        """Take in one operation whose result is at no known place."""
+        out, name = op.out, base_name(op.name)
+        if not isinstance(out, Tensor):
+            return
+        if name in _MAPS and any(isinstance(tensor, Parameter) for tensor in op.tensors[1:]):
+            self._written[out] = self._any = True
+        elif self._any and any(tensor in self._written and _keeps_last(name, tensor, out) for tensor in op.tensors):
+            self._written[out] = True
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._written.clear()
+
+
+def _keeps_last(name: str, x: Tensor, out: Tensor) -> bool:
+    """Whether the last axis of the result is that of x, or a part of it."""
+    if name in _MOVES:
+        return name in _SPLITS and out.shape[: x.ndim - 1] == x.shape[:-1]
+    return out.shape == x.shape
+
+
 class Ledger:
     """The softmaxes of a running model, in the order in which they ran."""
 
     def __init__(self) -> None:
         self.entries: list[Softmax] = []
+        self.written = Written()
         self._bits = 0
 
     def note(self, softmax: Softmax) -> None:

@@ -60,8 +60,14 @@ def two_numbers(mask: Tensor) -> Tensor | None:
     return allowed if bool((allowed | (mask == least)).all()) else None
 
 
-def allowed_at_product(columns: Columns | None, weights: Tensor) -> Tensor | None:
-    """What a softmax allowed, where its weights meet the values; None where all may be attended to, or nobody knows."""
+def allowed_at_product(columns: Columns | None, weights: Tensor, unchosen: Tensor | None) -> Tensor | None:
+    """What a softmax allowed, where its weights meet the values; None where all may be attended to, or nobody knows.
+
+    Args:
+        columns: of the weights.
+        weights: as they meet the values.
+        unchosen: what they would be if none had been left out for being small (:class:`MaskOrigins`), where some were.
+    """
     if columns is None:
         return None
     allowed = columns.allowed
@@ -74,5 +80,7 @@ def allowed_at_product(columns: Columns | None, weights: Tensor) -> Tensor | Non
         if allowed.shape != weights.shape:
             return None
     if columns.cut:
+        weights = weights if unchosen is None or unchosen.shape != weights.shape else unchosen
         allowed = weights != 0 if allowed is None else allowed & (weights != 0)
     return allowed
+

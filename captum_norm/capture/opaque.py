@@ -39,15 +39,15 @@ class Opaque:
         operation: the torch operation that took in what it gave out, or the foreign operation itself.
         module: dotted name of the innermost module that was running; ``""`` where there was none.
         why: how it is known.
-        value: what it gave out, if small, and the address of its storage: a constant has one of them again in another
-            run of the model.
+        value: what it gave out, if small, and its storage, whose address no other one has while there is a reference:
+            a constant has one of them again in another run of the model.
     """
 
     operation: str
     module: str
     why: str
     value: Tensor | None = None
-    address: int = 0
+    storage: StorageWeakRef | None = None
 
     def __str__(self) -> str:
         where = f" in {self.module!r}" if self.module else ""
@@ -57,7 +57,7 @@ class Opaque:
         """Whether another run on other inputs gave the same."""
         if (self.operation, self.module) != (again.operation, again.module):
             return False
-        if self.address and self.address == again.address:
+        if self.storage is not None and again.storage is not None and self.storage.cdata == again.storage.cdata:
             return True
         return self.value is not None and again.value is not None and torch.equal(self.value, again.value)
 
@@ -99,6 +99,11 @@ class OpaqueParts:
             return
         if storage._cdata not in self._known:
             self._known[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter, was there before, or was made by an operation that was seen."""
+        address = _address(tensor)
+        return isinstance(tensor, Parameter) or not address or address in self._known or self._is_held(address)
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
@@ -151,7 +156,8 @@ class OpaqueParts:
         value = tensor.detach().clone() if constant and tensor.numel() <= _SMALL else None
         address = _address(tensor)
         self._bits[address] = self._bits.get(address, 0) | 1 << len(self.parts)
-        self.parts.append(Opaque(op.name, module, why, value, address if constant else 0))
+        storage = StorageWeakRef(tensor.untyped_storage()) if constant and address else None  # type: ignore[no-untyped-call]
+        self.parts.append(Opaque(op.name, module, why, value, storage))
 
     def _is_held(self, address: int) -> bool:
         """Whether a module holds the storage; the outermost is looked through once, the innermost each time."""

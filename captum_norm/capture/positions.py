@@ -78,7 +78,9 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
     if not torch.equal(index, index[:1, :1].expand_as(index)):
         return None, f"examples or heads order their {axis}s differently"
     grid = anchor.grid if len(anchor.grid) > 1 else None
-    return Positions(anchor.source, index[0, 0].clone(), grid), ""
+    told = torch.where(inputs, index, rows)
+    alike = torch.equal(told, told[:1, :1].expand_as(told))
+    return Positions(anchor.source, index[0, 0].clone(), grid, told[0, 0].clone() if alike else None), ""
 
 
 def _way_out(rows: Tensor, anchor: Anchor) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
+from captum_norm.capture.mask_origins import without_padding
 from captum_norm.capture.record import Kind, Positions
 from captum_norm.operations.places import Source
 
@@ -64,7 +65,9 @@ def _seen(call: Joined) -> Tensor | None:
         seen = call.arrange(parts).any(1)
     except RuntimeError:  # parts with keys of their own
         return None
-    return seen if seen.shape[1:] == call.weights.shape[2:] else None
+    if seen.shape[1:] != call.weights.shape[2:]:
+        return None
+    return without_padding(seen, [one for part in call.parts for one in part.mixture.selections])
 
 
 def real_keys(seen: Tensor) -> Tensor | None:

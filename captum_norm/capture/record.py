@@ -145,11 +145,14 @@ class Positions:
         index: (position,) long, the input position of each entry of the axis; -1 where the entry is no input (a class
             token, a memory key, a sink).
         grid: the spatial shape of the positions where they come from a convolution over pixels, else None.
+        rows: as ``index``, but that entries that are no input have numbers of their own below 0; None where examples
+            differ in these.
     """
 
     source: int | str
     index: Tensor
     grid: tuple[int, ...] | None = None
+    rows: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 FeedForward = Literal["", "behind", "beside", "several", "later"]

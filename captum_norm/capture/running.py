@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_norm.capture.answer import Recorded
 from captum_norm.capture.record import AttentionRecord, InexactCaptureError
 from captum_norm.capture.recorder import recording
+from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
 from captum_norm.forward.one_mapping import by_keywords
 
@@ -67,7 +68,7 @@ def run_recorded(
     sources = tuple(position_sources(named_inputs(model, inputs)).values())
     module = model if isinstance(model, nn.Module) else None
     given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
-    beside = [value for value in given if isinstance(value, Tensor)]
+    beside = tensors_beside(model, given)
     with recording(
         count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks, beside=beside
     ) as recorded:

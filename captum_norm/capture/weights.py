@@ -58,7 +58,9 @@ class GivenWeights:
         return self._weights
 
     def at(self, rows: Rows) -> Tensor:
-        return _rows_of(self._weights, rows, self.shape[:-2])
+        # One map may serve all heads, of which rows are asked for one by one.
+        lead = self.shape[:-2] if isinstance(rows, slice) else rows.shape[:-1]
+        return _rows_of(self._weights, rows, lead)
 
 
 class HiddenWeights:

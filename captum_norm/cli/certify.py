@@ -127,7 +127,7 @@ _FATES = {
 
 
 def _fate(softmax: Softmax) -> str:
-    return _FATES["positions" if softmax.is_lost else softmax.fate or softmax.along]
+    return _FATES[softmax.fate or softmax.along]
 
 
 def _row(i: int, found: CheckedCall) -> list[str]:

@@ -71,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--specials", choices=("keep", "drop"), default="keep", help="special tokens in shares (default: keep)"
     )
+    parser.add_argument(
+        "--mixers-as-identity", action="store_true",
+        help="compose attention calls as if nothing beside attention mixed positions between them, and list what did",
+    )  # fmt: skip
     parser.add_argument("--top", metavar="N", type=int, help="only the N words with the largest shares (default: all)")
     add_model_arguments(parser, default="the embedded sentiment model")
     add_output_arguments(parser, figure="the words shaded by each method's scores")
@@ -143,6 +147,7 @@ def _compared(
         return compare(
             loaded.model, loaded.tokenizer, text, pair, methods=names, target=asked.target, position=asked.position,
             specials=asked.specials, on_method=steps.begin, show_progress=sys.stderr.isatty(),
+            mixers_as_identity=asked.mixers_as_identity,
         )  # fmt: skip
 
 
@@ -228,6 +233,7 @@ class ShownComparison:
         read = f"{calls} attention calls read, each checked: worst error {error:.1e} (allowed {tolerance:.0e})"
         left_out = self.found.left_out
         lines = [f"left out, for want of a target: {', '.join(left_out)}", read] if left_out else [read]
+        lines += [f"taken for the identity: {mixer}" for mixer in self.found.mixers]
         return "\n".join(map(draw.wrap, lines))
 
 

@@ -60,6 +60,7 @@ class Comparison(Tabular):
         calls: the attention calls of the model, each checked.
         left_out: methods that were left out for want of a target.
         specials: ``"keep"``, or ``"drop"`` for tables, shares and figures of the text's own words alone.
+        mixers: what beside attention mixed positions, where methods composed calls as if it had not; in words.
     """
 
     asked: Question
@@ -70,6 +71,7 @@ class Comparison(Tabular):
     calls: tuple[CheckedCall, ...]
     left_out: tuple[str, ...] = ()
     specials: Literal["keep", "drop"] = "keep"
+    mixers: tuple[str, ...] = ()
 
     @cached_property
     def _scores(self) -> dict[str, Tensor]:
@@ -149,6 +151,7 @@ class Comparison(Tabular):
             "rank_agreement": self.agreement(),
             "certificate": {"calls": len(self.calls), "error": error, "tolerance": tolerance},
             "left_out": list(self.left_out),
+            "mixers": list(self.mixers),
         }
 
 
@@ -164,6 +167,7 @@ def compare(
     specials: Literal["keep", "drop"] = "keep",
     on_method: Callable[[str], None] = lambda name: None,
     show_progress: bool = False,
+    mixers_as_identity: bool = False,
 ) -> Comparison:
     """Several methods on one text, whatever the model's task.
 
@@ -175,6 +179,8 @@ def compare(
         specials: whether tables and shares count special tokens.
         on_method: told of each method before it runs.
         show_progress: whether slow methods say how much longer they take.
+        mixers_as_identity: where methods compose attention calls along the model, go on as if nothing beside attention
+            mixed positions between them; the comparison's ``mixers`` say what did.
 
     Raises:
         ValueError: for a model whose attention cannot be read, a target or position that is not there, and methods that
@@ -200,19 +206,28 @@ def compare(
     if prediction is None and target is not None:
         raise ValueError(f"--target {target}: {type(model).__name__} predicts neither classes nor a next token.")
     chosen, left_out = _applicable(names, prediction)
-    results = {}
+    results, mixers = {}, dict[str, None]()
     for name in chosen:
         on_method(name)
-        results[name] = _asked_of(name, asked, None if prediction is None else prediction.target_index, show_progress)
+        index = None if prediction is None else prediction.target_index
+        results[name], mixed = _asked_of(name, asked, index, show_progress, mixers_as_identity)
+        mixers |= dict.fromkeys(mixed)
     words, special = _words(asked)
-    return Comparison(asked, prediction, words, special, results, tuple(calls), left_out, specials)
+    mixed = tuple(mixers) if mixers_as_identity else ()
+    return Comparison(asked, prediction, words, special, results, tuple(calls), left_out, specials, mixed)
 
 
-def _asked_of(name: str, asked: Question, target: int | None, show_progress: bool) -> TokenScores:
-    attributor = Attributor(name, asked.model, position=asked.position, show_progress=show_progress)
+def _asked_of(
+    name: str, asked: Question, target: int | None, show_progress: bool, mixers_as_identity: bool
+) -> tuple[TokenScores, list[str]]:
+    """The scores of one method, and what beside attention mixed positions on the way."""
+    attributor = Attributor(
+        name, asked.model, position=asked.position, show_progress=show_progress, mixers_as_identity=mixers_as_identity
+    )
     start = time.perf_counter()
     scores = attributor(asked.encoding, target).cpu()  # a GPU has finished only when its numbers are here
-    return TokenScores(scores, time.perf_counter() - start)
+    report = getattr(attributor.attribution, "report", None)
+    return TokenScores(scores, time.perf_counter() - start), [str(mixer) for mixer in getattr(report, "mixers", ())]
 
 
 def _whole(asked: Question) -> Any:

@@ -37,6 +37,8 @@ class TokenContributions:
         largest: bytes of the largest tensor that went through in linear form.
         error, tolerance: how far all shares, biases counted by themselves, are from the output, relative to the sum of
             their absolute values; and how far rounding may take them.
+        of_unseen: whether something was taken in that no seen operation made, and that is no parameter: a constant, or
+            the result of a part that cannot be looked into.
     """
 
     output: Tensor
@@ -48,6 +50,7 @@ class TokenContributions:
     largest: int
     error: float
     tolerance: float
+    of_unseen: bool = False
 
 
 def token_contributions(
@@ -84,7 +87,8 @@ def contributions_to_each(
     found = _explained(explain, TokenSources(inputs), conventions)
     if found[1].differ:
         found = _explained(explain, TokenSources(inputs, of_the_first=True), conventions)
-    return [_backwards(*found, number) for number in range(len(found[2]))]
+    of_unseen = found[1].of_unseen
+    return [replace(_backwards(*found, number), of_unseen=of_unseen) for number in range(len(found[2]))]
 
 
 def _explained(

@@ -177,10 +177,14 @@ class FrozenRun:
         self._formats.update(t.dtype for t in op.tensors if t.is_floating_point() and self.is_live(t))
         if self.sources is not None:
             self._entering = self._tokens(op, self.sources)
+            self.sources.meets(tensor for tensor in op.tensors if not self.is_live(tensor))
         try:
-            return self._follow(rule, op)
+            out = self._follow(rule, op)
         finally:
             self._entering = ()
+        if self.sources is not None:
+            self.sources.pass_on(out)
+        return out
 
     @property
     def coarsest(self) -> torch.dtype:

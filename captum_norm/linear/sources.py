@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,11 @@ class Leaf:
             if of_row is not None:
                 rows = entries.movedim(axis, 0).flatten(1).sum(1)
                 return entries.new_zeros(batch).index_add(0, of_row, rows)
-        raise ValueError(f"which example entries beside the tokens of {self.source!r} belong to is not known")
+        raise ValueError(
+            f"the share of what is no token of input {self.source!r} (a class token, latents) cannot be told "
+            f"by example: its state, {tuple(self.value.shape)}, has no axis that counts the {batch} examples. "
+            "Explain one example at a time."
+        )
 
 
 def _example_of_each(example: Tensor, axis: int) -> Tensor | None:
@@ -117,6 +122,7 @@ class TokenSources:
         self._leaves: Facts[Leaf] = Facts()
         self._gates: Facts[bool] = Facts()
         self.leaves: list[Leaf] = []
+        self._met_unseen = False
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         return None if name in _MIXES else self._flow.rule_for(name)
@@ -129,6 +135,24 @@ class TokenSources:
         if trace is None or trace.in_attention or trace.place is None or trace.place.mixers:
             return None
         return trace.place
+
+    @property
+    def of_unseen(self) -> bool:
+        """Whether anything was taken in that no seen operation made, and that is no parameter."""
+        return self._met_unseen or bool(self._flow.opaque.parts)
+
+    def meets(self, constants: Iterable[Tensor]) -> None:
+        """Note what meets a state that is followed."""
+        self._met_unseen = self._met_unseen or any(
+            tensor.is_floating_point() and tensor.ndim > 1 and not self._flow.opaque.knows(tensor)
+            for tensor in constants
+        )
+
+    def pass_on(self, out: Any) -> None:
+        """Note that a result was made of what has been mixed: a gate made of it is none of a single token."""
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self._flow.know_mixed(tensor)
 
     def is_gate(self, tensor: Tensor) -> bool:
         """Whether a hidden state of single tokens is what would be held fixed as a whole if it were mixed."""

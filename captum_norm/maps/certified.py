@@ -68,16 +68,26 @@ def certified(model: Callable[..., Any], inputs: ModelInputs) -> Certified:
     """
     reader = _Certifier(position_sources(named_inputs(model, inputs)))
     run_recorded(model, inputs, reader.keep, reader.refuse, on_output=reader.conclude)
-    opaque = reader.answer.opaque
-    if opaque:
-        again: list[Opaque] = []
-        with contextlib.suppress(ValueError, RuntimeError, IndexError, TypeError):
-            run_recorded(
-                model, _others(model, inputs), lambda record: None, lambda error: None,
-                on_output=lambda recorded, output: again.extend(recorded.flow.opaque.parts),
-            )  # fmt: skip
-        opaque = no_constants(opaque, again)
+    opaque = opaque_parts(model, inputs, reader.answer)
     return reader.certified(opaque)
+
+
+def opaque_parts(model: Callable[..., Any], inputs: ModelInputs, answer: Answer) -> tuple[Opaque, ...]:
+    """The parts on the way to a model's output that cannot be looked into; it runs again to tell them from constants.
+
+    Args:
+        model, inputs: as `attention_layers`.
+        answer: what the output rests on.
+    """
+    if not answer.opaque:
+        return ()
+    again: list[Opaque] = []
+    with contextlib.suppress(ValueError, RuntimeError, IndexError, TypeError):
+        run_recorded(
+            model, _others(model, inputs), lambda record: None, lambda error: None,
+            on_output=lambda recorded, output: again.extend(recorded.flow.opaque.parts),
+        )  # fmt: skip
+    return no_constants(answer.opaque, again)
 
 
 def _others(model: Callable[..., Any], inputs: ModelInputs) -> ModelInputs:

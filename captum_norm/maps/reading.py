@@ -10,9 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_norm.capture import AttentionCall, AttentionRecord, InexactCaptureError, Positions, run_recorded
+from captum_norm.capture import (
+    Answer,
+    AttentionCall,
+    AttentionRecord,
+    InexactCaptureError,
+    Opaque,
+    Positions,
+    Recorded,
+    Softmax,
+    run_recorded,
+)
 from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
+from captum_norm.forward.outputs import output_tensor
 from captum_norm.maps.calls import attention_layers, call_of
+from captum_norm.maps.certified import opaque_parts
 from captum_norm.maps.results import AttentionMaps, Tokens
 from captum_norm.maps.selection import Selection, chosen_indices, chosen_layers
 from captum_norm.measures import MEASURES, compute_measures, need_blocks
@@ -49,7 +61,8 @@ def attention_maps(
         ValueError: for an unknown quantity, layer, head or position; a quantity that none of the calls can have; inputs
             the model cannot take; a model in which no attention was seen.
         TypeError: for inputs of a wrong kind, such as float ids.
-        InexactCaptureError: if a chosen call cannot be read exactly, or is not finite (NaN in the model's weights).
+        InexactCaptureError: if a chosen call cannot be read exactly, or is not finite (NaN in the model's weights); if
+            all calls are asked for, and one may be missing.
 
     Source: Kobayashi et al. (2020), https://arxiv.org/abs/2004.10102.
 
@@ -66,7 +79,9 @@ def attention_maps(
     if selection.count_from_the_end:
         selection = selection.from_the_front(len(attention_layers(model, inputs)))
     reducer = _Reducer(names, selection, tuple(position_sources(named_inputs(model, inputs))))
-    run_recorded(model, inputs, reducer.take, reducer.refuse, blocks=need_blocks(names))
+    told = reducer.conclude if layers is None else None
+    run_recorded(model, inputs, reducer.take, reducer.refuse, blocks=need_blocks(names), on_output=told)
+    _refuse_missing(reducer.answer, opaque_parts(model, inputs, reducer.answer))
     return reducer.maps(_tokens(inputs, named_inputs(model, inputs)), _versions(model))
 
 
@@ -79,6 +94,7 @@ class _Reducer:
         self.met: set[int | str] = set()
         self.kept: list[AttentionRecord] = []
         self.results: dict[str, list[Tensor | str]] = {name: [] for name in names}
+        self.answer = Answer()
 
     def take(self, record: AttentionRecord) -> None:
         """Measure the next call and keep its record without the large tensors."""
@@ -98,6 +114,10 @@ class _Reducer:
         """Raise the error of a call that could not be read, if it was chosen."""
         if self._chosen(call_of(error)):
             raise error
+
+    def conclude(self, recorded: Recorded, output: Any) -> None:
+        """Take in the output."""
+        self.answer = recorded.answer(output_tensor(output), lambda tensor: tensor)
 
     def maps(self, tokens: dict[str, Tokens], versions: dict[str, str]) -> AttentionMaps:
         """All that was measured; an error where a choice met no call, or no call has a measure."""
@@ -140,6 +160,21 @@ class _Reducer:
                 f"attention_maps: layers holds {missing[0]!r}, which is no attention call of this model. "
                 f"The calls seen, by index and name: {seen}."
             )
+
+
+def _refuse_missing(answer: Answer, opaque: Sequence[Opaque]) -> None:
+    """Refuse where an attention call on the way to the output may be missing from all that were read."""
+    missing: Sequence[Softmax | Opaque] = (*answer.lost, *opaque)
+    if missing:
+        what = (
+            f"the weights of {answer.lost[0]} {answer.lost[0].looks}, and were not seen to meet values"
+            if answer.lost
+            else f"the output rests on a part that cannot be looked into: {missing[0]}"
+        )
+        raise InexactCaptureError(
+            f"attention_maps: {what}, so an attention call may be missing. layers=[0], or any choice of calls, gives "
+            "those that were read; attention_layers lists them."
+        )
 
 
 def _known_quantities(quantities: Sequence[str]) -> tuple[str, ...]:

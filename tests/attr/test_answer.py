@@ -13,6 +13,7 @@ from captum_norm import (
     AttentionRollout,
     GlobEnc,
     ValueZeroing,
+    attention_maps,
 )
 
 close = torch.testing.assert_close
@@ -211,19 +212,39 @@ def test_the_row_that_target_or_head_reads_is_explained(method):
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["put before at once", "one after the other"])
-def test_of_two_class_tokens_none_is_taken_for_the_other(apart):
+def test_of_two_class_tokens_the_one_that_is_read_is_explained(apart):
     torch.manual_seed(0)
     layer, both = Layer().eval(), torch.randn(1, 2, 16).expand(2, -1, -1)
     before = (lambda x: torch.cat([both[:, :1], torch.cat([both[:, 1:], x], 1)], 1)) if apart else (
         lambda x: torch.cat([both, x], 1)
     )  # fmt: skip
     x = torch.randn(2, 4, 16)
-    for read in (lambda y: y[:, 1], lambda y: y[:, 0] + y[:, 1]):
-        method = AttentionNorm(lambda x, read=read: read(layer(before(x))))
-        with pytest.raises(ValueError, match="which rows the output was read from is not known"):
-            method.attribute(x, target=3)
+    for row in (0, 1):
+        method = AttentionNorm(lambda x, row=row: layer(before(x))[:, row])
+        close(method.attribute(x, target=3), method.attribute(x, target=3, position=row))
+    with pytest.raises(ValueError, match="which rows the output was read from is not known"):
+        AttentionNorm(lambda x: layer(before(x))[:, :2].amax(1)).attribute(x, target=3)
     method = AttentionNorm(lambda x: layer(before(x)).mean(1))
     close(method.attribute(x, target=3), method.attribute(x, target=3, position="mean"))
+
+
+@pytest.mark.parametrize("row", [0, 4])
+def test_the_row_that_is_read_is_followed_to_a_last_layer_that_asks_for_it_alone(row):
+    torch.manual_seed(0)
+    first, last, x = Layer().eval(), nn.MultiheadAttention(16, 2, batch_first=True).eval(), torch.randn(2, 5, 16)
+
+    def model(x):
+        y = first(x)
+        return last(y[:, row : row + 1], y, y, need_weights=False)[0][:, 0]
+
+    maps = attention_maps(model, x)
+    expected = (maps.summed_norms[0][:, row] + maps.summed_norms[1][:, 0]) / 2
+    method = AttentionNorm(model)
+    close(method.attribute(x, target=3).sum(-1), expected)
+    assert method.report.row == "read"
+    with pytest.raises(ValueError, match=r"different queries \(5, 1 of them\)"):
+        method.attribute(x, target=3, position=0)
+    close(AttentionNorm(model, aggregate=0).attribute(x, target=3).sum(-1), maps.summed_norms[0][:, row])
 
 
 def test_an_output_with_a_row_for_every_position_keeps_the_convention_and_says_so():

@@ -538,3 +538,30 @@ def test_the_real_decoder_gives_its_first_token_no_more_than_others(dreams):
     assert shares[AttentionWeights] == pytest.approx(0.040, abs=5e-4)
     assert shares[AttentionNorm] == pytest.approx(0.050, abs=6e-4)
     assert float(torch.cat(even).mean()) == pytest.approx(0.054, abs=5e-4)
+
+
+class Shifted(nn.Module):
+    """A part in which each position reads the one before it, too."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x + nn.functional.pad(x[:, :-1], (0, 0, 1, 0)))
+
+
+def test_mixers_are_taken_for_the_identity_where_that_is_asked_for_and_listed():
+    from captum_norm.comparison import compare
+    from captum_norm.study import Variant
+
+    model, tokenizer = tiny("GPT2"), byte_level()
+    model.transformer.h[0].mlp = Shifted(model.transformer.h[0].mlp)
+    method = LLMAttentionAttribution(AttentionRollout(model), tokenizer)
+    with pytest.raises(ValueError, match=r"positions are mixed by add in 'transformer.h.0.mlp'"):
+        method.attribute(TEXTS[0], target=" a")
+    method.attribute(TEXTS[0], target=" a", mixers_as_identity=True)
+    assert [mixer.module for mixer in method.report.mixers] == ["transformer.h.0.mlp"]
+    asked = {"methods": ["AttentionRollout", "DecompX"], "mixers_as_identity": True}
+    assert "transformer.h.0.mlp" in compare(model, tokenizer, TEXTS[0], **asked).mixers[0]
+    assert Variant("ALTI", arguments={"mixers_as_identity": True}).title == "ALTI(mixers_as_identity=True)"

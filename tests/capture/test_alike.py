@@ -123,3 +123,18 @@ def test_a_buffer_that_is_written_and_read_again_and_again_is_followed_in_one_go
         return x
 
     assert mixers(rewritten) == []
+
+
+def test_of_what_a_recurrence_written_out_gives_it_is_not_known_which_position_it_is():
+    def recurrence(x):
+        state, states = torch.zeros_like(x[:, 0]), []
+        for one in x.unbind(1):
+            state = 0.5 * state + one
+            states.append(state)
+        return torch.stack(states, 1)
+
+    model = nn.Sequential(nn.Embedding(10, MODEL), nn.TransformerEncoderLayer(MODEL, 4, 16, batch_first=True)).eval()
+    with torch.no_grad(), recording(sources=(IDS,), model=model) as records:
+        model[1](recurrence(model[0](IDS)))
+    assert records[0].keys is None
+    assert records[0].call.kind == "self"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_norm import AttentionNorm, AttentionRollout
+from captum_norm import AttentionNorm, AttentionRollout, DecompX, attention_maps
 from captum_norm.capture import InexactCaptureError, recording
 
 
@@ -122,11 +122,29 @@ OPAQUE = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("what", OPAQUE)
-@pytest.mark.parametrize("method", [AttentionNorm, AttentionRollout])
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionRollout, DecompX])
 def test_a_part_that_cannot_be_looked_into_is_named(what, method):
     model, x = _model(Part(OPAQUE[what])), torch.randn(2, 5, 8)
-    with pytest.raises(InexactCaptureError, match=r"cannot be looked into: \w+ in '1'"):
+    refused = r"cannot be looked into: \w+ in '1'|in '1' \(Part\) .*cannot be held fixed|was computed out of sight"
+    with pytest.raises((InexactCaptureError, ValueError), match=refused):
         method(model).attribute(x, target=(0, 0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_attention_that_cannot_be_looked_into_is_missing_from_no_answer(first):
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q: Tensor, k: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                return (q @ k.mT).softmax(-1) @ k
+
+    parts = [Part(lambda x: Hidden.apply(x, x)), Attention(READ["matmul"])]
+    model, x = nn.Sequential(*(parts if first else parts[::-1])).eval(), torch.randn(2, 5, 8)
+    with pytest.raises(InexactCaptureError, match=r"attention_maps: .* a part that cannot be looked into"):
+        attention_maps(model, x)
+    assert len(attention_maps(model, x, layers=[0]).calls) == 1
+    with pytest.raises((InexactCaptureError, ValueError), match=r"cannot be looked into|out of sight"):
+        DecompX(model).attribute(x, target=(0, 0))
 
 
 def test_an_operation_of_another_library_is_named():

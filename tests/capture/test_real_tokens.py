@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_norm.capture import recording
+from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.capture.real_tokens import real_keys
 
 REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
@@ -126,3 +126,69 @@ def test_rows_of_padding_do_not_make_tokens_real(rows, real):
     found = real_keys(torch.tensor([[[int(cell) for cell in row] for row in rows]]).bool())
     found = torch.ones(1, 5, dtype=torch.bool) if found is None else found
     assert "".join(str(int(token)) for token in found[0]) == real
+
+
+SELECTIONS = {
+    "a mask": lambda real: (real,),
+    "what is padding": lambda real: (~real,),
+    "lengths": lambda real: (torch.arange(5) < real.sum(1)[:, None],),
+    "a mask added": lambda real: ((real[:, None, None] * 1.0 - 1)[:, 0, 0] == 0,),
+}
+
+
+@pytest.mark.parametrize("told", SELECTIONS)
+@pytest.mark.parametrize("real", [REAL, torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()])
+def test_padding_that_sees_itself_is_told_by_the_selection_that_its_mask_was_made_of(told, real):
+    [selected] = SELECTIONS[told](real)
+
+    def weights(s: Tensor, seen: Tensor) -> Tensor:
+        seen = seen[:, None, None] & ~FUTURE
+        itself = torch.eye(5, dtype=torch.bool)
+        return s.masked_fill(~(seen | itself), -torch.inf).softmax(-1)
+
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        Attention(weights)(x, ~selected if told == "what is padding" else selected)
+    assert torch.equal(records[0].key_mask, real)
+
+
+def test_a_text_that_looks_back_is_no_padding():
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        Attention(lambda s, seen: s.masked_fill(FUTURE & ~seen[:, None, None], -torch.inf).softmax(-1))(x, ~REAL | REAL)
+    assert records[0].key_mask is None
+
+
+def _smallest_left_out(s: Tensor) -> Tensor:
+    return s < s.topk(2, -1).values[..., -1:]
+
+
+BY_SIZE = {
+    "scores": lambda s, hidden: _filled(s.masked_fill(hidden, -1e9)).softmax(-1),
+    "scores, then the mask": lambda s, hidden: _filled(s).masked_fill(hidden, -1e9).softmax(-1),
+    "weights": lambda s, hidden: _filled(s.masked_fill(hidden, -1e9).softmax(-1), 0.0),
+    "weights, then the mask": lambda s, hidden: _filled(s.softmax(-1), 0.0) * ~hidden,
+    "a float mask": lambda s, hidden: (w := s.masked_fill(hidden, -1e9).softmax(-1)) * (~_smallest_left_out(w)).float(),
+}
+
+
+def _filled(s: Tensor, value: float = -torch.inf) -> Tensor:
+    return s.masked_fill(_smallest_left_out(s), value)
+
+
+@pytest.mark.parametrize("form", BY_SIZE)
+def test_what_is_left_out_for_being_small_is_real(form):
+    x, attention = torch.randn(2, 5, 8), Attention(BY_SIZE[form])
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x, HIDDEN)
+        attention(x, torch.zeros_like(HIDDEN))
+    assert torch.equal(records[0].key_mask, REAL)
+    assert records[1].key_mask is None
+
+
+def test_scores_overwritten_for_being_small_do_not_tell_what_is_padding():
+    attention = Attention(lambda s, hidden: s.masked_fill_(_smallest_left_out(s), -torch.inf).softmax(-1))
+    x = torch.randn(2, 5, 8)
+    message = r"Attention overwrites .* \(masked_fill, where\)"
+    with pytest.raises(InexactCaptureError, match=message), torch.no_grad(), recording(sources=(x,)):
+        attention(x, HIDDEN)

@@ -172,6 +172,20 @@ def test_a_row_that_was_not_looked_at_is_not_claimed(attention):
         attention(torch.randn(2, 30, WIDTH))
 
 
+def test_rows_of_one_map_for_all_heads_are_rows_of_the_whole():
+    class Averaged(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            weights = (q @ k.repeat_interleave(2, 1).mT).softmax(-1).mean(1, keepdim=True)
+            return self.o((weights @ v.repeat_interleave(2, 1)).transpose(1, 2).flatten(2))
+
+    found, x, rows = [], torch.randn(2, 5, WIDTH), torch.tensor([[3], [1]])
+    with torch.no_grad(), recording(lambda record: found.append((record.at(rows).weights, record.weights))):
+        Averaged()(x)
+    [(some, whole)] = found
+    assert torch.equal(some[:, :, 0], whole[torch.arange(2), :, rows[:, 0]])
+
+
 def test_refused_rows_are_refused_calls():
     attention, refusals = Attention(), []
 

@@ -98,3 +98,14 @@ def test_a_token_whose_vector_went_through_a_gate_keeps_its_share(x):
     vectors = torch.sigmoid(x) * x
     found = token_contributions(lambda: (attended(torch.sigmoid(x) * x)).sum((1, 2)), [x], Conventions())
     close(found.tokens[0], torch.einsum("bqk,bkd->bk", torch.softmax(vectors @ vectors.mT, -1), vectors))
+
+
+def test_a_gate_made_of_all_tokens_is_held_fixed_and_what_comes_after_is_no_token_alone(x):
+    bias, shares = torch.ones(x.shape[-1]), torch.softmax(x @ x.mT, -1)
+
+    def model():
+        gated = x * torch.sigmoid(x.mean(1, keepdim=True))
+        return (torch.softmax((x @ x.mT).detach(), -1) @ (gated + bias)).sum((1, 2))
+
+    found = token_contributions(model, [x], Conventions())
+    close(found.tokens[0], torch.einsum("bqk,bkd->bk", shares, x * torch.sigmoid(x.mean(1, keepdim=True))))

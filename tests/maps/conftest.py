@@ -1,13 +1,14 @@
 """Models for maps: one that hands over records, and a small BERT."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from captum_norm.capture import InexactCaptureError
+from captum_norm.capture import Answer, InexactCaptureError
 from captum_norm.maps import attention_maps
 from tests.maps.records import IDS, QUANTITIES, record
 
@@ -20,7 +21,7 @@ def emitting(monkeypatch):
     @contextmanager
     def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False, beside=()):
         receivers.append((on_record, on_inexact))
-        yield []
+        yield SimpleNamespace(answer=lambda explained, select: Answer())
         receivers.pop()
 
     monkeypatch.setattr("captum_norm.capture.running.recording", recording)

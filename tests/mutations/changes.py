@@ -548,12 +548,25 @@ CHANGES: list[Change] = [
         ("real &= ~_only", "real &= _only"),
         tests="capture/test_real_tokens.py",
     ),
+    *changes_of(
+        "capture/mask_origins.py",
+        ("seen = seen & ~sides[0][:, None]", "pass"),
+        ("(not out.is_floating_point() and states) or", "False or"),
+        tests="capture/test_real_tokens.py",
+    ),
     *changes_of("capture/ledger.py", ("covered |= softmax.ancestors", "covered |= 0"), tests="capture/test_ledger.py"),
     *changes_of(
         "capture/opaque.py",
         ("self._unwritten.discard(written)", "pass"),
         ("if bits and (out", "if False and (out"),
         tests="capture/test_ledger.py",
+    ),
+    *changes_of("maps/reading.py", ("(*answer.lost, *opaque)", "()"), tests="capture/test_ledger.py"),
+    *changes_of("linear/sources.py", ("self._flow.know_mixed(tensor)", "pass"), tests="linear/test_out_of_sight.py"),
+    *changes_of(
+        "capture/rules/moves.py",
+        ("_TORN if mixers and _is", "_TORN if False and _is"),
+        tests="capture/test_alike.py",
     ),
     *changes_of(
         "capture/layout.py",

@@ -475,9 +475,9 @@ class Oracle:
                 order = [(i - 1) % n for i in range(n)] if name == "roll" else [n - 1 - i for i in range(n)]
                 moved = None if state.index is None else state.index[order]
                 reach, alti = (None if r is None else r[:, order] for r in (state.reach, state.alti))
-                mixed = replace(mixed, index=moved, reach=reach, alti=alti, mixers=state.mixers, pure=False)
                 parts = None if state.parts is None else state.parts[:, :, order]
-                return replace(mixed, value=state.value[:, order], parts=parts)
+                # Each row is still made of one token alone: what is pure stays so.
+                return replace(state, value=state.value[:, order], parts=parts, index=moved, reach=reach, alti=alti)
             mixed = replace(mixed, index=None) if name == "halved" else mixed
             return self._transformed(state, mixed, T, bias)
         if name == "token mlp":

@@ -61,7 +61,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
         operands = [(tensor, trace) for tensor, trace in operands if tensor is op.tensors[0]]
     for out in op.outputs:
         flow.traces[out] = Trace(
-            weights=_still_weights(op, name, operands, out),
+            weights=_still_weights(flow, op, name, operands, out),
             mixed=_scaled(flow, op, name, operands, out),
             projection=_still_projection(op, name, operands, out),
             place=place_after(flow, op, name, operands, out),
@@ -73,7 +73,9 @@ def carry(flow: Dataflow, op: Operation) -> None:
             flow.lose(reading)
 
 
-def _still_weights(op: Operation, name: str, operands: Operands, out: Tensor) -> Columns | None:
+def _still_weights(
+    flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor
+) -> Columns | None:
     """Whatever is done to weights entry by entry, it makes what then multiplies the values."""
     weights = [(tensor, trace.weights) for tensor, trace in operands if trace.weights is not None]
     if not weights or not out.is_floating_point() or any(t.mixed or t.projection for _, t in operands):
@@ -82,7 +84,7 @@ def _still_weights(op: Operation, name: str, operands: Operands, out: Tensor) ->
         if tensor.shape == out.shape:
             if name in _SHUFFLES:
                 return UNKNOWN_COLUMNS
-            return columns.after_a_mask() if _masks(op, name, tensor) else columns
+            return columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
     for tensor, columns in weights:  # one map of weights, scaled for each head
         if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
             return columns.then(broadcast(out.shape))
@@ -99,11 +101,13 @@ def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands,
     for tensor, trace in operands:
         columns = flow.exponentials[tensor] if trace.softmax_part and tensor.shape == out.shape else None
         if columns is not None:
-            flow.exponentials[out] = columns.after_a_mask() if _masks(op, name, tensor) else columns
+            flow.exponentials[out] = columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
 
 
-def _masks(op: Operation, name: str, x: Tensor) -> bool:
-    """Whether zeros are put into x, or it is multiplied by a mask of zeros and ones."""
+def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
+    """Whether zeros are put into x, or it is multiplied by a mask of zeros and ones, that is not made of x itself."""
+    if flow.masks.hides_by_size(op):
+        return False
     if name in ("masked_fill", "where"):
         return _is_linear_in(op, name, x)
     others = [tensor for tensor in op.tensors if tensor is not x]

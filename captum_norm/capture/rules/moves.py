@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 import torch
@@ -52,7 +53,7 @@ def _stack(flow: Dataflow, op: Operation) -> None:
     if len(known) == len(traces) and all(place.key == known[0].key for place in known):
         shape, mixers = op.out.shape, frozenset[Hashable]().union(*(place.mixers for place in known))
         beside = Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape))
-        place = known[0].mixed_by(mixers).then(beside)
+        place = known[0].mixed_by(mixers).then(_TORN if mixers and _is_one_position(known[0]) else beside)
     flow.traces[op.out] = Trace(place=place, projection=_stacked_projections(traces, axis))
     if any(trace.mixed or trace.weights is not None for trace in traces):
         apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
@@ -139,7 +140,23 @@ def _cat_place(
         if beside is not None:
             return beside.then(Features(out.shape[axis]))
     joined = _numbers_side_by_side([p if p is None or p.anchor is anchor else None for p in places], shapes, axis)
+    if mixers and joined is not None and _claims_one_twice(joined, axis):
+        joined = None
     return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
+
+
+def _is_one_position(place: Place) -> bool:
+    """Whether all entries are of one position, for each example; of what was mixed of one and the next, as a recurrence
+    does, it is not known which of the two it is."""
+    numbers = place.numbers()
+    batch = place.anchor.shape[0]
+    return numbers is not None and len(set(numbers.flatten().tolist())) <= batch < math.prod(place.anchor.shape)
+
+
+def _claims_one_twice(numbers: Tensor, axis: int) -> bool:
+    """Whether two pieces are said to be the same positions."""
+    rows = numbers.movedim(axis, 0).flatten(1)[:, 0].tolist()
+    return len(set(rows)) < len(rows)
 
 
 def _torn(numbers: Tensor) -> Tensor:

@@ -195,9 +195,10 @@ def value_product(
     trace, of_values = flow.traces[weights], flow.traces[values]
     if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
+    allowed = None if trace is None else allowed_at_product(trace.weights, weights, flow.unchosen())
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1],
-        problem, live=values, allowed=allowed_at_product(None if trace is None else trace.weights, weights),
+        problem, live=values, allowed=allowed,
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)

@@ -26,7 +26,9 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
 
 def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
     """The keys' axis, and what the softmax was allowed to look at."""
-    allowed = allowed_by_scores(scores, flow.shallow[scores]) if out.ndim > 2 else None
+    given = flow.unchosen((scores,))
+    given = scores if given is None else given
+    allowed = allowed_by_scores(given, flow.shallow[scores]) if out.ndim > 2 else None
     return Columns(tuple(out.shape), axis, allowed=allowed)
 
 

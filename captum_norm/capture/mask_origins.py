@@ -1,0 +1,150 @@
+"""What the masks of a running model were made of: selections of positions, or the very numbers that they hide.
+
+A mask by which every token sees itself says nothing of a single token of padding behind a text; the selection of
+positions that it was made of does.  A mask that leaves out the smallest scores hides no padding at all.
+
+Axes: b batch, q query, k key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation, base_name
+
+COMPARISONS = frozenset({"eq", "ne", "lt", "gt", "le", "ge"})
+
+_NO_MASKS = names_of(
+    OperationKind.MAP, OperationKind.PRODUCT, OperationKind.EMBEDDING, OperationKind.ATTENTION, OperationKind.NORM
+)
+_BY_SIZE = COMPARISONS | {"topk", "sort", "argsort", "max", "min", "argmax", "argmin", "kthvalue", "median"}
+_HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE) | {"setitem"}
+
+
+_OVERWRITTEN = torch.empty(0, device="cpu")
+
+
+class OverwrittenError(Exception):
+    """What scores or weights were, before some were left out for being small, is no longer there."""
+
+
+class MaskOrigins:
+    """Follows masks from operation to operation.
+
+    Args:
+        reach: what each tensor was made of.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._selections: Facts[tuple[Tensor, ...]] = Facts()
+        self._chosen: Facts[bool] = Facts()
+        self._unchosen: Facts[Tensor] = Facts()
+        self._any_selection = self._any_chosen = False
+
+    def see(self, op: Operation, is_weights: bool = False) -> None:
+        """Take in one operation; whether it made attention weights."""
+        self._see_selections(op, is_weights)
+        if self._any_chosen or op.name in _BY_SIZE:
+            self._see_choices(op)
+
+    def selections(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The selections that these tensors were made of, each (batch, position) bool."""
+        if not self._any_selection:
+            return ()
+        found = {id(one): one for tensor in tensors for one in self._selections[tensor] or ()}
+        return tuple(one.reshape(len(one), -1) for one in found.values())
+
+    def hides_by_size(self, op: Operation) -> bool:
+        """Whether an operation hides numbers by a mask that was made of such numbers: all but the largest."""
+        return self._any_chosen and any(self._chosen[tensor] for tensor in op.tensors)
+
+    def unchosen(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """What scores or weights would be if none had been left out for being small; None where none was.
+
+        Raises:
+            OverwrittenError: if they were overwritten.
+        """
+        if not self._any_chosen:
+            return None
+        found = next((self._unchosen[one] for one in tensors if self._unchosen[one] is not None), None)
+        if found is _OVERWRITTEN:
+            raise OverwrittenError
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._selections.clear()
+        self._chosen.clear()
+        self._unchosen.clear()
+
+    def _see_selections(self, op: Operation, is_weights: bool) -> None:
+        found: dict[int, Tensor] = {}
+        for tensor in op.tensors:
+            known = self._selections[tensor] if self._any_selection else None
+            if known is None and tensor.dtype is torch.bool and _is_selection(tensor):
+                known = self._selections[tensor] = (tensor,)
+                self._any_selection = True
+            if known:
+                found.update((id(one), one) for one in known)
+        if found and (is_weights or base_name(op.name) not in _NO_MASKS):
+            for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
+                self._selections[out] = tuple(found.values())
+
+    def _see_choices(self, op: Operation) -> None:
+        states = [one for one in op.tensors if one.is_floating_point() and self._reach.of(one) > INPUT]
+        by_size = self.hides_by_size(op)
+        for out in op.outputs:
+            if (not out.is_floating_point() and states) or (by_size and not states):
+                self._chosen[out] = self._any_chosen = True
+            elif states and base_name(op.name) in _HIDING:
+                self._hide(op, states, out, by_size)
+
+    def _hide(self, op: Operation, states: list[Tensor], out: Tensor, by_size: bool) -> None:
+        """Scores or weights of which some are hidden, or that are changed after some have been."""
+        known = [self._unchosen[one] for one in states]
+        if any(one is _OVERWRITTEN for one in known) or (by_size and op.writes):
+            self._unchosen[out] = _OVERWRITTEN
+        elif by_size:
+            before = next((one for one in states if one.shape == out.shape), None)
+            self._unchosen[out] = before if before is None or self._unchosen[before] is None else self._unchosen[before]
+        elif any(one is not None for one in known):
+            self._unchosen[out] = op.again(lambda one: one if self._unchosen[one] is None else self._unchosen[one])
+
+
+def _is_selection(mask: Tensor) -> bool:
+    return mask.ndim > 1 and mask.shape[-1] > 1 and mask.numel() == mask.shape[0] * mask.shape[-1]
+
+
+def without_padding(seen: Tensor, selections: Sequence[Tensor]) -> Tensor:
+    """What queries may attend to without the padding that sees itself alone.
+
+    A selection tells padding where each token in it, or each outside of it, is seen by no other token in any example.
+
+    Args:
+        seen: (b, q, k) bool, which keys each query may attend to.
+        selections: of what the mask was made, each (b, k).
+
+    Example:
+        >>> causal = torch.ones(3, 3).tril().bool()[None]
+        >>> without_padding(causal, [torch.tensor([[True, True, False]])])[0, -1]
+        tensor([ True,  True, False])
+    """
+    query, key = seen.shape[1:]
+    if query != key:
+        return seen
+    by_others = (seen & ~torch.eye(key, dtype=torch.bool, device=seen.device)).any(1)
+    for selection in selections:
+        if selection.shape != by_others.shape:
+            continue
+        sides = [side for side in (selection, ~selection) if bool(side.any()) and not bool((side & by_others).any())]
+        sides = [side for side in sides if not bool(side.all(1).any())]
+        if len(sides) == 1:
+            seen = seen & ~sides[0][:, None]
+    return seen
