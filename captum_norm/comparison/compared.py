@@ -213,8 +213,8 @@ def compare(
         results[name], mixed = _asked_of(name, asked, index, show_progress, mixers_as_identity)
         mixers |= dict.fromkeys(mixed)
     words, special = _words(asked)
-    mixed = tuple(mixers) if mixers_as_identity else ()
-    return Comparison(asked, prediction, words, special, results, tuple(calls), left_out, specials, mixed)
+    listed = tuple(mixers) if mixers_as_identity else ()
+    return Comparison(asked, prediction, words, special, results, tuple(calls), left_out, specials, listed)
 
 
 def _asked_of(
