@@ -88,7 +88,7 @@ def test_what_a_block_lacks_is_said_of_each_measure_that_needs_it():
 
     [record] = records_of(nn.Sequential(Residual()).eval(), torch.randn(2, 3, 8))
     absent = {name for name, result in compute_measures(record, list(MEASURES)).items() if isinstance(result, str)}
-    assert absent == {"res_ln_norms", "mixing_res_ln", "globenc_norms"}
+    assert absent == {"res_ln_norms", "mixing_res_ln", "globenc_norms", "ff_norms", "ff_res_norms", "ff_res_ln_norms"}
     assert "no LayerNorm or RMSNorm" in MEASURES["res_ln_norms"].lacks(record)
 
 
@@ -102,7 +102,8 @@ def test_every_quantity_of_a_block_is_a_measure(record):
     with pytest.raises(ValueError, match="no quantity 'none'; there are ") as refused:
         block_quantities(["none"], record.weights, record.values, record.W_O)
     listed = str(refused.value).partition("there are ")[2].rstrip(".").split(", ")
-    assert set(listed) == {name for name, measure in MEASURES.items() if measure.together}
+    together = MEASURES["res_norms"].together
+    assert set(listed) == {name for name, measure in MEASURES.items() if measure.together is together}
 
 
 def test_names_in_the_table_are_names_elsewhere():

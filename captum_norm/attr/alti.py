@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_norm.attr._aggregate import AggregateType
 from captum_norm.attr._base import MapMethod
 from captum_norm.capture import AttentionRecord
-from captum_norm.measures import alti_contributions, lacks_block
+from captum_norm.measures import alti_contributions, lacks_block, lacks_part
 
 
 class ALTI(MapMethod):
@@ -24,6 +24,8 @@ class ALTI(MapMethod):
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         p: 1 for the norm L1 (the paper's), 2 for L2, which costs about a fifth.
+        feed_forward: ask it of what stands behind the feed-forward part, whose shares are those of
+            ``AttentionBlockNorm(feed_forward=True)``.
         aggregate: ``"rollout"`` (the paper's: the plain product, the residual is in the maps), ``"mean"``, or an
             integer for one block.
 
@@ -32,7 +34,8 @@ class ALTI(MapMethod):
 
     Raises:
         ValueError: if ``p`` is neither 1 nor 2, or there is no such aggregate; in ``attribute`` also if a block has no
-            residual, naming the attention call and what was found.
+            residual, or with ``feed_forward`` no such part that can be read, naming the attention call and what was
+            found.
 
     Source: Ferrando et al. (2022), section 3, https://arxiv.org/abs/2203.04212; ALTI+: Ferrando et al. (2022),
     section 3, https://arxiv.org/abs/2205.11631.
@@ -50,11 +53,14 @@ class ALTI(MapMethod):
 
     reads_block: ClassVar[bool] = True
 
-    def __init__(self, forward_func: Callable[..., Any], *, p: int = 1, aggregate: AggregateType = "rollout") -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], *, p: int = 1, feed_forward: bool = False,
+        aggregate: AggregateType = "rollout",
+    ) -> None:  # fmt: skip
         super().__init__(forward_func, aggregate=aggregate)
         if p not in (1, 2):
             raise ValueError(f"ALTI: p should be 1 or 2, the norm that distances are measured by, got {p!r}.")
-        self.p = p
+        self.p, self.feed_forward = p, feed_forward
 
     @classmethod
     def get_name(cls) -> str:
@@ -63,10 +69,13 @@ class ALTI(MapMethod):
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """c, (batch, query, key), in cross-attention with the residual as one more key; rows with the sum 1."""
-        lacking = lacks_block(record)
+        block = record.block
+        # Where another attention call comes before the feed-forward part, it is that call's.
+        behind = self.feed_forward and not (block is not None and block.feed_forward == "later")
+        lacking = lacks_part(record) if behind else lacks_block(record)
         if lacking:
             raise ValueError(
                 f"ALTI: the block around attention call {record.call.name!r} ({record.call.kind}) cannot be taken in: "
                 f"{lacking}."
             )
-        return alti_contributions(record, self.p)
+        return alti_contributions(record, self.p, behind)

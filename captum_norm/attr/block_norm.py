@@ -34,14 +34,29 @@ def block_quantity(title: str, name: str, record: AttentionRecord) -> Tensor:
     return found
 
 
-def block_norms(title: str, record: AttentionRecord, residual: bool, layer_norm: bool) -> Tensor:
-    """The norms of a block with or without its residual and its norms, (batch, query, key[ + 1])."""
+def block_norms(
+    title: str, record: AttentionRecord, residual: bool, layer_norm: bool, feed_forward: bool = False
+) -> Tensor:
+    """The norms of a block with or without its residual, norms and feed-forward part, (batch, query, key[ + 1]).
+
+    Where another attention call comes before the feed-forward part, it is that call's.
+    """
     if not residual and not layer_norm:
         return block_quantity(title, "summed_norms", record)
+    if feed_forward and not (record.block is not None and record.block.feed_forward == "later"):
+        return block_quantity(title, "ff_res_ln_norms" if layer_norm else "ff_res_norms", record)
     if not residual and record.block is not None:
         record = replace(record, block=replace(record.block, residual=torch.zeros_like(record.block.residual)))
     norms = block_quantity(title, "res_ln_norms" if layer_norm else "res_norms", record)
     return norms if residual else norms[..., : record.weights.shape[-1]]
+
+
+def check_feed_forward(title: str, residual: bool, feed_forward: bool) -> None:
+    """That what the feed-forward part is to make something of holds the residual."""
+    if feed_forward and not residual:
+        raise ValueError(
+            f"{title}: a feed-forward part reads the stream, residual included: feed_forward=True needs residual=True."
+        )
 
 
 class AttentionBlockNorm(MapMethod):
@@ -56,6 +71,8 @@ class AttentionBlockNorm(MapMethod):
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         residual: take the residual connection in.
         layer_norm: take the normalisation in.  Neither: ``AttentionNorm``.
+        feed_forward: go on through the feed-forward part and what is behind it, shared out by integrated gradients
+            (``functional.feed_forward_parts``), with the residual around it; read from the model, as all else.
         aggregate: how the attention calls become one: ``"mean"``, ``"rollout"`` (the plain product: the residual is in
             the maps), or an integer for one call.
 
@@ -63,10 +80,12 @@ class AttentionBlockNorm(MapMethod):
     beside its cross-attention is in the scores of its own prefix, by ``aggregate="rollout"``.
 
     Raises:
-        ValueError: if there is no such aggregate; in ``attribute`` also if a block has no residual, or no norm anywhere
-            although it is asked for, naming the attention call and what was found.
+        ValueError: if there is no such aggregate; in ``attribute`` also if a block has no residual, no norm anywhere or
+            no feed-forward part that can be read, although it is asked for, naming the attention call and what was
+            found.
 
-    Source: Kobayashi et al. (2021), section 3, https://arxiv.org/abs/2109.07152 (AttnRes-N, AttnResLn-N).
+    Source: Kobayashi et al. (2021), section 3, https://arxiv.org/abs/2109.07152 (AttnRes-N, AttnResLn-N); with the
+    feed-forward part Kobayashi et al. (2024), https://arxiv.org/abs/2302.00456.
 
     Example:
         The residual lets a position speak for itself:
@@ -92,17 +111,19 @@ class AttentionBlockNorm(MapMethod):
         *,
         residual: bool = True,
         layer_norm: bool = True,
+        feed_forward: bool = False,
         aggregate: AggregateType = "mean",
     ) -> None:
         super().__init__(forward_func, aggregate=aggregate)
-        self.residual, self.layer_norm = residual, layer_norm
+        check_feed_forward("AttentionBlockNorm", residual, feed_forward)
+        self.residual, self.layer_norm, self.feed_forward = residual, layer_norm, feed_forward
 
     def _new_aggregate(self) -> Aggregate:
         return make_aggregate(self.aggregate)  # the residual is in the maps
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """The block's norms, (batch, query, key), in cross-attention with the residual as one more key."""
-        return block_norms(type(self).__name__, record, self.residual, self.layer_norm)
+        return block_norms(type(self).__name__, record, self.residual, self.layer_norm, self.feed_forward)
 
 
 class LayerAttentionBlockNorm(LayerMethod):
@@ -114,7 +135,7 @@ class LayerAttentionBlockNorm(LayerMethod):
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         layer: the attention module, any module around it, or a list of such.
-        residual, layer_norm: as in ``AttentionBlockNorm``.
+        residual, layer_norm, feed_forward: as in ``AttentionBlockNorm``.
 
     Source: Kobayashi et al. (2021), section 3, https://arxiv.org/abs/2109.07152.
 
@@ -138,9 +159,11 @@ class LayerAttentionBlockNorm(LayerMethod):
         *,
         residual: bool = True,
         layer_norm: bool = True,
+        feed_forward: bool = False,
     ) -> None:
         super().__init__(forward_func, layer)
-        self.residual, self.layer_norm = residual, layer_norm
+        check_feed_forward("LayerAttentionBlockNorm", residual, feed_forward)
+        self.residual, self.layer_norm, self.feed_forward = residual, layer_norm, feed_forward
 
     @logged
     def attribute(
@@ -179,4 +202,4 @@ class LayerAttentionBlockNorm(LayerMethod):
 
     def measure(self, record: AttentionRecord, heads: str) -> Tensor:
         """The block's norms, (batch, query, key), in cross-attention with the residual as one more key."""
-        return block_norms(type(self).__name__, record, self.residual, self.layer_norm)
+        return block_norms(type(self).__name__, record, self.residual, self.layer_norm, self.feed_forward)

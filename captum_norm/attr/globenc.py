@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_norm.attr._aggregate import AggregateType
 from captum_norm.attr._base import MapMethod
-from captum_norm.attr.block_norm import block_quantity
+from captum_norm.attr.block_norm import block_norms, block_quantity
 from captum_norm.capture import AttentionRecord
 
 
@@ -17,13 +17,14 @@ class GlobEnc(MapMethod):
     """A row of the product over layers of ||N_2(N(sum_h alpha_ij f_h(x_j) + [j = i] x_i))||.
 
     N is the norm behind attention's residual, N_2 that behind the feed-forward part's.  The feed-forward part itself is
-    not applied to the vectors; it counts through the divisor of N_2.  In pre-LN layers no norm stands behind, and the
-    maps are those with the residual.
+    not applied to the vectors (but with ``feed_forward=True``); it counts through the divisor of N_2.  In pre-LN layers
+    no norm stands behind, and the maps are those with the residual.
 
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         aggregate: ``"rollout"`` (the paper's: the plain product, the residual is in the maps), ``"mean"``, or an
             integer for one layer.
+        feed_forward: apply the feed-forward part to the vectors too, as in ``AttentionBlockNorm``.
 
     Scores are not normalised.  In an encoder-decoder, cross-attention is composed with the encoder.
 
@@ -46,9 +47,14 @@ class GlobEnc(MapMethod):
 
     reads_block: ClassVar[bool] = True
 
-    def __init__(self, forward_func: Callable[..., Any], *, aggregate: AggregateType = "rollout") -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], *, feed_forward: bool = False, aggregate: AggregateType = "rollout"
+    ) -> None:
         super().__init__(forward_func, aggregate=aggregate)
+        self.feed_forward = feed_forward
 
     def measure(self, record: AttentionRecord) -> Tensor:
         """N-Enc, (batch, query, key), in cross-attention with the residual as one more key."""
+        if self.feed_forward:
+            return block_norms("GlobEnc", record, residual=True, layer_norm=True, feed_forward=True)
         return block_quantity(type(self).__name__, "globenc_norms", record)

@@ -21,6 +21,7 @@ from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.modules import Modules
 from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
+from captum_norm.functional.feed_forward_block import FeedForward as ProvedPart
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.operations.places import Source
 
@@ -119,6 +120,15 @@ class Certificate:
         return replace(self, error=max(self.error, other.error), rows=rows)
 
 
+class ReadPart(Protocol):
+    """A feed-forward part as it was seen; ``proved`` says what it is, or raises a ValueError that says why not."""
+
+    @property
+    def proved(self) -> ProvedPart: ...
+
+    def at(self, rows: Tensor) -> ReadPart: ...
+
+
 class RowsOnDemand(Protocol):
     """Weights that stand in a record until they are asked for, each with the check it has passed."""
 
@@ -177,6 +187,9 @@ class AttentionBlock:
             parallel), ``"several"`` of them with norms behind, ``"later"``: another attention call comes first (the
             cross-attention of a decoder); ``""``: none was seen.
         normalised: whether there is a norm anywhere in the block, before attention included.
+        part: the feed-forward part behind the residual, of two projections and an activation; None where there is none
+            that could be read.
+        no_part: why not, in words.
         certificate: how far residual and norms are from reproducing the states the model computed, along one random
             direction.
     """
@@ -192,6 +205,8 @@ class AttentionBlock:
     feed_forward: FeedForward
     normalised: bool
     certificate: Certificate
+    part: ReadPart | None = None
+    no_part: str = ""
 
     def at(self, rows: Tensor) -> AttentionBlock:
         """The block of some queries alone; rows (batch, row) long."""
@@ -210,6 +225,7 @@ class AttentionBlock:
             second_norm=self.second_norm and self.second_norm.at(rows),
             output=self.output.gather(1, wide),
             behind=self.behind.gather(1, wide),
+            part=self.part and self.part.at(rows),
         )
 
 

@@ -101,11 +101,11 @@ def alti(
         own = shifted - vector_norm(y - block.own_part(), ord=p, dim=-1)
         found = block.with_own(nearer(block, y, p), own) + (length - shifted)[..., None]
     check_finite("alti", found, **block.inputs)
-    return _shares(torch.where(found > _ROUNDING * length[..., None], found, 0)).to(block.dtype)
+    return shares_of_rows(torch.where(found > _ROUNDING * length[..., None], found, 0)).to(block.dtype)
 
 
-def _shares(contributions: Tensor) -> Tensor:
-    """Contributions (batch, query, key) divided by their row sums."""
+def shares_of_rows(contributions: Tensor) -> Tensor:
+    """Contributions (batch, query, key) divided by their row sums; rows without any are 0, with a warning."""
     totals = contributions.sum(-1, keepdim=True)
     empty = totals[..., 0] == 0
     if empty.any():

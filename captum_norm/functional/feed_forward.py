@@ -101,7 +101,7 @@ class Slopes(NamedTuple):
         b_gate: Tensor | None = None,
     ) -> "Slopes":  # fmt: skip
         """Those at the sum of all parts, total (..., model)."""
-        if activation not in get_args(ActivationName):
+        if activation != "relu" and activation not in _SMOOTH:
             known = ", ".join(map(repr, get_args(ActivationName)))
             raise ValueError(f"feed_forward_parts: activation should be one of {known}, got {activation!r}.")
         total, P = total.double(), total.double() @ W_1.double().mT
@@ -146,9 +146,16 @@ def _gelu_slope(x: Tensor) -> Tensor:
     return torch.special.ndtr(x) + x * torch.exp(-x.square() / 2) * (2 * torch.pi) ** -0.5
 
 
-def _gelu_new_slope(x: Tensor) -> Tensor:
-    tanh = torch.tanh(_TANH * (x + 0.044715 * x**3))
-    return (1 + tanh) / 2 + x / 2 * (1 - tanh.square()) * _TANH * (1 + 3 * 0.044715 * x.square())
+def _gelu_by_tanh(factor: float) -> _Smooth:
+    """The form with tanh, whose factor is the root of 2 / pi, to the digits that a model writes it with."""
+
+    def tanh(x: Tensor) -> Tensor:
+        return torch.tanh(factor * (x + 0.044715 * x**3))
+
+    def slope(x: Tensor) -> Tensor:
+        return (1 + tanh(x)) / 2 + x / 2 * (1 - tanh(x).square()) * factor * (1 + 3 * 0.044715 * x.square())
+
+    return _Smooth(lambda x: x / 2 * (1 + tanh(x)), slope, 9.0)
 
 
 def _silu_slope(x: Tensor) -> Tensor:
@@ -156,10 +163,15 @@ def _silu_slope(x: Tensor) -> Tensor:
     return sigmoid * (1 + x * (1 - sigmoid))
 
 
-_TANH = (2 / torch.pi) ** 0.5
+def activated(activation: str, x: Tensor) -> Tensor:
+    """An activation by its name."""
+    return torch.relu(x) if activation == "relu" else _SMOOTH[activation].of(x)
+
+
 _SMOOTH = {
     "gelu": _Smooth(torch.nn.functional.gelu, _gelu_slope, 9.0),
-    "gelu_new": _Smooth(lambda x: torch.nn.functional.gelu(x, approximate="tanh"), _gelu_new_slope, 9.0),
+    "gelu_new": _gelu_by_tanh((2 / torch.pi) ** 0.5),
+    "bloom_gelu": _gelu_by_tanh(0.79788456),
     "silu": _Smooth(torch.nn.functional.silu, _silu_slope, 44.0),
 }
 

@@ -293,8 +293,8 @@ def test_a_recording_holds_two_blocks_at_a_time(monkeypatch):
     model = transformers.BertModel(transformers.BertConfig(**{**_SMALL, "num_hidden_layers": 6})).eval()
     with torch.no_grad(), recording(look, blocks=True):
         model(IDS)
-    assert len(states) == 18
-    assert max(alive) <= 6
+    assert len(states) == 24  # what attention wrote, two sums, what the feed-forward part wrote
+    assert max(alive) <= 8
     assert not any(ref() for ref in states)
 
 

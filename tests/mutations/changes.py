@@ -23,6 +23,20 @@ CHANGES: list[Change] = [
         ("(node * U + b_u)", "node * U"),
     ),
     *changes_of(
+        "functional/feed_forward_block.py",
+        ("rest, c = self.read() - total", "rest, c = 0 * self.read()"),
+        ("self.W_gate.double() * c, b_gate * c)", "self.W_gate.double(), b_gate)"),
+        ("u[torch.arange(len(u), device=u.device), own] += residual", "own += 0"),
+        tests="capture/test_feed_forward.py",
+    ),
+    *changes_of(
+        "capture/blocks/feed_forward.py",
+        ("pairs = [(first, None)] if not others else [(first, others[0]), (others[0], first)]",
+         "pairs = [(first, others[0] if others else None)]"),
+        ("step_of(op, number)", "step_of(op, 0)"),
+        tests="capture/test_feed_forward.py",
+    ),
+    *changes_of(
         "attr/_logit.py",
         ("towards / block.inner.deviation[..., None]", "towards"),
         ("torch.cat([part, below], dim=1)", "torch.cat([part, tracked], dim=1)"),
@@ -128,11 +142,16 @@ CHANGES: list[Change] = [
     ),
     # --------------------------------------------------------------------------------------------------- measures, maps
     *changes_of(
-        "measures.py",
+        "measures/table.py",
         ("record.weights.mean(dim=1, ", "record.weights.mean(dim=-1, "),
-        ('in ("behind", "beside", "later")', 'in ("behind", "beside")'),
+        tests="test_measures.py",
     ),
-    *changes_of("measures.py", ("gate.shape[-1] == 1:", "gate.shape[-1] == 2:"), tests="maps"),
+    *changes_of(
+        "measures/of_blocks.py",
+        ('in ("behind", "beside", "later")', 'in ("behind", "beside")'),
+        tests="test_measures.py",
+    ),
+    *changes_of("measures/table.py", ("gate.shape[-1] == 1:", "gate.shape[-1] == 2:"), tests="maps"),
     *changes_of(
         "maps/selection.py",
         ('startswith(f"{choice}.")', 'startswith(f"{choice}")'),

@@ -105,9 +105,13 @@ rule = FORM_RULES.rule
 @rule(OperationKind.IDENTITY)
 def _same(op: Operation, form: Form) -> Form | None:
     """The same numbers, which a cast may round."""
-    formats = [dtype for dtype in (form.precision, op.tensors[0].dtype, op.out.dtype) if dtype is not None]
-    coarsest = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
-    return replace(form, precision=coarsest)
+    return replace(form, precision=coarsest(form.precision, op.tensors[0].dtype, op.out.dtype))
+
+
+def coarsest(*formats: torch.dtype | None) -> torch.dtype | None:
+    """The number format that rounds most, of those that are known."""
+    known = [dtype for dtype in formats if dtype is not None]
+    return max(known, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 @rule(OperationKind.MOVE)

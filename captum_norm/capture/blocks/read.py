@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.blocks.check import Check, UnreadableBlockError
-from captum_norm.capture.blocks.forms import Form, Kept
+from captum_norm.capture.blocks.feed_forward import PartState, SeenPart
+from captum_norm.capture.blocks.forms import Form, Kept, coarsest
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
 from captum_norm.capture.layout import Layout
 from captum_norm.capture.record import AttentionBlock, Positions
@@ -67,6 +68,7 @@ class BlockReader:
         going_on = self._going_on(0, first, default=not (block.pre_norm or form.normalises))
         norm, output = self._norm(check, "the norm behind the residual", going_on, state, rows)
         second, last = self._behind(check, behind, rows, norm is not None)
+        behind_it = self._part(block, rows, state)
         return AttentionBlock(
             residual=residual,
             attended=_attended(form, kept, part, inner),
@@ -79,7 +81,38 @@ class BlockReader:
             feed_forward="several" if len(second) > 1 else block.feed_forward,
             normalised=_is_normalised(block),
             certificate=check.certificate(),
+            part=None if isinstance(behind_it, str) else behind_it,
+            no_part=behind_it if isinstance(behind_it, str) else "",
         )
+
+    def _part(self, block: OpenBlock, rows: Tensor, state: Tensor) -> SeenPart | str:
+        """The feed-forward part that was added to the block's sum, or why it is not known."""
+        first, *behind = block.stages
+        if len(behind) != 1 or block.feed_forward != "behind":
+            return _NO_PART["several" if len(behind) > 1 else block.feed_forward]
+        form, kept = behind[0].part or (None, None)
+        if form is None or kept is None or not isinstance(form.state, PartState):
+            return "it is not two projections with an activation between them (a mixture of experts?)"
+        written, read = form.state, form.state.hidden.form
+        if read.state is not first.state:
+            return "it reads another state than the sum of attention and residual"
+        if not kept.unchanged or not (form.is_plain or written.unchanged):
+            return "what it gave out was overwritten in place before it could be read"
+        try:
+            within = self._rows(rows, read)
+            moved = self._rows(within, form)
+            return SeenPart(
+                projections=written.hidden.projections,
+                second=written.second,
+                before=None if read.is_plain else _frozen(read, rows),
+                after=None if form.is_plain else _frozen(form, within),
+                state=state,
+                added=_take_rows(kept.tensor, moved),
+                rows=moved,
+                precision=coarsest(read.precision, form.precision),
+            )
+        except UnreadableBlockError as error:
+            return str(error)
 
     def _going_on(self, number: int, stage: Stage, default: bool) -> tuple[Form, Kept] | None:
         """The norm as which the stream goes on from a stage, or None where it is the state itself.
@@ -129,6 +162,15 @@ class BlockReader:
         if key not in self._orders:
             self._orders[key] = _order(form)
         return torch.where(rows < 0, NOT_AN_INPUT, self._orders[key][rows])
+
+
+_NO_PART = {
+    "": "no feed-forward part (FFN) was seen behind it",
+    "behind": "no feed-forward part (FFN) was seen behind it",
+    "beside": "its feed-forward part stands beside attention (in parallel) and reads nothing of it",
+    "later": "another attention call stands between it and the feed-forward part",
+    "several": "several feed-forward parts stand between it and the next attention call",
+}
 
 
 def _order(form: Form) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 from torch.nn import Parameter
 
+from captum_norm.capture.blocks.feed_forward import FeedForwardParts, PartState
 from captum_norm.capture.blocks.forms import FORM_RULES, Form, Kept, State, is_normalisation
 from captum_norm.capture.blocks.lineage import Node
 from captum_norm.capture.record import FeedForward
@@ -22,6 +23,10 @@ from captum_norm.capture.traces import Mixture
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
+
+
+Added = tuple[Form, Kept]
+"""A tensor that was added, and the form that it is of a state."""
 
 
 @dataclass(eq=False)
@@ -33,12 +38,14 @@ class Stage:
         origin: how one of its operands came from the state before it, to know which row is which.
         going_on: the form of the state that the next part was added to, and that tensor; None while nobody knows.
         normed: the first normalisation of the state that was seen, and that tensor.
+        part: what a feed-forward part added to make the state, as a form of what its second projection wrote.
     """
 
     state: State
     origin: Form
-    going_on: tuple[Form, Kept] | None = None
-    normed: tuple[Form, Kept] | None = None
+    going_on: Added | None = None
+    normed: Added | None = None
+    part: Added | None = None
 
 
 @dataclass(eq=False)
@@ -55,7 +62,7 @@ class OpenBlock:
     """
 
     mixed: Node
-    part: tuple[Form, Kept] | None = None
+    part: Added | None = None
     residual: Kept | None = None
     residual_node: Node | None = None
     stages: list[Stage] = field(default_factory=list)
@@ -75,6 +82,7 @@ class ResidualStream:
         self._forms: Facts[Form] = Facts()
         self._blocks: dict[State, OpenBlock] = {}
         self._stages: dict[State, tuple[OpenBlock, Stage]] = {}
+        self._parts = FeedForwardParts(lambda tensor: self._forms[tensor])
         self._count = 0
         self._mixture: Mixture | None = None
         self._projected: tuple[list[Mixture], Tensor] | None = None
@@ -107,7 +115,7 @@ class ResidualStream:
 
     def clear(self) -> None:
         """Drop everything."""
-        for known in (self._nodes, self._forms, self._blocks, self._stages, self.blocks):
+        for known in (self._nodes, self._forms, self._blocks, self._stages, self._parts, self.blocks):
             known.clear()
 
     # ---- every operation
@@ -129,6 +137,9 @@ class ResidualStream:
             self._nodes[out] = node
             self._forms[out] = form if out is op.out else None
         self._stage_node = None
+        written = self._parts.see(op, self._stages.__contains__)
+        if written is not None and self._forms[op.out] is None and (made := self._nodes[op.out]) is not None:
+            self._forms[op.out] = Form(PartState(op.out.detach(), made, *written))
         self._begin(op)
 
     def _node(self, tensor: Tensor) -> Node | None:
@@ -220,7 +231,9 @@ class ResidualStream:
                 return self._to_attention(op, block, form, part, other, node)
         for stream, part in ((first, second), (second, first)):
             form, node = self._forms[stream], self._nodes[part]
-            if form is None or node is None or form.state not in self._stages or self._forms[part] is not None:
+            added = self._forms[part]
+            is_stream = added is not None and not isinstance(added.state, PartState)
+            if form is None or node is None or form.state not in self._stages or is_stream:
                 continue
             block, _ = self._stages[form.state]
             if node.comes_from(form.state.node):
@@ -254,13 +267,14 @@ class ResidualStream:
         block, stage = self._stages[form.state]
         stage.going_on = form, Kept(_operand(op, stream, part))
         block.feed_forward = where
-        return self._stage(op, block, form)
+        added = self._forms[part]
+        return self._stage(op, block, form, added and (added, Kept(_operand(op, part, stream))))
 
-    def _stage(self, op: Operation, block: OpenBlock, origin: Form) -> Form:
+    def _stage(self, op: Operation, block: OpenBlock, origin: Form, part: Added | None = None) -> Form:
         self._stage_node = self._new_node()  # nobody asks what is before it
         # A copy: many models go on adding to the stream in place.
         state = State(op.out.detach().clone(), self._stage_node)
-        stage = Stage(state, origin)
+        stage = Stage(state, origin, part=part)
         block.stages.append(stage)
         self._stages[state] = block, stage
         return Form(state)

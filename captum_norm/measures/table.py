@@ -18,15 +18,23 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from captum_norm.capture import AttentionBlock, AttentionRecord
+from captum_norm.capture import AttentionRecord
 from captum_norm.functional import (
-    alti,
-    block_quantities,
     drop_norms,
     head_norms,
     nothing_left,
     summed_norms,
     transformed_norms,
+)
+from captum_norm.measures.of_blocks import (
+    alti_contributions,
+    block_measures,
+    lacks_block,
+    lacks_feed_forward,
+    lacks_norm,
+    lacks_part,
+    lacks_part_or_norm,
+    part_measures,
 )
 from captum_norm.operations.precision import at_least_float32
 
@@ -44,6 +52,7 @@ KOBAYASHI_2020 = Paper("Kobayashi et al. 2020", "https://arxiv.org/abs/2004.1010
 KOBAYASHI_2021 = Paper("Kobayashi et al. 2021", "https://arxiv.org/abs/2109.07152")
 MODARRESSI_2022 = Paper("Modarressi et al. 2022", "https://arxiv.org/abs/2205.03286")
 FERRANDO_2022 = Paper("Ferrando et al. 2022", "https://arxiv.org/abs/2203.04212")
+KOBAYASHI_2024 = Paper("Kobayashi et al. 2024", "https://arxiv.org/abs/2302.00456")
 VASWANI_2017 = Paper("Vaswani et al. 2017", "https://arxiv.org/abs/1706.03762")
 
 
@@ -64,7 +73,7 @@ class Measure:
         paper: where it comes from.
         lacks: why a record cannot have it, in words; ``""`` where it can.
         of_block: whether it needs the block around the call, ``recording(blocks=True)``.
-        together: whether ``functional.block_quantities`` computes it, together with the others of a block.
+        together: what computes it together with others, with which it shares vectors and products; None: nothing.
         of_one_head: the measure that has this one's form for single heads; ``""`` where there is none.
         classes: the attribution classes that give it; ``compare`` and ``study`` run those that score inputs.
         aligner: what ``CrossAttentionAligner(method=)`` and ``captum-norm align`` call it; ``""`` where they do not
@@ -84,7 +93,7 @@ class Measure:
     paper: Paper
     lacks: Callable[[AttentionRecord], str] = lambda record: ""
     of_block: bool = False
-    together: bool = False
+    together: Callable[[AttentionRecord, Sequence[str]], dict[str, Tensor]] | None = None
     of_one_head: str = ""
     classes: tuple[str, ...] = ()
     aligner: str = ""
@@ -94,28 +103,6 @@ class Measure:
     def has_axis(self, axis: str) -> bool:
         """Whether the result has an axis of this name."""
         return axis in self.axes.split()
-
-
-def lacks_block(record: AttentionRecord) -> str:
-    """Why the block around the call is not known; ``""`` where it is."""
-    return record.no_block if record.block is None else ""
-
-
-def lacks_norm(record: AttentionRecord) -> str:
-    """Why the block has no norm; ``""`` where it has one."""
-    if record.block is None or record.block.normalised:
-        return lacks_block(record)
-    return "a residual was found around its attention, but no LayerNorm or RMSNorm before it, in it or behind it"
-
-
-def lacks_feed_forward(record: AttentionRecord) -> str:
-    """Why the block has no feed-forward part to take in, or more than one; ``""`` where it has one."""
-    block = record.block
-    if block is None or block.feed_forward in ("behind", "beside", "later"):
-        return lacks_norm(record)
-    if block.feed_forward == "several":
-        return "several feed-forward parts with norms stand between it and the next attention call"
-    return "a residual was found around its attention, but no feed-forward part (FFN) behind it or beside it"
 
 
 def _lacks_transformed_norms(record: AttentionRecord) -> str:
@@ -145,23 +132,12 @@ def mean_weights(record: AttentionRecord) -> Tensor:
     return record.weights.mean(dim=1, dtype=torch.promote_types(record.weights.dtype, torch.float32))
 
 
-def alti_contributions(record: AttentionRecord, p: int = 1) -> Tensor:
-    """ALTI's contributions of a record with its block, (batch, query, key), rows with the sum 1."""
-    block = record.block
-    if block is None:
-        raise ValueError(f"{record.call.name}: {record.no_block}")
-    return alti(
-        record.weights, record.values, record.W_O, block.residual, block.norm, output=block.output, p=p,
-        gate=record.gate, inner=block.inner, residual_key=block.residual_key,
-    )  # fmt: skip
-
-
 def _in_block(
     name: str, axes: str, lacks: Callable[[AttentionRecord], str], title: str, unit: str, role: Role, **others: Any
 ) -> Measure:
     """The row of a measure that the block's others are computed together with."""
-    kinds: dict[str, Any] = {"lacks": lacks, "of_block": True, "together": True}
-    return Measure(name, axes, lambda r: _block_measures(r, [name])[name], title, unit, role, **kinds, **others)
+    kinds: dict[str, Any] = {"lacks": lacks, "of_block": True, "together": block_measures} | others
+    return Measure(name, axes, lambda r: kinds["together"](r, [name])[name], title, unit, role, **kinds)
 
 
 _TABLE = (
@@ -250,6 +226,25 @@ _TABLE = (
         formula="r_i(t)", says="how much of the block comes from other positions, behind its norm",
         paper=KOBAYASHI_2021,
     ),
+    _in_block(
+        "ff_norms", "batch query key", lacks_part, "Norm behind the feed-forward part", "‖FF(…)‖", "norm",
+        formula=r"\lVert F_{ij}\rVert", says="what the feed-forward part makes of what reached i from j",
+        paper=KOBAYASHI_2024, together=part_measures,
+    ),
+    _in_block(
+        "ff_res_norms", "batch query key", lacks_part, "Norm behind the feed-forward part and its residual",
+        "‖FF(…) + …‖", "norm",
+        formula=r"\lVert F_{ij} + t_{ij}\rVert", says="the same together with what went past the feed-forward part",
+        paper=KOBAYASHI_2024, together=part_measures, classes=("AttentionBlockNorm", "LayerAttentionBlockNorm"),
+    ),
+    _in_block(
+        "ff_res_ln_norms", "batch query key", lacks_part_or_norm, "Norm behind the whole layer",
+        "‖LN₂(FF(…) + …)‖", "norm",
+        formula=r"\lVert N_2(F_{ij} + t_{ij})\rVert",
+        says="what reaches i from j behind the whole layer, its feed-forward part applied",
+        paper=KOBAYASHI_2024, together=part_measures,
+        classes=("AttentionBlockNorm", "LayerAttentionBlockNorm", "GlobEnc"),
+    ),
     Measure(
         "alti", "batch query key", alti_contributions, "ALTI: share of output", "share", "share",
         formula="c_{ij}", says="how much nearer j brings the block's output, in shares", paper=FERRANDO_2022,
@@ -281,37 +276,8 @@ def compute_measures(record: AttentionRecord, names: Sequence[str]) -> dict[str,
     """
     results: dict[str, Tensor | str] = {name: MEASURES[name].lacks(record) for name in names}
     possible = [name for name, reason in results.items() if not reason]
-    together = [name for name in possible if MEASURES[name].together]
-    results |= _block_measures(record, together) if together else {}
-    results |= {name: MEASURES[name].compute(record) for name in possible if name not in together}
+    for compute in (block_measures, part_measures):
+        together = [name for name in possible if MEASURES[name].together is compute]
+        results |= compute(record, together) if together else {}
+    results |= {name: MEASURES[name].compute(record) for name in possible if MEASURES[name].together is None}
     return results
-
-
-def _block_measures(record: AttentionRecord, names: Sequence[str]) -> dict[str, Tensor]:
-    """All at once, as they share vectors and products."""
-    block = record.block
-    if block is None:
-        raise ValueError(f"{record.call.name}: {record.no_block}")
-    norms = [norm for norm in (block.norm, block.second_norm) if norm is not None]
-    # A measure behind norms that the block lacks is the one behind those it has.
-    as_read = {
-        "res_ln_norms": "res_norms" if block.norm is None else "res_ln_norms",
-        "mixing_res_ln": "mixing_res" if block.norm is None else "mixing_res_ln",
-        "globenc_norms": ("res_norms", "res_ln_norms", "globenc_norms")[len(norms)],
-    }
-    wanted = {name: as_read.get(name, name) for name in names}
-    results = block_quantities(
-        tuple(dict.fromkeys(wanted.values())), record.weights, record.values, record.W_O, block.residual, *norms,
-        gate=record.gate, inner=block.inner, residual_key=block.residual_key,
-        attended=_attended(record, block), b_O=record.b_O,
-    )  # fmt: skip
-    return {name: results[found] for name, found in wanted.items()}
-
-
-def _attended(record: AttentionRecord, block: AttentionBlock) -> Tensor | None:
-    """What attention gave out, if it is what the weights and values make, to the digits of the results."""
-    exact = block.attended is not None and record.weights.dtype == record.values.dtype == block.attended.dtype
-    return block.attended if exact and float(record.certificate) < _EXACT.get(record.weights.dtype, 0.0) else None
-
-
-_EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}  # half precision: never
