@@ -65,6 +65,13 @@ ROWS = {
         "what a layer would lack without an input's values: it asks the layer itself, feed-forward part and all.",
         "the direction of a change, nor what two inputs do together.",
     ),
+    "InformationFlowRoutes": Row(
+        r"\max_{\text{routes } j \to i}\ \min_{\text{edges}}\ c, \qquad c(z) = "
+        r"\frac{\max(0, \lVert y \rVert_1 - \lVert y - z \rVert_1)}{\sum_{z'} \max(0, \lVert y \rVert_1 - "
+        r"\lVert y - z' \rVert_1)}",
+        "by which states, heads and feed-forward parts a row was written: the routes are there, not only their ends.",
+        "how much of a row is a token's: a score is the weakest edge of a route, and shares are not multiplied.",
+    ),
     "AttentionRelevance": Row(
         r"R \leftarrow R + \bar A R, \qquad "
         r"\bar A = \operatorname{mean}_h \max\Bigl(0, \frac{\partial L}{\partial \alpha^h} \odot \alpha^h\Bigr)",

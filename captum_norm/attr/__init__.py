@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from captum_norm.attr.norm import AttentionNorm, LayerAttentionNorm
     from captum_norm.attr.relevance import AttentionRelevance
     from captum_norm.attr.rollout import AttentionRollout
+    from captum_norm.attr.route_graph import RouteEdge, RouteGraph, RouteNode
+    from captum_norm.attr.routes import InformationFlowRoutes, InformationFlowRoutesReport
     from captum_norm.attr.span_trace import SpanTrace, SpanTraceReport
     from captum_norm.attr.value_zeroing import ValueZeroing
     from captum_norm.attr.weights import AttentionWeights
@@ -47,6 +49,7 @@ CLASSES = {
     "GlobEnc": Row("globenc", "position"),
     "ALTI": Row("alti", "position"),
     "ValueZeroing": Row("value_zeroing", "position"),
+    "InformationFlowRoutes": Row("routes", "position"),
     "AttentionRelevance": Row("relevance", "target"),
     "DecompX": Row("decompx", "target", signed=True),
     "ALTILogit": Row("alti_logit", "target", signed=True, decoders=True),
@@ -59,7 +62,11 @@ CLASSES = {
     "ALTILogitReport": Row("alti_logit"),
     "AttributionReport": Row("_report"),
     "DecompXReport": Row("decompx"),
+    "InformationFlowRoutesReport": Row("routes"),
     "LLMAttributionReport": Row("llm"),
+    "RouteEdge": Row("route_graph"),
+    "RouteGraph": Row("route_graph"),
+    "RouteNode": Row("route_graph"),
     "SpanTraceReport": Row("span_trace"),
 }
 
@@ -78,11 +85,16 @@ __all__ = [
     "DecompXReport",
     "GenerationAttribution",
     "GlobEnc",
+    "InformationFlowRoutes",
+    "InformationFlowRoutesReport",
     "LLMAttentionAttribution",
     "LLMAttributionReport",
     "LayerAttentionBlockNorm",
     "LayerAttentionNorm",
     "LayerAttentionWeights",
+    "RouteEdge",
+    "RouteGraph",
+    "RouteNode",
     "SpanTrace",
     "SpanTraceReport",
     "ValueZeroing",

@@ -19,6 +19,7 @@ from captum_norm.functional.feed_forward import feed_forward_parts
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.functional.norms import head_norms, summed_norms, transformed_norms
 from captum_norm.functional.relevance import gradient_weights, relevance, relevance_encoder_decoder
+from captum_norm.functional.routes import RouteShares, route_shares
 from captum_norm.functional.span import SpanShares, span_shares, span_values
 from captum_norm.functional.split import input_split, value_gradients
 from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_shares
@@ -26,6 +27,7 @@ from captum_norm.functional.value_zeroing import value_zeroing, value_zeroing_sh
 __all__ = [
     "EncoderLayer",
     "FrozenNorm",
+    "RouteShares",
     "SpanShares",
     "alti",
     "block_quantities",
@@ -51,6 +53,7 @@ __all__ = [
     "res_norms",
     "rollout",
     "rollout_encoder_decoder",
+    "route_shares",
     "share_bias",
     "span_shares",
     "span_values",

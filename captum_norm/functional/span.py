@@ -134,7 +134,7 @@ def proximity(part: Tensor, state: Tensor) -> Tensor:
         >>> proximity(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [9.0, 0.0]]), torch.tensor([2.0, 1.0]))
         tensor([1., 0., 0.])
     """
-    return _towards(part * _sign(state), 2 * state.abs()).clamp_min(0)
+    return towards(part * _sign(state), 2 * state.abs()).clamp_min(0)
 
 
 def _nearer(mixed: Tensor, W_O: Tensor, state: Tensor) -> Tensor:
@@ -145,11 +145,11 @@ def _nearer(mixed: Tensor, W_O: Tensor, state: Tensor) -> Tensor:
         for h in range(head):
             projection = W_O[h] * sign[b]
             for k in slices(key, work(mixed) // max(1, W_O.shape[2])):
-                result[b, h, k] = _towards(mixed[b, h, k] @ projection, twice[b])
+                result[b, h, k] = towards(mixed[b, h, k] @ projection, twice[b])
     return result.clamp_min_(0)
 
 
-def _towards(part: Tensor, twice: Tensor) -> Tensor:
+def towards(part: Tensor, twice: Tensor) -> Tensor:
     """sum_d min(s z, 2 |X| - s z) of s z, (..., model)."""
     return torch.minimum(part, twice - part).sum(-1)
 

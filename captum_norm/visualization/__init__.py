@@ -15,6 +15,7 @@ from captum_norm.visualization.heads import head_grid as head_grid
 from captum_norm.visualization.lengths import class_lengths as class_lengths
 from captum_norm.visualization.lengths import weights_against_lengths as weights_against_lengths
 from captum_norm.visualization.pictures import picture_maps as picture_maps
+from captum_norm.visualization.routes import route_graph as route_graph
 from captum_norm.visualization.shares import class_shares as class_shares
 from captum_norm.visualization.side_by_side import token_map as token_map
 from captum_norm.visualization.strips import method_strips as method_strips

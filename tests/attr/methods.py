@@ -15,6 +15,7 @@ from captum_norm.attr import (
     AttentionWeights,
     DecompX,
     GlobEnc,
+    InformationFlowRoutes,
     LayerAttentionBlockNorm,
     LayerAttentionNorm,
     LayerAttentionWeights,
@@ -61,7 +62,7 @@ class Row:
     @property
     def refuses_cross(self) -> str:
         """What the error says to do where cross-attention cannot be taken in; "" where it can."""
-        if self.method is AttentionFlow or self.arguments.get("aggregate") == "flow":
+        if self.method in (AttentionFlow, InformationFlowRoutes) or self.arguments.get("aggregate") == "flow":
             return 'kind="self"'
         if self.method.reads_block:  # the residual is in the maps
             return ""
@@ -70,7 +71,8 @@ class Row:
     @property
     def composes(self) -> bool:
         """Whether its answer depends on the maps of every layer below."""
-        by_itself = self.method in (AttentionRollout, AttentionRelevance, ALTI, GlobEnc, ValueZeroing)
+        composing = (ALTI, AttentionRelevance, AttentionRollout, GlobEnc, InformationFlowRoutes, ValueZeroing)
+        by_itself = self.method in composing
         return self.arguments.get("aggregate", "rollout" if by_itself else "mean") == "rollout"
 
     def shape(self, batch: int, query: int, key: int, heads: int = HEADS, cross: bool = False) -> tuple[int, ...]:
@@ -108,6 +110,7 @@ METHODS = (
     Row(ALTI, sums_to=1.0),
     Row(ALTI, {"p": 2, "aggregate": "mean"}, sums_to=1.0),
     Row(ALTI, {"feed_forward": True}, sums_to=1.0),
+    Row(InformationFlowRoutes),
     Row(LayerAttentionBlockNorm, layer=True, together="sum", per_head=False),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),

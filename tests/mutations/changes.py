@@ -23,6 +23,23 @@ CHANGES: list[Change] = [
         ("(node * U + b_u)", "node * U"),
     ),
     *changes_of(
+        "functional/routes.py",
+        ("scale if one.deviation is None else scale / one.deviation", "scale"),
+        ("y - mixed - own.to(dtype)", "y - mixed"),
+    ),
+    *changes_of(
+        "attr/routes.py",
+        ("weights[row] += own", "weights[row] += 0"),
+        ("max(feed_forward, 1 - feed_forward) <= threshold", "False"),
+        tests="attr/test_routes.py",
+    ),
+    *changes_of(
+        "attr/route_graph.py",
+        ("max(known, passing)", "passing"),
+        ("edge.weight > threshold and", ""),
+        tests="attr/test_routes.py",
+    ),
+    *changes_of(
         "functional/feed_forward_block.py",
         ("rest, c = self.read() - total", "rest, c = 0 * self.read()"),
         ("self.W_gate.double() * c, b_gate * c)", "self.W_gate.double(), b_gate)"),

@@ -24,7 +24,6 @@ from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
 
-
 Added = tuple[Form, Kept]
 """A tensor that was added, and the form that it is of a state."""
 
