@@ -163,9 +163,24 @@ class InputMethod(AttentionMethod, Attribution):  # type: ignore[misc]  # Captum
             additional_forward_args: as in ``attribute``.
 
         Returns:
-            (answer, batch, position), equal to the answers one by one.
+            (answer, batch, position), equal to the answers one by one.  ``report`` is that of the last, or of all.
+
+        Raises:
+            ValueError: without targets, where outputs are explained, or without positions; and as ``attribute``.
+            TypeError, InexactCaptureError, AssertionError: as ``attribute``.
         """
         raise NotImplementedError
+
+    def _several(self, answers: Sequence[Any] | None) -> Sequence[Any]:
+        """The answers that are asked for, targets or positions.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if answers is None:
+            what, name = ("outputs", "targets") if self.explains == "target" else ("positions", "positions")
+            raise ValueError(f"{type(self).__name__}.attribute_each explains {what}: give {name}=, a list.")
+        return answers
 
 
 class MapMethod(InputMethod):
@@ -302,20 +317,9 @@ class MapMethod(InputMethod):
         call: int | None = None,
         mixers_as_identity: bool = False,
     ) -> Tensor:
-        """The rows of several positions, from one forward pass.
+        """The rows of several positions, (row, batch, position), from one forward pass.
 
-        Args:
-            inputs: ids (batch, position) or a gate.
-            targets: not looked at, as the scores do not depend on them.
-            positions: the rows.
-            additional_forward_args, kind, call, mixers_as_identity: as in :meth:`attribute`.
-
-        Returns:
-            (row, batch, position), equal to the rows one by one.
-
-        Raises:
-            ValueError: without positions; and as :meth:`attribute`.
-            TypeError, InexactCaptureError: as :meth:`attribute`.
+        Arguments are those of ``InputMethod.attribute_each``, and of :meth:`attribute`.
 
         Example:
             >>> from torch import nn
@@ -325,9 +329,7 @@ class MapMethod(InputMethod):
             >>> method.attribute_each(gate, positions=[0, 3]).shape
             torch.Size([2, 1, 5])
         """
-        if positions is None:
-            raise ValueError(f"{type(self).__name__}.attribute_each explains positions: give positions=, a list.")
-        rows = torch.tensor([[*positions]]).expand(len(inputs), -1)
+        rows = torch.tensor([[*self._several(positions)]]).expand(len(inputs), -1)
         each = self.attribute(
             inputs, None, additional_forward_args, position=rows, kind=kind, call=call,
             mixers_as_identity=mixers_as_identity,

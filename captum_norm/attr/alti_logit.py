@@ -158,23 +158,8 @@ class ALTILogit(InputMethod):
         positions: Sequence[int] | None = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        """Several logits, each at its own row, of one reading of the model.
-
-        Args:
-            inputs: ids (batch, position) or a gate.
-            targets: each as ``target`` of :meth:`attribute`.
-            positions: the row of each; None for the last real token.
-            additional_forward_args: as in :meth:`attribute`.
-
-        Returns:
-            (target, batch, position), equal to the targets one by one.  ``report`` is that of the last.
-
-        Raises:
-            ValueError: without targets; and as :meth:`attribute`.
-            TypeError, InexactCaptureError: as :meth:`attribute`.
-        """
-        if targets is None:
-            raise ValueError("ALTILogit.attribute_each explains outputs: give targets=, a list.")
+        """Several logits, (target, batch, position), each at its own row, of one reading of the model."""
+        targets = self._several(targets)
         rows: Sequence[PositionType] = [None] * len(targets) if positions is None else positions
         given = one_input("ALTILogit", inputs)
         scores, _ = self._explained(given, extra_arguments(additional_forward_args), targets, rows, False)

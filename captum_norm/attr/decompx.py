@@ -187,24 +187,12 @@ class DecompX(InputMethod):
         positions: Sequence[int] | None = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        """Several outputs of one forward pass, with a backward pass for each; rules that carry parts run anew for each.
+        """Several outputs, (target, batch, position), of one forward pass, with a backward pass for each.
 
-        Args:
-            inputs: ids (batch, position) or a gate.
-            targets: each as ``target`` of :meth:`attribute`.
-            positions: not looked at, as an output is followed back from where the target stands.
-            additional_forward_args: as in :meth:`attribute`.
-
-        Returns:
-            (target, batch, position), equal to the targets one by one.  ``report`` is that of the last.
-
-        Raises:
-            ValueError: without targets; and as :meth:`attribute`.
-            TypeError, AssertionError: as :meth:`attribute`.
+        Positions are not looked at, as an output is followed back from where its target stands; rules that carry parts
+        run anew for each.
         """
-        if targets is None:
-            raise ValueError("DecompX.attribute_each explains outputs: give targets=, a list.")
-        explained = self._explained((inputs,), extra_arguments(additional_forward_args), targets)
+        explained = self._explained((inputs,), extra_arguments(additional_forward_args), self._several(targets))
         return torch.stack([scores for (scores,), _ in explained])
 
     def _explained(

@@ -122,23 +122,11 @@ class AttentionRelevance(MapMethod):
         call: int | None = None,
         mixers_as_identity: bool = False,
     ) -> Tensor:
-        """Several outputs of one forward pass, with a backward pass for each.
+        """Several outputs, (target, batch, position), of one forward pass, with a backward pass for each.
 
-        Args:
-            inputs: ids (batch, position) or a gate.
-            targets: each as ``target`` of :meth:`attribute`.
-            positions: the row for each target; None for the default row of each.
-            additional_forward_args, kind, call, mixers_as_identity: as in :meth:`attribute`.
-
-        Returns:
-            (target, batch, position), equal to the targets one by one.
-
-        Raises:
-            ValueError: without targets; and as :meth:`attribute`.
-            TypeError, InexactCaptureError, AssertionError: as :meth:`attribute`.
+        Without positions each has its default row.
         """
-        if targets is None:
-            raise ValueError(f"{type(self).__name__}.attribute_each explains outputs: give targets=, a list.")
+        targets = self._several(targets)
         rows = [None] * len(targets) if positions is None else positions
         reductions = [self._reduction(row, kind, call, inputs.device, mixers_as_identity) for row in rows]
         for reduction in reductions:

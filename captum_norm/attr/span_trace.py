@@ -167,23 +167,8 @@ class SpanTrace(InputMethod):
         positions: Sequence[int] | None = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        """Several positions, each a span of one row, from one forward pass; ``hops`` are not followed.
-
-        Args:
-            inputs: ids (batch, position) or a gate.
-            targets: not looked at, as the scores do not depend on them.
-            positions: the rows.
-            additional_forward_args: as in :meth:`attribute`.
-
-        Returns:
-            (row, batch, position), equal to the rows one by one.
-
-        Raises:
-            ValueError: without positions, or with hops; and as :meth:`attribute`.
-            TypeError, InexactCaptureError: as :meth:`attribute`.
-        """
-        if positions is None:
-            raise ValueError("SpanTrace.attribute_each explains positions: give positions=, a list.")
+        """Several positions, each a span of one row, from one forward pass; ``hops`` are not followed."""
+        positions = self._several(positions)
         if self.hops:
             raise ValueError("SpanTrace.attribute_each takes rows one by one, which have no hops: use attribute.")
         extras, rows = extra_arguments(additional_forward_args), [partial(_of_position, position=p) for p in positions]

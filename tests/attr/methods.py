@@ -7,6 +7,7 @@ from typing import Any
 
 from captum_norm.attr import (
     ALTI,
+    ALTILogit,
     AttentionBlockNorm,
     AttentionFlow,
     AttentionNorm,
@@ -19,6 +20,7 @@ from captum_norm.attr import (
     LayerAttentionBlockNorm,
     LayerAttentionNorm,
     LayerAttentionWeights,
+    SpanTrace,
     ValueZeroing,
 )
 
@@ -39,6 +41,7 @@ class Row:
         per_head: layer classes: whether there is a map per head, and is the default.
         by_position: whether it explains a position's representation; else an output of the model, through all layers.
         has_delta: whether it splits the output, so that it has a convergence delta.
+        decoders: whether it explains decoders alone.
     """
 
     method: Any
@@ -49,10 +52,22 @@ class Row:
     per_head: bool = True
     by_position: bool = True
     has_delta: bool = False
+    decoders: bool = False
 
     @property
     def name(self) -> str:
         return "-".join([self.method.__name__, *(f"{k}={v}" for k, v in self.arguments.items())])
+
+    @property
+    def family(self) -> str:
+        """The family of models with three classes that the contract is held on."""
+        return "GPT2Classes" if self.decoders else "Bert"
+
+    def at(self, position: int) -> dict[str, Any]:
+        """How it is asked for a position of its own; nothing where the target tells."""
+        if self.method is SpanTrace:
+            return {"span": (position, position + 1)}
+        return {"position": position} if self.by_position or self.method is ALTILogit else {}
 
     @property
     def reads_target(self) -> bool:
@@ -111,6 +126,9 @@ METHODS = (
     Row(ALTI, {"p": 2, "aggregate": "mean"}, sums_to=1.0),
     Row(ALTI, {"feed_forward": True}, sums_to=1.0),
     Row(InformationFlowRoutes),
+    Row(ALTILogit, by_position=False, has_delta=True, decoders=True),
+    Row(ALTILogit, {"mixing": False}, by_position=False, has_delta=True, decoders=True),
+    Row(SpanTrace, by_position=False, decoders=True),
     Row(LayerAttentionBlockNorm, layer=True, together="sum", per_head=False),
     Row(LayerAttentionWeights, layer=True, sums_to=1.0, together="mean"),
     Row(LayerAttentionNorm, layer=True, together="sum"),

@@ -41,15 +41,31 @@ _CLASSES = {
 FAMILIES = tuple(_CLASSES)
 
 
+class GPT2Classes(transformers.GPT2ForSequenceClassification):
+    """A decoder of three classes, read off the last real token, whatever it is given."""
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, **given: Any
+    ) -> Any:
+        states = self.transformer(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)[0]
+        real = torch.ones(states.shape[:2]) if attention_mask is None else attention_mask
+        row = (real.long() * torch.arange(real.shape[1])).argmax(1)
+        logits = self.score(states[torch.arange(len(row)), row])
+        if given.get("return_dict") is False:
+            return (logits,)
+        return transformers.modeling_outputs.SequenceClassifierOutput(logits=logits)
+
+
 @cache
 def _built(family: str, attention: str) -> nn.Module:
     vocabulary = {} if family == "ViT" else {"vocab_size": VOCABULARY}
-    labels = {"num_labels": 3} if family in ("Bert", "ViT") else {}
-    shape = _SHAPE.get(family, _ENCODER)
-    config = getattr(transformers, f"{family}Config")(**vocabulary, **shape, **_SIZES[family], **labels)
+    labels = {"num_labels": 3} if family in ("Bert", "ViT", "GPT2Classes") else {}
+    of = family.removesuffix("Classes")
+    shape = _SHAPE.get(of, _ENCODER)
+    config = getattr(transformers, f"{of}Config")(**vocabulary, **shape, **_SIZES[of], **labels)
     config._attn_implementation = attention
     torch.manual_seed(0)
-    model = getattr(transformers, _CLASSES[family])(config).eval()
+    model = (GPT2Classes if family == "GPT2Classes" else getattr(transformers, _CLASSES[family]))(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # attention far from uniform, biases that are not zero
             if "norm" not in name.lower() and "ln_" not in name:

@@ -28,6 +28,12 @@ def _of_class_one(attribute: Any) -> Any:
     return explained
 
 
+class ALTILogit(attr.ALTILogit):
+    """Of class 1."""
+
+    attribute = _of_class_one(attr.ALTILogit.attribute)
+
+
 class AttentionRelevance(attr.AttentionRelevance):
     """Of class 1."""
 
