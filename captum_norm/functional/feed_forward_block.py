@@ -77,14 +77,13 @@ class FeedForward:
     def output(self) -> Tensor:
         """What it gave out with all biases, (batch, query, model), in the precision of the model, float32 at least."""
         dtype = result_dtype(self.state)
-        x, parts = self.read().to(dtype), (self.W_1, self.b_1, self.W_gate, self.b_gate, self.W_2, self.b_2)
-        W_1, b_1, W_gate, b_gate, W_2, b_2 = (None if part is None else part.to(dtype) for part in parts)
-        hidden = torch.nn.functional.linear(x, W_1, b_1)
-        if W_gate is None:
+        x = self.read().to(dtype)
+        hidden = _linear(x, self.W_1, self.b_1)
+        if self.W_gate is None:
             hidden = self._activated(hidden)
         else:
-            hidden *= self._activated(torch.nn.functional.linear(x, W_gate, b_gate))
-        return _whole(self.after, torch.nn.functional.linear(hidden, W_2, b_2)).to(dtype)
+            hidden *= self._activated(_linear(x, self.W_gate, self.b_gate))
+        return _whole(self.after, _linear(hidden, self.W_2, self.b_2)).to(dtype)
 
     def _activated(self, x: Tensor) -> Tensor:
         return activated(self.activation, x * self.scale) / self.scale
@@ -206,6 +205,10 @@ def _seen(block: Block, weights: Tensor, b: int, q: slice) -> slice:
     some[block.own_keys[b, q]] = True
     seen = some.nonzero()[:, 0]
     return slice(int(seen[0]), int(seen[-1]) + 1)
+
+
+def _linear(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(x, W.to(x), None if b is None else b.to(x))
 
 
 def _of_rows(part: FeedForward, b: int, q: slice) -> FeedForward:
