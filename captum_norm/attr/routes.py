@@ -13,7 +13,9 @@ from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import Attribution
 from captum_norm.attr._maps import CallMap, Needs, Route, at_rows, call_map, check_same_keys, square, without_padding
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import AttributionReport, KindType, Reduction
+from captum_norm.attr._reduction import Reduction
+from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._sequences import KindType
 from captum_norm.attr.route_graph import RouteEdge, RouteGraph, RouteNode
 from captum_norm.capture import AttentionRecord, Positions
 from captum_norm.functional.routes import RouteShares, feed_forward_share, route_shares

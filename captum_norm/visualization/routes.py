@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -48,7 +48,7 @@ def route_graph(graph: RouteGraph, *, title: str | None = None) -> Page:
     with page(across, top + height + below + 0.16 * len(legend) + 0.25, title, _EDGE) as figure:
         box = figure.box(left, top, width, height, label="routes")
         box.set(xlim=(-0.5, graph.length - 0.5), ylim=(-0.3 / _LAYER, graph.layers + 0.25))
-        style = {"fontsize": min(SMALL, 72 * cell * 0.8), "parse_math": False}
+        style: dict[str, Any] = {"fontsize": min(SMALL, 72 * cell * 0.8), "parse_math": False}
         box.set_xticks(range(graph.length), labels=names, rotation=90, **style)
         box.set_yticks([number + 0.5 for number in range(graph.layers)], labels=layers, fontsize=SMALL)
         _draw(box, graph)

@@ -267,7 +267,8 @@ class ResidualStream:
         stage.going_on = form, Kept(_operand(op, stream, part))
         block.feed_forward = where
         added = self._forms[part]
-        return self._stage(op, block, form, added and (added, Kept(_operand(op, part, stream))))
+        behind = None if added is None else (added, Kept(_operand(op, part, stream)))
+        return self._stage(op, block, form, behind)
 
     def _stage(self, op: Operation, block: OpenBlock, origin: Form, part: Added | None = None) -> Form:
         self._stage_node = self._new_node()  # nobody asks what is before it
