@@ -17,7 +17,7 @@ def block_of_decoder(title: str, record: AttentionRecord) -> AttentionBlock:
         ValueError: if the call looks ahead or at another sequence, or its block could not be read.
     """
     call = record.call
-    if call.kind == "cross" or (call.kind != "causal" and record.weights.shape[-1] > 1):
+    if call.kind == "cross" or (call.kind != "causal" and record.shape[-1] > 1):
         looks = "at another sequence" if call.kind == "cross" else "ahead"
         raise ValueError(
             f"{title} explains decoders, whose tokens see none behind them, but attention call {call.name!r} "

@@ -245,7 +245,7 @@ def _check_pre_norm(record: AttentionRecord) -> None:
 
 def _rows(record: AttentionRecord, positions: Sequence[PositionType]) -> Tensor:
     """The row of each answer among the record's queries, (batch, answer)."""
-    batch, _, query, _ = record.weights.shape
+    batch, _, query, _ = record.shape
     mask = None if record.query_mask is None else record.query_mask.cpu()
     return torch.stack([resolve_position(row, mask, batch, query, causal=True) for row in positions], dim=1)  # type: ignore[arg-type]
 

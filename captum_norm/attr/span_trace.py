@@ -235,7 +235,7 @@ class _Passed(NamedTuple):
 
 def _of_position(record: AttentionRecord, position: PositionType) -> Tensor:
     """A span of one row, by default the last real token's; of all real tokens for ``"mean"``."""
-    batch, _, query, _ = record.weights.shape
+    batch, _, query, _ = record.shape
     mask = None if record.query_mask is None else record.query_mask.cpu()
     if isinstance(position, str):
         return real_tokens(mask, batch, query).double()

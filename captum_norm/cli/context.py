@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.attr import CLASSES
@@ -11,11 +12,14 @@ from captum_norm.cli import table as draw
 from captum_norm.cli.arguments import (
     add_model_arguments,
     add_output_arguments,
+    check_figure,
     check_outputs,
     from_stdin,
     positive,
     say,
+    write_figure,
     write_json,
+    write_text,
 )
 from captum_norm.suggestions import did_you_mean
 
@@ -44,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=f"{', '.join(METHODS)} (default: {DEFAULT})")
     parser.add_argument("--max-new-tokens", type=positive, default=25, metavar="N", help="of its own answer (25)")
     add_model_arguments(parser, default="none: name a causal language model")
-    add_output_arguments(parser)
+    add_output_arguments(parser, figure="answer tokens by sources")
+    parser.add_argument("--html", metavar="FILE", help="save the answer beside its sources as a page")
 
 
 def run(asked: argparse.Namespace) -> int:
     """Check, load, attribute, print and save; the exit code."""
-    check_outputs(asked.json)
+    check_outputs(asked.json, asked.html, asked.figure)
+    check_figure(asked.figure)
     method = {name.lower(): name for name in METHODS}.get(asked.method.lower())
     if method is None:
         guess = did_you_mean(asked.method, METHODS)
@@ -74,6 +80,21 @@ def run(asked: argparse.Namespace) -> int:
         say(_as_text(loaded.name, method, names, result), asked.json)
         if asked.json:
             write_json(asked.json, _as_dict(loaded.name, method, names, result))
+        title = f"What the answer of {loaded.name} rests on, by {method}"
+        if asked.html:
+            from captum_norm.viewer import answer_page
+
+            texts = list(result.input_tokens)
+            scores = result.token_attr.tolist()
+            write_text(asked.html, answer_page(title, result.output_tokens, names, texts, scores))
+        if asked.figure:
+            from captum_norm.visualization import written_tokens
+
+            drawn = SimpleNamespace(
+                token_attr=result.token_attr, input_tokens=names, output_tokens=result.output_tokens,
+                output_probs=getattr(result, "output_probs", None),
+            )  # fmt: skip
+            write_figure(asked.figure, written_tokens(drawn, title=title))
     return 0
 
 

@@ -12,6 +12,7 @@ from captum_norm import HFForward, SpanTrace
 from captum_norm.capture import recording
 from tests.architectures import ARCHITECTURES
 from tests.attr.models import ids, tiny
+from tests.device.span_of_8b import costs
 
 close = torch.testing.assert_close
 
@@ -238,3 +239,19 @@ def as_published(model, tokens, u):
         state = u @ record.block.output[0].double()
         nearer, residual = prox(state, parts), prox(state, u @ x)
         yield (nearer.sum(0) / (nearer.sum() + residual)).detach()
+
+
+def test_no_call_is_asked_for_all_of_its_weights(monkeypatch):
+    """So that memory grows with the length, not with its square."""
+    from captum_norm.capture.rows import CheckedRows
+
+    monkeypatch.setattr(CheckedRows, "whole", lambda self: pytest.fail("all weights were asked for"))
+    tokens, model = ids(1, 12), tiny("Llama", "sdpa")
+    SpanTrace(model).attribute(tokens)
+    SpanTrace(model, hops=1).attribute(tokens, span=(8, 12), reasoning=(4, 8))
+
+
+def test_the_script_for_a_gpu_runs_small_on_a_cpu():
+    found = costs(small=True, prompt=20, written=20)
+    assert (found["device"], found["tokens"]) == ("cpu", [20, 20])
+    assert all(found[what]["seconds"] > 0 for what in ("forward", "whole answer", "one hop"))

@@ -57,6 +57,22 @@ def test_the_model_writes_and_sentences_are_sources(capsys, folders, files):
     ]  # fmt: skip
 
 
+def test_the_answer_is_drawn_and_written_as_a_page_beside_its_sources(capsys, folders, files):
+    (files / "a.txt").write_text("a <b>warm</b> film", "utf-8")
+    page, figure = files / "page.html", files / "figure.svg"
+    code, _, err = answer(capsys, *asked(folders, files, "--answer", "a warm", "--html", page, "--figure", figure))
+    assert (code, err) == (0, "")
+    text = page.read_text("utf-8")
+    assert text.count("<section") == 3
+    assert "a &lt;b&gt;warm&lt;/b&gt; film" in text
+    assert text.count('title="') == 2  # a token of the answer each
+    assert "Content-Security-Policy" in text
+    assert "<script" not in text
+    assert "a.txt" in figure.read_text("utf-8")
+    code, _, err = answer(capsys, *asked(folders, files, "--answer", "a", "--figure", files / "figure.odd"))
+    assert (code, "its ending should say the format" in err) == (2, True)
+
+
 def test_documents_stand_where_the_prompt_says():
     assert prompt_with_documents("Read {documents} and say.", ["A", "B"]) == ("Read A\n\nB and say.", [(5, 6), (8, 9)])
     with pytest.raises(ValueError, match="there are no --documents"):
