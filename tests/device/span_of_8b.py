@@ -4,7 +4,7 @@
     python -m tests.device.span_of_8b --small            # the same on a CPU in seconds
 
 A span of the answer alone and one hop through the reasoning (``SpanTrace``): seconds and peak memory of each, beside
-those of the model's own forward.  FlashTrace's authors tell 17 s and 170 to 220 GB over several GPUs for as many tokens.
+those of the model's own forward.  FlashTrace's authors tell 17 s and 170 to 220 GB over several GPUs for as many.
 """
 
 from __future__ import annotations
