@@ -18,9 +18,10 @@ import torch
 from torch.nn import Module, ModuleList
 
 from captum_norm.attr._captum import as_tuple, extra_arguments, is_tuple, run_forward
-from captum_norm.attr._forward import models_in, tensors_beside
+from captum_norm.attr._forward import models_in
 from captum_norm.attr._position import Rows
 from captum_norm.capture import AttentionRecord, recording
+from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.outputs import output_tensor
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -39,7 +40,7 @@ class ExamplesFirst(Module):
         super().__init__()
         self._function, self.turned, self._turns_output = (forward_func,), turned, turns_output
         self.model = ModuleList(models_in(forward_func))
-        self.fixed = dict(enumerate(tensors_beside(forward_func, (), ())))
+        self.fixed = dict(enumerate(tensors_beside(forward_func, ())))
 
     def forward(self, *given: Any) -> Any:
         """The function's output for turned inputs."""

@@ -410,7 +410,11 @@ CHANGES: list[Change] = [
         tests="study/test_contrast.py",
     ),
     *changes_of(
-        "pictures.py", ("places.diff() != 1", "places.diff() == 1"), tests="attr/test_sight_and_sound.py"
+        "pictures.py",
+        ("places.diff() != 1", "places.diff() == 1"),
+        ("if side * side != len(run)", "if False"),
+        ("if sum(counts) != len(places):", "if False:"),
+        tests="attr/test_sight_and_sound.py",
     ),
     *changes_of(
         "attr/llm.py",
