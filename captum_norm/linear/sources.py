@@ -129,7 +129,7 @@ class TokenSources:
 
     def place(self, tensor: Tensor) -> Place | None:
         """Where a hidden state that belongs to single tokens comes from; None for all others."""
-        if not tensor.is_floating_point() or isinstance(tensor, torch.nn.Parameter):
+        if not _is_state(tensor) or isinstance(tensor, torch.nn.Parameter):
             return None
         trace = self._flow.traces[tensor]
         if trace is None or trace.in_attention or trace.place is None or trace.place.mixers:
@@ -144,14 +144,14 @@ class TokenSources:
     def meets(self, constants: Iterable[Tensor]) -> None:
         """Note what meets a state that is followed."""
         self._met_unseen = self._met_unseen or any(
-            tensor.is_floating_point() and tensor.ndim > 1 and not self._flow.opaque.knows(tensor)
+            _is_state(tensor) and tensor.ndim > 1 and not self._flow.opaque.knows(tensor)
             for tensor in constants
         )
 
     def pass_on(self, out: Any) -> None:
         """Note that a result was made of what has been mixed: a gate made of it is none of a single token."""
         for tensor in out if isinstance(out, list | tuple) else (out,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            if isinstance(tensor, Tensor) and _is_state(tensor):
                 self._flow.know_mixed(tensor)
 
     def is_gate(self, tensor: Tensor) -> bool:
@@ -173,7 +173,7 @@ class TokenSources:
         if op.name in _HELD_FIXED or all(self.is_gate(tensor) for tensor, _ in placed):
             for out in op.outputs:
                 self._gates[out] = True
-        outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if out.is_floating_point()]
+        outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if _is_state(out)]
         mixed = any(self.place(out) is None or self._cuts_tokens(placed, out) for out in outs)
         mixed = mixed or (bool(outs) and self._mixes(op, placed))
         if mixed and op.writes:  # it is done again, on what was there before
@@ -225,6 +225,11 @@ class TokenSources:
         self._flow.forget()
         self._leaves.clear()
         self._gates.clear()
+
+
+def _is_state(tensor: Tensor) -> bool:
+    """Whether a tensor may be a hidden state: numbers, complex ones, too (a Fourier transform's), not ids or masks."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _agree(first: Place, second: Place) -> bool:

