@@ -110,7 +110,7 @@ class RouteGraph:
 
     @property
     def by_layer(self) -> Tensor:
-        """How much of the rows on the routes each layer took from each position, (layer, position): means over rows."""
+        """How much of the rows on the routes each layer took from each position, (layer, position), mean over rows."""
         found = torch.zeros(self.layers, self.length, dtype=torch.float64)
         for edge in self.edges:
             found[edge.layer, edge.source] += edge.weight
@@ -118,7 +118,7 @@ class RouteGraph:
 
     @property
     def by_head(self) -> Tensor:
-        """How much each head brought the rows on the routes, (layer, head): means over a layer's rows."""
+        """How much each head brought the rows on the routes, (layer, head), mean over a layer's rows."""
         found = torch.zeros(self.layers, self.heads, dtype=torch.float64)
         for edge in self.edges:
             for head, share in edge.heads:
@@ -127,7 +127,7 @@ class RouteGraph:
 
     @property
     def by_feed_forward(self) -> Tensor:
-        """The feed-forward part's share in the rows on the routes, (layer,): means over a layer's rows."""
+        """The feed-forward part's share in the rows on the routes, (layer,), mean over a layer's rows."""
         found = torch.zeros(self.layers, dtype=torch.float64)
         for node in self.nodes:
             found[node.layer] += node.feed_forward

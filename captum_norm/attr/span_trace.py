@@ -40,7 +40,8 @@ class SpanTraceReport(AttributionReport):
     Attributes:
         tokens: (layer, batch, key), the share of each key, all heads together; one entry for each attention call.
         heads: (layer, batch, head), of each head, all keys together; a list, as layers may differ in heads.
-        residual, bias: (layer, batch), of what the span's rows were before, and of all biases.
+        residual: (layer, batch), of what the span's rows were before.
+        bias: (layer, batch), of all biases.
         feed_forward: (layer, batch), the share of the feed-forward part in the stream behind it, the rest being what it
             was before it; NaN where a norm stands behind it.  In no score.
         hops: (hop + 1, batch, position): what each pass gave, not masked.
