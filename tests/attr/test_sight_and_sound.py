@@ -72,8 +72,11 @@ def qwen2_vl():
         "pixel_values": torch.randn(24, eye.in_channels * eye.temporal_patch_size * eye.patch_size**2),
         "image_grid_thw": torch.tensor([[1, 4, 6]]),
     }
+    before_5 = int(transformers.__version__.split(".")[0]) < 5
+    if before_5:
+        config.get_text_config().rope_scaling = {"rope_type": "default", "mrope_section": [2, 1, 1]}
     model = transformers.Qwen2VLForConditionalGeneration(config)
-    if int(transformers.__version__.split(".")[0]) > 4:  # before, the ids alone told
+    if not before_5:  # before, the ids alone told
         fixed["mm_token_type_ids"] = (torch.tensor([ids]) == SIGHT).long()
     return model, ids, fixed
 
@@ -91,7 +94,8 @@ def qwen2_audio():
     return transformers.Qwen2AudioForConditionalGeneration(config), ids, fixed
 
 
-WRITE = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+# A random model may write the placeholder itself, which then stands for no patch.
+WRITE = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "suppress_tokens": [SIGHT]}
 
 
 def written(make, method=AttentionNorm):
