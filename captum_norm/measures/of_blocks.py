@@ -49,6 +49,7 @@ def lacks_part(record: AttentionRecord) -> str:
 
 
 def lacks_part_or_norm(record: AttentionRecord) -> str:
+    """Why the part, or a norm behind it, is not known; ``""`` where both are."""
     return lacks_part(record) or lacks_norm(record)
 
 

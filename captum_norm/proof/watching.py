@@ -198,6 +198,7 @@ def _varied(weights: Tensor) -> bool:
 
 
 def memory_of(tensor: Tensor) -> int:
+    """Where a tensor's storage lies; 0 where it has none of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:

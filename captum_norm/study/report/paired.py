@@ -26,6 +26,7 @@ def paired(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Values, Values]:
 
 
 def values_of(caller: str, values: ArrayLike) -> Values:
+    """One value for each example, NaN where there is none; infinite ones are refused."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{caller}: values should be (example,), got shape {array.shape}.")
@@ -35,6 +36,7 @@ def values_of(caller: str, values: ArrayLike) -> Values:
 
 
 def defined(caller: str, values: ArrayLike) -> Values:
+    """The values of the examples that have one."""
     array = values_of(caller, values)
     return array[~np.isnan(array)]
 
