@@ -164,10 +164,14 @@ class Reduction:
         shares = self._shares_of()
         if later is not None:
             self.add(later)
-        elif shares is not None:
-            self.add(sum_of_rows(record, measure, shares))
         else:
-            self.add(call_map(record, measured(needed, measure)))
+            try:
+                if shares is not None:
+                    self.add(sum_of_rows(record, measure, shares))
+                else:
+                    self.add(call_map(record, measured(needed, measure)))
+            except ValueError as error:  # of a call that the answer may not rest on
+                self._noted[-1].error = error
         self.certificates[-1] = (self.certificates[-1][0], record.certificate)
 
     def add(self, one: CallMap | LaterMap) -> None:
@@ -220,6 +224,8 @@ class Reduction:
         self._last = last[0][0] if last else self._last
         beside = at_once([noted.record for noted in used])
         for noted in used:
+            if noted.error is not None:
+                raise noted.error
             if isinstance(noted.map, CallMap) and noted.record.bit in beside:
                 noted.map = replace(noted.map, at_once=True)
             if noted.map is not None:
@@ -478,10 +484,11 @@ class Reduction:
 
 @dataclass(eq=False)
 class _Noted:
-    """A call that counts: its record without its tensors, and its map once there is one."""
+    """A call that counts: its record without its tensors, and its map once there is one, or why there is none."""
 
     record: AttentionRecord
     map: CallMap | LaterMap | None = None
+    error: ValueError | None = None
 
 
 _NOTHING = torch.empty(0)
