@@ -465,6 +465,12 @@ CHANGES: list[Change] = [
         ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
     ),
     *changes_of(
+        "attr/_reduction.py",
+        ("self._noted[-1].error = error", "raise"),
+        ("if noted.error is not None:", "if False:"),
+        tests="attr/test_beside_the_answer.py",
+    ),
+    *changes_of(
         "attr/_sequences.py",
         ("keys, True) and record.call.kind", "keys, True) or record.call.kind"),
         tests="attr/test_what_is_computed.py",
