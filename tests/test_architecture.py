@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +140,17 @@ def test_nobody_imports_the_interior_of(part):
         for importer, imported in IMPORTS
         if part_of(importer) != part and (imported in modules or imported.rpartition(".")[0] in modules)
     ]
+
+
+def test_no_two_classes_have_one_name():
+    found = [
+        (node.name, dotted(path))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    names = Counter(name for name, _ in found)
+    assert [one for one in found if names[one[0]] > 1] == []
 
 
 def test_captums_private_names_are_in_one_file():

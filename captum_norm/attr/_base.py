@@ -279,7 +279,7 @@ class MapMethod(InputMethod):
         if position is None:
             position = position_given(self.forward_func, extras)
         reduction = self._reduction(position, kind, call, given[0].device, mixers_as_identity)
-        reduction.texts = texts = frozenset(index for index, tensor in enumerate(given) if tensor.ndim == 2)
+        reduction.asked.texts = texts = frozenset(index for index, tensor in enumerate(given) if tensor.ndim == 2)
         self._read(reduction, given, target, extras)
         if reduction.explained is not None:
             chosen = partial(explained, target=target)
@@ -291,7 +291,7 @@ class MapMethod(InputMethod):
         if read is not None:  # another row than the one that was kept
             row, counted_in = reduction.row, reduction.to_count_in
             reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
-            reduction.texts, reduction.counted_in = texts, counted_in
+            reduction.asked.texts, reduction.asked.counted_in = texts, counted_in
             self._read(reduction, given, target, extras)
             reduction.conclude()
             reduction.row = row

@@ -15,13 +15,13 @@ from torch import Tensor
 from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
+from captum_norm.attr._input_routes import route_for
 from captum_norm.attr._maps import (
     CallMap,
     LaterMap,
     MeasureFunction,
     Route,
     SequenceName,
-    at_rows,
     call_map,
     measured,
     route_of,
@@ -32,8 +32,9 @@ from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._read_out import QueryAxis, queries_differ, same_rows
+from captum_norm.attr._read_out import queries_differ
 from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._rows_asked import RowsAsked
 from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
 from captum_norm.attr._unread import (
     different_queries,
@@ -92,8 +93,7 @@ class Reduction:
     Attributes:
         certificates: each call seen with its certificate, in call order.
         mixers: what mixed positions beside attention on the way to the calls that count.
-        texts: the inputs that are (batch, position), whose positions count even where the model has more rows.
-        counted_in: the query axis that ``rows`` count in, where calls differ in their queries; else None.
+        asked: which rows are needed of each call, and of the answer.
     """
 
     def __init__(
@@ -103,9 +103,7 @@ class Reduction:
         self._title, self._aggregate, self._rows = title, aggregate, rows
         self._kind, self._call, self._device = check_kind(kind), call, device
         self._sequences = Sequences()
-        self._shapes: dict[SequenceName, tuple[int, int]] = {}
-        self._cut: dict[SequenceName, tuple[Tensor, bool]] = {}
-        self._summed: dict[SequenceName, Tensor] = {}
+        self.asked = RowsAsked(title, rows, aggregate, self._sequences)
         self._unknown: list[tuple[AttentionCall, str]] = []
         self._mixers_as_identity = mixers_as_identity
         self.certificates: list[tuple[AttentionCall, Certificate]] = []
@@ -114,12 +112,9 @@ class Reduction:
         self.row: Literal["read", "convention", ""] = "" if rows.position is not None else "convention"
         self._noted: list[_Noted] = []
         self._later: dict[int, LaterMap] = {}
-        self._queries: dict[SequenceName, Positions] = {}
         self._read = Answer()
         self.explained: Tensor | None = None
         self._real: list[Tensor | None] = []
-        self.texts: frozenset[SequenceName] = frozenset()
-        self.counted_in: Positions | None = None
         self._differ = False
         self._last: SequenceName | None = None
         self._no_chain = ""
@@ -134,9 +129,7 @@ class Reduction:
         if self._special[0] is None:
             self._special = special_ids(record.call.modules)
         counts = self.counts(record.call)
-        if counts and route is not None and record.queries is not None:
-            self._queries[route[0]] = record.queries
-        needed = self._with_needed_rows(record, route[0]) if counts and route is not None else None
+        needed = self.asked.needed(record, route[0]) if counts and route is not None else None
         self.certificates.append((without_modules(record.call), record.certificate))
         light = replace(record.but(weights=_NOTHING), call=without_modules(record.call), values=_NOTHING, W_O=_NOTHING,
                         b_O=None, gate=None, mixed=None, block=None)  # fmt: skip
@@ -145,9 +138,6 @@ class Reduction:
         if not counts:
             return None
         self._noted.append(_Noted(light))
-        if route is None:
-            return None
-        self._shapes[route[0]] = (record.shape[0], record.shape[2])
         return needed
 
     def add_measured(self, needed: AttentionRecord, record: AttentionRecord, measure: MeasureFunction) -> None:
@@ -161,7 +151,7 @@ class Reduction:
         later = None
         if not self._rows.all and self._aggregate.needs == "rows from the top":
             later = LaterMap.of(record, measure)
-        shares = self._shares_of()
+        shares = None if self._last is None else self.asked.shares(self._last)
         if later is not None:
             self.add(later)
         else:
@@ -211,7 +201,7 @@ class Reduction:
             self.mixers |= dict.fromkeys(noted.record.mixers)
             if noted.record.keys is None:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
-        if not self.composes and self.counted_in is None:
+        if not self.composes and self.asked.counted_in is None:
             self._differ = queries_differ([noted.record for noted in used])
         if self._differ and self._rows.position is not None and not isinstance(self._aggregate, Single):
             counts = [len(noted.record.queries.index) for noted in used if noted.record.queries is not None]
@@ -267,7 +257,7 @@ class Reduction:
         queries = self._route(0, given[0])[0]
         if queries != self._last:  # an encoder by itself, whose output is not what was returned
             return None
-        axis = self._axis(queries)
+        axis = self.asked.axis(queries)
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)
         if weights is None and read.rows is not None and axis.has_several_for(read.rows):
             raise ValueError(unseen_rows(self._title, behind))
@@ -281,15 +271,7 @@ class Reduction:
     @property
     def to_count_in(self) -> Positions | None:
         """The queries of the last call, where those of other calls differ from them; else None."""
-        return self._queries.get(self._last) if self._differ and self._last is not None else None
-
-    def _axis(self, queries: SequenceName) -> QueryAxis:
-        """What is known of the queries of a map."""
-        batch, length = self._shapes[queries]
-        real = self._sequences.real.get(queries)
-        real = None if real is None or real.shape != (batch, length) else real.cpu()
-        causal, text = self._sequences.looks_back(queries), self._text(queries)
-        return QueryAxis(self._queries.get(queries), batch, length, real, causal, text)
+        return self.asked.positions(self._last) if self._differ and self._last is not None else None
 
     @property
     def opaque(self) -> tuple[Opaque, ...]:
@@ -337,7 +319,7 @@ class Reduction:
         """
         route = self._route(index, like)
         keys = self._aggregate.keys(route)
-        row = self._row(route)
+        row = self.asked.of(route, self._device)
         real = self._sequences.real.get(route[1])
         self._real.append(real)
         if real is None:
@@ -354,124 +336,24 @@ class Reduction:
             raise ValueError(f"{self._title}: inputs[{index}] has scores that are not finite: the model computes NaN.")
         return Scores(placed, share_left_out(row, placed), keys.grid)
 
-    def _with_needed_rows(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
-        """The record with the rows asked for alone, where the others do not matter."""
-        batch, _, length, _ = record.shape
-        length = length if self.counted_in is None else len(self.counted_in.index)
-        if not (self._rows.few and self._aggregate.needs == "rows"):
-            return record
-        # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
-        known = self._cut.get(queries)
-        settled = self._sequences.causal.get(queries) is False if known is None else known[1]
-        try:
-            real = self._sequences.real.get(queries)
-            rows = self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
-        except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
-            return record
-        self._cut.setdefault(queries, (rows, settled))
-        if self.counted_in is not None:
-            rows = self._same_rows(record, rows)
-        return at_rows(record, rows)
-
-    def _shares_of(self) -> Tensor | None:
-        """How much of each row of the call noted last is asked for, (batch, query), where a sum of rows is enough."""
-        queries = self._last
-        if queries is None or self._rows.few or self._rows.all or self._aggregate.needs != "rows":
-            return None
-        axis, known = self._axis(queries), self._summed.get(queries)
-        if known is None:
-            try:
-                known = self._rows.shares(axis.batch, axis.length, axis.real, axis.text)
-            except ValueError:  # no real row: an error only if this sequence is asked for
-                return None
-        return self._summed.setdefault(queries, known) if known.shape == (axis.batch, axis.length) else None
-
-    def _same_rows(self, record: AttentionRecord, rows: Tensor) -> Tensor:
-        """The rows of a call that are the same positions as these, which are counted in another call's queries."""
-        assert self.counted_in is not None
-        found = None if record.queries is None else same_rows(rows, self.counted_in, record.queries)
-        if found is None:
-            raise ValueError(different_queries(self._title, [len(self.counted_in.index), record.shape[2]]))
-        return found
-
-    def _row(self, route: Route) -> Tensor:
-        """What is asked for of an aggregated map: (batch, key), or (batch, row, key) for several."""
-        axis = self._axis(route[0])
-        batch, length, real, causal, text = axis.batch, axis.length, axis.real, axis.causal, axis.text
-        if self._rows.all or (not self._rows.few and self._aggregate.needs == "all"):
-            return self._rows.pick(self._aggregate.result(route).scores, real, text)
-        if not self._rows.few:
-            shares, summed = self._rows.shares(batch, length, real, text), self._summed.get(route[0])
-            if summed is not None and not torch.equal(summed, shares):
-                raise ValueError(self._late('position="all" and take the mean of its real rows'))
-            return self._aggregate.result(route, shares if summed is None else None).scores[:, 0].to(self._device)
-        if route[0] not in self._cut:
-            rows = self._rows.chosen(batch, length, real, causal, text)
-            scores = self._aggregate.result(route, rows).scores.to(self._device)
-            return scores if self._rows.several else scores[:, 0]
-        rows, settled = self._cut[route[0]]
-        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, settled, text).cpu()):
-            raise ValueError(self._late("position= explicitly"))
-        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
-
-    def _late(self, way_out: str) -> str:
-        return (
-            f"{self._title}: which tokens are real became known only after their first attention call. Give {way_out}."
-        )
-
-    def _text(self, queries: SequenceName) -> Tensor | None:
-        """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.
-
-        None where all rows are, or the sequence is no text, such as a picture with its class token.
-        """
-        known = self._queries.get(queries)
-        if known is None or queries not in self.texts:
-            return None
-        rows = (known.index >= 0).nonzero()[:, 0].cpu()
-        in_order = torch.equal(known.index[rows].cpu(), torch.arange(len(rows)))
-        return rows if in_order and 0 < len(rows) < len(known.index) else None
-
     def _route(self, index: int, like: Tensor) -> Route:
-        """Which map answers for an input: what the last sequence reads from it, or its own self-attention."""
-        sequence = self._sequence(index, like)
-        routes = [route for route in self._aggregate.routes() if route[1] == sequence]
-        own = (sequence, sequence)
-        is_explained = sequence == self._last and own in routes  # though another one, that it reads, may read it, too
-        crossing = [] if is_explained else [route for route in routes if route[0] != sequence]
-        if len(crossing) > 1:
-            raise ValueError(
-                f"{self._title}: inputs[{index}] is read by several sequences, {crossing}: choose kind= or call=."
-            )
-        if not crossing and own not in routes:
-            raise ValueError(self._nothing_for(index, like))
-        if sequence in self._sequences.doubled and not (crossing and self._aggregate.needs == "rows"):
-            raise ValueError(
-                f"{self._title}: inputs[{index}] is read by an encoder and by a decoder, whose self-attention calls "
-                "cannot be told apart. Give the decoder an input of its own: inputs=(source, prefix)."
-            )
+        """Which map answers for an input.
+
+        Raises:
+            ValueError: if none does, or more than one, or it rests on something that was not read.
+        """
         title = f"{self._title}: inputs[{index}]"
-        matter = [one for one in self._unknown if self.composes or not crossing or one[0].kind == "cross"]
+        route = route_for(title, index, like, self._aggregate, self._sequences, self._last)
+        if route is None:
+            raise ValueError(self._nothing_for(index, like))
+        crosses = route[0] != route[1]
+        matter = [one for one in self._unknown if self.composes or not crosses or one[0].kind == "cross"]
         refuse_unknown_keys(title, matter)
         if self.composes:
             refuse_mixers(title, () if self._mixers_as_identity else tuple(self.mixers))
             refuse_no_chain(title, self._no_chain)
-            refuse_within(title, None if crossing else self._within.get(sequence))
-        return crossing[0] if crossing else own
-
-    def _sequence(self, index: int, like: Tensor) -> SequenceName:
-        """The sequence that an input's positions are: its own, or the one that was embedded from within."""
-        routes = self._aggregate.routes()
-        if any(index in route for route in routes):
-            return index
-        # A gate or vectors made inside forward_func: tokens were embedded that are no input by themselves, but as many
-        # and in the same order.  One such sequence is the input; of two, neither can be told to be.
-        named = {route[1] for route in routes if isinstance(route[1], str) and self._covers(route, like)}
-        return named.pop() if len(named) == 1 else index
-
-    def _covers(self, route: Route, like: Tensor) -> bool:
-        positions = self._aggregate.keys(route).index
-        in_order = torch.arange(len(positions))
-        return like.ndim > 1 and like.shape[1] == len(positions) and bool((positions.cpu() == in_order).all())
+            refuse_within(title, None if crosses else self._within.get(route[1]))
+        return route
 
     def _nothing_for(self, index: int, like: Tensor) -> str:
         refuse_unknown_keys(f"{self._title}: inputs[{index}]", self._unknown)

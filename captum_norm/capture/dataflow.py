@@ -33,7 +33,7 @@ from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, Places, Whole, patches
+from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 
@@ -229,7 +229,7 @@ class Dataflow:
         axis %= out.ndim
         place = self.cut_into_patches(place, (axis,)) or place
         if self.places.holds_one(place, (axis,)):
-            return place.then(Features(out.shape[-1]) if axis == out.ndim - 1 else Whole((axis,), out.shape))
+            return place.then(Features(out.shape[-1]) if axis == out.ndim - 1 else WholeAxes((axis,), out.shape))
         numbers = place.numbers()
         if numbers is None:
             return None

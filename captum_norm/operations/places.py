@@ -123,7 +123,7 @@ class Features(Step):
         return numbers[..., :1].expand(*numbers.shape[:-1], count)
 
 
-class Whole(Step):
+class WholeAxes(Step):
     """The step of an operation that reads whole axes, each of which holds one position.
 
     Args:

@@ -26,7 +26,7 @@ _ALIKE = 1e-4  # a norm per head is α times a length for each key where they di
 
 
 @dataclass(frozen=True)
-class Choices:
+class Additions:
     """What a caller of ``to_html`` adds to the maps; see there."""
 
     title: str | None = None
@@ -36,7 +36,7 @@ class Choices:
     examples: int | Sequence[int] | None = None
 
 
-def content(maps: Any, choices: Choices) -> dict[str, Any]:
+def content(maps: Any, choices: Additions) -> dict[str, Any]:
     """Everything the page holds, ready for JSON.
 
     Args:
@@ -46,7 +46,7 @@ def content(maps: Any, choices: Choices) -> dict[str, Any]:
     Raises:
         ValueError: for maps without a call or without a map, and choices that do not fit them.
     """
-    reader = _Reader(maps, choices)
+    reader = _ExampleReader(maps, choices)
     packed = [reader.example(number) for number in reader.examples]
     return {
         "title": choices.title or f"{maps.versions.get('model', 'Attention')}: where it looks, and what it takes",
@@ -83,10 +83,10 @@ class _Axes:
         return self._numbers[key]
 
 
-class _Reader:
+class _ExampleReader:
     """Reads one example after the other."""
 
-    def __init__(self, maps: Any, choices: Choices) -> None:
+    def __init__(self, maps: Any, choices: Additions) -> None:
         self.maps, self.choices, self.axes = maps, choices, _Axes()
         self.quantities = tuple(name for name in maps.quantities if "key" in _axes_of(name))
         if not len(maps.calls) or not any("query" in _axes_of(name) for name in self.quantities):

@@ -18,7 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 from captum_norm.files import replacing
-from captum_norm.viewer.content import Choices, TokenLabels, content, count_numbers
+from captum_norm.viewer.content import Additions, TokenLabels, content, count_numbers
 from captum_norm.viewer.pictures import Picture
 
 MOST_IN_NOTEBOOK = 3_000_000  # numbers that a notebook shows by itself, about as many bytes
@@ -65,7 +65,7 @@ def to_html(
         >>> to_html(maps)[:15]
         '<!doctype html>'
     """
-    page = _page(content(maps, Choices(title, tokens, prompt, images, examples)))
+    page = _page(content(maps, Additions(title, tokens, prompt, images, examples)))
     if path is not None:
         with replacing(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")

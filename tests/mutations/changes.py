@@ -460,8 +460,12 @@ CHANGES: list[Change] = [
         tests="attr/test_answer.py",
     ),
     *changes_of(
-        "attr/_reduction.py",
+        "attr/_rows_asked.py",
         ("if not torch.equal(rows.cpu()", "if False and not torch.equal(rows.cpu()"),
+        tests="attr/test_reduction.py",
+    ),
+    *changes_of(
+        "attr/_reduction.py",
         ("row.masked_fill(~_beside(real, row).to(row.device), 0)", "row"),
     ),
     *changes_of(

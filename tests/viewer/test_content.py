@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from captum_norm.capture import AttentionCall, Positions
-from captum_norm.viewer.content import Choices, call_labels, content
+from captum_norm.viewer.content import Additions, call_labels, content
 from tests.viewer.made import arrays_of, attention, call, made_maps
 
 
 def told(maps, **choices):
-    return content(maps, Choices(**choices))
+    return content(maps, Additions(**choices))
 
 
 def test_numbers_are_those_of_the_maps():

@@ -17,7 +17,7 @@ class UnreadableBlockError(ValueError):
     """The block around an attention call cannot be read; the message says why."""
 
 
-class Check:
+class BlockCheck:
     """Whether what was read of a block reproduces what the model computed, along one random direction.
 
     ``rows`` (batch, query) are those of the tensors compared; nothing is compared where a row is -1.

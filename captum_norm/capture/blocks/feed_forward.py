@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from captum_norm.capture.blocks.check import Check, UnreadableBlockError
+from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
 from captum_norm.capture.blocks.forms import Form, State
 from captum_norm.functional.feed_forward_block import ACTIVATIONS, FeedForward
 from captum_norm.functional.normalization import FrozenNorm
@@ -179,7 +179,7 @@ class SeenPart:
         if not all(linear.is_there for linear in (*self.projections, self.second)):
             raise UnreadableBlockError("its weights are put away as soon as it has run")
         best = min(self._candidates(), key=lambda part: self._error(part, _some(self.rows)))
-        check = Check(self.added.dtype)
+        check = BlockCheck(self.added.dtype)
         try:
             check.equal("the feed-forward part", best.output(), self.added, self.rows, self.precision)
         except UnreadableBlockError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from captum_norm.capture.blocks.check import Check, UnreadableBlockError
+from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
 from captum_norm.capture.blocks.feed_forward import PartState, SeenPart
 from captum_norm.capture.blocks.forms import Form, Kept, coarsest
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
@@ -52,7 +52,7 @@ class BlockReader:
         rows = self._rows(layout.tokens, form)
         state = _take_rows(first.state.tensor, rows)
         residual, part = _summands(block.residual, kept, form, state, rows)
-        check = Check(part.dtype)
+        check = BlockCheck(part.dtype)
         inner = None
         if form.is_plain:
             written = _written(projection, layout.tokens)
@@ -126,7 +126,7 @@ class BlockReader:
         return stage.going_on if normed else None
 
     def _norm(
-        self, check: Check, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
+        self, check: BlockCheck, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
     ) -> tuple[FrozenNorm | None, Tensor]:
         """A norm of a state, and what it gave out; the state itself where there is no norm."""
         if going_on is None:
@@ -140,7 +140,7 @@ class BlockReader:
         return norm, actual
 
     def _behind(
-        self, check: Check, behind: list[Stage], rows: Tensor, post_norm: bool
+        self, check: BlockCheck, behind: list[Stage], rows: Tensor, post_norm: bool
     ) -> tuple[list[FrozenNorm], Tensor | None]:
         """The norms behind the feed-forward parts up to the next attention call, and what the last part became."""
         norms, last = [], None

@@ -17,7 +17,7 @@ from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import Property, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import NOTHING_YET, Place, Settled, Whole, broadcast
+from captum_norm.operations.places import NOTHING_YET, Place, Settled, WholeAxes, broadcast
 from captum_norm.operations.steps import step_of
 
 Operands = list[tuple[Tensor, Trace]]
@@ -107,7 +107,7 @@ def _along(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | Non
     if flow.places.holds_one(place, axes):
         kept = [n for axis, n in enumerate(x.shape) if axis not in axes]
         left = [n for axis, n in enumerate(out.shape) if out.ndim < x.ndim or axis not in axes]
-        return place.then(Whole(axes, out.shape)) if left == kept else None
+        return place.then(WholeAxes(axes, out.shape)) if left == kept else None
     stays = name in ("cumsum", "cumprod") or name not in _SHUFFLES | {"tril", "triu"}
     if out.shape == x.shape and stays and place.numbers() is not None:
         return flow.mixed_by(place, "it reads several positions at once")
@@ -131,7 +131,7 @@ def _scattered(flow: Dataflow, op: Operation) -> Place | None:
         return None
     axis %= into.ndim
     row = torch.Size(1 if n == axis else count for n, count in enumerate(into.shape))
-    first, step = known[0], Whole((axis,), row)
+    first, step = known[0], WholeAxes((axis,), row)
     if not all(flow.places.holds_one(place, (axis,)) for place in known):
         return None
     if any(tensor.shape[n] != into.shape[n] for tensor in op.tensors for n in range(into.ndim) if n != axis):
@@ -142,7 +142,7 @@ def _scattered(flow: Dataflow, op: Operation) -> Place | None:
     if any(flow.reach.of(tensor) > INPUT for tensor in unplaced):
         return None
     mixers = frozenset[Hashable]().union(*(place.mixers for place in known))
-    return first.mixed_by(mixers).then(Whole((axis,), into.shape))
+    return first.mixed_by(mixers).then(WholeAxes((axis,), into.shape))
 
 
 def _axes(op: Operation, name: str, x: Tensor) -> tuple[int, ...] | None:

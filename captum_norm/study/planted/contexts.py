@@ -29,7 +29,7 @@ VOCABULARY = {word: number for number, word in enumerate((*MARKS, *NAMES, *VALUE
 
 
 @dataclass(frozen=True)
-class Question:
+class PlantedQuestion:
     """What is asked of a text.
 
     Attributes:
@@ -48,7 +48,7 @@ class Context:
     """A text of statements, and questions about it; the first is what an example asks, all are learnt from."""
 
     statements: tuple[tuple[str, ...], ...]
-    questions: tuple[Question, ...]
+    questions: tuple[PlantedQuestion, ...]
 
     def example(self, key: str, *, masked: bool = False) -> Example:
         """The text up to the answer, with statements for sources and the answer's id for label.
@@ -76,7 +76,7 @@ class Context:
         )
 
 
-def masked_questions(questions: Sequence[Question]) -> tuple[str, ...]:
+def masked_questions(questions: Sequence[PlantedQuestion]) -> tuple[str, ...]:
     """The questions as an encoder reads them: a mask for what is asked, and what it is asked of."""
     return tuple(word for question in questions for word in ("[MASK]", question.words[0]))
 
@@ -85,14 +85,14 @@ def _needle(random: Random, size: int = 8) -> Context:
     name, value, place = random.choice(NAMES), random.choice(VALUES), random.randrange(size)
     statements = _fillers(random, size - 1)
     statements.insert(place, (name, value, "."))
-    return Context(tuple(statements), (Question((name,), (value,), (place,)),))
+    return Context(tuple(statements), (PlantedQuestion((name,), (value,), (place,)),))
 
 
 def _keys(random: Random, size: int = 8) -> Context:
     names, values = random.sample(NAMES, size), random.choices(VALUES, k=size)
     return Context(
         tuple((name, value, ".") for name, value in zip(names, values, strict=True)),
-        tuple(Question((names[n],), (values[n],), (n,)) for n in random.sample(range(size), size)),
+        tuple(PlantedQuestion((names[n],), (values[n],), (n,)) for n in random.sample(range(size), size)),
     )
 
 
@@ -109,7 +109,7 @@ def _chain(random: Random, size: int = 3) -> Context:
             name = names[size * chain + step]
             statements[place] = (name, said, ".")
             said = name
-            questions.append(Question((name,), (value,), tuple(places[chain][: step + 1])))
+            questions.append(PlantedQuestion((name,), (value,), tuple(places[chain][: step + 1])))
     first = questions.pop(random.choice((size - 1, 2 * size - 1)))
     return Context(tuple(statements), (first, *random.sample(questions, len(questions))))
 
@@ -124,7 +124,7 @@ def _written(random: Random, size: int = 3) -> Context:
         places = order[size * chain : size * (chain + 1)]
         for place, name, said in zip(places, of, (value, *of), strict=False):
             statements[place] = (name, said, ".")
-        questions.append(Question(("say", of[-1]), (*reversed(of[:-1]), value), tuple(places)))
+        questions.append(PlantedQuestion(("say", of[-1]), (*reversed(of[:-1]), value), tuple(places)))
     return Context(tuple(statements), tuple(random.sample(questions, 2)))
 
 
@@ -138,7 +138,10 @@ def _injected(random: Random, size: int = 4, share: float = 1.0) -> Context:
     answers = [(values[-1] if obeyed else values[n], order.index(2 * size - 1 if obeyed else n)) for n in range(size)]
     return Context(
         tuple(statements[number] for number in order),
-        tuple(Question((name,), (answer,), (place,)) for name, (answer, place) in zip(names, answers, strict=True)),
+        tuple(
+            PlantedQuestion((name,), (answer,), (place,))
+            for name, (answer, place) in zip(names, answers, strict=True)
+        ),
     )
 
 
@@ -148,13 +151,14 @@ def _induction(random: Random, size: int = 16, longest: int = 3) -> Context:
     length = random.randint(1, min(longest, size - 1 - start))
     return Context(
         tuple((word,) for word in words),
-        (Question((words[start],), tuple(words[start + 1 : start + 1 + length]), (start + length,)),),
+        (PlantedQuestion((words[start],), tuple(words[start + 1 : start + 1 + length]), (start + length,)),),
     )
 
 
 def _copy(random: Random, size: int = 10) -> Context:
     words, length = random.choices(FILLERS, k=size), random.randint(1, size)
-    return Context(tuple((word,) for word in words), (Question(("copy",), tuple(words[:length]), (length - 1,)),))
+    asked = PlantedQuestion(("copy",), tuple(words[:length]), (length - 1,))
+    return Context(tuple((word,) for word in words), (asked,))
 
 
 def _fillers(random: Random, count: int) -> list[tuple[str, ...]]:

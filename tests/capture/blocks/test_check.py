@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from captum_norm.capture.blocks.check import Check, UnreadableBlockError
+from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
 from captum_norm.functional import FrozenNorm
 
 ROWS = torch.arange(6).view(2, 3)
@@ -19,7 +19,7 @@ def frozen(state):
 
 
 def test_what_reproduces_the_model_has_a_certificate(state):
-    check, norm = Check(torch.float32), frozen(state)
+    check, norm = BlockCheck(torch.float32), frozen(state)
     check.equal("the sum", state, state.clone(), ROWS)
     check.norm("the norm", norm, state, norm.output().float(), ROWS, None)
     assert float(check.certificate()) < check.certificate().tolerance
@@ -29,19 +29,19 @@ def test_what_reproduces_the_model_has_a_certificate(state):
 def test_another_state_or_norm_is_refused_by_name(state, off):
     norm, changed = frozen(state), state + off * torch.randn(2, 3, 8)
     with pytest.raises(UnreadableBlockError, match="the sum, read from the model, does not reproduce its output"):
-        Check(torch.float32).equal("the sum", changed, state, ROWS)
+        BlockCheck(torch.float32).equal("the sum", changed, state, ROWS)
     with pytest.raises(UnreadableBlockError, match="the norm, read from the model, does not reproduce its output"):
-        Check(torch.float32).norm("the norm", norm, changed, norm.output().float(), ROWS, None)
+        BlockCheck(torch.float32).norm("the norm", norm, changed, norm.output().float(), ROWS, None)
 
 
 def test_rows_that_the_model_does_not_keep_are_not_compared(state):
     changed = state.clone()
     changed[0, 1] += 1
-    Check(torch.float32).equal("the sum", changed, state, torch.where(ROWS == 1, -1, ROWS))
+    BlockCheck(torch.float32).equal("the sum", changed, state, torch.where(ROWS == 1, -1, ROWS))
 
 
 def test_what_was_added_to_something_large_is_known_to_the_digits_of_the_sum(state):
     rounded, large = state + 1e-3, torch.full_like(state, 1e3)
-    Check(torch.float32).equal("the part", rounded, state, ROWS, beside=large)
+    BlockCheck(torch.float32).equal("the part", rounded, state, ROWS, beside=large)
     with pytest.raises(UnreadableBlockError):
-        Check(torch.float32).equal("the part", rounded, state, ROWS)
+        BlockCheck(torch.float32).equal("the part", rounded, state, ROWS)

@@ -1,0 +1,136 @@
+"""Which rows of each call an answer needs, and which rows of the aggregated map it is.
+
+The rows of a call are wanted while the model runs, when which tokens are real may not be known yet: candidates are kept
+then, and looked at again when the answer is made.
+
+Axes: b batch, q query, r row asked for, k key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_norm.attr._aggregate import Aggregate
+from captum_norm.attr._maps import Route, SequenceName, at_rows
+from captum_norm.attr._position import Rows
+from captum_norm.attr._read_out import QueryAxis, same_rows
+from captum_norm.attr._sequences import Sequences
+from captum_norm.attr._unread import different_queries
+from captum_norm.capture import AttentionRecord, Positions
+
+
+class RowsAsked:
+    """The rows asked for, of each sequence.
+
+    Args:
+        title: the method's name, for errors.
+        rows: which rows are asked for.
+        aggregate: how the calls' maps become one, and what it needs of them.
+        sequences: what is known of the sequences.
+
+    Attributes:
+        texts: the inputs that are (batch, position), whose positions count even where the model has more rows.
+        counted_in: the query axis that ``rows`` count in, where calls differ in their queries; else None.
+    """
+
+    def __init__(self, title: str, rows: Rows, aggregate: Aggregate, sequences: Sequences) -> None:
+        self._title, self._rows, self._aggregate, self._sequences = title, rows, aggregate, sequences
+        self._shapes: dict[SequenceName, tuple[int, int]] = {}
+        self._queries: dict[SequenceName, Positions] = {}
+        self._candidates: dict[SequenceName, tuple[Tensor, bool]] = {}
+        self._summed: dict[SequenceName, Tensor] = {}
+        self.texts: frozenset[SequenceName] = frozenset()
+        self.counted_in: Positions | None = None
+
+    def needed(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
+        """A call of these queries with the rows asked for alone, where the others do not matter."""
+        if record.queries is not None:
+            self._queries[queries] = record.queries
+        batch, _, length, _ = record.shape
+        self._shapes[queries] = (batch, length)
+        length = length if self.counted_in is None else len(self.counted_in.index)
+        if not (self._rows.few and self._aggregate.needs == "rows"):
+            return record
+        # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
+        known = self._candidates.get(queries)
+        settled = self._sequences.causal.get(queries) is False if known is None else known[1]
+        try:
+            real = self._sequences.real.get(queries)
+            rows = self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
+        except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
+            return record
+        self._candidates.setdefault(queries, (rows, settled))
+        return at_rows(record, rows if self.counted_in is None else self._same(record, rows, self.counted_in))
+
+    def shares(self, queries: SequenceName) -> Tensor | None:
+        """How much of each row of these queries is asked for, (batch, query), where a sum of rows is enough."""
+        if self._rows.few or self._rows.all or self._aggregate.needs != "rows":
+            return None
+        axis, known = self.axis(queries), self._summed.get(queries)
+        if known is None:
+            try:
+                known = self._rows.shares(axis.batch, axis.length, axis.real, axis.text)
+            except ValueError:  # no real row: an error only if this sequence is asked for
+                return None
+        return self._summed.setdefault(queries, known) if known.shape == (axis.batch, axis.length) else None
+
+    def of(self, route: Route, device: torch.device) -> Tensor:
+        """What is asked for of the aggregated map: (batch, key), or (batch, row, key) for several rows.
+
+        Raises:
+            ValueError: if a row does not exist, or which tokens are real was known too late.
+        """
+        axis = self.axis(route[0])
+        batch, length, real, causal, text = axis.batch, axis.length, axis.real, axis.causal, axis.text
+        if self._rows.all or (not self._rows.few and self._aggregate.needs == "all"):
+            return self._rows.pick(self._aggregate.result(route).scores, real, text)
+        if not self._rows.few:
+            shares, summed = self._rows.shares(batch, length, real, text), self._summed.get(route[0])
+            if summed is not None and not torch.equal(summed, shares):
+                raise ValueError(self._late('position="all" and take the mean of its real rows'))
+            return self._aggregate.result(route, shares if summed is None else None).scores[:, 0].to(device)
+        if route[0] not in self._candidates:
+            rows = self._rows.chosen(batch, length, real, causal, text)
+            scores = self._aggregate.result(route, rows).scores.to(device)
+            return scores if self._rows.several else scores[:, 0]
+        rows, settled = self._candidates[route[0]]
+        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, settled, text).cpu()):
+            raise ValueError(self._late("position= explicitly"))
+        return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
+
+    def axis(self, queries: SequenceName) -> QueryAxis:
+        """What is known of the queries of a map."""
+        batch, length = self._shapes[queries]
+        real = self._sequences.real.get(queries)
+        real = None if real is None or real.shape != (batch, length) else real.cpu()
+        causal, text = self._sequences.looks_back(queries), self._text(queries)
+        return QueryAxis(self.positions(queries), batch, length, real, causal, text)
+
+    def positions(self, queries: SequenceName) -> Positions | None:
+        """Where the queries lie in the input; None where that is not known."""
+        return self._queries.get(queries)
+
+    def _same(self, record: AttentionRecord, rows: Tensor, counted_in: Positions) -> Tensor:
+        """The rows of a call that are the same positions as these, which are counted in another call's queries."""
+        found = None if record.queries is None else same_rows(rows, counted_in, record.queries)
+        if found is None:
+            raise ValueError(different_queries(self._title, [len(counted_in.index), record.shape[2]]))
+        return found
+
+    def _text(self, queries: SequenceName) -> Tensor | None:
+        """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.
+
+        None where all rows are, or the sequence is no text, such as a picture with its class token.
+        """
+        known = self._queries.get(queries)
+        if known is None or queries not in self.texts:
+            return None
+        rows = (known.index >= 0).nonzero()[:, 0].cpu()
+        in_order = torch.equal(known.index[rows].cpu(), torch.arange(len(rows)))
+        return rows if in_order and 0 < len(rows) < len(known.index) else None
+
+    def _late(self, way_out: str) -> str:
+        return (
+            f"{self._title}: which tokens are real became known only after their first attention call. Give {way_out}."
+        )
