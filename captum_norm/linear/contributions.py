@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from captum_norm.functional.decompx import BiasRule
+from captum_norm.linear.backward import BackwardRun
 from captum_norm.linear.frozen import Conventions, NotFrozenError, NothingMixedError
 from captum_norm.linear.parts import PartSources, SharedRun
-from captum_norm.linear.run import BackwardRun
 from captum_norm.linear.sources import Leaf, TokenSources
 from captum_norm.operations.places import Anchor, Source
 from captum_norm.operations.precision import at_least_float32, tolerance

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from captum_norm.forward.inputs import ModelInputs, named_inputs, position_sources
 from captum_norm.forward.outputs import output_tensor
+from captum_norm.linear.backward import BackwardRun
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, ProductType
 from captum_norm.linear.parts import PartsRun
-from captum_norm.linear.run import BackwardRun, FrozenRun, Start
+from captum_norm.linear.run import FrozenRun, Start
 from captum_norm.linear.start import find_call, find_streams
 
 Target = int | tuple[int, ...] | Callable[[Tensor], Tensor]

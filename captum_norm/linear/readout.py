@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm.linear.backward import BackwardRun
 from captum_norm.linear.frozen import Conventions, NotFrozenError, Rule
-from captum_norm.linear.run import BackwardRun
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.precision import tolerance
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_norm.linear.backward import BackwardRun
 from captum_norm.linear.frozen import Conventions, Rule
-from captum_norm.linear.run import BackwardRun, Start
+from captum_norm.linear.run import Start
 from captum_norm.linear.sources import Leaf, TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_norm import FrozenModel
 from captum_norm.linear import Conventions, NotFrozenError
-from captum_norm.linear.run import BackwardRun
+from captum_norm.linear.backward import BackwardRun
 from tests.linear.perceptron import Perceptron, contributions
 
 
