@@ -67,6 +67,9 @@ MIXING = {
     "the first row added to all": (lambda x: x + x[:, :1], "add"),
     "a norm over positions": (lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm"),
     "the norm of the whole batch": (lambda x: x / x.norm(), "div"),
+    "the log-sum-exp of all positions": (lambda x: x + x.logsumexp(1, keepdim=True), "add"),
+    "exponentials of all positions, summed": (lambda x: x / x.exp().sum(1, keepdim=True), "div"),
+    "the log-sum-exp of scores": (lambda x: x + (x @ x.mT).logsumexp(-1, keepdim=True), "matmul"),
     "a row written over another": (first_row_written, "add"),
     "linear attention": (lambda x: F.elu(x) @ (F.elu(x).mT @ x), "matmul"),
 }
@@ -97,6 +100,8 @@ ALIKE = {
     "a weight on the left": lambda x: (torch.ones(MODEL, MODEL) @ x.mT).mT,
     "the largest features alone": lambda x: x.masked_fill(x < x.topk(3, -1).values[..., -1:], 0),
     "a softmax over features": lambda x: x.softmax(-1) * x,
+    "the log-sum-exp of features": lambda x: x - x.logsumexp(-1, keepdim=True),
+    "exponentials of features, summed": lambda x: x / x.exp().sum(-1, keepdim=True),
     "the smaller of two": lambda x: torch.min(x, 2 * x) + torch.max(x, torch.zeros(())),
     "the largest features put back": lambda x: x * torch.zeros_like(x).scatter(-1, *reversed(x.topk(3, -1))).sigmoid(),
     "and in place": lambda x: x * torch.full_like(x, -9).scatter_(-1, *reversed(x.topk(3, -1))).sigmoid(),

@@ -342,6 +342,10 @@ def noise_on_a_norm(m: Layer, x: Tensor) -> Tensor:
     return x + normed
 
 
+def a_norm_across_positions(m: Layer, x: Tensor) -> Tensor:
+    return nn.functional.layer_norm((x + m.attention(x)).mT, (LENGTH,), torch.arange(1.0, LENGTH + 1).to(x)).mT
+
+
 REFUSED = {
     no_residual: "was not seen to be added to a residual stream",
     another_residual: "was not seen to be added to a residual stream",
@@ -351,6 +355,7 @@ REFUSED = {
     both_overwritten: "overwritten in place",
     a_norm_overwritten: "overwritten in place",
     noise_on_a_norm: "overwritten in place before its norm",
+    a_norm_across_positions: f"{LENGTH} numbers, a factor or bias for each position",
 }
 
 

@@ -251,6 +251,11 @@ def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
     state = form.state.tensor
     rows = rows.clamp_min(0)  # any row will do where the model has none: zeros may have no deviation
     weight = form.weight
+    for numbers in (weight, form.bias):
+        if isinstance(numbers, Tensor) and numbers.numel() not in (1, state.shape[-1]):
+            raise UnreadableBlockError(
+                f"{numbers.numel()} numbers, a factor or bias for each position, act on vectors of {state.shape[-1]}"
+            )
     if weight is not None:
         weight = torch.as_tensor(weight, dtype=state.dtype, device=state.device).expand(state.shape[-1])
     bias = None if form.bias is None else form.bias.expand(state.shape[-1])

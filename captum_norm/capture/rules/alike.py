@@ -82,9 +82,14 @@ def _with_operands(flow: Dataflow, op: Operation, place: Place, out: Tensor) -> 
             place = place.mixed_by(other.mixers)
             if not flow.places.agree(place, other, out.shape) and not _constant_among(flow, op, tensor):
                 return flow.mixed_by(place, "entries of different positions are put together")
-        elif tensor.is_floating_point() and not (trace and trace.in_attention) and flow.is_moved(tensor, placed):
+        elif tensor.is_floating_point() and not _is_weighed(trace) and flow.is_moved(tensor, placed):
             return flow.mixed_by(place, "one operand was made of several positions")
     return place
+
+
+def _is_weighed(trace: Trace | None) -> bool:
+    """Whether a tensor of unknown positions is weights, or what they made; what only divides exponentials is not."""
+    return trace is not None and trace.in_attention and trace.softmax_part not in ("normaliser", "log normaliser")
 
 
 def _constant_among(flow: Dataflow, op: Operation, tensor: Tensor) -> bool:

@@ -182,7 +182,8 @@ def _sum(flow: Dataflow, op: Operation) -> None:
     if trace is None:
         return
     if trace.softmax_part == "exponential":
-        flow.traces[op.out] = Trace(softmax_part="normaliser")
+        place = place_after(flow, op, "sum", [(op.tensors[0], trace)], op.out)
+        flow.traces[op.out] = Trace(softmax_part="normaliser", place=place)
         return
     if trace.softmax_part == "spread weights":
         hidden_product(flow, op)

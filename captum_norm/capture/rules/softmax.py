@@ -7,6 +7,7 @@ from torch import Tensor
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_by_scores
+from captum_norm.capture.rules.alike import place_after
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -40,7 +41,8 @@ def _log_softmax(flow: Dataflow, op: Operation) -> None:
 
 @rule("logsumexp")
 def _logsumexp(flow: Dataflow, op: Operation) -> None:
-    flow.traces[op.out] = Trace(softmax_part="log normaliser")
+    place = place_after(flow, op, op.name, [(x, trace) for x in op.tensors[:1] if (trace := flow.traces[x])], op.out)
+    flow.traces[op.out] = Trace(softmax_part="log normaliser", place=place)
 
 
 @rule("exp")
