@@ -179,7 +179,24 @@ def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) 
     scores, residual = scores.to(at_least_float32(record.values.dtype)), None
     if scores.shape[-1] > record.shape[-1]:
         scores, residual = scores[..., :-1], scores[..., -1]
+    scores, keys = one_key_for_each_position(scores, keys)
     return CallMap(without_modules(record.call), route, scores, keys, residual, layer)
+
+
+def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, Positions]:
+    """Scores (batch, query, key) and their keys, where each query reads one of several keys at a position.
+
+    A position has two keys where some queries read values of their own from it (Longformer's global tokens).  Keys that
+    one query reads at once stay apart: the norm of a sum is not the sum of the norms.
+    """
+    index = keys.index.to(scores.device)
+    positions, place = index.unique(return_inverse=True)
+    if len(positions) == len(index) or bool((index < 0).any()):
+        return scores, keys
+    whole = scores.new_zeros(*scores.shape[:-1], len(positions))
+    if bool((whole.index_add(-1, place, (scores != 0).to(whole)) > 1).any()):
+        return scores, keys
+    return whole.index_add(-1, place, scores), Positions(keys.source, positions.to(keys.index.device), keys.grid)
 
 
 def route_of(record: AttentionRecord) -> Route | None:

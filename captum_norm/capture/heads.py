@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.layout import Layout, measure
+from captum_norm.capture.layout import Layout, measure, measured
 from captum_norm.capture.record import InexactCaptureError
 from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term
 from captum_norm.operations.precision import at_least_float32
+from captum_norm.operations.steps import Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class HeadReader:
     """Reads the heads of mixtures; layouts are measured once for calls of one structure."""
 
     def __init__(self) -> None:
-        self._layouts: dict[Any, Layout] = {}
+        self._layouts: dict[Any, list[Layout]] = {}
 
     def read(self, projection: Projection) -> list[Heads]:
         """What each mixture brings to each input of a projection.
@@ -71,7 +72,7 @@ class HeadReader:
                 groups.append(terms)
             else:
                 same += terms
-        parts = [self._of_one_input(terms) for terms in groups]
+        parts = [part for terms in groups for part in self._of_one_input(terms)]
         if len(parts) == 1:
             return parts
         return [replace(part, weights=Whole(part.weights.whole())) for part in parts]
@@ -80,31 +81,34 @@ class HeadReader:
         """Whether two inputs hold the same heads in the same rows, however many axes these have."""
         if one.mixture is not other.mixture or any(step.scales for step in (*one.steps, *other.steps)):
             return False
-        a, b = self._layout(one), self._layout(other)
-        return one.x.numel() == other.x.numel() and all(
-            torch.equal(getattr(a, name), getattr(b, name)) for name in ("rows", "queries", "tokens", "columns")
-        )
+        layouts, others = self._layouts_of(one), self._layouts_of(other)
+        return one.x.numel() == other.x.numel() and len(layouts) == len(others) and all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for a, b in zip(layouts, others, strict=True) for name in ("rows", "queries", "tokens", "columns")
+        )  # fmt: skip
 
-    def _layout(self, term: Term) -> Layout:
+    def _layouts_of(self, term: Term) -> list[Layout]:
         mixture = term.mixture
         moves = tuple(step.key for step in term.steps if not step.scales)
         structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, term.x.shape[-1])
         if structure not in self._layouts:
-            self._layouts[structure] = layout_of(mixture, term)
+            self._layouts[structure] = measured(*_sizes(mixture, term))
         return self._layouts[structure]
 
-    def _of_one_input(self, terms: list[Term]) -> Heads:
+    def _of_one_input(self, terms: list[Term]) -> list[Heads]:
         term, mixture = terms[0], terms[0].mixture
-        width, layout = term.x.shape[-1], self._layout(term)
+        width = term.x.shape[-1]
         W = terms[0].matrix()
         for other in terms[1:]:
             W = W + other.matrix()
         folded, beta = _fold_norm(term, W)
-        gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
-        weights = Arranged(mixture.weights, layout, mixture.lead)
-        values = layout.values(mixture.values, mixture.lead)
-        x = term.x.reshape(-1, width)
-        return Heads(mixture, layout, weights, values, layout.heads(folded), gate, x, W, term.root, beta)
+        x, parts = term.x.reshape(-1, width), []
+        for layout in self._layouts_of(term):
+            gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
+            weights = Arranged(mixture.weights, layout, mixture.lead)
+            values = layout.values(mixture.values, mixture.lead)
+            parts.append(Heads(mixture, layout, weights, values, layout.heads(folded), gate, x, W, term.root, beta))
+        return parts
 
 
 def something_else(parts: Sequence[Heads]) -> list[tuple[Tensor, Tensor]]:
@@ -147,8 +151,12 @@ def layout_of(mixture: Mixture, term: Term) -> Layout:
     Raises:
         LayoutError: where that cannot be told.
     """
-    query, head_dim = mixture.weights.shape[-2], mixture.values.shape[-1]
-    return measure(mixture.lead, query, head_dim, term.steps, term.x.shape[-1])
+    return measure(*_sizes(mixture, term))
+
+
+def _sizes(mixture: Mixture, term: Term) -> tuple[tuple[int, ...], int, int, tuple[Step, ...], int]:
+    """What a layout is measured of."""
+    return mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], term.steps, term.x.shape[-1]
 
 
 def _by_input(terms: Sequence[Term]) -> list[list[Term]]:

@@ -67,6 +67,8 @@ class Joined:
         weights, values, W_O, gate: as in a record.
         queries, keys: which input positions they are.
         arrange: puts tensors of the parts in the order of the call.
+        over_keys: the same for tensors (b, h, q, k), where parts have keys of their own that are spread.
+        own: (b, q) which key each query is itself, where its position is several keys.
     """
 
     parts: tuple[Heads, ...]
@@ -79,6 +81,8 @@ class Joined:
     queries: Numbered
     keys: Numbered
     arrange: Arrange
+    over_keys: Arrange | None = None
+    own: Tensor | None = None
 
     @classmethod
     def of(cls, part: Heads, others: bool) -> Joined:
@@ -128,25 +132,47 @@ def _numbered(place: Place | None, lead: tuple[int, ...], shape: torch.Size, lay
     return Numbered(rows, None if rows is None else place.anchor, unknown)
 
 
-def joined(parts: Sequence[Heads]) -> list[Joined]:
-    """The calls that these heads of one projection are.
+def apart(parts: Sequence[Heads]) -> list[Joined]:
+    """Each of these heads of one projection by itself.
+
+    Raises:
+        InexactCaptureError: if some of them are the same.
+    """
+    firsts = [(part.mixture, part.first) for part in parts]
+    if len(set(firsts)) < len(firsts):
+        raise InexactCaptureError("the same heads enter W_O in two different layouts")
+    return [Joined.of(part, len(parts) > 1) for part in parts]
+
+
+def joined(alone: Sequence[Joined]) -> list[Joined]:
+    """The calls that these heads are.
 
     Raises:
         InexactCaptureError: if one mixture would be a part of several calls.
     """
-    alone = [Joined.of(part, len(parts) > 1) for part in parts]
     if len(alone) == 1:
-        return alone
-    firsts = [(part.mixture, part.first) for part in parts]
-    if len(set(firsts)) < len(firsts):
-        raise InexactCaptureError("the same heads enter W_O in two different layouts")
+        return list(alone)
     calls = _fold(sorted(alone, key=lambda one: (one.columns[0], one.parts[0].first)), _beside)
     calls = _fold(sorted(calls, key=lambda one: int(one.tokens.min())), _behind)
     calls = _fold(sorted(calls, key=lambda one: one.examples), _below)
     owners = [mixture for call in calls for mixture in {part.mixture for part in call.parts}]
     if len(set(owners)) < len(owners):
-        raise InexactCaptureError("the parts of W_O write their outputs in different orders")
+        raise InexactCaptureError(_not_joined([one.parts[0] for one in alone]))
     return calls
+
+
+def _not_joined(parts: Sequence[Heads]) -> str:
+    """Why a mixture would be a part of several calls."""
+    for part in parts:
+        counts = [other.layout.shape[2] for other in parts if other.mixture is part.mixture]
+        if len(set(counts)) > 1:
+            return (
+                f"groups of its examples have {', '.join(map(str, sorted(set(counts))))} queries, as where some tokens "
+                "attend to all and the others within windows, and not all of their positions are known. DecompX reads "
+                "such attention as it is; without such tokens (a global_attention_mask of zeros) attention_maps and "
+                "Layer classes read it, too"
+            )
+    return "the parts of W_O write their outputs in different orders"
 
 
 def _fold(pieces: Sequence[Joined], join: Callable[[Joined, Joined], Joined | None]) -> list[Joined]:

@@ -81,6 +81,19 @@ class Layout:
 
 
 def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step], width: int) -> Layout:
+    """The layout of mixed values all of whose examples have as many queries; arguments and errors as for ``measured``.
+
+    Raises:
+        LayoutError: also where they have not.
+    """
+    layouts = measured(lead, query, head_dim, steps, width)
+    if len(layouts) > 1:
+        counts = [of_some.shape[2] for of_some in layouts for _ in range(of_some.shape[0])]
+        raise LayoutError(f"examples have different numbers of queries, {counts[:8]}")
+    return layouts[0]
+
+
+def measured(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step], width: int) -> list[Layout]:
     """Number every entry of the mixed values, (*lead, query, head_dim), and see where ``steps`` put it.
 
     Args:
@@ -89,6 +102,10 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
         head_dim: size of a value.
         steps: what the model did between mixing and projection.
         width: last axis of the projection's input.
+
+    Returns:
+        One layout for all examples, or for those with as many queries: where some rows are overwritten by another
+        call's, as those of global tokens are beside windows, groups have different numbers of them.
 
     Raises:
         LayoutError: where an output row mixes queries, or heads are cut across rows.
@@ -116,16 +133,19 @@ def measure(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step
         raise LayoutError("the columns of one head are not one value vector in every row")
     start = start[..., 0] // head_dim
     rows, queries = start // query, start % query
-    tokens = _by_batch(rows[:, 0], queries[:, 0])
-    rows, queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
-    tokens = ours[tokens]
-    if not torch.equal(rows, rows[..., :1].expand_as(rows)):
-        raise LayoutError("one example's queries read their values from different places")
-    in_order = torch.equal((rows * query + queries).flatten(), torch.arange(math.prod(lead) * query, device="cpu"))
-    values_in_order = torch.equal(rows[..., 0].flatten(), torch.arange(math.prod(lead), device="cpu"))
     columns_in_order = torch.equal(columns.flatten(), torch.arange(width, device="cpu"))
-    rest = (~own).nonzero()[:, 0]
-    return Layout(rows, queries, tokens, columns, rest, in_order, columns_in_order, values_in_order)
+    rest, layouts = (~own).nonzero()[:, 0], []
+    for tokens in _by_batch(rows[:, 0], queries[:, 0]):
+        of_rows, of_queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
+        if not torch.equal(of_rows, of_rows[..., :1].expand_as(of_rows)):
+            raise LayoutError("one example's queries read their values from different places")
+        order = (of_rows * query + of_queries).flatten()
+        in_order = torch.equal(order, torch.arange(math.prod(lead) * query, device="cpu"))
+        values_in_order = torch.equal(of_rows[..., 0].flatten(), torch.arange(math.prod(lead), device="cpu"))
+        layouts.append(
+            Layout(of_rows, of_queries, ours[tokens], columns, rest, in_order, columns_in_order, values_in_order)
+        )
+    return layouts
 
 
 def _moved(numbers: Tensor, step: Step) -> Tensor:
@@ -138,14 +158,11 @@ def _moved(numbers: Tensor, step: Step) -> Tensor:
         ) from error
 
 
-def _by_batch(rows: Tensor, queries: Tensor) -> Tensor:
-    """Group output rows by the values their first head reads: (batch, query) indices, queries in order."""
+def _by_batch(rows: Tensor, queries: Tensor) -> list[Tensor]:
+    """Output rows grouped by the values their first head reads, as many queries each: (batch, query), in order."""
     order = (rows * (int(queries.max()) + 1) + queries).argsort(stable=True)
     _, counts = torch.unique(rows, return_counts=True)
-    if (counts != counts[0]).any():
-        raise LayoutError(
-            f"examples have different numbers of queries, {counts.tolist()[:8]}, as where some tokens attend to all "
-            "and the others within windows. DecompX reads such attention as it is; without such tokens (a "
-            "global_attention_mask of zeros) attention_maps and Layer classes read it, too"
-        )
-    return order.view(len(counts), -1)
+    if bool((counts == counts[0]).all()):
+        return [order.view(len(counts), -1)]
+    groups = order.split(counts.tolist())
+    return [torch.stack([g for g in groups if len(g) == count]) for count in sorted(set(counts.tolist()), reverse=True)]

@@ -27,7 +27,7 @@ from captum_norm.capture.certificate import (
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
-from captum_norm.capture.joining import Joined, joined
+from captum_norm.capture.joining import Joined, apart, joined
 from captum_norm.capture.kind import KindReader, has_cache
 from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
@@ -43,6 +43,7 @@ from captum_norm.capture.record import (
     Positions,
 )
 from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
+from captum_norm.capture.spreading import whole_of
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.operations.formats import same_storage
@@ -143,7 +144,8 @@ class RecordReader:
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
         parts = self._heads.read(projection)
         offsets = something_else(parts)
-        calls = joined(parts)
+        pieces = apart(parts)
+        calls = whole_of(pieces) or joined(pieces)
         if len(parts) > 1:
             return ReadProjection(projection, calls, certify(projection, parts, offsets), None, bool(offsets))
         weights, check = parts[0].weights, check_of(projection, parts[0], offsets)
@@ -229,7 +231,7 @@ class RecordReader:
         query, key = call.weights.shape[-2:]
 
         def own_key() -> ResidualKey:
-            return residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
+            return call.own if call.own is not None else residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
 
         try:
             return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""
@@ -287,7 +289,7 @@ def _mixed_values(call: Joined) -> MixedValues | None:
         found.append(MixedValues(mixture.edge, mixture.steps, mixture.lead, part.layout, mixture.live))
     if len(found) == 1:
         return found[0]
-    whole = all(part.weights.shape[2] == call.weights.shape[2] for part in call.parts)
+    whole = call.over_keys is None and all(part.weights.shape[2] == call.weights.shape[2] for part in call.parts)
     return replace(found[0], beside=tuple(found[1:]), arrange=call.arrange, whole=whole)
 
 

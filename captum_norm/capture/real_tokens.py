@@ -62,7 +62,7 @@ def _seen(call: Joined) -> Tensor | None:
             allowed = torch.ones(mixture.weights.shape[-2:], dtype=torch.bool, device=mixture.weights.device)
         parts.append(part.layout.weights(allowed, mixture.lead))
     try:
-        seen = call.arrange(parts).any(1)
+        seen = (call.over_keys or call.arrange)(parts).any(1)
     except RuntimeError:  # parts with keys of their own
         return None
     if seen.shape[1:] != call.weights.shape[2:]:

@@ -130,7 +130,9 @@ class Replay:
         try:
             layout = layout_of(mixture, term)
         except LayoutError as error:
-            raise InexactCaptureError(f"{self._name}: {error}") from error
+            raise InexactCaptureError(
+                f"{self._name}: {error}, so that no product alone can be changed; AttentionNorm answers"
+            ) from error
         return Product(number, mixture, layout, tuple(term.x.shape[:-1]))
 
     # ---- which row of the output is which query

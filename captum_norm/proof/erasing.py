@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from captum_norm.capture import AttentionRecord
 from captum_norm.operations.precision import tolerance
+from captum_norm.proof.sources import Written, written
 from captum_norm.proof.watching import Done, Print, Survey, Watch, memory_of
 
 TOLERANCE = 1e-5  # of the projection's output
@@ -68,10 +69,10 @@ class Prover:
         if isinstance(place, str):
             return Finding(name, "open", note=place)
         event, argument, axis, until, output = place
-        written = self._where_written(record, event, until, output)
-        if written is None:
+        where = self._where_written(record, event, until, output)
+        if where is None:
             return Finding(name, "open", note=f"no product with {record.call.projection or 'a named W_O'}")
-        until, output, order = written
+        until, output, order = where
         if order is None and not _lies_in_one_piece(record, output):
             return Finding(name, "open", note="its queries are no rows of the projection side by side (blocks)")
         scale = float(output.abs().max())
@@ -81,7 +82,10 @@ class Prover:
             expected = contribution(record, key)
             if float(expected.abs().max()) < SIGNAL * scale:
                 continue
-            changed, was_held = self._without(event, argument, axis, key, until)
+            source = None if argument >= 0 else written(self._surveyed(), record, key, until)
+            if argument < 0 and source is None:
+                return Finding(name, "open", note="it is not told where the values of a key are written")
+            changed, was_held = self._without(source or (event, argument, axis, key), until)
             held |= was_held
             lacks = output - changed
             error = _difference(lacks if order is None else _in_order(lacks, order, expected), expected)
@@ -115,7 +119,8 @@ class Prover:
     def _place(self, record: AttentionRecord) -> tuple[int, int, int, int, Tensor | None] | str:
         """Event, argument and axis of the value product, event and output of the projection; or why not.
 
-        A W_O that is no parameter, but computed from some, has no output yet: what it wrote is sought.
+        A W_O that is no parameter, but computed from some, has no output yet: what it wrote is sought.  Where no
+        product has all of the call's queries, the values are erased where they are written: the argument is -1.
         """
         survey = self._surveyed()
         uses = survey.uses.get(self._parameters.get(record.call.projection, 0), [])
@@ -126,6 +131,12 @@ class Prover:
         if not uses:
             return f"no product with {record.call.projection or 'a named W_O'}"
         pairs = [(p, use) for p in found for use in uses[:] if use[0] > p[0]]
+        batch, head, query, _ = record.shape
+        if not any(survey.rows.get(p[0]) == batch * head * query for p, _ in pairs):
+            total = _written_by(record)
+            for until, output in uses:
+                if _is_near(output, total) and written(survey, record, 0, until) is not None:
+                    return -1, -1, -1, until, output
         if not pairs:
             return "no product holds exactly the recorded values"
         product, (until, output) = min(pairs, key=lambda pair: pair[1][0] - pair[0][0])
@@ -138,20 +149,14 @@ class Prover:
 
         With it, for rows in another order than the record's (windows), which row of the output is which of the record.
         """
-        total = contribution(record, slice(None))
-        total = total if record.b_O is None else total + record.b_O.detach().double()
-
-        def is_written(tensor: Tensor) -> bool:
-            error = _difference(tensor, total) if tensor.numel() == total.numel() else None
-            return error is not None and error <= 1e-4 * float(total.abs().max())
-
-        if output is not None and is_written(output):
+        total = _written_by(record)
+        if output is not None and _is_near(output, total):
             return until, output, None
         order = None if output is None else _order_of(output, total)
         if output is not None and order is not None:
             return until, output, order
         watch = Watch()
-        watch.sought, watch.cut = is_written, None
+        watch.sought, watch.cut = lambda tensor: _is_near(tensor, total), None
         watch.since = event
         try:
             with torch.no_grad(), watch:
@@ -162,9 +167,13 @@ class Prover:
             return watch.event, watch.output, None
         return None if output is None else (until, output, None)
 
-    def _without(self, event: int, argument: int, axis: int, key: int, until: int) -> tuple[Tensor, bool]:
+    def _without(self, cut: Written | tuple[int, int, int, int], until: int) -> tuple[Tensor, bool]:
         watch = Watch()
-        watch.cut, watch.until = (event, argument, axis, key), until
+        if isinstance(cut, Written):
+            watch.erased = cut.event, cut.erased
+        else:
+            watch.cut = cut
+        watch.until = until
         watch.base = self._surveyed()
         try:
             with torch.no_grad(), watch:
@@ -184,6 +193,17 @@ def contribution(record: AttentionRecord, key: int | slice) -> Tensor:
     keys = slice(key, key + 1) if isinstance(key, int) else key
     mixed = weights[..., keys] @ values[:, :, keys] * gate  # (batch, head, query, head_dim)
     return torch.einsum("bhqe,hed->bqd", mixed, W_O)
+
+
+def _written_by(record: AttentionRecord) -> Tensor:
+    """All that W_O writes, by the record: (batch, query, model)."""
+    total = contribution(record, slice(None))
+    return total if record.b_O is None else total + record.b_O.detach().double()
+
+
+def _is_near(tensor: Tensor, total: Tensor) -> bool:
+    error = _difference(tensor, total) if tensor.numel() == total.numel() else None
+    return error is not None and error <= 1e-4 * float(total.abs().max())
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float | None:
@@ -217,8 +237,7 @@ def _lies_in_one_piece(record: AttentionRecord, output: Tensor) -> bool:
     True where it has as many, or the rows do not fit, which the comparison tells.
     """
     batch, _, queries, _ = record.shape
-    total = contribution(record, slice(None))
-    total = total if record.b_O is None else total + record.b_O.detach().double()
+    total = _written_by(record)
     rows = output.movedim(1, -1) if output.ndim > 2 and output.shape[-1] != total.shape[-1] else output
     if rows.shape[-1] != total.shape[-1] or rows.numel() <= total.numel():
         return True

@@ -71,6 +71,7 @@ class Survey:
     products: list[tuple[int, int, int, int, Print]] = field(
         default_factory=list
     )  # event, argument, axis, size, contents
+    rows: dict[int, int] = field(default_factory=dict)  # event of a product -> how many rows it writes
     uses: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # memory -> events and outputs
     norms: dict[int, Any] = field(default_factory=dict)
     copies: dict[int, tuple[int, Tensor]] = field(
@@ -95,6 +96,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.event, self.memories, self.survey = -1, memories, survey
         self.cut: tuple[int, int, int, int] | None = None  # event, argument, axis, key
+        self.erased: tuple[int, Callable[[Tensor], Tensor]] | None = None  # event, and what becomes of its result
         self.sought: Callable[[Tensor], bool] | None = None
         self.since = -1
         self.until, self.base, self.held = -1, Survey(), False
@@ -108,9 +110,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._note(name, func, args, kwargs)
         if self.cut is not None and self.event == self.cut[0]:
             args = self._without_key(args)
-        if self.cut is not None and self.cut[0] < self.event < self.until and name in _NORMS:
+        start = self.cut or self.erased
+        if start is not None and start[0] < self.event < self.until and name in _NORMS:
             return self._held(name, func, args, kwargs)
         out = func(*args, **kwargs)
+        if self.erased is not None and self.event == self.erased[0]:
+            out = self.erased[1](out)
         if self.sought is not None and self.event > self.since and isinstance(out, Tensor) and self.sought(out):
             self.output = out.detach().clone()
             raise Done
@@ -130,6 +135,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if operand.is_floating_point() and operand.ndim >= 2 and memory_of(operand) not in self.memories:
                 survey.products.append((self.event, argument, axis, operand.shape[axis], Print.of(operand)))
         out = func(*args, **kwargs)
+        if name in _PRODUCTS and isinstance(first := out[0] if isinstance(out, tuple) else out, Tensor):
+            survey.rows[self.event] = first.numel() // max(1, first.shape[-1])
         if name in _NORMS:
             survey.norms[self.event] = tuple(o.clone() for o in out) if isinstance(out, tuple) else out.clone()
         if not isinstance(out, Tensor):

@@ -12,7 +12,16 @@ from transformers import (
     LxmertForQuestionAnswering,
 )
 
-from captum_norm import AttentionNorm, AttentionRelevance, DecompX, LayerAttentionNorm, attention_maps
+from captum_norm import (
+    ALTI,
+    AttentionNorm,
+    AttentionRelevance,
+    AttentionRollout,
+    DecompX,
+    LayerAttentionNorm,
+    ValueZeroing,
+    attention_maps,
+)
 from captum_norm.attr.relevance import weight_gradients
 from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.functional import gradient_weights
@@ -37,16 +46,69 @@ def longformer():
     return LongformerForSequenceClassification(config).eval()
 
 
-def test_a_global_token_beside_windows_is_refused_with_ways_out_that_work():
+GLOBAL = torch.zeros_like(IDS).index_fill(1, torch.tensor([0, 7]), 1)
+
+
+@torch.no_grad()
+def vectors(layer, x):
+    """The weights (head, query, key) of a layer with tokens GLOBAL, and its vectors alpha f(x), (query, key, model)."""
+    attention, (length, model) = layer.attention.self, x.shape
+    apart, chosen = torch.arange(length)[:, None] - torch.arange(length), GLOBAL[0] == 1
+
+    def heads(projection):
+        return projection(x).unflatten(-1, (2, -1)).transpose(0, 1)
+
+    near = heads(attention.query) @ heads(attention.key).mT / (model / 2) ** 0.5
+    near = near.masked_fill(~((apart.abs() <= 2) | chosen), -torch.inf).softmax(-1)
+    far = (heads(attention.query_global) @ heads(attention.key_global).mT / (model / 2) ** 0.5).softmax(-1)
+    weights = torch.where(chosen[:, None], far, near)
+    values = torch.where(chosen[:, None, None], *(heads(v)[:, None] for v in (attention.value_global, attention.value)))
+    W_O = layer.attention.output.dense.weight.T.unflatten(0, (2, -1))
+    return weights, torch.einsum("hqk,hqke,hed->qkd", weights, values, W_O)
+
+
+def test_global_tokens_beside_windows_are_one_map_of_rows_with_projections_of_their_own():
     model = longformer()
-    with pytest.raises(InexactCaptureError, match=r"DecompX reads such.*global_attention_mask of zeros") as refused:
-        AttentionNorm(model).attribute(IDS)
-    assert "attention_maps and Layer classes read it" in str(refused.value)
+
+    def answer(ids):
+        return model(input_ids=ids, global_attention_mask=GLOBAL)
+
+    maps = attention_maps(answer, IDS, quantities=("weights", "summed_norms", "alti"))
+    states = model(input_ids=IDS, global_attention_mask=GLOBAL, output_hidden_states=True).hidden_states
+    expected = []
+    for n, layer in enumerate(model.longformer.encoder.layer):
+        weights, parts = vectors(layer, states[n][0])
+        found = [getattr(maps, name)[n][0].unflatten(-1, (2, 40)).sum(-2) for name in ("weights", "summed_norms", "alti")]
+        torch.testing.assert_close(found[0], weights, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[1], parts.norm(dim=-1), rtol=1e-4, atol=1e-6)
+        expected.append(parts[0].norm(dim=-1))
+        norm, x = layer.attention.output.LayerNorm, states[n][0]
+        output = parts.sum(1) + layer.attention.output.dense.bias + x
+        parts = parts + torch.diag_embed(x.mT).permute(1, 2, 0)  # x_i at key i
+        parts = (parts - parts.mean(-1, keepdim=True)) / (output.var(-1, unbiased=False) + norm.eps).sqrt()[:, None, None]
+        shares = (norm(output).abs().sum(-1)[:, None] - (norm(output)[:, None] - parts * norm.weight).abs().sum(-1))
+        torch.testing.assert_close(found[2], torch.nn.functional.normalize(shares.clamp_min(0), 1, -1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(AttentionNorm(answer).attribute(IDS)[0], sum(expected) / 2, rtol=1e-4, atol=1e-6)
     assert adds_up(model, IDS)
-    nothing = {"input_ids": IDS, "global_attention_mask": torch.zeros_like(IDS)}
-    assert len(attention_maps(model, nothing).calls) == 2
-    maps = LayerAttentionNorm(model, model.longformer.encoder.layer[0].attention.self)
-    assert maps.attribute(IDS, additional_forward_args=(None, nothing["global_attention_mask"])).shape[-2:] == (2, 6)
+    with pytest.raises(InexactCaptureError, match="no product alone can be changed; AttentionNorm answers"):
+        ValueZeroing(answer).attribute(IDS)
+
+
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionRollout, ALTI])
+def test_a_batch_with_padding_and_other_global_tokens_is_what_each_text_gives_alone(method):
+    model = longformer()
+    ids, mask, chosen = IDS.repeat(2, 1)[:, :37], torch.ones(2, 37).long(), GLOBAL.repeat(2, 1)[:, :37]
+    mask[1, 30:], ids[1, 30:], chosen[1, 7] = 0, 1, 0
+
+    def answer(ids, mask, chosen):
+        return model(input_ids=ids, attention_mask=mask, global_attention_mask=chosen)
+
+    both = method(answer).attribute(ids, additional_forward_args=(mask, chosen))
+    for row, length in ((0, 37), (1, 30)):
+        alone, *given = (tensor[row : row + 1, :length] for tensor in (ids, mask, chosen))
+        expected = method(answer).attribute(alone, additional_forward_args=tuple(given))
+        torch.testing.assert_close(both[row : row + 1, :length], expected, rtol=1e-4, atol=1e-6)
+    assert not both[1, 30:].any()
 
 
 def test_windows_are_self_attention_whose_keys_are_no_single_order():
@@ -61,19 +123,24 @@ def test_windows_are_self_attention_whose_keys_are_no_single_order():
     assert adds_up(local, IDS)
 
 
-def test_block_sparse_attention_is_read_in_pieces_and_explained_whole():
+def test_block_sparse_attention_is_one_map_over_all_positions():
     torch.manual_seed(0)
     config = BigBirdConfig(
-        **SIZES, num_hidden_layers=1, block_size=2, num_random_blocks=1, max_position_embeddings=80, sep_token_id=3
+        **SIZES, num_hidden_layers=2, block_size=2, num_random_blocks=1, max_position_embeddings=80, sep_token_id=3
     )
     model = BigBirdForSequenceClassification(config).eval()
-    first = attention_maps(model, IDS).calls[0]
-    assert first.name.endswith("attention.self")
-    with pytest.raises(ValueError, match=r"not known to be input positions.*use a Layer class.*DecompX"):
-        AttentionNorm(model).attribute(IDS)
-    assert AttentionNorm(model).attribute(IDS, call=0).shape == IDS.shape
-    assert LayerAttentionNorm(model, model.bert.encoder.layer[0].attention.self).attribute(IDS, call=0).shape[-1] == 40
+    maps, returned = attention_maps(model, IDS), model(IDS, output_attentions=True).attentions
+    for found, expected in zip(maps.weights, returned, strict=True):
+        # What it returns has the first block once, to which its rows attend twice where nothing is drawn at random.
+        torch.testing.assert_close(found[..., 2:], expected[..., 2:])
+        torch.testing.assert_close(found.sum(-1), torch.ones(1, 2, 40))
     assert adds_up(model, IDS)
+    rolled = torch.eye(40)[0]
+    for weights in reversed(maps.weights):
+        rolled = (rolled + rolled @ weights[0].mean(0)) / 2
+    torch.testing.assert_close(AttentionRollout(model).attribute(IDS)[0], rolled)
+    with pytest.raises(InexactCaptureError, match="mixed by several products.*AttentionNorm answers"):
+        ValueZeroing(model).attribute(IDS)
 
 
 def test_pooled_windows_are_refused_for_what_no_position_helps_against():

@@ -95,6 +95,21 @@ def at_once(m: InPieces, x: Tensor, equation: str = "bhij,bhjd,hde->bie") -> Ten
     return torch.einsum(equation, weights(q, k), v, m.o.weight.T.unflatten(0, (HEADS, HEAD_DIM))) + m.o.bias
 
 
+def near_and_far(m: InPieces, x: Tensor, far: int = 2) -> Tensor:
+    """One softmax, whose first keys are mixed by themselves, as global tokens are beside windows."""
+    q, k, v = m.split(x)
+    w = weights(q, k)
+    return m.o(join(w[..., :far] @ v[:, :, :far] + w[..., far:] @ v[:, :, far:]))
+
+
+def one_row_again(m: InPieces, x: Tensor) -> Tensor:
+    """All rows, then one of the first example in the place of its own."""
+    q, k, v = m.split(x)
+    rows = join(weights(q, k) @ v)
+    rows[:1, :1] = join(weights(q[:1, :, :1], k[:1]) @ v[:1])
+    return m.o(rows)
+
+
 WRITTEN: dict[str, Callable[[InPieces, Tensor], Tensor]] = {
     "heads as modules": lambda m, x: m.o(torch.cat([head(x) for head in m.heads_of], -1)),
     "heads as modules, stacked": lambda m, x: m.o(join(torch.stack([head(x) for head in m.heads_of], 1))),
@@ -102,6 +117,8 @@ WRITTEN: dict[str, Callable[[InPieces, Tensor], Tensor]] = {
     "chunks of queries": lambda m, x: m.o(join(torch.cat(chunks(m, x), 2))),
     "chunks of heads": chunks_of_heads,
     "a buffer for one head after the other": buffered,
+    "keys near and far": near_and_far,
+    "one row again": one_row_again,
     "matrices of each head": lambda m, x: m.o(join(matrices(m, x))),
     "matrices of each head, then one sum": lambda m, x: _summed(m, matrices(m, x)),
     "two factors": lambda m, x: m.up(m.down(join(m.mixed(x)))),
@@ -160,13 +177,59 @@ def test_attribute_answers_by_input_position(name):
     torch.testing.assert_close(scores, definition(module, x, name)[1][:, 1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["heads as modules", "chunks of queries", "matrices of each head", "chunks of heads"])
+@pytest.mark.parametrize("name", [
+    "heads as modules", "chunks of queries", "matrices of each head", "chunks of heads", "keys near and far",
+])
 def test_gradients_of_weights_are_those_of_one_product(name):
     module, x = run(WRITTEN[name])
     whole = run(lambda m, x: m.o(join(m.mixed(x))))[0]
     whole.load_state_dict(module.state_dict())
     scores = [captum_norm.AttentionRelevance(m).attribute(x, target=(1, 3)) for m in (module, whole)]
     torch.testing.assert_close(*scores)
+
+
+def own_values_of_the_first(m: InPieces, x: Tensor) -> Tensor:
+    q, k, v = m.split(x)
+    rows = join(weights(q, k) @ v)
+    rows[:, :1] = join(weights(q[:, :, :1], k) @ m.second(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2))
+    return m.o(rows)
+
+
+def test_a_row_that_reads_values_of_its_own_is_a_row_of_the_same_map():
+    module, x = run(own_values_of_the_first)
+    maps = captum_norm.attention_maps(module, x)
+    w, norms = definition(module, x, "")
+    own = run(lambda m, x: m.o(join(m.mixed(x))))[0]
+    own.load_state_dict(module.state_dict())
+    own.v.weight.data, own.v.bias.data = own.second.weight.data, torch.zeros(MODEL).double()
+    norms[:, 0] = definition(own, x, "")[1][:, 0]
+    assert [call.kind for call in maps.calls] == ["self"]
+    assert maps.keys[0].index.tolist() == [*range(LENGTH), *range(LENGTH)]
+    torch.testing.assert_close(maps.weights[0].unflatten(-1, (2, LENGTH)).sum(-2), w)
+    torch.testing.assert_close(maps.summed_norms[0].unflatten(-1, (2, LENGTH)).sum(-2), norms)
+    for row in (0, 1):
+        scores = captum_norm.AttentionNorm(module).attribute(x, position=row).sum(-1)
+        torch.testing.assert_close(scores, norms[:, row])
+
+
+def test_keys_of_two_softmaxes_that_are_added_are_two_calls():
+    def twice(m, x):
+        q, k, v = m.split(x)
+        return m.o(join(weights(q, k[:, :, :2]) @ v[:, :, :2] + weights(q, k[:, :, 2:]) @ v[:, :, 2:]))
+
+    assert [call.heads for call in captum_norm.attention_maps(*run(twice)).calls] == [HEADS, HEADS]
+
+
+def test_pieces_with_keys_that_are_no_input_are_refused_with_a_way_out():
+    def beside_memory(m, x):
+        q, k, v = m.split(x)
+        memory, own = torch.ones_like(v[:, :, :1]), m.second(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+        rows = join(weights(q, torch.cat([k, memory], 2)) @ torch.cat([v, memory], 2))
+        rows[:1, :1] = join(weights(q[:1, :, :1], k[:1]) @ own[:1])
+        return m.o(rows)
+
+    with pytest.raises(InexactCaptureError, match=r"have 4, 5 queries.*DecompX reads"):
+        captum_norm.attention_maps(*run(beside_memory))
 
 
 def test_a_call_of_heads_that_are_modules_is_named_by_the_module_around_them():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LongformerConfig, LongformerModel
 
 from captum_norm.capture import recording
 from captum_norm.proof import Prover, prove, verdict
@@ -87,6 +87,24 @@ def test_windows_are_proved_in_whatever_order_the_model_keeps_them():
     proof = prove(Windows().eval(), torch.randn(1, 16, 8))
     assert proof.calls[0].status == "proved"
     assert proof.calls[0].error < 1e-5
+
+
+def test_pieces_of_one_map_are_proved_by_erasing_values_where_they_are_written():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LongformerConfig(**sizes, intermediate_size=24, attention_window=[4], max_position_embeddings=60)
+    model, tokens = LongformerModel(config).eval(), ids(1, 16)
+    given = {"input_ids": tokens, "global_attention_mask": torch.zeros_like(tokens).index_fill(1, torch.tensor([3]), 1)}
+    proof = prove(model, given, keys=32)
+    assert [finding.status for finding in proof.calls] == ["proved"]
+    with recording(model=model) as records:
+        model(**given)
+    wrong = replace(records[0], values=records[0].values.roll(1, -1))
+    assert Prover(model, lambda: model(**given)).prove(wrong, torch.Generator()).status != "proved"
+    weights = records[0].weights.clone()
+    weights[:, :, 5] = weights[:, :, 5].roll(1, -1)  # one row alone
+    wrong = replace(records[0], weights=weights)
+    assert Prover(model, lambda: model(**given)).prove(wrong, torch.Generator(), keys=32).status != "proved"
 
 
 def test_a_projection_that_is_computed_from_a_parameter_is_proved_by_what_it_writes():

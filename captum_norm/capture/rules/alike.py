@@ -217,6 +217,31 @@ def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
     return None if trace is None else trace.place
 
 
+def where_weighted(flow: Dataflow, place: Place, weights: Tensor, axis: int) -> Place | None:
+    """The place of the queries that weights belong to; None where one row's weights are several queries'.
+
+    Entries without weight say nothing: a band of scores is cut out of blocks, and what the cut takes in of other rows
+    is masked.
+    """
+    axis %= weights.ndim
+    if flow.places.holds_one(place, (axis,)):
+        return place
+    numbers, some = place.numbers(), (weights != 0).cpu()
+    if numbers is None or numbers.shape != some.shape:
+        return None
+    row = numbers.gather(axis, some.int().argmax(axis, keepdim=True))
+    row = torch.where(some.any(axis, keepdim=True), row, NOTHING_YET)
+    if bool(((numbers != row) & some).any()):
+        return None
+    return Place(place.anchor, (Settled(row.expand_as(numbers)),), place.mixers)
+
+
+def is_empty_somewhere(place: Place | None) -> bool:
+    """Whether some entries are of no position yet."""
+    numbers = None if place is None else place.numbers()
+    return numbers is not None and bool((numbers == NOTHING_YET).any())
+
+
 def _written(written: Place, before: Place | None, index: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
     """The numbers of a tensor after a write; None where positions were torn apart, or one is added to another."""
     numbers, start = written.numbers(), None if before is None else before.numbers()

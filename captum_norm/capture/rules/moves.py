@@ -140,7 +140,9 @@ def _cat_place(
         if beside is not None:
             return beside.then(Features(out.shape[axis]))
     joined = _numbers_side_by_side([p if p is None or p.anchor is anchor else None for p in places], shapes, axis)
-    if mixers and joined is not None and _claims_one_twice(joined, axis):
+    # More scores of the same queries; a single key's axis cannot be told.
+    of_keys = any(trace.scores is not None and trace.scores.axis in (axis, None) for trace in traces)
+    if mixers and joined is not None and not of_keys and _claims_one_twice(joined, axis):
         joined = None
     return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
 

@@ -11,7 +11,7 @@ from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
 from captum_norm.capture.reach import INPUT
-from captum_norm.capture.rules.alike import place_of
+from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_weighted
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
@@ -192,17 +192,19 @@ def value_product(
 ) -> None:  # fmt: skip
     """weights (..., query, key) @ values (..., key, head_dim) = a view of out with this shape."""
     places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (weights, values)]
+    whose = places[0] and (where_weighted(flow, places[0], weights, -1) or places[0])
     trace, of_values = flow.traces[weights], flow.traces[values]
     if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, flow.unchosen())
     mixture = Mixture(
-        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), places[0], places[1],
+        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), whose, places[1],
         problem, live=values, allowed=allowed,
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)
-    place = places[0] and places[0].then(Features(shape[-1]))
+    place = None if whose is not places[0] and is_empty_somewhere(whose) else whose
+    place = place and place.then(Features(shape[-1]))
     for step in steps:
         place = place if step.scales else place and place.then(step)
     flow.mix(mixture, out, steps, place)

@@ -7,7 +7,7 @@ from torch import Tensor
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_by_scores
-from captum_norm.capture.rules.alike import place_after
+from captum_norm.capture.rules.alike import place_after, where_weighted
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -20,7 +20,7 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
         columns = _columns(flow, op.tensors[0], op.out, None if axis is None else axis % op.out.ndim)
         place = None if trace is None else trace.place
         if place is not None and columns.axis is not None:  # over the keys: the place is that of the queries
-            place = place if flow.places.holds_one(place, (columns.axis,)) else None
+            place = where_weighted(flow, place, op.out, columns.axis)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces[op.out] = Trace(weights=columns, place=place)
 

@@ -22,7 +22,7 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[into] or Trace()
     weights = trace.weights or written_weights(flow, into, op.tensors[-1])
     mixed = _written_mixed(flow, op, trace) if op.name == "setitem" else ()
-    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op))
+    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op), scores=trace.scores)
 
 
 @rule("index_add")

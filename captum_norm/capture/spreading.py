@@ -1,0 +1,245 @@
+"""One attention call out of pieces of one softmax: windows, blocks and global tokens, laid over all positions.
+
+Long-document models compute a softmax for each query and then mix its values in pieces: those within a window or block,
+those of global tokens, those of random blocks.  Rows of global tokens come from another softmax and may read values of
+their own.  The positions of queries and keys are known for each piece, so
+
+    weights[b, h, i, j] = sum over pieces of the weight that query i gives to the key at position j
+
+is the one map of the call.  Where queries read different values at one position (Longformer's ``value`` and
+``value_global``), the keys are all positions once for each set of values.
+
+Axes: b batch, h head, q query, k key, e head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.joining import Joined, Numbered
+from captum_norm.capture.rows import Whole
+from captum_norm.operations.places import Anchor
+from captum_norm.operations.steps import NOT_AN_INPUT
+
+
+def whole_of(pieces: Sequence[Joined]) -> list[Joined]:
+    """The one call whose pieces these heads of one projection are; nothing where they are not, or it cannot be told."""
+    whole = _spread(pieces) if _is_in_pieces(pieces) else None
+    return [] if whole is None else [whole]
+
+
+def _is_in_pieces(pieces: Sequence[Joined]) -> bool:
+    """Whether one softmax writes its rows in several pieces, or other rows stand in the place of some of its own.
+
+    Rows that two softmaxes write are two attention calls.
+    """
+    in_pieces = False
+    for n, one in enumerate(pieces):
+        mixture = one.parts[0].mixture
+        for other in pieces[:n]:
+            theirs = other.parts[0].mixture
+            if one.columns == other.columns and mixture is not theirs and one.meets(other):
+                if not any(softmax in theirs.softmaxes for softmax in mixture.softmaxes):
+                    return False
+                in_pieces = True
+        written = sum(other.parts[0].layout.rows.numel() for other in pieces if other.parts[0].mixture is mixture)
+        in_pieces |= written < math.prod(mixture.lead) * mixture.weights.shape[-2]
+    return in_pieces and len(pieces) > 1
+
+
+def _spread(pieces: Sequence[Joined]) -> Joined | None:
+    """The one call of these pieces; None where a position is not known, or where a query reads two sets of values."""
+    anchor = pieces[0].keys.anchor
+    placed = [None if anchor is None else _Placed.of(piece, anchor, pieces[0].columns) for piece in pieces]
+    known = [piece for piece in placed if piece is not None]
+    if anchor is None or len(known) < len(pieces):
+        return None
+    tokens, sets = _rows_of_examples(known, anchor), _sets_of_values(known, anchor)
+    if tokens is None or sets is None:
+        return None
+    whole = _Whole(known, [n for n, _ in sets], tokens, anchor.length)
+    reads, queries, gate = whole.reads(), whole.queries(), whole.gate()
+    if reads is None or queries is None or gate is None:
+        return None
+    weights, values = whole.over_keys([piece.weights for piece in known]), dict(sets)
+    keys = torch.arange(len(tokens))[:, None, None] * anchor.length + torch.arange(anchor.length).repeat(len(values))
+    return replace(
+        pieces[0],
+        parts=tuple(part for piece in pieces for part in piece.parts),
+        tokens=tokens,
+        weights=Whole(weights),
+        values=torch.cat([values[n] for n in sorted(values)], 2),
+        gate=None if all(piece.one.gate is None for piece in known) else gate,
+        queries=Numbered(queries, anchor),
+        keys=Numbered(keys.expand(-1, weights.shape[1], -1), anchor),
+        arrange=whole.arrange,
+        over_keys=whole.over_keys,
+        own=reads * anchor.length + queries[:, 0] % anchor.length if len(values) > 1 else None,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A piece, whose examples and positions are known.
+
+    Attributes:
+        one: the piece.
+        weights: (b, h, q, k).
+        examples: (b,), the example that each of its groups belongs to.
+        keys: (b, h, k), positions; below 0 where the key is no input and has no weight.
+        queries: (b, h, q), numbers of the anchor; below 0 for padding that the model added, or without any weight.
+    """
+
+    one: Joined
+    weights: Tensor
+    examples: Tensor
+    keys: Tensor
+    queries: Tensor
+
+    @classmethod
+    def of(cls, piece: Joined, anchor: Anchor, columns: Sequence[object]) -> _Placed | None:
+        keys, queries = piece.keys.rows, piece.queries.rows
+        if keys is None or queries is None or piece.columns != columns:
+            return None
+        if piece.keys.anchor is not anchor or piece.queries.anchor is not anchor:
+            return None
+        weights, inputs = piece.weights.whole(), keys >= 0
+        examples = (keys // anchor.length).flatten(1)
+        mine = examples.amax(1)
+        if not bool((mine >= 0).all()) or bool(((examples != mine[:, None]) & inputs.flatten(1)).any()):
+            return None
+        if bool(((weights != 0) & ~inputs[:, :, None].to(weights.device)).any()):
+            return None
+        return cls(piece, weights, mine, torch.where(inputs, keys % anchor.length, -1), queries)
+
+
+def _rows_of_examples(pieces: Sequence[_Placed], anchor: Anchor) -> Tensor | None:
+    """Which rows W_O wrote for the positions of each example, (b, q) in order; None where examples have other numbers.
+
+    Rows of padding that the model has added are left out.
+    """
+    rows: list[set[int]] = [set() for _ in range(anchor.shape[0])]
+    for piece in pieces:
+        real = (piece.queries >= 0).any(1).tolist()
+        for example, tokens, kept in zip(piece.examples.tolist(), piece.one.tokens.tolist(), real, strict=True):
+            rows[example].update(token for token, is_kept in zip(tokens, kept, strict=True) if is_kept)
+    if len({len(of_one) for of_one in rows}) != 1 or not rows[0]:
+        return None
+    return torch.tensor([sorted(of_one) for of_one in rows])
+
+
+def _sets_of_values(pieces: Sequence[_Placed], anchor: Anchor) -> list[tuple[int, Tensor]] | None:
+    """For each piece, which set of values it reads and that set, (b, h, position, e), as few sets as there are.
+
+    Pieces that read the same at the same positions share them; None where one reads two values at one position.
+    """
+    sets: list[tuple[Tensor, Tensor]] = []  # the values, and which of them were seen
+    numbers = []
+    for piece in pieces:
+        values, inputs = piece.one.values, piece.keys >= 0
+        heads = torch.arange(values.shape[1])[None, :, None].expand(inputs.shape)
+        chosen = (piece.examples[:, None, None].expand(inputs.shape)[inputs], heads[inputs], piece.keys[inputs])
+        found = values[inputs.to(values.device)]
+        shape = (anchor.shape[0], values.shape[1], anchor.length)
+        fresh = values.new_zeros(*shape, values.shape[-1]), torch.zeros(shape, dtype=torch.bool)
+        for n, (known, seen) in enumerate([*sets, fresh]):
+            written = known.clone()
+            written[chosen] = found
+            if torch.equal(written[chosen], found) and torch.equal(written[seen], known[seen]):
+                seen[chosen] = True
+                sets[n:] = [(written, seen), *sets[n + 1 :]]
+                numbers.append(n)
+                break
+        else:
+            return None
+    return [(n, sets[n][0]) for n in numbers]
+
+
+class _Whole:
+    """Puts tensors of pieces where they belong in the whole call.
+
+    Args:
+        pieces: what it is made of.
+        sets: which set of values each reads.
+        tokens: (b, q), which row of what W_O wrote each query is.
+        length: how many positions there are; the keys are these once for each set of values.
+    """
+
+    def __init__(self, pieces: Sequence[_Placed], sets: Sequence[int], tokens: Tensor, length: int) -> None:
+        self._pieces, self._sets, self._length, self._shape = pieces, sets, length, tokens.shape
+        place = torch.full((max(int(t.max()) for t in (tokens, *(p.one.tokens for p in pieces))) + 1,), -1)
+        place[tokens.flatten()] = torch.arange(tokens.shape[1]).repeat(len(tokens))
+        self._rows = [place[piece.one.tokens] for piece in pieces]  # (b, q) of each piece, -1 where it is left out
+
+    def over_keys(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(b, h, q, k) of each piece added up over all positions."""
+        first, heads = tensors[0], self._pieces[0].weights.shape[1]
+        dtype = torch.uint8 if first.dtype is torch.bool else first.dtype
+        size = (self._shape[0], heads, self._shape[1], (max(self._sets) + 1) * self._length)
+        whole = torch.zeros(size, dtype=dtype, device=first.device)
+        for piece, n, rows, tensor in zip(self._pieces, self._sets, self._rows, tensors, strict=True):
+            keys = piece.keys[:, :, None]
+            kept = ((rows >= 0)[:, None, :, None] & (keys >= 0)).expand(tensor.shape)
+            axes = (piece.examples[:, None, None, None], torch.arange(heads)[:, None, None], rows[:, None, :, None],
+                    n * self._length + keys)  # fmt: skip
+            index = tuple(axis.expand(tensor.shape)[kept].to(first.device) for axis in axes)
+            whole.index_put_(index, tensor[kept.to(first.device)].to(dtype), accumulate=True)
+        return whole.bool() if first.dtype is torch.bool else whole
+
+    def arrange(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(b, h, q, ...) of each piece in the order of the call; of a query's several pieces, the last."""
+        first = tensors[0]
+        whole = first.new_zeros(self._shape[0], self._shape[1], first.shape[1], *first.shape[3:])
+        for (index, kept), tensor in zip(self._places(first.device), tensors, strict=True):
+            whole[index] = tensor.transpose(1, 2)[kept]
+        return whole.transpose(1, 2)
+
+    def agreed(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """As ``arrange``; None where two pieces of one query differ."""
+        whole = self.arrange(tensors)
+        for (index, kept), tensor in zip(self._places(whole.device), tensors, strict=True):
+            if not torch.equal(whole.transpose(1, 2)[index], tensor.transpose(1, 2)[kept]):
+                return None
+        return whole
+
+    def queries(self) -> Tensor | None:
+        """The number of each query, (b, h, q); None where pieces differ."""
+        numbers = [piece.queries[..., None] for piece in self._pieces]
+        whole = numbers[0].new_full((*self._shape, numbers[0].shape[1], 1), NOT_AN_INPUT)
+        places = self._places(whole.device)
+        for (index, kept), tensor in zip(places, numbers, strict=True):
+            whole[index] = whole[index].maximum(tensor.transpose(1, 2)[kept])
+        for (index, kept), tensor in zip(places, numbers, strict=True):
+            known = tensor.transpose(1, 2)[kept]
+            if bool(((known >= 0) & (known != whole[index])).any()):
+                return None
+        return whole.transpose(1, 2)[..., 0]
+
+    def reads(self) -> Tensor | None:
+        """Which set of values each query reads, (b, q); None where one reads several."""
+        pairs = zip(self._pieces, self._sets, strict=True)
+        found = self.agreed([torch.full((*piece.queries.shape, 1), n) for piece, n in pairs])
+        return None if found is None else found[:, 0, :, 0]
+
+    def gate(self) -> Tensor | None:
+        """What the mixed values are multiplied with, (b, h, q, 1 or e), 1 where nothing; None where pieces differ."""
+        gates = [
+            piece.weights.new_ones(*piece.queries.shape, 1) if piece.one.gate is None else piece.one.gate
+            for piece in self._pieces
+        ]
+        width = max(gate.shape[-1] for gate in gates)
+        return self.agreed([gate.expand(*gate.shape[:-1], width) for gate in gates])
+
+    def _places(self, device: torch.device) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """Of each piece, (example, row) of its queries in the call, and which of them (b, q) have one."""
+        found = []
+        for piece, rows in zip(self._pieces, self._rows, strict=True):
+            kept = rows >= 0
+            examples = piece.examples[:, None].expand(rows.shape)
+            found.append(((examples[kept].to(device), rows[kept].to(device)), kept.to(device)))
+        return found
