@@ -190,7 +190,7 @@ def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, 
     one query reads at once stay apart: the norm of a sum is not the sum of the norms.
     """
     index = keys.index.to(scores.device)
-    positions, place = index.unique(return_inverse=True)
+    positions, place = torch.unique(index, return_inverse=True)
     if len(positions) == len(index) or bool((index < 0).any()):
         return scores, keys
     whole = scores.new_zeros(*scores.shape[:-1], len(positions))

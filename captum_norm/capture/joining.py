@@ -168,9 +168,8 @@ def _not_joined(parts: Sequence[Heads]) -> str:
         if len(set(counts)) > 1:
             return (
                 f"groups of its examples have {', '.join(map(str, sorted(set(counts))))} queries, as where some tokens "
-                "attend to all and the others within windows, and not all of their positions are known. DecompX reads "
-                "such attention as it is; without such tokens (a global_attention_mask of zeros) attention_maps and "
-                "Layer classes read it, too"
+                "attend to all and the others within windows, and not all of their keys are positions of the input. "
+                "DecompX reads such attention as it is"
             )
     return "the parts of W_O write their outputs in different orders"
 

@@ -164,5 +164,5 @@ def _by_batch(rows: Tensor, queries: Tensor) -> list[Tensor]:
     _, counts = torch.unique(rows, return_counts=True)
     if bool((counts == counts[0]).all()):
         return [order.view(len(counts), -1)]
-    groups = order.split(counts.tolist())
+    groups = torch.split(order, counts.tolist())
     return [torch.stack([g for g in groups if len(g) == count]) for count in sorted(set(counts.tolist()), reverse=True)]

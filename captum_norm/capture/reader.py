@@ -231,7 +231,9 @@ class RecordReader:
         query, key = call.weights.shape[-2:]
 
         def own_key() -> ResidualKey:
-            return call.own if call.own is not None else residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
+            if call.own is not None:
+                return call.own
+            return residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
 
         try:
             return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""

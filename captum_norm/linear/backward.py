@@ -120,6 +120,7 @@ def _out_of_sight(tensor: Tensor) -> str:
     where = f" in {names.get(id(callers[-1].module), type(callers[-1].module).__name__)!r}" if callers else ""
     return (
         f"a hidden state of shape {tuple(tensor.shape)}{where} was computed out of sight, by TorchScript, a custom "
-        "autograd function or a kernel of its own: how it depends on the inputs cannot be held fixed. Write that part "
-        "in torch operations, or take the Python function that was scripted."
+        "autograd function or a kernel of its own (packed weights have one: dequantise the model): how it depends on "
+        "the inputs cannot be held fixed. Write that part in torch operations, or take the Python function that was "
+        "scripted."
     )

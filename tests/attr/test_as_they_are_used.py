@@ -78,16 +78,19 @@ def test_global_tokens_beside_windows_are_one_map_of_rows_with_projections_of_th
     expected = []
     for n, layer in enumerate(model.longformer.encoder.layer):
         weights, parts = vectors(layer, states[n][0])
-        found = [getattr(maps, name)[n][0].unflatten(-1, (2, 40)).sum(-2) for name in ("weights", "summed_norms", "alti")]
+        of_calls = (maps.weights[n], maps.summed_norms[n], maps.alti[n])
+        found = [of_call[0].unflatten(-1, (2, 40)).sum(-2) for of_call in of_calls]
         torch.testing.assert_close(found[0], weights, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found[1], parts.norm(dim=-1), rtol=1e-4, atol=1e-6)
         expected.append(parts[0].norm(dim=-1))
         norm, x = layer.attention.output.LayerNorm, states[n][0]
-        output = parts.sum(1) + layer.attention.output.dense.bias + x
+        state = parts.sum(1) + layer.attention.output.dense.bias + x
         parts = parts + torch.diag_embed(x.mT).permute(1, 2, 0)  # x_i at key i
-        parts = (parts - parts.mean(-1, keepdim=True)) / (output.var(-1, unbiased=False) + norm.eps).sqrt()[:, None, None]
-        shares = (norm(output).abs().sum(-1)[:, None] - (norm(output)[:, None] - parts * norm.weight).abs().sum(-1))
-        torch.testing.assert_close(found[2], torch.nn.functional.normalize(shares.clamp_min(0), 1, -1), rtol=1e-3, atol=1e-5)
+        sigma = (state.var(-1, unbiased=False) + norm.eps).sqrt()[:, None, None]
+        parts = (parts - parts.mean(-1, keepdim=True)) / sigma * norm.weight
+        shares = norm(state).abs().sum(-1)[:, None] - (norm(state)[:, None] - parts).abs().sum(-1)
+        expected_shares = nn.functional.normalize(shares.clamp_min(0), 1, -1)
+        torch.testing.assert_close(found[2], expected_shares, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(AttentionNorm(answer).attribute(IDS)[0], sum(expected) / 2, rtol=1e-4, atol=1e-6)
     assert adds_up(model, IDS)
     with pytest.raises(InexactCaptureError, match="no product alone can be changed; AttentionNorm answers"):
@@ -139,7 +142,7 @@ def test_block_sparse_attention_is_one_map_over_all_positions():
     for weights in reversed(maps.weights):
         rolled = (rolled + rolled @ weights[0].mean(0)) / 2
     torch.testing.assert_close(AttentionRollout(model).attribute(IDS)[0], rolled)
-    with pytest.raises(InexactCaptureError, match="mixed by several products.*AttentionNorm answers"):
+    with pytest.raises(InexactCaptureError, match=r"mixed by several products.*AttentionNorm answers"):
         ValueZeroing(model).attribute(IDS)
 
 

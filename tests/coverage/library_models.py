@@ -5,36 +5,14 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-IDS, PICTURE = torch.randint(5, 50, (1, 8), generator=torch.Generator().manual_seed(0)), 32
-
-
-@dataclass(frozen=True)
-class Example:
-    """A model, what is explained of it, and its input.
-
-    Attributes:
-        model: holds the parameters.
-        forward: what is explained, a function of the input; the model itself where that is one.
-        given: the input.
-        target: what is explained of the output.
-    """
-
-    model: nn.Module
-    forward: Callable[..., Any]
-    given: Tensor
-    target: Any = 1
-
-
-def _picture(size: int = PICTURE, channels: int = 3) -> Tensor:
-    return torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(1))
-
+from tests.coverage.models_as_used import IDS, PICTURE, Example, as_used
+from tests.coverage.models_as_used import picture as _picture
 
 # ---------------------------------------------------------------------------------------------------------------- timm
 
@@ -301,96 +279,7 @@ def _local() -> Example:
     return Example(model, model, IDS, (-1, 1))
 
 
-# ------------------------------------------------------------------------------------ torch and transformers, as used
-
-
-def _positions_first(pooled: bool) -> Example:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 2).eval()
-    x = torch.randn(7, 2, 16, generator=torch.Generator().manual_seed(8))
-    return Example(encoder, (lambda t: encoder(t).mean(0)) if pooled else encoder, x, 1 if pooled else (0, 1))
-
-
-def _picture_in_text(model_type: str) -> Example:
-    """A vision-language model of transformers, its picture held fixed."""
-    from tests.coverage.check import Result, build
-
-    model, inputs = build(model_type, Result(model_type)) or (None, {})
-    if model is None or "pixel_values" not in inputs or "input_ids" not in inputs:
-        raise ImportError(f"no tiny {model_type} was built")
-    fixed, ids = {name: value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == 2 else value
-                  for name, value in inputs.items() if name != "input_ids"}, inputs["input_ids"][:1]  # fmt: skip
-    return Example(model, lambda i: model(input_ids=i, **fixed).last_hidden_state, ids, (-1, 1))
-
-
-def _long(kind: str) -> Example:
-    """The long-document models, as their checkpoints are used: global tokens, block-sparse."""
-    import transformers as hf
-
-    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 48}  # fmt: skip
-    both = {"vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
-    ids = torch.randint(5, 60, (1, 40), generator=torch.Generator().manual_seed(9))
-    of_all = torch.zeros_like(ids).index_fill(1, torch.tensor([0]), 1)
-    start = torch.tensor([[2, 7, 9]])
-    if kind == "Longformer":
-        model: Any = hf.LongformerForSequenceClassification(
-            hf.LongformerConfig(**sizes, attention_window=[4, 4], max_position_embeddings=60, pad_token_id=1)
-        ).eval()
-        return Example(model, lambda i: model(input_ids=i, global_attention_mask=of_all).logits, ids)
-    if kind == "BigBird":
-        model = hf.BigBirdForSequenceClassification(
-            hf.BigBirdConfig(**sizes, block_size=2, num_random_blocks=1, max_position_embeddings=80, sep_token_id=3)
-        ).eval()
-        return Example(model, model, ids)
-    if kind == "LED":
-        model = hf.LEDForConditionalGeneration(
-            hf.LEDConfig(**both, attention_window=[4, 4], max_encoder_position_embeddings=64, pad_token_id=1)
-        ).eval()
-        return Example(
-            model, lambda i: model(input_ids=i, decoder_input_ids=start, global_attention_mask=of_all).logits, ids,
-            (-1, 1),
-        )  # fmt: skip
-    if kind == "BigBird-Pegasus":
-        model = hf.BigBirdPegasusForConditionalGeneration(
-            hf.BigBirdPegasusConfig(**both, block_size=2, num_random_blocks=1, max_position_embeddings=64)
-        ).eval()
-    else:
-        model = hf.LongT5ForConditionalGeneration(
-            hf.LongT5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=1, num_heads=4,
-                            local_radius=3, global_block_size=4, encoder_attention_type=kind)
-        ).eval()  # fmt: skip
-    return Example(model, lambda i: model(input_ids=i, decoder_input_ids=start).logits, ids, (-1, 1))
-
-
-def _film_or_sound(film: bool) -> Example:
-    import transformers as hf
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    generator = torch.Generator().manual_seed(10)
-    if film:
-        model: Any = hf.VideoMAEForVideoClassification(
-            hf.VideoMAEConfig(**sizes, image_size=16, patch_size=8, num_frames=4)
-        ).eval()
-        return Example(model, model, torch.randn(1, 4, 3, 16, 16, generator=generator))
-    model = hf.ASTForAudioClassification(
-        hf.ASTConfig(**sizes, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8)
-    ).eval()
-    return Example(model, model, torch.randn(1, 16, 8, generator=generator))
-
-
-def _as_used() -> Iterator[tuple[str, str, Callable[[], Example]]]:
-    yield "torch", "TransformerEncoder, positions first", lambda: _positions_first(pooled=False)
-    yield "torch", "the same, pooled", lambda: _positions_first(pooled=True)
-    for name in ("llava", "paligemma", "gemma3", "smolvlm"):
-        yield "transformers, as used", f"{name}, picture in text", lambda n=name: _picture_in_text(n)
-    for kind, used in {
-        "Longformer": "global token", "LED": "global token", "BigBird": "block-sparse",
-        "BigBird-Pegasus": "block-sparse", "local": "LongT5", "transient-global": "LongT5",
-    }.items():  # fmt: skip
-        yield "transformers, as used", f"{kind}, {used}", lambda k=kind: _long(k)
-    yield "transformers, as used", "VideoMAE", lambda: _film_or_sound(film=True)
-    yield "transformers, as used", "AST", lambda: _film_or_sound(film=False)
+def _installed_beside() -> Iterator[tuple[str, str, Callable[[], Example]]]:
     yield "fair-esm", "ESM-2", _esm
     yield "diffusers", "DiT", lambda: _diffusion("DiT")
     yield "diffusers", "PixArt, text", lambda: _diffusion("PixArt")
@@ -434,4 +323,5 @@ def examples() -> Iterator[tuple[str, str, Callable[[], Example]]]:
     yield "openai-whisper", "decoder", _whisper
     yield "chronos", "Chronos (T5)", lambda: _chronos(bolt=False)
     yield "chronos", "Chronos-Bolt", lambda: _chronos(bolt=True)
-    yield from _as_used()
+    yield from as_used()
+    yield from _installed_beside()

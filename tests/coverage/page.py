@@ -98,8 +98,9 @@ def _grouped(title: str, results: Sequence[Result]) -> list[str]:
 
 LONG = (
     "Long-document models (Longformer, LED, BigBird, BigBird-Pegasus, LongT5) run here as they are made, without a"
-    " global token, or with full attention on so short a text. As they are used, DecompX explains them all;"
-    " `attention_maps` reads BigBird's blocks and LongT5 in pieces, and refuses global tokens beside windows by name."
+    " global token, or with full attention on so short a text. As they are used, all methods but ValueZeroing explain"
+    " them, from one exact map over all positions; of LongT5's encoder `attention_maps` has the maps window by window,"
+    " and DecompX explains it."
 )
 """What the first part does not show."""
 

@@ -6,6 +6,7 @@ The whole table, every model type of transformers, is made by ``python -m tests.
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import nn
 
 from captum_norm.capture import AttentionRecord, recording
 from captum_norm.proof import Prover, compare_attentions
-from tests.coverage import libraries
+from tests.coverage import formats, libraries
 from tests.coverage.check import Result, build, check, forward
 from tests.coverage.library_models import Example
 from tests.coverage.page import libraries_part, page
@@ -171,3 +172,13 @@ def test_the_page_of_libraries_is_the_second_part_and_stays_when_the_first_is_wr
     assert "1 tiny random models of 1 libraries" in second
     assert "| here | a\\_layer | 1 | 1 |" in second
     assert libraries_part(f"# First\n\n{second}") == f"\n{second}"
+
+
+def test_the_table_of_formats_says_how_far_a_quantised_model_is_from_its_own_matrices(monkeypatch):
+    missing = {"not installed": lambda: importlib.import_module("no_such_library")}
+    monkeypatch.setattr(formats, "FORMATS", missing | {"dynamic": formats.FORMATS["torch dynamic int8"]})
+    head, _, line = formats.table().splitlines()
+    found = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert 1e-4 < float(found["certificate"]) <= float(found["allowed"]) < 0.1
+    assert 1e-4 < float(found["weights"]) < 0.1
+    assert found["DecompX |"] == "refused |"

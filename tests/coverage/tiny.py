@@ -376,6 +376,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 4},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 64, "activation_sparsity_pattern": [0.95, 0.0]},
+    "gemma3": {"mm_tokens_per_image": 4, "vision_config": {"vision_use_head": False}},
     "bros": {"hidden_size": 64},
     "bridgetower": {"hidden_size": 128, "vision_config": {"hidden_size": 128}, "text_config": {"hidden_size": 128}},
     "blt": {"num_hidden_layers": 2, "encoder_hash_byte_group_vocab": 64},
