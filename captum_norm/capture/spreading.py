@@ -109,11 +109,12 @@ class _Placed:
         if piece.keys.anchor is not anchor or piece.queries.anchor is not anchor:
             return None
         weights, inputs = piece.weights.whole(), keys >= 0
-        examples = (keys // anchor.length).flatten(1)
-        mine = examples.amax(1)
-        if not bool((mine >= 0).all()) or bool(((examples != mine[:, None]) & inputs.flatten(1)).any()):
+        numbers = torch.cat([keys, queries], -1).flatten(1)
+        examples = numbers.div(anchor.length, rounding_mode="floor")
+        mine = examples.amax(1).clamp_min(0)
+        if bool(((examples != mine[:, None]) & (numbers >= 0)).any()):
             return None
-        if bool(((weights != 0) & ~inputs[:, :, None].to(weights.device)).any()):
+        if bool(((weights != 0) & (~inputs[:, :, None] & (queries >= 0)[..., None]).to(weights.device)).any()):
             return None
         return cls(piece, weights, mine, torch.where(inputs, keys % anchor.length, -1), queries)
 
@@ -183,12 +184,12 @@ class _Whole:
         size = (self._shape[0], heads, self._shape[1], (max(self._sets) + 1) * self._length)
         whole = torch.zeros(size, dtype=dtype, device=first.device)
         for piece, n, rows, tensor in zip(self._pieces, self._sets, self._rows, tensors, strict=True):
-            keys = piece.keys[:, :, None]
-            kept = ((rows >= 0)[:, None, :, None] & (keys >= 0)).expand(tensor.shape)
-            axes = (piece.examples[:, None, None, None], torch.arange(heads)[:, None, None], rows[:, None, :, None],
-                    n * self._length + keys)  # fmt: skip
-            index = tuple(axis.expand(tensor.shape)[kept].to(first.device) for axis in axes)
-            whole.index_put_(index, tensor[kept.to(first.device)].to(dtype), accumulate=True)
+            for example, keys, row, some in zip(piece.examples.tolist(), piece.keys, rows, tensor, strict=True):
+                kept = row >= 0
+                some = some.to(dtype).masked_fill((keys < 0)[:, None].to(first.device), 0)[:, kept.to(first.device)]
+                index = (n * self._length + keys.clamp_min(0))[:, None].expand(some.shape).to(first.device)
+                part = whole.new_zeros(*some.shape[:2], whole.shape[-1]).scatter_add_(-1, index, some)
+                whole[example].index_add_(1, row[kept].to(first.device), part)
         return whole.bool() if first.dtype is torch.bool else whole
 
     def arrange(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -572,6 +572,7 @@ CHANGES: list[Change] = [
         "proof/erasing.py",
         ('"proved" if worst <= allowed else "wrong"', '"proved"'),
         ("order is None else _in_order(lacks, order, expected)", "True else _in_order(lacks, order, expected)"),
+        ("== batch * head * query for p", ">= 0 for p"),
         tests="proof/test_prove.py",
     ),
     *changes_of(
@@ -620,7 +621,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/layout.py",
-        ("if (counts != counts[0]).any():", "if False:"),
+        ("if len(layouts) > 1:", "if False:"),
         ("weights.numel() == math.prod(lead) * query * key", "True"),
         ("if self.values_in_order:", "if True:"),
     ),
@@ -659,6 +660,20 @@ CHANGES: list[Change] = [
         "capture/joining.py",
         ("tokens[0].argsort()", "tokens[0].argsort(descending=True)"),
         tests="capture/test_written_in_pieces.py",
+    ),
+    *changes_of(
+        "capture/spreading.py",
+        ("written < math.prod(mixture.lead)", "written < 0 * math.prod(mixture.lead)"),
+        ("torch.equal(written[seen], known[seen])", "True"),
+        ("reads * anchor.length + queries", "queries"),
+        ("if not any(softmax in theirs.softmaxes for softmax in mixture.softmaxes):", "if False:"),
+        tests="capture/test_written_in_pieces.py attr/test_as_they_are_used.py",
+    ),
+    *changes_of(
+        "capture/rules/alike.py",
+        ("((numbers != row) & some)", "(numbers != row)"),
+        ("torch.where(some.any(axis, keepdim=True), row, NOTHING_YET)", "row"),
+        tests="attr/test_as_they_are_used.py",
     ),
     *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_changed_weights.py"),
     *changes_of(
