@@ -62,7 +62,7 @@ def _spread(pieces: Sequence[Joined]) -> Joined | None:
     tokens, sets = _rows_of_examples(known, anchor), _sets_of_values(known, anchor)
     if tokens is None or sets is None:
         return None
-    whole = _Whole(known, [n for n, _ in sets], tokens, anchor.length)
+    whole = _Spread(known, [n for n, _ in sets], tokens, anchor.length)
     reads, queries, gate = whole.reads(), whole.queries(), whole.gate()
     if reads is None or queries is None or gate is None:
         return None
@@ -161,7 +161,7 @@ def _sets_of_values(pieces: Sequence[_Placed], anchor: Anchor) -> list[tuple[int
     return [(n, sets[n][0]) for n in numbers]
 
 
-class _Whole:
+class _Spread:
     """Puts tensors of pieces where they belong in the whole call.
 
     Args:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from captum_norm.capture import AttentionRecord
 from captum_norm.operations.precision import tolerance
-from captum_norm.proof.sources import Written, written
+from captum_norm.proof.sources import ValuesWritten, written
 from captum_norm.proof.watching import Done, Print, Survey, Watch, memory_of
 
 TOLERANCE = 1e-5  # of the projection's output
@@ -167,9 +167,9 @@ class Prover:
             return watch.event, watch.output, None
         return None if output is None else (until, output, None)
 
-    def _without(self, cut: Written | tuple[int, int, int, int], until: int) -> tuple[Tensor, bool]:
+    def _without(self, cut: ValuesWritten | tuple[int, int, int, int], until: int) -> tuple[Tensor, bool]:
         watch = Watch()
-        if isinstance(cut, Written):
+        if isinstance(cut, ValuesWritten):
             watch.erased = cut.event, cut.erased
         else:
             watch.cut = cut

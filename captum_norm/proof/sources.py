@@ -15,7 +15,7 @@ from captum_norm.proof.watching import Survey
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class ValuesWritten:
     """Rows that one operation writes: the values of a key.
 
     Attributes:
@@ -35,11 +35,11 @@ class Written:
         return changed
 
 
-def written(survey: Survey, record: AttentionRecord, key: int, before: int) -> Written | None:
+def written(survey: Survey, record: AttentionRecord, key: int, before: int) -> ValuesWritten | None:
     """Where the values of a key are written last before an event, in every example; None where that is not told."""
     vectors = record.values[:, :, key].detach().flatten(1)  # (batch, column)
     width = vectors.shape[-1]
-    found: Written | None = None
+    found: ValuesWritten | None = None
     for event, out in (use for uses in survey.uses.values() for use in uses):
         if event >= before or out.shape[-1] % width or (found is not None and event < found.event):
             continue
@@ -47,5 +47,5 @@ def written(survey: Survey, record: AttentionRecord, key: int, before: int) -> W
         for start in range(0, out.shape[-1], width):
             same = (rows[None, :, start : start + width] == vectors[:, None]).all(-1)  # (batch, row)
             if bool((same.sum(-1) == 1).all()):
-                found = Written(event, same.int().argmax(-1), slice(start, start + width))
+                found = ValuesWritten(event, same.int().argmax(-1), slice(start, start + width))
     return found
