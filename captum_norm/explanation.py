@@ -105,7 +105,7 @@ class Explanation(Tabular):
                 (*first, label, score, score / total) for label, score in zip(labels, scores.tolist(), strict=True)
             ]
         columns = (*(["example"] if len(self) > 1 else []), "word" if self.words else "token", "score", "share")
-        return Table(columns, tuple(rows), self._headline(), tuple(self._notes()))
+        return Table(columns, tuple(rows), self._headline(), tuple(self._notes()), keys=len(columns) - 2)
 
     def to_pandas(self) -> Any:
         """A tidy ``pandas.DataFrame``, one row per token that is no padding.

@@ -28,7 +28,7 @@ from captum_norm import measures
 from captum_norm.capture import AttentionCall, AttentionRecord, blocks_in_float32, run_recorded
 from captum_norm.functional.gram import KeyFactors, key_factors
 from captum_norm.ranks import spearman
-from captum_norm.tables import Table, Tabular
+from captum_norm.tables import LINE, Table, Tabular
 from captum_norm.token_classes import class_columns, class_means, shares_of_sums
 
 _CHOSEN = ("all", "not special")  # the tokens that a correlation is taken over
@@ -94,7 +94,11 @@ class TokenShares(Tabular):
             for column, name in enumerate(self.classes)
         )  # fmt: skip
         columns = ("call", "name", "class", "measure", "share", "sum", "f_norm")
-        return Table(columns, rows, f"{self.sequences} sequences, {self.tokens} tokens")
+        return Table(columns, rows, f"{self.sequences} sequences, {self.tokens} tokens", keys=4)
+
+    def to_latex(self, width: float = LINE) -> str:
+        """For a paper: calls by number, with their names in comments above; folded as any table."""
+        return self.as_table().told("name", of="call").to_latex(width)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers and lists, for JSON; NaN becomes None."""

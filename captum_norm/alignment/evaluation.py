@@ -119,7 +119,7 @@ class AlignmentEvaluation(Tabular):
         notes: tuple[str, ...] = (f"diagonal: AER {self.diagonal.error_rate:.3f}",)
         if self.chosen is not None:
             notes = (f"chosen: {self.chosen.choice}, AER {self.chosen.score.error_rate:.3f}", *notes)
-        return Table(tuple(columns), rows, f"Alignment by {self.method} on {self.pairs} pairs", notes, ".3f")
+        return Table(tuple(columns), rows, f"Alignment by {self.method} on {self.pairs} pairs", notes, ".3f", keys=3)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""

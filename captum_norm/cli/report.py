@@ -76,7 +76,7 @@ def run(asked: argparse.Namespace) -> int:
 def printed(results: Results, table: StudyTable, **agreement: Any) -> str:
     """All that is said of a study."""
     width, alike = draw.screen_width(), results.agreement(**agreement)
-    parts = [table.as_text(width, draw.emphasised), table.differences_as_text(width), alike.as_text()]
+    parts = [table.to_text(width, draw.emphasised), table.differences_as_text(width), alike.to_text(width)]
     return "\n\n".join([*parts, *_stability(results), *_failures(results)])
 
 
@@ -88,7 +88,7 @@ def _save(results: Results, table: StudyTable, asked: argparse.Namespace) -> Non
     if asked.parquet:
         results.to_parquet(asked.parquet)
     if asked.latex:
-        write_text(asked.latex, table.to_latex(asked.document) + "\n")
+        write_text(asked.latex, table.to_latex(document=asked.document) + "\n")
     if asked.cells:
         write_text(asked.cells, table.to_pandas().to_csv(index=False))
     if asked.scores:

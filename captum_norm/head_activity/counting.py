@@ -26,7 +26,7 @@ from torch import Tensor
 
 from captum_norm.capture import AttentionCall, AttentionRecord, in_float32, run_recorded
 from captum_norm.functional import head_norms
-from captum_norm.tables import Table, Tabular
+from captum_norm.tables import LINE, Table, Tabular
 
 QUANTITIES = ("first_weight", "first_norm", "special_weight", "special_norm", "first_length", "activity")
 
@@ -59,7 +59,11 @@ class HeadActivity(Tabular):
             for head in range(call.heads):
                 each = [table[name][number][head] for name in QUANTITIES for table in (self.means, self.margins)]
                 rows.append((number, call.name, head, *map(float, each)))
-        return Table(columns, tuple(rows), f"{self.sequences} sequences, {self.tokens} tokens")
+        return Table(columns, tuple(rows), f"{self.sequences} sequences, {self.tokens} tokens", keys=3)
+
+    def to_latex(self, width: float = LINE) -> str:
+        """For a paper: calls by number, with their names in comments above; folded as any table."""
+        return self.as_table().told("name", of="call").to_latex(width)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as numbers and lists, for JSON; NaN becomes None."""

@@ -46,6 +46,7 @@ def table(
     left: Sequence[int] = (0,),
     groups: Sequence[tuple[str, int]] = (),
     width: int | None = None,
+    keys: int = 1,
 ) -> str:
     """Columns that line up; where they are wider than ``width``, several tables below each other.
 
@@ -54,7 +55,8 @@ def table(
         rows: the cells; a row of none draws a rule.
         left: the columns aligned to the left; all others to the right.
         groups: titles over columns: (title, how many columns), from the first column on; ``""`` for no title.
-        width: how wide a table may be; None: as wide as it is.  The first column is in each part.
+        width: how wide a table may be; None: as wide as it is.
+        keys: how many columns name a row; they are in each part.
 
     Example:
         >>> print(table(["word", "norm"], [["film", "0.5"], ["warm", "12.0"]]))
@@ -71,12 +73,12 @@ def table(
     if width is None:
         return _lines(headers, rows, left, groups)
     titles = [title for title, count in groups for _ in range(count)]
-    parts, start = [], 1
+    parts, start = [], keys
     while start < len(headers):
         stop = len(headers)
-        while stop > start + 1 and _width(_part(headers, rows, left, titles, start, stop)) > width:
+        while stop > start + 1 and _width(_part(headers, rows, left, titles, keys, start, stop)) > width:
             stop -= 1
-        parts.append(_part(headers, rows, left, titles, start, stop))
+        parts.append(_part(headers, rows, left, titles, keys, start, stop))
         start = stop
     return "\n\n".join(parts) or _lines(headers, rows, left, groups)
 
@@ -90,11 +92,12 @@ def _part(
     rows: Sequence[Sequence[str]],
     left: Sequence[int],
     titles: Sequence[str],
+    keys: int,
     start: int,
     stop: int,
 ) -> str:
-    """The first column beside those from ``start`` to ``stop``."""
-    kept = [0, *range(start, stop)]
+    """The columns that name a row beside those from ``start`` to ``stop``."""
+    kept = [*range(keys), *range(start, stop)]
     groups = [(title, len(list(same))) for title, same in groupby(titles[c] for c in kept)] if titles else []
     cells = [[row[c] for c in kept] if row else [] for row in rows]
     return _lines([headers[c] for c in kept], cells, [i for i, c in enumerate(kept) if c in left], groups)

@@ -13,31 +13,17 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from captum_norm.files import replacing
 from captum_norm.optional_packages import required
 from captum_norm.tables.layout import table
+from captum_norm.tables.paper import LINE, tabulars, tex
 
 Entry: TypeAlias = "str | int | float | bool | None"
 
-_TEX = {
-    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-}  # fmt: skip
 _CELL = "padding:.2em .7em .2em 0;border:none;border-bottom:1px solid rgba(128,128,128,.25);white-space:nowrap"
-
-
-def tex(text: str) -> str:
-    """Text whose special characters LaTeX prints as they are, also behind the ``\\\\`` of a row, which takes a bracket.
-
-    Example:
-        >>> tex("token_f1"), tex("[CLS]")
-        ('token\\\\_f1', '{[}CLS]')
-    """
-    spelled = "".join(_TEX.get(character, character) for character in text)
-    return f"{{{spelled[0]}}}{spelled[1:]}" if spelled.startswith(("[", "*")) else spelled
 
 
 class Tabular:
@@ -55,9 +41,13 @@ class Tabular:
         """For a page: a Markdown table."""
         return self.as_table()._markdown()
 
-    def to_latex(self) -> str:
-        """For a paper: a ``tabular`` with booktabs rules."""
-        return self.as_table()._latex()
+    def to_latex(self, width: float = LINE) -> str:
+        """For a paper: a ``tabular`` with booktabs rules; several where one is wider than a line or longer than a page.
+
+        Args:
+            width: of the line, in points: 345 in LaTeX's article class, ``\\the\\linewidth`` says it of another.
+        """
+        return self.as_table()._latex(width)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """Comma-separated, numbers unrounded.
@@ -91,10 +81,11 @@ class Table(Tabular):
 
     Attributes:
         columns: their names.
-        rows: the entries; None is shown as ``·``.
+        rows: the entries; None and NaN are shown as ``·``, and empty in CSV.
         title: what stands above; ``""`` for nothing.
         notes: what one must know to read it, a sentence each.
         form: how numbers with a point are rounded, as for ``format``.
+        keys: how many columns name a row; they stand in each part of a table that is folded.
 
     Raises:
         ValueError: for a row that does not fit the columns.
@@ -119,6 +110,7 @@ class Table(Tabular):
     title: str = ""
     notes: tuple[str, ...] = ()
     form: str = ".3g"
+    keys: int = 1
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
@@ -132,8 +124,26 @@ class Table(Tabular):
         """Itself."""
         return self
 
+    def told(self, column: str, of: str) -> Table:
+        """Without a column that another decides: what it has for each entry of that is said in a note.
+
+        Example:
+            >>> one = Table(("call", "name", "share"), ((0, "layer.0", 0.5), (1, "layer.1", 0.25)), keys=2)
+            >>> one.told("name", of="call")
+            call  share
+               0    0.5
+               1   0.25
+            call 0: layer.0
+            call 1: layer.1
+        """
+        gone, key = self.columns.index(column), self.columns.index(of)
+        said = dict.fromkeys(f"{of} {row[key]}: {row[gone]}" for row in self.rows)
+        columns, keys = (*self.columns[:gone], *self.columns[gone + 1 :]), self.keys - (gone < self.keys)
+        rows = tuple((*row[:gone], *row[gone + 1 :]) for row in self.rows)
+        return replace(self, columns=columns, rows=rows, notes=(*self.notes, *said), keys=keys)
+
     def _text(self, width: int | None) -> str:
-        body = table(self.columns, self._shown(), left=self._left(), width=width)
+        body = table(self.columns, self._shown(), left=self._left(), width=width, keys=self.keys)
         return "\n".join([*([self.title] if self.title else []), body, *self.notes])
 
     def _markdown(self) -> str:
@@ -143,18 +153,16 @@ class Table(Tabular):
         title, notes = [f"**{self.title}**", ""] if self.title else [], ["", *self.notes] if self.notes else []
         return "\n".join([*title, *lines, *notes])
 
-    def _latex(self) -> str:
-        left = self._left()
-        lines = [f"% {line}" for line in (self.title, *self.notes) if line]
-        lines += [rf"\begin{{tabular}}{{{''.join('l' if i in left else 'r' for i in range(len(self.columns)))}}}"]
-        lines += [r"\toprule", _ampersands(self.columns), r"\midrule", *map(_ampersands, self._shown())]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    def _latex(self, width: float) -> str:
+        headers, rows = [tex(name) for name in self.columns], [[tex(cell) for cell in row] for row in self._shown()]
+        said = [f"% {line}" for line in (self.title, *self.notes) if line]
+        return "\n".join([*said, tabulars(headers, rows, self._left(), self.keys, width)])
 
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(self.columns)
-        writer.writerows(["" if entry is None else entry for entry in row] for row in self.rows)
+        writer.writerows(["" if _unknown(entry) else entry for entry in row] for row in self.rows)
         return text.getvalue()
 
     def _html(self) -> str:
@@ -184,8 +192,12 @@ class Table(Tabular):
         return [i for i in range(len(self.columns)) if any(isinstance(row[i], str) for row in self.rows)] or [0]
 
 
+def _unknown(entry: Entry) -> bool:
+    return entry is None or (isinstance(entry, float) and math.isnan(entry))
+
+
 def _entry(entry: Entry, form: str) -> str:
-    if entry is None or (isinstance(entry, float) and math.isnan(entry)):
+    if _unknown(entry):
         return "·"
     if isinstance(entry, float):
         return format(entry, form)
@@ -194,7 +206,3 @@ def _entry(entry: Entry, form: str) -> str:
 
 def _bars(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _ampersands(cells: Sequence[str]) -> str:
-    return rf"{' & '.join(map(tex, cells))} \\"

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForQuestionAnswering,
@@ -82,6 +84,23 @@ def test_a_masked_word_is_explained_where_the_mask_stands(capsys, tasks):
     code, _, err = answer(capsys, "compare", TEXT, "--model", folder)
     assert code == 2
     assert "write [MASK] in the text" in err
+
+
+def test_a_language_model_is_explained_by_the_next_token_it_writes_or_another(capsys, folders):
+    folder = folders / "decoder"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0].detach()
+    saved = saved_by(capsys, TEXT, "--model", folder, *METHODS)
+    assert saved["task"] == "causal language model"
+    assert (saved["position"], saved["prediction"]["index"]) == (None, int(logits[-1].argmax()))
+    total = sum(saved["methods"]["DecompX"]["token_scores"])
+    assert total == pytest.approx(float(logits[-1].max()), abs=0.2)  # but for the biases' share
+    asked = saved_by(capsys, TEXT, "--model", folder, "--target", "warm", "--position", "2", *METHODS)
+    assert asked["prediction"]["index"] == int(logits[2].argmax())
+    assert tokenizer.decode(asked["prediction"]["target_index"]).strip() == "warm"
+    assert not any(asked["methods"]["DecompX"]["token_scores"][3:])  # what comes later is not seen
+    _, out, _ = answer(capsys, "compare", TEXT, "--model", folder, *METHODS[:2])
+    assert "taken as causal language model" in out
 
 
 def test_a_choice_is_explained_by_its_logit(capsys, tasks):

@@ -54,7 +54,7 @@ def test_a_method_that_raises_on_one_example_fails_there_alone(tmp_path):
     assert values["picky"][known] == pytest.approx(values["patient"][known], abs=1e-6)
     table = results.table()
     assert table.cells["picky"]["comprehensiveness"].n == len(tiny.TEXTS) - len(dull)
-    assert f"Failed: picky on {len(dull)} examples." in table.as_text()
+    assert f"Failed: picky on {len(dull)} examples." in table.to_text()
     assert results.finished == 4 * len(tiny.TEXTS)
 
 
@@ -116,7 +116,7 @@ def test_special_tokens_are_masked_kept_or_reported(tmp_path):
     assert not np.array_equal(a, b)
     shares = [s[[0, -1]].sum() / s.sum() for s in told.scores("AttentionNorm")]
     assert told.special_shares()["AttentionNorm"] == pytest.approx(np.mean(shares))
-    assert "special tokens" in told.table().as_text()
+    assert "special tokens" in told.table().to_text()
     assert masked.special_shares() == {}
 
 
@@ -229,7 +229,7 @@ def test_a_second_text_is_another_example(tmp_path):
 def test_the_same_study_by_words(tmp_path):
     tokens, words = (tiny.run(tmp_path, metrics=["comprehensiveness"], level=level, name=f"{level}.db")
                      for level in ("token", "word"))
-    assert "Words are removed by: delete." in words.table(resamples=99).as_text()
+    assert "Words are removed by: delete." in words.table(resamples=99).to_text()
     assert not words.failures()
     assert words.values("comprehensiveness")["AttentionNorm"] != pytest.approx(
         tokens.values("comprehensiveness")["AttentionNorm"]

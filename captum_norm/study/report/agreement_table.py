@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.optional_packages import required
-from captum_norm.study.report.typeset import Column, side_by_side, signed
+from captum_norm.study.report.typeset import Column, blocks, side_by_side, signed
+from captum_norm.tables import LINE, Table, Tabular
 
 _MEASURE_TITLES = {
     "spearman": "Spearman's ρ",
@@ -20,7 +21,7 @@ _MEASURE_TITLES = {
 
 
 @dataclass(frozen=True)
-class AgreementTable:
+class AgreementTable(Tabular):
     """Methods x methods.
 
     Attributes:
@@ -46,7 +47,12 @@ class AgreementTable:
         special = "left out" if self.special == "mask" else "included"
         return f"{measure} of the scores of {self.level}s, special tokens {special}, mean over examples"
 
-    def as_text(self) -> str:
+    def as_table(self) -> Table:
+        """The square, a row and a column for each method."""
+        rows = tuple((name, *map(float, row)) for name, row in zip(self.methods, self.means, strict=True))
+        return Table(("method", *self.methods), rows, self.title, form="+.2f")
+
+    def to_text(self, width: int | None = 100) -> str:
         """For a terminal: the lower half of the square, columns by number."""
         count = len(self.methods)
         names = [f"{row + 1} {method}" for row, method in enumerate(self.methods)]
@@ -54,7 +60,14 @@ class AgreementTable:
         for column in range(count):
             below = [signed(float(self.means[row, column])) for row in range(column + 1, count)]
             columns.append(Column(str(column + 1), [*[""] * column, "1", *below]))
-        return f"{self.title}\n{side_by_side(names, columns)}"
+        parts = blocks(columns, width and width - max(map(len, names)))
+        return "\n\n".join([self.title, *(side_by_side(names, part) for part in parts)])
+
+    def to_latex(self, width: float = LINE) -> str:
+        """For a paper: the square, columns by number."""
+        rows = [(f"{i + 1} {row[0]}", *row[1:]) for i, row in enumerate(self.as_table().rows)]
+        numbers = map(str, range(1, len(rows) + 1))
+        return Table(("", *numbers), tuple(rows), self.title, form="+.2f").to_latex(width)
 
     def to_pandas(self) -> Any:
         """A square table, methods as index and columns.

@@ -11,21 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from captum_norm.optional_packages import required
 from captum_norm.study.report.cells import Cell
 from captum_norm.study.report.measured import Numbers
 from captum_norm.study.report.results import Results
 from captum_norm.study.report.stability import ranks_of
 from captum_norm.study.report.typeset import Column, blocks, interval, number, side_by_side
 from captum_norm.study.variants import ORACLE
+from captum_norm.tables import Table, Tabular
 
 
 @dataclass(frozen=True)
-class SeveralStudies:
+class SeveralStudies(Tabular):
     """One metric of several studies.
 
     Attributes:
@@ -41,6 +40,11 @@ class SeveralStudies:
     cells: dict[str, dict[str, Cell]]
 
     @property
+    def title(self) -> str:
+        """What was measured, on how many studies."""
+        return f"{self.metric} {'↑' if self.higher_is_better else '↓'}, {len(self.cells)} studies"
+
+    @property
     def means(self) -> Numbers:
         """(study, method)"""
         return np.array([[row[method].mean for method in self.methods] for row in self.cells.values()])
@@ -51,7 +55,7 @@ class SeveralStudies:
         ranks = ranks_of(self.means[:, competing], self.higher_is_better).mean(axis=0)
         return {self.methods[place]: float(rank) for place, rank in zip(competing, ranks, strict=True)}
 
-    def as_text(self, width: int = 100) -> str:
+    def to_text(self, width: int | None = 100) -> str:
         """For a terminal: a column for each study, then the mean over studies, their spread and the mean rank."""
         columns = [
             Column(
@@ -68,23 +72,17 @@ class SeveralStudies:
             Column("sd", [number(float(of)) for of in spread]),
             Column("rank", [f"{ranks[method]:.1f}" if method in ranks else "" for method in self.methods]),
         ]
-        parts = blocks(columns, width - max(map(len, self.methods)))
-        title = f"{self.metric} {'↑' if self.higher_is_better else '↓'}, {len(self.cells)} studies"
-        return "\n\n".join([title, *(side_by_side(self.methods, part) for part in parts)])
+        parts = blocks(columns, width and width - max(map(len, self.methods)))
+        return "\n\n".join([self.title, *(side_by_side(self.methods, part) for part in parts)])
 
-    def to_pandas(self) -> Any:
-        """A row per study and method: ``study, method, mean, low, high, n``.
-
-        Raises:
-            ImportError: if pandas is not installed.
-        """
-        pandas = required("pandas", "SeveralStudies.to_pandas")
-        rows = [
-            {"study": name, "method": method, **{key: vars(row[method])[key] for key in ("mean", "low", "high", "n")}}
+    def as_table(self) -> Table:
+        """A row per study and method: mean, interval and over how many examples."""
+        rows = tuple(
+            (name, method, row[method].mean, row[method].low, row[method].high, row[method].n)
             for name, row in self.cells.items()
             for method in self.methods
-        ]
-        return pandas.DataFrame(rows)
+        )
+        return Table(("study", "method", "mean", "low", "high", "n"), rows, self.title, keys=2)
 
 
 def several(results: Mapping[str, Results], metric: str) -> SeveralStudies:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from captum_norm.optional_packages import required
 from captum_norm.study.report import legend
 from captum_norm.study.report.agreement_table import AgreementTable
 from captum_norm.study.report.cells import Cell, Statistics
 from captum_norm.study.report.legend import ALPHA
 from captum_norm.study.report.typeset import Column, blocks, in_tex, interval, number, side_by_side
 from captum_norm.study.variants import ORACLE, RANDOM
+from captum_norm.tables import LINE, Table, Tabular, tabulars
 
 __all__ = ["ALPHA", "AgreementTable", "CostRow", "StudyTable"]
 
@@ -29,7 +30,7 @@ class CostRow:
 
 
 @dataclass(frozen=True)
-class StudyTable:
+class StudyTable(Tabular):
     """Methods x metrics.
 
     Attributes:
@@ -93,18 +94,26 @@ class StudyTable:
         lines += [f"Failed: {failed}."] if failed else []
         return lines + ([f"Not finished: {self.missing} scores are still to be computed."] if self.missing else [])
 
-    def as_text(self, width: int = 100, emphasised: Callable[[str], str] = str) -> str:
+    def as_table(self) -> Table:
+        """A row per method and metric, with all that its cell holds: mean, low, high, n, difference, p, effect ..."""
+        rows = tuple(
+            (method, metric, *vars(cell).values()) for method, row in self.cells.items() for metric, cell in row.items()
+        )
+        return Table(("method", "metric", *(of.name for of in fields(Cell))), rows, keys=2)
+
+    def to_text(self, width: int | None = 100, emphasised: Callable[[str], str] = str) -> str:
         """For a terminal: blocks of metrics that fit side by side, differences, then what each method took.
 
         Args:
-            width: characters to fill.
+            width: characters to fill; None never folds.
             emphasised: what marks the best mean of a metric.
         """
-        room = width - max(map(len, self.methods))
+        room = width and width - max(map(len, self.methods))
         means = [self._column(metric, heading) for metric, heading in self.headings().items()]
         parts = [*blocks(means, room), *blocks(self._cost_columns(), room)]
         shown = [side_by_side(self.methods, part, emphasised) for part in parts]
-        return "\n\n".join([*shown, "\n".join(textwrap.fill(line, width) for line in self.explanation())])
+        legend_lines = [textwrap.fill(line, width or sys.maxsize) for line in self.explanation()]
+        return "\n\n".join([*shown, "\n".join(legend_lines)])
 
     def differences_as_text(self, width: int = 100) -> str:
         """For a terminal: the mean difference of each method to the reference, with its interval."""
@@ -125,19 +134,17 @@ class StudyTable:
             lines.append(f"| {method} | {cells} | {'' if cost is None else f'{cost.seconds:.3g}'} |")
         return "\n".join([*lines, "", *self.explanation()])
 
-    def to_latex(self, document: bool = False) -> str:
+    def to_latex(self, width: float = LINE, document: bool = False) -> str:
         """A ``tabular`` with booktabs rules, the best mean in bold, and a legend below that says how to read it.
 
         Args:
-            document: a whole document, which compiles by itself; otherwise for ``\\input``, with ``booktabs`` loaded.
+            width: of the line, in points; metrics that do not fit beside each other stand below each other.
+            document: a whole document, wide enough for all metrics, which compiles by itself; otherwise for
+                ``\\input``, with ``booktabs`` loaded.
         """
-        headings = [in_tex(heading) for heading in self.headings().values()]
-        lines = [rf"\begin{{tabular}}{{l{'r' * len(headings)}}}", r"\toprule"]
-        lines += [rf" & {' & '.join(headings)} \\", r"\midrule"]
-        for method in self.methods:
-            cells = [self._latex_cell(method, metric) for metric in self.metrics]
-            lines.append(rf"{in_tex(method)} & {' & '.join(cells)} \\")
-        lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip\noindent"]
+        headers = ["", *(in_tex(heading) for heading in self.headings().values())]
+        rows = [[in_tex(name), *(self._latex_cell(name, metric) for metric in self.metrics)] for name in self.methods]
+        lines = [tabulars(headers, rows, left=[0], width=math.inf if document else width), r"\par\smallskip\noindent"]
         lines += [r"\begin{minipage}{\linewidth}\footnotesize"]
         said = [*self.explanation(), legend.of_draws(self.statistics)]
         lines += [*(in_tex(line) for line in said), r"\end{minipage}"]
@@ -145,22 +152,13 @@ class StudyTable:
             return "\n".join([r"% needs \usepackage{booktabs}", *lines])
         wide = 24 + 2 * max(map(len, self.methods)) + sum(max(42, 2 * len(of)) for of in self.headings().values())
         head = [r"\documentclass{article}", rf"\usepackage[paperwidth={wide}mm,margin=10mm]{{geometry}}"]
-        head += [r"\usepackage{booktabs}", r"\pagestyle{empty}", r"\begin{document}", r"\noindent"]
+        head += [r"\usepackage{booktabs}", r"\pagestyle{empty}", r"\begin{document}"]
         return "\n".join([*head, *lines, r"\end{document}"])
 
-    def to_pandas(self) -> Any:
-        """A row per method and metric, with all that its cell holds: mean, low, high, n, difference, p, effect ...
-
-        Raises:
-            ImportError: if pandas is not installed.
-        """
-        pandas = required("pandas", "StudyTable.to_pandas")
-        rows = [
-            {"method": method, "metric": metric, **vars(cell)}
-            for method, row in self.cells.items()
-            for metric, cell in row.items()
-        ]
-        return pandas.DataFrame(rows)
+    def _repr_html_(self) -> str:
+        rows = tuple((name, *(self._plain_cell(name, metric) for metric in self.metrics)) for name in self.methods)
+        shown = Table(("method", *self.headings().values()), rows, notes=tuple(self.explanation()))
+        return shown._repr_html_()
 
     def _same_examples(self, method: str, metric: str) -> bool:
         return self.cells[method][metric].n == self.cells[self.reference][metric].n
@@ -215,6 +213,10 @@ class StudyTable:
             shares = [self.special_shares.get(method) for method in self.methods]
             columns.append(Column("special tokens", ["·" if share is None else f"{share:.1%}" for share in shares]))
         return columns
+
+    def _plain_cell(self, method: str, metric: str) -> str:
+        cell = self.cells[method][metric]
+        return f"{number(cell.mean)}{self._mark(method, metric)} {self._interval(cell, metric)}".strip()
 
     def _markdown_cell(self, method: str, metric: str) -> str:
         cell = self.cells[method][metric]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from captum_norm.tables import tex
 
-_SIGNS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "ρ": r"$\rho$", "τ": r"$\tau$", "·": r"$\cdot$", "∞": r"$\infty$"}
-_SIGNS |= {"−": "$-$", "<": "$<$", ">": "$>$", "|": "$|$"}
+_SIGNS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "ρ": r"$\rho$", "τ": r"$\tau$", "∞": r"$\infty$", "−": "$-$"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,10 @@ def side_by_side(rows: Sequence[str], columns: Sequence[Column], emphasised: Cal
     return "\n".join(line.rstrip() for line in lines)
 
 
-def blocks(columns: Sequence[Column], width: int) -> list[list[Column]]:
-    """Columns in blocks that fit into a width."""
+def blocks(columns: Sequence[Column], width: int | None) -> list[list[Column]]:
+    """Columns in blocks that fit into a width; None: all in one."""
+    if width is None:
+        return [list(columns)]
     fitting: list[list[Column]] = []
     left = 0
     for column in columns:

@@ -77,7 +77,7 @@ def test_a_study_keeps_every_shuffle_and_resamples_them(tmp_path):
     floor = results.values("randomised_weights")["random"]
     assert np.isfinite(floor).all()
     assert len(results.to_pandas()) == 3 * len(tiny_study.TEXTS)
-    assert "randomised_weights" in results.table(resamples=99).as_text()
+    assert "randomised_weights" in results.table(resamples=99).to_text()
 
 
 def test_shuffling_leaves_the_model_alone_and_keeps_every_parameters_values():

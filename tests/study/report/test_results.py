@@ -92,7 +92,7 @@ def test_an_unfinished_study_says_so(tmp_path, monkeypatch):
         study.run(tiny.examples(), tmp_path / "s.db", progress=False)
     results = Results(tmp_path / "s.db")
     left = 27 - results.finished
-    assert f"Not finished: {left} scores are still to be computed." in results.table().as_text()
+    assert f"Not finished: {left} scores are still to be computed." in results.table().to_text()
 
 
 def test_what_is_explained_is_in_results_and_exports(results):
@@ -115,7 +115,7 @@ def test_only_examples_that_are_predicted_right_or_wrong_may_count(results):
     ]
     assert right.tokens() == [results.tokens()[place] for place in kept]
     assert right.agreement().n.max() == len(right)
-    assert f"{len(right)} examples that the model predicts right" in right.table(resamples=99).as_text()
+    assert f"{len(right)} examples that the model predicts right" in right.table(resamples=99).to_text()
     with pytest.raises(ValueError, match="predictions should be 'all', 'right' or 'wrong'"):
         Results(results.path, "good")
 

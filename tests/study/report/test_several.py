@@ -23,7 +23,7 @@ def test_each_study_has_its_means_and_all_have_one(studies):
     for place, (name, of) in enumerate(studies.items()):
         own = of.table().cells
         assert table.means[place] == pytest.approx([own[method]["comprehensiveness"].mean for method in table.methods])
-        assert name in table.as_text()
+        assert name in table.to_text()
     frame = table.to_pandas()
     assert len(frame) == 8
     assert np.array_equal(frame["mean"].to_numpy().reshape(2, 4), table.means)

@@ -38,7 +38,7 @@ def test_what_is_added_is_all_that_runs_and_ends_as_if_it_had_been_there(tmp_pat
     for metric in MORE_METRICS:
         for method, values in whole.values(metric).items():
             assert grown.values(metric)[method] == pytest.approx(values, rel=1e-5, abs=1e-6, nan_ok=True)
-    assert "9 examples" in grown.table(resamples=99).as_text()
+    assert "9 examples" in grown.table(resamples=99).to_text()
     runs.clear()
     tiny.run(tmp_path, MORE_METHODS, MORE_METRICS, tiny.examples(9))
     assert not runs
