@@ -326,7 +326,13 @@ class _Similarity(_Around):
 
     def embedded(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The mean of the states, (batch, model); one text, so there is no padding among them."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.mean(1)
+        states = getattr(self.model(input_ids=input_ids, attention_mask=attention_mask), "last_hidden_state", None)
+        if states is None:
+            raise ValueError(
+                f"two texts are compared by the last layer's states, and {type(self.model).__name__} gives none: load "
+                "the encoder alone (AutoModel), or leave the pair out."
+            )
+        return states.mean(1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         found = self.embedded(input_ids, attention_mask)

@@ -10,6 +10,7 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertForMultipleChoice,
+    BertForNextSentencePrediction,
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertModel,
@@ -118,6 +119,12 @@ def test_an_encoder_compares_two_texts_by_their_cosine(capsys, tasks):
     a, b = (model(**encoding).last_hidden_state[0].mean(0) for encoding in encodings)
     assert saved["task"] == "similarity"
     assert saved["prediction"]["value"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), rel=1e-5)
+
+
+def test_a_head_that_gives_no_states_compares_no_texts():
+    model = BertForNextSentencePrediction(bert_config()).eval()
+    with pytest.raises(ValueError, match=r"BertForNextSentencePrediction gives none: load the encoder alone"):
+        compare(model, bert_tokenizer(), TEXT, CONTEXT, methods=["AttentionNorm"])
 
 
 def test_what_was_taken_is_said(capsys, tasks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,7 @@ class AgreementTable(Tabular):
 
     def as_table(self) -> Table:
         """The square, a row and a column for each method."""
-        rows = tuple((name, *map(float, row)) for name, row in zip(self.methods, self.means, strict=True))
-        return Table(("method", *self.methods), rows, self.title, form="+.2f")
+        return self._square(self.methods, self.methods)
 
     def to_text(self, width: int | None = 100) -> str:
         """For a terminal: the lower half of the square, columns by number."""
@@ -65,9 +65,9 @@ class AgreementTable(Tabular):
 
     def to_latex(self, width: float = LINE) -> str:
         """For a paper: the square, columns by number."""
-        rows = [(f"{i + 1} {row[0]}", *row[1:]) for i, row in enumerate(self.as_table().rows)]
-        numbers = map(str, range(1, len(rows) + 1))
-        return Table(("", *numbers), tuple(rows), self.title, form="+.2f").to_latex(width)
+        numbers = [str(place) for place in range(1, len(self.methods) + 1)]
+        names = [f"{number} {name}" for number, name in zip(numbers, self.methods, strict=True)]
+        return self._square(names, numbers).to_latex(width)
 
     def to_pandas(self) -> Any:
         """A square table, methods as index and columns.
@@ -77,3 +77,7 @@ class AgreementTable(Tabular):
         """
         pandas = required("pandas", "AgreementTable.to_pandas")
         return pandas.DataFrame(self.means, index=list(self.methods), columns=list(self.methods))
+
+    def _square(self, rows: Sequence[str], columns: Sequence[str]) -> Table:
+        entries = tuple((name, *row) for name, row in zip(rows, self.means.tolist(), strict=True))
+        return Table(("method", *columns), entries, self.title, form="+.2f")
