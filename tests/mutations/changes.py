@@ -790,6 +790,7 @@ CHANGES: list[Change] = [
     *changes_of("visualization/panels.py", ("if token not in without]", "]"), tests="visualization/test_papers.py"),
     *changes_of(
         "comparison/tasks.py",
+        ("if states is None:", "if False:"),
         ("values.masked_fill(~self.allowed, -torch.inf)", "values"),
         ("1 - chances[:, outside].sum(-1)", "chances[:, outside].sum(-1)"),
         ("places[-1 if last else 0]", "0"),
