@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from captum_norm import ranks
 from captum_norm.optional_packages import required
 from captum_norm.study.all_pairs import TOGETHER, memberships, of_all_pairs
-from captum_norm.words import Words, word_scores
+from captum_norm.words import Words
 
 Scores: TypeAlias = NDArray[np.float64]
 RankCorrelation: TypeAlias = Literal["kendall", "spearman"]
@@ -220,14 +220,15 @@ def comparable(
 def _of_words(values: Scores, words: Words, compared: NDArray[np.bool_]) -> Scores:
     if len(words.index) != len(compared):
         raise ValueError(f"comparable: words were read from {len(words.index)} tokens, but there are {len(compared)}.")
-    in_words = np.array([place is not None for place in words.index])
+    places = np.array([-1 if place is None else place for place in words.index])
+    in_words = places >= 0
     wrong = np.flatnonzero(in_words != compared)
     if len(wrong):
         raise ValueError(
             f"comparable: token {wrong[0]} {'is' if in_words[wrong[0]] else 'is not'} part of a word, which the choice "
             "of special tokens contradicts: words_of(special='keep') goes with specials='keep', 'drop' with the others."
         )
-    return word_scores(torch.from_numpy(values), words).numpy()
+    return np.bincount(places[in_words], weights=values[in_words], minlength=len(words)).astype(np.float64)
 
 
 def rank_correlation(name: str) -> Agreement:

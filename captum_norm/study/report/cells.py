@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.study.report.resampling import (
+    FEW_FOR_MANY_TESTS,
     Pivot,
     moments,
     repetition_weights,
     resampled_means,
+    step_down,
 )
-from captum_norm.study.report.statistics import cohens_d, differences_of, holm, paired_permutation_test
+from captum_norm.study.report.sign_flips import flipped_p
+from captum_norm.study.report.statistics import cohens_d, differences_of, holm
 from captum_norm.study.variants import ORACLE
 
 Numbers = NDArray[np.float64]
@@ -64,7 +67,8 @@ class Statistics:
         cases: ``"complete"``: every method of a metric over the examples for which all of them have a value;
             ``"available"``: each over all that it has itself.
         test: ``"bootstrap"``, the studentised one of the paired differences, or ``"permutation"``, of their signs.
-        correction: Holm's over the tests of one ``"metric"``, or over the whole ``"table"``.
+        correction: Holm's over the tests of one ``"metric"``, or over the whole ``"table"``; there the bootstrap asks
+            of few examples that a difference stands out from the largest of all resampled ones, too (`step_down`).
         margin: differences up to this are level, in the metric's unit, or by metric; None for no test of that.
         confidence: of the intervals.
         resamples: how often examples are drawn anew; all methods and metrics see the same draws.
@@ -124,12 +128,18 @@ def cells_of(
     means, counts = resampled_means(
         np.concatenate([of_metric.all for of_metric in columns], axis=1), statistics.resamples, statistics.seed
     )
-    cells, start = {}, 0
+    cells: dict[str, dict[str, Cell]] = {}
+    differing: dict[tuple[str, str], Pivot] = {}
+    start = 0
     for of_metric in columns:
         taken = slice(start, start + of_metric.all.shape[1])
         start = taken.stop
-        cells[of_metric.metric] = dict(of_metric.cells(means[:, taken], counts[:, taken], statistics))
-    return _corrected(cells, statistics.correction)
+        cells[of_metric.metric] = {}
+        for method, cell, pivot in of_metric.cells(means[:, taken], counts[:, taken], statistics):
+            cells[of_metric.metric][method] = cell
+            if pivot is not None:
+                differing[of_metric.metric, method] = pivot
+    return corrected_cells(cells, differing, statistics)
 
 
 def complete_cases(values: Mapping[str, Numbers]) -> dict[str, Numbers]:
@@ -173,17 +183,19 @@ class _Columns:
         """(n, c): the moments of values, then those of differences, (k + 1) columns for each."""
         return np.concatenate([moments(of) for of in (*self.values.values(), *self.differences.values())], axis=1)
 
-    def cells(self, means: Numbers, counts: Numbers, statistics: Statistics) -> Iterator[tuple[str, Cell]]:
-        """Each method's cell, from the resampled means of `all`."""
+    def cells(
+        self, means: Numbers, counts: Numbers, statistics: Statistics
+    ) -> Iterator[tuple[str, Cell, Pivot | None]]:
+        """Each method's cell, and the pivot of its differences, from the resampled means of `all`."""
         k = len(next(iter(self.values.values())))
         weights = repetition_weights(k, len(means), statistics.seed)
 
         def pivot(place: int, values: Numbers) -> Pivot:
             taken = slice(place * (k + 1), (place + 1) * (k + 1))
-            drawn = ~np.isnan(means[:, taken]).any(axis=1)
-            return Pivot.of(values, means[drawn, taken], counts[drawn, taken], weights[drawn])
+            return Pivot.of(values, means[:, taken], counts[:, taken], weights)
 
         differing = {name: len(self.values) + place for place, name in enumerate(self.differences)}
+        flipped = self._flipped(statistics) if statistics.test == "permutation" else {}
         for place, (name, of_method) in enumerate(self.values.items()):
             values = of_method[:, ~np.isnan(of_method[0])]
             n = values.shape[1]
@@ -191,22 +203,33 @@ class _Columns:
             if n > 1:
                 low, high = pivot(place, values).limits(statistics.confidence)
                 cell = replace(cell, low=low, high=high)
+            of_differences = None
             if name in differing:
                 differences = self.differences[name][:, ~np.isnan(self.differences[name][0])]
                 of_differences = pivot(differing[name], differences) if differences.shape[1] > 1 else None
-                cell = self._tested(cell, differences, of_differences, statistics)
-            yield name, cell
+                cell = self._tested(cell, differences, of_differences, flipped.get(name), statistics)
+            yield name, cell, of_differences
 
-    def _tested(self, cell: Cell, differences: Numbers, pivot: Pivot | None, statistics: Statistics) -> Cell:
+    def _flipped(self, statistics: Statistics) -> dict[str, float]:
+        """Each method's p by flipped signs; those over the same examples see the same flips."""
+        over: dict[bytes, list[str]] = {}
+        for name, of in self.differences.items():
+            over.setdefault(np.isnan(of[0]).tobytes(), []).append(name)
+        found: dict[str, float] = {}
+        for names in over.values():
+            columns = np.stack([self.differences[name].mean(axis=0) for name in names], axis=1)
+            p_values = flipped_p(columns[~np.isnan(columns[:, 0])], statistics.permutations, statistics.seed)
+            found |= dict(zip(names, p_values.tolist(), strict=True))
+        return found
+
+    def _tested(
+        self, cell: Cell, differences: Numbers, pivot: Pivot | None, flipped: float | None, statistics: Statistics
+    ) -> Cell:
         """The cell with its comparison to the reference."""
         of_examples = differences.mean(axis=0)
         if pivot is None:
             mean = float(of_examples.mean()) if len(of_examples) else math.nan
             return replace(cell, difference=mean, p=1.0 if len(of_examples) else math.nan)
-        p = pivot.p()
-        if statistics.test == "permutation":
-            zeros = np.zeros_like(of_examples)
-            p = paired_permutation_test(of_examples, zeros, statistics.seed, resamples=statistics.permutations).p
         low, high = pivot.limits(statistics.confidence)
         margin = statistics.margin_of(self.metric)
         return replace(
@@ -214,20 +237,27 @@ class _Columns:
             difference=pivot.mean,
             difference_low=low,
             difference_high=high,
-            p=p,
+            p=pivot.p() if flipped is None else flipped,
             effect=cohens_d(of_examples),
             p_equivalent=math.nan if margin is None else pivot.p_equivalent(margin),
         )
 
 
-def _corrected(cells: dict[str, dict[str, Cell]], correction: str) -> dict[str, dict[str, Cell]]:
-    """The cells with Holm's correction over the tests of each metric, or over all."""
+def corrected_cells(
+    cells: dict[str, dict[str, Cell]], differing: Mapping[tuple[str, str], Pivot], statistics: Statistics
+) -> dict[str, dict[str, Cell]]:
+    """The cells with their p-values corrected over the tests of each metric, or over all."""
     families = [[(metric, method) for method in row] for metric, row in cells.items()]
-    if correction == "table":
+    if statistics.correction == "table":
         families = [[place for family in families for place in family]]
     corrected = {metric: dict(row) for metric, row in cells.items()}
     for family in families:
-        p_values = holm([cells[metric][method].p for metric, method in family])
-        for (metric, method), p in zip(family, p_values.tolist(), strict=True):
+        p_values = dict(zip(family, holm([cells[metric][method].p for metric, method in family]).tolist(), strict=True))
+        if statistics.correction == "table" and statistics.test == "bootstrap":
+            tested = [place for place in family if place in differing]
+            for place, p in zip(tested, step_down([differing[place] for place in tested]).tolist(), strict=True):
+                if differing[place].n < FEW_FOR_MANY_TESTS:
+                    p_values[place] = max(p_values[place], p)
+        for (metric, method), p in p_values.items():
             corrected[metric][method] = replace(cells[metric][method], p_holm=p)
     return corrected

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from captum_norm.study.report.cells import Statistics
+from captum_norm.study.report.resampling import FEW_FOR_MANY_TESTS
 from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
 
 ALPHA = 0.05
 """What is marked as different from the reference: a corrected p below this."""
-
-FEW_FOR_A_TABLE = 50
-"""Below so many examples Holm's correction over a whole table asks for more than skewed differences can tell."""
 
 _SPECIAL_TOKENS = {
     "mask": "Special tokens are neither ranked nor removed.",
@@ -59,10 +57,10 @@ def of_few(how: Statistics, fewest: int, tests: int) -> list[str]:
         return [f"With {fewest} examples and {tests} tests no difference, however large, can be marked."]
     if fewest < FEW_EXAMPLES:
         return [f"Below {FEW_EXAMPLES} examples nobody has tried whether tests and intervals hold their level."]
-    if how.correction == "table" and fewest < FEW_FOR_A_TABLE:
+    if how.correction == "table" and how.test == "bootstrap" and fewest < FEW_FOR_MANY_TESTS:
         return [
-            f"Below {FEW_FOR_A_TABLE} examples, where differences are skewed, a table has a false star more often than "
-            "it should."
+            f"Below {FEW_FOR_MANY_TESTS} examples a star stands out from the largest of all resampled differences of "
+            "the table, too (Romano & Wolf)."
         ]
     return []
 

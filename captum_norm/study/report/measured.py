@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -244,6 +245,11 @@ class Measured:
         read = [(json.loads(rows[example][0]), flags_of(rows[example][1])) for example in self._kept]
         return [(Words(tuple(strings), tuple(index)), special) for (strings, index), special in read]
 
+    @cached_property
+    def _words_alone(self) -> list[Words]:
+        """Each example's words without special tokens."""
+        return [_without(words, marks) for words, marks in self._marks]
+
     def _failure_counts(self) -> dict[str, int]:
         kept = set(self._kept)
         rows = self._rows("SELECT method, example FROM scores WHERE error IS NOT NULL ORDER BY method")
@@ -264,3 +270,12 @@ def _explained_text(key: str, text: str, pair: str | None, *of_model: Any) -> Ex
     label, target, predicted, probability = of_model
     texts = (text,) if pair is None else (text, pair)
     return ExplainedText(key, texts, label, target, predicted, math.nan if probability is None else probability)
+
+
+def _without(words: Words, special: Sequence[bool] | NDArray[np.bool_]) -> Words:
+    """The words with special tokens left out."""
+    index = [None if is_special else word for word, is_special in zip(words.index, special, strict=True)]
+    left = {old: new for new, old in enumerate(dict.fromkeys(word for word in index if word is not None))}
+    return Words(
+        tuple(words.strings[old] for old in left), tuple(None if word is None else left[word] for word in index)
+    )

@@ -10,8 +10,9 @@ Axes: n example, c column, r resample.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from captum_norm.optional_packages import required
 
 Numbers = NDArray[np.float64]
+
+FEW_FOR_MANY_TESTS = 50
+"""Of fewer examples Holm's correction over dozens of tests asks for smaller p than they can tell: see `step_down`."""
 
 _COUNTS_AT_ONCE = 4_000_000  # memory is bounded for any number of examples
 
@@ -39,22 +43,40 @@ def resampled_means(columns: Numbers, resamples: int, seed: int) -> tuple[Number
         >>> means[:, 0], counts[:, 0]
         (array([1., 1., 1.]), array([2., 2., 2.]))
     """
-    n = len(columns)
     defined = ~np.isnan(columns)
-    filled = np.where(defined, columns, 0.0)
-    masks, place = np.unique(defined, axis=1, return_inverse=True)
-    generator = np.random.default_rng(seed)
-    sums, sizes = np.empty((resamples, columns.shape[1])), np.empty((resamples, masks.shape[1]))
-    step = max(1, _COUNTS_AT_ONCE // max(1, n))
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(0, n, (rows, n)) + np.arange(0, rows * n, n)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-        sums[start : start + rows] = counts @ filled
-        sizes[start : start + rows] = counts @ masks.astype(np.float64)
-    counted = sizes[:, place.ravel()]
+    filled = np.where(defined, columns, 0.0).T
+    masks, place = np.unique(defined.T, axis=0, return_inverse=True)
+    sums, sizes = np.empty((len(filled), resamples)), np.empty((len(masks), resamples))
+    start = 0
+    for counts in _counted_draws(len(columns), resamples, seed):
+        drawn = slice(start, start + len(counts))
+        sums[:, drawn] = filled @ counts.T
+        sizes[:, drawn] = masks.astype(np.float64) @ counts.T
+        start = drawn.stop
+    counted = sizes[place.ravel()] if len(masks) > 1 else np.broadcast_to(sizes, sums.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return sums / counted, counted
+        return np.divide(sums, counted, out=sums).T, counted.T
+
+
+def _counted_draws(n: int, resamples: int, seed: int) -> Iterator[Numbers]:
+    """How often each example is in each draw, (some of r, n) at a time."""
+    step = max(1, _COUNTS_AT_ONCE // max(1, n))
+    if step >= resamples:
+        yield _few_counted_draws(n, resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield _counted(generator, min(step, resamples - start), n)
+
+
+@lru_cache(maxsize=2)  # a report asks for the same ones for its table, ranks and groups
+def _few_counted_draws(n: int, resamples: int, seed: int) -> Numbers:
+    return _counted(np.random.default_rng(seed), resamples, n)
+
+
+def _counted(generator: np.random.Generator, rows: int, n: int) -> Numbers:
+    drawn = generator.integers(0, n, (rows, n)) + np.arange(0, rows * n, n)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
 def bca_limits(means: Numbers, values: Numbers, confidence: float) -> tuple[float, float]:
@@ -113,17 +135,15 @@ class Pivot:
     Attributes:
         mean: of the values, differences of two methods or one method's own.
         error: its standard error; 0 where all values are equal.
-        distances: (r,) (resampled mean - mean) / the resample's standard error, sorted.
-        without_spread: how many more resamples have no error, because all their values are equal; they count as
-            infinitely far on either side.
-        smallest: the smallest p that so many examples allow.
+        distances: (r,) (resampled mean - mean) / the resample's standard error; NaN where a resample has none, because
+            all its values are equal or missing, which counts as infinitely far on either side.
+        n: number of the values.
     """
 
     mean: float
     error: float
     distances: Numbers
-    without_spread: int
-    smallest: float
+    n: int
 
     @classmethod
     def of(cls, values: Numbers, means: Numbers, counts: Numbers, weights: Numbers | None = None) -> Pivot:
@@ -136,18 +156,24 @@ class Pivot:
             weights: (r, k), the shares of the repetitions in each resample; None where there is one.
         """
         k, n = values.shape
-        weights = np.ones((len(means), 1)) if weights is None else weights
-        deviation = (means[:, :k] * weights).sum(axis=1)
-        variance = means[:, k] - means[:, :k].mean(axis=1) ** 2
+        deviation = means[:, 0] if weights is None else (means[:, :k] * weights).sum(axis=1)
+        variance = means[:, k] - (means[:, 0] if k == 1 else means[:, :k].mean(axis=1)) ** 2
         spread = variance > 1e-12 * means[:, k]
-        variance = np.where(spread, variance, np.inf) / np.maximum(counts.reshape(len(means), -1)[:, 0] - 1, 1)
-        between = ((means[:, :k] - deviation[:, None]) ** 2 * weights).sum(axis=1) / max(k - 1, 1)
-        distances = (deviation / np.sqrt(variance + between))[spread]
+        variance = np.where(spread, variance, np.nan) / np.maximum(counts.reshape(len(means), -1)[:, 0] - 1, 1)
+        if k > 1 and weights is not None:
+            variance += ((means[:, :k] - deviation[:, None]) ** 2 * weights).sum(axis=1) / (k - 1)
+        return cls(float(values.mean()), _standard_error(values), deviation / np.sqrt(variance), n)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest p that so many examples allow."""
         # A resample that holds one example n times has no spread and says nothing: n of n^n do.
-        smallest = min(1.0, 2 * max(1 / (len(means) + 1), float(n) ** (1 - n)))
-        return cls(
-            float(values.mean()), _standard_error(values), np.sort(distances), int((~spread).sum()), smallest
-        )
+        return min(1.0, 2 * max(1 / (len(self.distances) + 1), float(self.n) ** (1 - self.n)))
+
+    @property
+    def without_spread(self) -> int:
+        """How many resamples have no distance."""
+        return int(np.isnan(self.distances).sum())
 
     def p(self, hypothesis: float = 0.0) -> float:
         """Of a mean as far from the hypothesis in either direction; NaN where values without spread lie off it."""
@@ -160,14 +186,18 @@ class Pivot:
         """The interval of the hypotheses that are not refused; infinite where too many resamples have no spread."""
         if self.error == 0:
             return self.mean, self.mean
+        without = self.without_spread
+        finite = len(self.distances) - without
         tail, both = (
-            math.floor(share * (len(self.distances) + self.without_spread + 1) + 1e-9) - 1 - self.without_spread
+            math.floor(share * (len(self.distances) + 1) + 1e-9) - 1 - without
             for share in ((1 - confidence) / 2, 1 - confidence)
         )
-        if not 0 <= tail <= both < len(self.distances):
+        if not 0 <= tail <= both < finite:
             return -math.inf, math.inf
-        reach = float(self._sizes[-1 - both])
-        high, low = max(reach, -float(self.distances[tail])), max(reach, float(self.distances[-1 - tail]))
+        # NaN are sorted to the end
+        reach = float(np.partition(np.abs(self.distances), finite - 1 - both)[finite - 1 - both])
+        edges = np.partition(self.distances, [tail, finite - 1 - tail])
+        high, low = max(reach, -float(edges[tail])), max(reach, float(edges[finite - 1 - tail]))
         return self.mean - self.error * low, self.mean + self.error * high
 
     def p_equivalent(self, margin: float) -> float:
@@ -177,27 +207,56 @@ class Pivot:
         far = self._as_far(math.copysign(margin, self.mean)) / 2
         return max(self._as_low(margin), self._as_high(-margin), far if abs(self.mean) < margin else 1 - far)
 
-    @cached_property
-    def _sizes(self) -> Numbers:
-        return np.sort(np.abs(self.distances))
-
     def _as_far(self, hypothesis: float) -> float:
         """How often a mean lies as far from the hypothesis, on either side, or further."""
         distance = abs(self.mean - hypothesis) / self.error * (1 - 1e-12)
-        return self._share(len(self._sizes) - int(np.searchsorted(self._sizes, distance)))
+        return self._share(np.abs(self.distances) >= distance)
 
     def _as_high(self, hypothesis: float) -> float:
         """How often a mean lies as far above the hypothesis, or further."""
         distance = (self.mean - hypothesis) / self.error
-        below = np.searchsorted(self.distances, distance - 1e-12 * abs(distance))
-        return self._share(len(self.distances) - int(below))
+        return self._share(self.distances >= distance - 1e-12 * abs(distance))
 
     def _as_low(self, hypothesis: float) -> float:
         distance = (self.mean - hypothesis) / self.error
-        return self._share(int(np.searchsorted(self.distances, distance + 1e-12 * abs(distance), "right")))
+        return self._share(self.distances <= distance + 1e-12 * abs(distance))
 
-    def _share(self, further: int) -> float:
-        return (further + self.without_spread + 1) / (len(self.distances) + self.without_spread + 1)
+    def _share(self, further: NDArray[np.bool_]) -> float:
+        return float(np.count_nonzero(further) + self.without_spread + 1) / (len(further) + 1)
+
+
+def step_down(pivots: Sequence[Pivot]) -> Numbers:
+    """p of several means of 0, corrected together: does each stand out from the largest of all resampled distances?
+
+    The largest distance of a resample takes the place of each mean's own, so one that lies far out because its examples
+    hold none of the rare large values is judged by those whose examples do; Holm's correction takes each by itself.
+    From the furthest mean to the nearest, those before it leave the comparison (Romano & Wolf 2005,
+    https://doi.org/10.1198/016214504000000539).  Resamples without spread have no distance and are left to Holm's.
+
+    Args:
+        pivots: from the same draws.
+
+    Returns:
+        (test,), NaN where values have no spread.
+
+    Example:
+        >>> columns = np.array([[5.0, 6.0, 7.0, 5.5, 6.5, 8.0], [1.0, -1.0, 2.0, -2.0, 0.5, -0.5]])
+        >>> drawn = [resampled_means(moments(row[None]), 999, seed=0) for row in columns]
+        >>> p_values = step_down([Pivot.of(row[None], *of) for row, of in zip(columns, drawn, strict=True)])
+        >>> bool(p_values[0] < 0.1 < p_values[1])
+        True
+    """
+    corrected = np.full(len(pivots), np.nan)
+    spread = [place for place, pivot in enumerate(pivots) if pivot.error]
+    order = sorted(spread, key=lambda place: -abs(pivots[place].mean / pivots[place].error))
+    largest, resamples = np.zeros(1), 0
+    for place in reversed(order):  # from the nearest, so that each is compared with itself and those nearer
+        sizes = np.abs(pivots[place].distances)
+        largest, resamples = np.fmax(largest, sizes), len(sizes)
+        distance = abs(pivots[place].mean / pivots[place].error) * (1 - 1e-12)
+        corrected[place] = (np.count_nonzero(largest >= distance) + 1) / (resamples + 1)
+    corrected[order] = np.maximum.accumulate(corrected[order])
+    return corrected
 
 
 def _standard_error(values: Numbers) -> float:

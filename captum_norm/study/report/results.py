@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from captum_norm.files import replacing
 from captum_norm.methods import METHODS
@@ -24,7 +23,6 @@ from captum_norm.study.report.statistics import needed_examples
 from captum_norm.study.report.tables import AgreementTable, StudyTable
 from captum_norm.study.run.locking import departures
 from captum_norm.study.variants import ORACLE
-from captum_norm.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,17 +236,17 @@ class Results(Rankings):
     def _comparable(self, method: str, level: str, special: Literal["mask", "keep"]) -> list[Numbers | None]:
         """A method's scores of every example as they are compared; None where there are none."""
         compared: list[Numbers | None] = []
-        for scores, (words, marks) in zip(self.scores(method), self._marks, strict=True):
+        of_words = self._words_alone if special == "mask" else [words for words, _ in self._marks]
+        for scores, (_, marks), words in zip(self.scores(method), self._marks, of_words, strict=True):
             if scores is None:
                 compared.append(None)
                 continue
-            of_words = _without(words, marks) if special == "mask" else words
             example = comparable(
                 scores,
                 real=np.ones(len(scores), dtype=bool),
                 special=marks,
                 specials=special,
-                words=of_words if level == "word" else None,
+                words=words if level == "word" else None,
             )
             compared.append(example.scores)
         return compared
@@ -287,12 +285,3 @@ def _explains(method: str | None) -> str | None:
 
 def _listed(scores: Numbers | None) -> list[float] | None:
     return None if scores is None else scores.tolist()
-
-
-def _without(words: Words, special: Sequence[bool] | NDArray[np.bool_]) -> Words:
-    """The words with special tokens left out."""
-    index = [None if is_special else word for word, is_special in zip(words.index, special, strict=True)]
-    left = {old: new for new, old in enumerate(dict.fromkeys(word for word in index if word is not None))}
-    return Words(
-        tuple(words.strings[old] for old in left), tuple(None if word is None else left[word] for word in index)
-    )

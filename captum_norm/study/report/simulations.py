@@ -5,7 +5,7 @@
 Every interval and every test that a report offers is tried on tables whose truth is known: 11 methods against a
 reference by 8 metrics, differences normal, exponential (skewed) or mostly zero (sparse), and with ``--store`` those of
 a study: all methods together, each shifted so that none differs, and its examples drawn anew.  Printed are, as rows of
-Markdown,
+Markdown, with their standard errors over tables in units of the last digit,
 
 - how often Holm's correction over the tests of a metric, and over the whole table, finds something (nominal 0.05), by
   the studentised bootstrap and by flipping signs; how often a pair is told apart in groups, with Holm's over all pairs
@@ -20,7 +20,9 @@ Markdown,
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TypeAlias
@@ -28,20 +30,25 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.study.report.cells import Cell, Statistics, cells_of, complete_cases
+from captum_norm.study.report.cells import Cell, Statistics, complete_cases, corrected_cells
 from captum_norm.study.report.effects import needed_examples
 from captum_norm.study.report.measured import Measured
+from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means
+from captum_norm.study.report.sign_flips import flipped_p
 from captum_norm.study.report.stability import critical_groups, rank_intervals
-from captum_norm.study.report.statistics import bootstrap_interval, equivalence_test, holm, paired_permutation_test
+from captum_norm.study.report.statistics import holm
 from captum_norm.study.variants import ORACLE, RANDOM
 
 Numbers: TypeAlias = NDArray[np.float64]
 Draw: TypeAlias = Callable[[np.random.Generator, int], Numbers]
 """(generator, n) -> (method, n): differences to the reference, all of mean 0 and a standard deviation of about 1."""
 
+Shares: TypeAlias = dict[str, tuple[float, float]]
+"""Column -> its share of the tables, and the standard error of that share over tables."""
+
 METHODS, METRICS = 11, 8
 _LEVEL = 0.05
-_SMALL = 0.2  # of the standard deviation, between neighbours in rank
+_SMALL, _MARGIN = 0.2, 0.5  # of the standard deviation: between neighbours in rank, and what counts as level
 
 
 def _alike(shape: Callable[[np.random.Generator, tuple[int, int]], Numbers]) -> Draw:
@@ -92,107 +99,127 @@ def real_draw(path: str | Path) -> Draw:
     return draw
 
 
-def simulated(draw: Draw, n: int, tables: int, seed: int = 0) -> dict[str, float]:
+def simulated(draw: Draw, n: int, tables: int, seed: int = 0) -> Shares:
     """All shares of one kind of differences and number of examples; see the module for what they are.
 
     Example:
-        >>> shares = simulated(DRAWS["normal"], n=20, tables=1)
-        >>> 0.9 < shares["interval"] <= 1
+        >>> shares = simulated(DRAWS["normal"], n=20, tables=2)
+        >>> 0.9 < shares["interval"][0] <= 1
         True
     """
     generator = np.random.default_rng([seed, n])
+    size, needed = _needed(draw, n, generator)
+    found = []
+    for _ in range(tables):
+        metrics = [draw(generator, n) for _ in range(METRICS)]
+        planted = draw(generator, needed)
+        planted[0] += size
+        found.append(
+            _tests(metrics) | _others(metrics[0]) | _ranks(metrics[0]) | {"power": _starred(_cells([planted])[0][:1])}
+        )
+    shares: Shares = {}
+    for name in found[0]:
+        of = np.array([table[name] for table in found])
+        shares[name] = float(of.mean()), float(of.std() / math.sqrt(max(1, tables - 1)))
+    return shares | {"needed n": (needed, 0)}
+
+
+def _tests(metrics: list[Numbers]) -> dict[str, float]:
+    """The tests and intervals of a whole table, as a report makes them."""
+    cells = _cells(metrics, Statistics(correction="table"))
+    every = [cell for row in cells for cell in row]
     return {
-        **_tables(draw, n, tables, generator),
-        **_others(draw, n, tables, generator),
-        **_ranks(draw, n, tables, generator),
-        **_power(draw, n, tables, generator),
+        "test": _share(bool(np.nanmin(holm([cell.p for cell in row])) < _LEVEL) for row in cells),
+        "test, table": float(any(cell.p_holm < _LEVEL for cell in every)),
+        "interval": _share(cell.difference_low <= 0 <= cell.difference_high for cell in every),
     }
 
 
-def _tables(draw: Draw, n: int, tables: int, generator: np.random.Generator) -> dict[str, float]:
-    """The tests and intervals of whole tables, as a report makes them."""
-    by_metric, by_table, held = [], [], []
-    for _ in range(tables):
-        cells = _cells([draw(generator, n) for _ in range(METRICS)])
-        by_metric += [any(cell.p_holm < _LEVEL for cell in row) for row in cells]
-        every = [cell for row in cells for cell in row]
-        by_table.append(bool(np.nanmin(holm([cell.p for cell in every])) < _LEVEL))
-        held += [cell.difference_low <= 0 <= cell.difference_high for cell in every]
-    return {"test": _share(by_metric), "test, table": _share(by_table), "interval": _share(held)}
-
-
-def _others(draw: Draw, n: int, tables: int, generator: np.random.Generator) -> dict[str, float]:
+def _others(rows: Numbers) -> dict[str, float]:
     """What a report offers besides: flipped signs, BCa, equivalence."""
-    flipped, bca, level, narrow = [], [], [], []
-    zeros = np.zeros(n)
-    for _ in range(tables):
-        rows = draw(generator, n)
-        p_values = [paired_permutation_test(row, zeros, resamples=1999).p for row in rows]
-        flipped.append(bool(np.nanmin(holm(p_values)) < _LEVEL))
-        row = rows[0]
-        interval = bootstrap_interval(row, resamples=9999, kind="bca")
-        bca.append(interval.low <= 0 <= interval.high)
-        edge = equivalence_test(row + _SMALL, zeros, _SMALL)
-        level.append(edge.p < _LEVEL)
-        narrow.append(edge.low <= _SMALL <= edge.high)
-    return {"signs": _share(flipped), "BCa": _share(bca), "level": _share(level), "90 %": _share(narrow)}
+    how = Statistics()
+    p_values = flipped_p(rows.T, how.permutations, how.seed)
+    means, _ = resampled_means(rows.T, how.resamples, how.seed)
+    limits = [bca_limits(means[:, place], row, how.confidence) for place, row in enumerate(rows)]
+    [edge] = _cells([rows + _MARGIN], Statistics(margin=_MARGIN, confidence=0.9))
+    return {
+        "signs": float(np.nanmin(holm(p_values)) < _LEVEL),
+        "BCa": _share(low <= 0 <= high for low, high in limits),
+        "level": _share(cell.p_equivalent < _LEVEL for cell in edge),
+        "90 %": _share(cell.difference_low <= _MARGIN <= cell.difference_high for cell in edge),
+    }
 
 
-def _ranks(draw: Draw, n: int, tables: int, generator: np.random.Generator) -> dict[str, float]:
+def _ranks(rows: Numbers) -> dict[str, float]:
     """Groups of methods of whom none differ, and intervals of ranks."""
-    apart, spread, alike = [], [], []
-    for _ in range(tables):
-        values = {str(place): row for place, row in enumerate(draw(generator, n))}
-        apart.append(len(critical_groups(values)[0]) < METHODS)
-        alike += [of.low <= (METHODS + 1) / 2 <= of.high for of in rank_intervals(values).values()]
-        better = {name: row - _SMALL * int(name) for name, row in values.items()}
-        spread += [of.low <= int(name) + 1 <= of.high for name, of in rank_intervals(better).items()]
-    return {"groups": _share(apart), "ranks": _share(spread), "ranks, tied": _share(alike)}
+    values = {str(place): row for place, row in enumerate(rows)}
+    better = {name: row - _SMALL * int(name) for name, row in values.items()}
+    return {
+        "groups": float(len(critical_groups(values)[0]) < METHODS),
+        "ranks": _share(of.low <= int(name) + 1 <= of.high for name, of in rank_intervals(better).items()),
+        "ranks, tied": _share(of.low <= (METHODS + 1) / 2 <= of.high for of in rank_intervals(values).values()),
+    }
 
 
-def _power(draw: Draw, n: int, tables: int, generator: np.random.Generator) -> dict[str, float]:
-    """How many examples a difference needs that n of normal differences would find, and how often they star it."""
+def _needed(draw: Draw, n: int, generator: np.random.Generator) -> tuple[float, int]:
+    """The difference that a t-test would find in n examples, and how many `needed_examples` names for it."""
     pilot = draw(generator, 2000)[0]
     size = next(
         size
         for size in np.geomspace(5, 0.01, 400)
         if needed_examples(pilot, 0 * pilot, size, tests=METHODS, test="t") >= n
     )
-    needed = needed_examples(pilot, 0 * pilot, size, tests=METHODS)
-    found = []
-    for _ in range(tables):
-        rows = draw(generator, needed)
-        rows[0] += size
-        found.append(_cells([rows])[0][0].p_holm < _LEVEL)
-    return {"needed n": needed, "power": _share(found)}
+    return float(size), needed_examples(pilot, 0 * pilot, size, tests=METHODS)
 
 
-def _cells(metrics: list[Numbers]) -> list[list[Cell]]:
-    """The cells of methods whose reference is 0 everywhere."""
-    values = {
-        str(metric): {"reference": np.zeros(rows.shape[1]), **{str(place): row for place, row in enumerate(rows)}}
-        for metric, rows in enumerate(metrics)
-    }
-    return [[cell for name, cell in row.items() if name != "reference"] for row in
-            cells_of(values, "reference", Statistics()).values()]
+def _cells(metrics: list[Numbers], how: Statistics | None = None) -> list[list[Cell]]:
+    """The cells of methods whose reference is 0 everywhere: means and differences are one computation."""
+    how = how or Statistics()
+    columns = np.concatenate([moments(row[None]) for rows in metrics for row in rows], axis=1)
+    means, counts = resampled_means(columns, how.resamples, how.seed)
+    cells: dict[str, dict[str, Cell]] = {}
+    pivots: dict[tuple[str, str], Pivot] = {}
+    margin = how.margin_of("")
+    for metric, rows in enumerate(metrics):
+        cells[str(metric)] = {}
+        for method, row in enumerate(rows):
+            place = 2 * len(pivots)
+            pivot = Pivot.of(row[None], means[:, place : place + 2], counts[:, place])
+            limits, equal = pivot.limits(how.confidence), math.nan if margin is None else pivot.p_equivalent(margin)
+            pivots[str(metric), str(method)] = pivot
+            cells[str(metric)][str(method)] = Cell(
+                pivot.mean, *limits, len(row), pivot.mean, *limits, p=pivot.p(), p_equivalent=equal
+            )
+    return [list(row.values()) for row in corrected_cells(cells, pivots, how).values()]
 
 
-def _share(found: list[bool]) -> float:
-    return float(np.mean(found))
+def _starred(cells: list[Cell]) -> float:
+    return _share(cell.p_holm < _LEVEL for cell in cells)
 
 
-def rows(draws: dict[str, Draw], sizes: list[int], tables: int, seed: int = 0) -> Iterator[str]:
-    """Rows of Markdown, as they are finished."""
+def _share(found: Iterable[bool]) -> float:
+    return float(np.mean(list(found)))
+
+
+def rows(
+    draws: dict[str, Draw], sizes: list[int], tables: int, seed: int = 0, kept: Path | None = None
+) -> Iterator[str]:
+    """Rows of Markdown, as they are finished; those in the file are not made again, and others are added to it."""
+    known = json.loads(kept.read_text()) if kept is not None and kept.is_file() else {}
     for place, (n, (name, draw)) in enumerate(product(sizes, draws.items())):
-        shares = simulated(draw, n, tables, seed)
+        key = f"{name}, {n} examples, {tables} tables, seed {seed}"
+        if key not in known:
+            known[key] = simulated(draw, n, tables, seed)
+            if kept is not None:
+                kept.write_text(json.dumps(known, indent=1))
         if place == 0:
-            yield f"| n | differences | {' | '.join(shares)} |"
-            yield f"|---:|---|{'---:|' * len(shares)}"
-        yield f"| {n} | {name} | {' | '.join(_shown(of) for of in shares.values())} |"
+            yield f"| n | differences | {' | '.join(known[key])} |"
+            yield f"|---:|---|{'---:|' * len(known[key])}"
+        yield f"| {n} | {name} | {' | '.join(_shown(*of) for of in known[key].values())} |"
 
 
-def _shown(share: float) -> str:
-    return str(share) if isinstance(share, int) else f"{share:.3f}"
+def _shown(share: float, error: float) -> str:
+    return f"{share:.3f} ({1000 * error:.0f})" if isinstance(share, float) else str(share)
 
 
 def main() -> None:
@@ -206,11 +233,12 @@ def main() -> None:
     parser.add_argument("--only", choices=(*DRAWS, "real"), help="one kind of differences")
     parser.add_argument("--store", metavar="FILE", help="a study, for real differences")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="rows that are finished, to go on from after a kill")
     asked = parser.parse_args()
     draws = DRAWS | ({"real": real_draw(asked.store)} if asked.store else {})
     if asked.only:
         draws = {asked.only: draws[asked.only]}
-    for row in rows(draws, asked.examples, asked.tables, asked.seed):
+    for row in rows(draws, asked.examples, asked.tables, asked.seed, asked.keep):
         print(row, flush=True)
 
 

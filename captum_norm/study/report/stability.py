@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_norm.optional_packages import required
-from captum_norm.study.report.resampling import Pivot, moments, resampled_means
+from captum_norm.study.report.resampling import FEW_FOR_MANY_TESTS, Pivot, moments, resampled_means, step_down
 from captum_norm.study.report.statistics import differences_of, holm
 
 Numbers = NDArray[np.float64]
@@ -153,6 +153,8 @@ def critical_groups(
 ) -> list[tuple[str, ...]]:
     """The largest groups of neighbours in rank of whom no two differ, the best first; Holm's correction over all pairs.
 
+    Below 50 examples two methods must also stand apart by the largest of all resampled differences (`step_down`).
+
     Args:
         values: method -> (n,) of the same examples; those that a method lacks (NaN) are left out for all.
         higher_is_better: the metric's direction.
@@ -175,13 +177,14 @@ def critical_groups(
     order = np.argsort(-table.mean(axis=0) if higher_is_better else table.mean(axis=0), kind="stable")
     names, pairs = [list(values)[i] for i in order], list(combinations(range(len(order)), 2))
     differences = [differences_of(table[:, order[i]], table[:, order[j]])[None] for i, j in pairs]
-    p_values = []
+    apart = set()
     if pairs:
         means, counts = resampled_means(np.concatenate([moments(of) for of in differences], axis=1), resamples, seed)
-        p_values = [
-            Pivot.of(of, means[:, 2 * k : 2 * k + 2], counts[:, 2 * k]).p() for k, of in enumerate(differences)
-        ]
-    apart = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < alpha}
+        pivots = [Pivot.of(of, means[:, 2 * k : 2 * k + 2], counts[:, 2 * k]) for k, of in enumerate(differences)]
+        p_values = holm([pivot.p() for pivot in pivots])
+        if len(table) < FEW_FOR_MANY_TESTS:
+            p_values = np.fmax(p_values, step_down(pivots))
+        apart = {pair for pair, p in zip(pairs, p_values, strict=True) if p < alpha}
     groups: list[tuple[str, ...]] = []
     last = 0
     for start in range(len(names)):

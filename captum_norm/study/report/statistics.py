@@ -12,12 +12,12 @@ What the tests assume: that the examples are independent draws from the texts on
 assumes besides that differences are symmetric about 0 where there is none; where they are skewed or mostly 0, as those
 of metrics often are, it finds too much in few examples.  The studentised bootstrap assumes no shape.  As it counts here
 (`captum_norm.study.report.resampling.Pivot`) it keeps its level from 20 examples on; fewer were not tried
-(`FEW_EXAMPLES`).
+(`FEW_EXAMPLES`).  Over a whole table of few examples Holm's correction asks for smaller p than they can tell; what it
+leaves then has to pass `captum_norm.study.report.resampling.step_down` as well.
 
 Sources: Efron (1987), https://doi.org/10.1080/01621459.1987.10478410 (BCa); Hall (1988),
 https://doi.org/10.1214/aos/1176350933 (the studentised bootstrap; the larger p of symmetric and equal tails is ours);
-Schuirmann (1987), https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733.  scipy
-computes the permutation test.
+Schuirmann (1987), https://doi.org/10.1007/BF01068419 (TOST); Holm (1979), https://www.jstor.org/stable/4615733.
 
 Values are one number per example, (example,); NaN says that a method failed there or the metric is undefined.  Such
 examples are left out, of both methods where two are compared, and ``n`` says how many are left.
@@ -32,10 +32,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from captum_norm.optional_packages import required
 from captum_norm.study.report.effects import Effect, cohens_d, effect_size, needed_examples
 from captum_norm.study.report.paired import Values, defined, differences_of, paired_differences
 from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means
+from captum_norm.study.report.sign_flips import flipped_p
 
 __all__ = [
     "FEW_EXAMPLES",
@@ -249,19 +249,8 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
     n = len(differences)
     if not n:
         return PairedTest(math.nan, math.nan, 0)
-    mean = float(differences.mean())
-    if n == 1 or not differences.any():
-        return PairedTest(mean, 1.0, n)  # every pattern of signs gives a mean as large in size
-    test = required("scipy.stats", "paired_permutation_test").permutation_test(
-        (differences,),
-        lambda x, axis: np.mean(x, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // n),
-        rng=np.random.default_rng(seed),
-    )
-    return PairedTest(mean, float(test.pvalue), n)
+    p = float(flipped_p(differences[:, None], resamples, seed)[0])
+    return PairedTest(float(differences.mean()), p, n)
 
 
 def holm(p_values: ArrayLike) -> Values:

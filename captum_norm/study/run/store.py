@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from torch import Tensor
 from captum_norm.study.batches import Explained
 from captum_norm.study.run.comparing import StoreMismatchError, differences
 from captum_norm.study.run.finished import Finished, scores_of
-from captum_norm.study.run.sums import TABLES, DamagedStoreError, digest_of_rows, first_difference, sums_of
+from captum_norm.study.run.store_errors import damaged, explained
+from captum_norm.study.run.sums import TABLES, digest_of_rows, first_difference, sums_of
 
 _APPLICATION = 0x63_6E_73_74  # "cnst", by which a store differs from any other SQLite file
 _FORMAT = 3
@@ -46,9 +47,6 @@ CREATE TABLE sums (name TEXT, batch INTEGER, method INTEGER, metric INTEGER, dig
     PRIMARY KEY (name, batch, method, metric)) WITHOUT ROWID;
 """
 _CONTENT = ("targets", "scores", "metrics", "costs", "sums")  # what parts of a store add up to
-
-
-_DAMAGE = ("decode", "malformed", "corrupt", "no such table", "no such column", "syntax error", "has no column")
 
 
 class Store:
@@ -128,7 +126,7 @@ class Store:
             return None
         content, digest = rows[0]
         if digest_of_rows([(name, content)]) != digest:
-            raise self._damaged(f"what is recorded as {name!r}")
+            raise damaged(self.path, f"what is recorded as {name!r}")
         return json.loads(content)
 
     def note(self, name: str, content: Any) -> None:
@@ -144,18 +142,18 @@ class Store:
         """
         problems = self.rows("PRAGMA integrity_check(1)")
         if problems != [("ok",)]:
-            raise self._damaged(f"its structure ({problems[0][0]})")
+            raise damaged(self.path, f"its structure ({problems[0][0]})")
         names = [name for (name,) in self.rows("SELECT name FROM about")]
         if any(self.about(name) is None for name in names):
-            raise self._damaged("what is recorded of the study")
+            raise damaged(self.path, "what is recorded of the study")
         sums = self.rows("SELECT name, batch, method, metric, digest FROM sums")
         for table in TABLES:
             kept = {(name, *part): digest for name, *part, digest in sums if name == table}
             found = first_difference(table, self.rows(f"SELECT * FROM {table}"), kept)
             if found is not None:
-                raise self._damaged(f"table {table}, batch {found[1]}")
+                raise damaged(self.path, f"table {table}, batch {found[1]}")
         if any(name not in TABLES for name, *_ in sums) or (sums and "config" not in names):
-            raise self._damaged("its table of checksums")
+            raise damaged(self.path, "its table of checksums")
 
     def finished(self) -> set[tuple[int, int, int]]:
         """(method, metric, batch) of everything that needs no second run, failures included; metric -1 is scoring."""
@@ -249,12 +247,6 @@ class Store:
             self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
             self._base.executemany("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", sums_of(table, rows))
 
-    def _damaged(self, what: str) -> DamagedStoreError:
-        return DamagedStoreError(
-            f"{self.path} is damaged: {what} is not what was written. Take a copy that is whole, or run the study "
-            "again into another store."
-        )
-
     def _connected(self, mode: str) -> sqlite3.Connection:
         return sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60, isolation_level=None
@@ -284,31 +276,8 @@ class Store:
                     self._base.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
-            message = str(error)
-            if "not a database" in message:
-                raise ValueError(f"{self.path} is no study's store: {message}.") from error
-            if isinstance(error, sqlite3.OperationalError) and not any(word in message for word in _DAMAGE):
-                raise OSError(f"{self.path}: {message}. {_way_out(message)}") from error
-            if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
-                raise ValueError(f"{self.path} does not take what it was given: {message}.") from error
-            raise self._damaged(f"something ({message})") from error
-
-
-def _way_out(message: str) -> str:
-    if "full" in message:
-        return "All that was finished before is kept: make room and run the study again, it goes on from there."
-    if "readonly" in message or "unable to open" in message:
-        return (
-            "Give a store in a folder that can be written to: what a kill left half done is undone before it is read."
-        )
-    if "locked" in message:
-        return "Another process is writing to it: wait for it, or give another store."
-    return "All that was finished before is kept."
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self.path)
 
 
 def begun_in(path: Path) -> tuple[dict[str, Any], list[str]]:

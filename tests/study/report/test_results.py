@@ -44,7 +44,7 @@ def test_rows_go_to_pandas_csv_and_parquet_alike(results, tmp_path):
 
 
 def test_words_without_special_tokens_keep_their_order():
-    from captum_norm.study.report.results import _without
+    from captum_norm.study.report.measured import _without
 
     words = Words(("[CLS]", "a", "film.", "[SEP]"), (0, 1, 2, 2, 3))
     assert _without(words, [True, False, False, False, True]) == Words(("a", "film."), (None, 0, 1, 1, None))

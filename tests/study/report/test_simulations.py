@@ -16,8 +16,22 @@ def test_no_difference_has_a_mean_of_its_own(kind, results):
 
 
 def test_every_share_is_a_column_and_every_kind_a_row():
-    head, rule, row = rows({"normal": DRAWS["normal"]}, [20], tables=1)
+    head, rule, row = rows({"normal": DRAWS["normal"]}, [20], tables=2)
     assert len(head.split("|")) == len(rule.split("|")) == len(row.split("|"))
     for column in ("test", "test, table", "interval", "signs", "BCa", "level", "90 %", "groups", "ranks", "power"):
         assert f"| {column} |" in head
     assert row.startswith("| 20 | normal |")
+
+
+def test_rows_that_are_finished_are_not_made_again(tmp_path):
+    kept, drawn = tmp_path / "rows.json", []
+
+    def draw(generator, n):
+        drawn.append(n)
+        return DRAWS["normal"](generator, n)
+
+    first = list(rows({"normal": draw}, [20], tables=1, kept=kept))
+    assert drawn
+    drawn.clear()
+    assert list(rows({"normal": draw}, [20], tables=1, kept=kept)) == first
+    assert not drawn

@@ -86,3 +86,13 @@ def test_groups_hold_neighbours_of_whom_no_two_differ():
     next_to_it = {"best": best, "next": best - 0.02 * random.random(60)}
     assert critical_groups(next_to_it) == [("best",), ("next",)]  # by a hair, but always
     assert critical_groups({"a": best[:1], "b": best[:1]}) == []
+
+
+@pytest.mark.parametrize(("n", "apart"), [(30, False), (60, True)])
+def test_of_few_examples_groups_stand_apart_by_the_largest_of_all_resampled_differences(n, apart):
+    """Beside methods whose differences are skewed, a difference that Holm's correction of 30 examples tells is not."""
+    even, skewed = np.linspace(-1, 1, n), np.random.default_rng(0).exponential(size=(2, n)) ** 2
+    far = 3.5 * even.std() / np.sqrt(n)
+    values = {"a": np.zeros(n), "b": even + far}
+    values |= {name: far / 2 + of - of.mean() for name, of in zip("cd", skewed, strict=True)}
+    assert any({"a", "b"} <= set(group) for group in critical_groups(values)) != apart
