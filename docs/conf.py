@@ -30,6 +30,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
 add_module_names = False
+smartquotes_action = "qe"  # no dashes: --pair is an option
 nitpicky = False  # torch's and captum's own names cannot be looked up without a network
 
 # Notebooks live in tutorials/ at the top of the repository, but Sphinx reads only what lies below this folder.  They
