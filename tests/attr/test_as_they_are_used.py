@@ -43,7 +43,11 @@ def longformer():
         **SIZES, num_hidden_layers=2, attention_window=[4, 4], max_position_embeddings=60, pad_token_id=1,
         sep_token_id=3,
     )  # fmt: skip
-    return LongformerForSequenceClassification(config).eval()
+    model = LongformerForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)  # attention far from uniform, and no smaller than the residual
+    return model
 
 
 GLOBAL = torch.zeros_like(IDS).index_fill(1, torch.tensor([0, 7]), 1)

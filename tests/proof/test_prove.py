@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LongformerConfig, LongformerModel
+from transformers import (
+    BigBirdConfig,
+    BigBirdModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LongformerConfig,
+    LongformerModel,
+)
 
 from captum_norm.capture import recording
 from captum_norm.proof import Prover, prove, verdict
@@ -105,6 +112,9 @@ def test_pieces_of_one_map_are_proved_by_erasing_values_where_they_are_written()
     weights[:, :, 5] = weights[:, :, 5].roll(1, -1)  # one row alone
     wrong = replace(records[0], weights=weights)
     assert Prover(model, lambda: model(**given)).prove(wrong, torch.Generator(), keys=32).status != "proved"
+    config = BigBirdConfig(**sizes, intermediate_size=24, block_size=2, num_random_blocks=1, sep_token_id=3)
+    proof = prove(BigBirdModel(config).eval(), {"input_ids": ids(1, 20)}, keys=20)  # one product has all keys
+    assert [finding.status for finding in proof.calls] == ["proved"]
 
 
 def test_a_projection_that_is_computed_from_a_parameter_is_proved_by_what_it_writes():
