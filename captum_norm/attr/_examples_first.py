@@ -86,16 +86,16 @@ def examples_first(method: Method) -> Method:
 def _turned(forward_func: Callable[..., Any], inputs: Any, extras: tuple[Any, ...]) -> ExamplesFirst | None:
     """The function example first; None where it is not seen to count positions first."""
     given = as_tuple(inputs)
-    first: set[int] = set()
+    first, others = set[int](), set[int]()
 
     def note(record: AttentionRecord) -> None:
-        if record.positions_first and isinstance(record.sequence, int):
-            first.add(record.sequence)
+        if isinstance(record.sequence, int):
+            (first if record.positions_first else others).add(record.sequence)
 
     with torch.no_grad(), recording(note, sources=given, on_inexact=lambda error: None) as recorded:
         output = output_tensor(run_forward(forward_func, given, extras))
         numbers = None if output is None or recorded is None else recorded.numbers(output)
-    if not first or output is None:
+    if not first or first & others or output is None:
         return None
     length, batch = given[min(first)].shape[:2]
     if numbers is None:

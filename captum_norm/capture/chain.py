@@ -6,7 +6,10 @@ each attention call two, for what it gave out and for the sum of that with its r
     call c gives out a            {inside c}
     a + x, x what c was made of   {behind c}            the residual: whatever x held is behind c from here on
     a + f(x), f(x) new            as a                  a feed-forward part beside attention
-    anything else                 the marks of all      a skip, a dense sum, a branch
+    a + x + f(x), f(x) new        as a + x              the same, added later
+    anything else                 the marks of all      a skip, a dense sum, a branch, what several layers say
+
+f(x) is new where it is no sum of what c was made of, scaled or not.
 
 So the calls of a sequence follow one another, and nothing else leads past them, where each is made of nothing but what
 lies behind the call before it.
@@ -19,7 +22,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from captum_norm.capture.blocks.lineage import Node
 from captum_norm.capture.reach import INPUT, Reach
@@ -27,7 +29,8 @@ from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
 
-_SUMS = names_of(OperationKind.SUM) | {"lerp", "addcmul", "addmm", "baddbmm"}
+_ADDS = names_of(OperationKind.SUM) | {"lerp"}
+_SUMS = _ADDS | {"addcmul", "addmm", "baddbmm"}
 _OF_THE_FIRST = names_of(OperationKind.IDENTITY, OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT) | _OF_THE_FIRST
 
@@ -137,11 +140,11 @@ class Chain:
             return
         after = mixed.inside if mixed else self._after(op, name, marks)
         after = self._start(self._reach.of_all(op.tensors)) if begins and not after else after
-        parents = tuple(self._node(tensor) for tensor in operands if not isinstance(tensor, Parameter))
-        thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and _is_fixed(op)))
+        parents = tuple(self._node(tensor) for tensor in operands if marks[tensor])
+        thin = len(parents) == 1 and (name in _THIN or name in ("mul", "div"))
         for out in outs:
             self._count += 1
-            node = self._nodes[out] = Node(self._count, parents, thin)
+            node = self._nodes[out] = Node(self._count, parents, thin, name in _ADDS)
             if mixed:
                 self._products[mixed.inside] = self._products[mixed.behind] = _Product(mixed, node)
             self._mark(out, after, whole=op.name != "setitem")
@@ -182,8 +185,8 @@ class Chain:
             return all_marks
         if name in ("mul", "div") or name in _SUMS:
             for tensor, mark in marks.items():
-                others = [other for other, its in marks.items() if its and its != mark and other is not tensor]
-                joined = self._joined(mark, marks, others, is_sum=name in _SUMS)
+                others = [other for other, its in marks.items() if its and its != mark]
+                joined = self._joined(tensor, marks, others, is_sum=name in _SUMS)
                 if joined:
                     return joined
         if main is None and all_marks not in self._joins:
@@ -191,8 +194,10 @@ class Chain:
             self._joins[all_marks] = f"{name} in {module!r}" if module else name
         return all_marks
 
-    def _joined(self, mark: int, marks: dict[Tensor, int], others: list[Tensor], is_sum: bool) -> int:
-        """The marks of what attention gave out (``mark``) with what it was made of; 0 if that is not what these are."""
+    def _joined(self, tensor: Tensor, marks: dict[Tensor, int], others: list[Tensor], is_sum: bool) -> int:
+        """The marks of what attention gave out (``tensor``) with what it was made of; 0 if that is not what these are.
+        """
+        mark = marks[tensor]
         products = self._of_call(mark)
         made_of = 0
         for product in products:
@@ -200,10 +205,13 @@ class Chain:
         if not products or any(marks[other] & ~made_of for other in others):
             return 0
         inside = bool(mark & products[0].fed.inside)
-        if not is_sum or not any(self._is_ancestor(other, products) for other in others):
+        if not is_sum:
             return mark
-        if not inside:  # what attention was made of is added a second time
-            return 0
+        has_residual = any(self._holds_ancestor(other, products) for other in others)
+        if not inside:  # what attention was made of is added a second time, or what is said of two layers is
+            return 0 if has_residual or not self._holds_ancestor(tensor, products) else mark
+        if not has_residual:
+            return mark
         behind = 0
         for product in products:
             behind |= product.fed.behind
@@ -222,13 +230,14 @@ class Chain:
             found.append(product)
         return found if len(sorts) == 1 else []
 
-    def _is_ancestor(self, tensor: Tensor, products: list[_Product]) -> bool:
-        node = self._node(tensor)
-        return any(product.node.comes_from(node) for product in products)
-
-
-def _is_fixed(op: Operation) -> bool:
-    """One factor is a number, or a parameter of the model."""
-    return any(
-        not isinstance(value, Tensor) or isinstance(value, Parameter) or value.numel() == 1 for value in op.args[:2]
-    )
+    def _holds_ancestor(self, tensor: Tensor, products: list[_Product]) -> bool:
+        """Whether a tensor is what the products were made of, or a sum with that in it, scaled or not."""
+        seen, todo = set[int](), [self._node(tensor)]
+        while todo:
+            node = todo.pop()
+            if any(product.node.comes_from(node) for product in products):
+                return True
+            if id(node) not in seen and (node.thin or node.is_sum):
+                todo.extend(node.parents)
+            seen.add(id(node))
+        return False

@@ -44,6 +44,7 @@ class Model(nn.Module):
         torch.manual_seed(0)
         self.embedding, self.first, self.second = nn.Embedding(10, 16), Layer(between), Layer()
         self.classes, self.wide, self.run = nn.Linear(16, 3), nn.Linear(32, 16), run
+        self.narrow = nn.Linear(16, 16)
         self.eval()
 
     def forward(self, ids):
@@ -97,6 +98,11 @@ LEADS_PAST = {
     "the tokens embedded again": (lambda self, x: self.second(self.first(x) + self.embedding(IDS)),
                                   "'second.attention'.*'first.attention'"),
     "a skip that is scaled": (lambda self, x: self.second(self.first(x) + 0.5 * x), "'second.attention'"),
+    "a skip that a parameter scales": (lambda self, x: self.second(self.first(x) + self.classes.bias[0].exp() * x),
+                                       "'second.attention'.*'first.attention'"),
+    "a sum of sums": (lambda self, x: self.second(sum([x, self.first(x)])), "'second.attention'.*'first.attention'"),
+    "what is said of two layers": (lambda self, x: self.narrow(y := self.first(x)) + self.narrow(self.second(y)),
+                                   "what is explained.*'second.attention'"),
 }  # fmt: skip
 
 
@@ -134,6 +140,7 @@ RESIDUALS = {
     "beside, at last": lambda x, attend, feed: (x + attend(x)) + feed(x),
     "beside, first": lambda x, attend, feed: (attend(x) + feed(x)) + x,
     "beside, made first": lambda x, attend, feed: (lambda f: (attend(x) + x) + f)(feed(x)),
+    "beside, with the residual": lambda x, attend, feed: (x + feed(x)) + attend(x),
     "gated": lambda x, attend, feed: x + attend(x) * torch.sigmoid(feed(x)),
     "scaled": lambda x, attend, feed: torch.add(0.5 * x, attend(x), alpha=0.3),
     "a highway": lambda x, attend, feed: torch.lerp(x, attend(x), torch.sigmoid(feed(x))),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import captum_norm
-from captum_norm import AttentionNorm, AttentionRelevance, DecompX
+from captum_norm import AttentionNorm, AttentionRelevance, DecompX, InexactCaptureError
 
 METHODS = (
     "AttentionNorm AttentionRollout AttentionBlockNorm GlobEnc ALTI ValueZeroing AttentionRelevance DecompX".split()
@@ -72,3 +72,21 @@ def test_errors_of_other_models_are_their_own():
     model = nn.TransformerEncoderLayer(MODEL, 2, 16, batch_first=True).eval()
     with pytest.raises(ValueError, match="position"):
         AttentionNorm(model).attribute(torch.randn(BATCH, LENGTH, MODEL), position=LENGTH)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_whose_layers_attend_along_both_axes_is_refused(name):
+    """Positions, then examples: no axis holds the positions of both."""
+    along, across = encoder(), encoder()
+    model = nn.Sequential(along, Turned(across))
+    with pytest.raises((ValueError, InexactCaptureError), match="positions first|takes its positions first"):
+        getattr(captum_norm, name)(model).attribute(torch.randn(LENGTH, BATCH, MODEL), target=(0, 3))
+
+
+class Turned(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)

@@ -12,13 +12,14 @@ class Node:
         number: how many results there were before.
         parents: the results it was made of.
         thin: it holds the numbers of its only parent, moved, scaled or in another format.
+        is_sum: it is its parents, added up.
         normalised: the result that it is the normalisation of, or None.
     """
 
-    __slots__ = ("normalised", "number", "parents", "thin")
+    __slots__ = ("is_sum", "normalised", "number", "parents", "thin")
 
-    def __init__(self, number: int, parents: tuple[Node, ...], thin: bool = False) -> None:
-        self.number, self.parents, self.thin = number, parents, thin
+    def __init__(self, number: int, parents: tuple[Node, ...], thin: bool = False, is_sum: bool = False) -> None:
+        self.number, self.parents, self.thin, self.is_sum = number, parents, thin, is_sum
         self.normalised: Node | None = None
 
     def root(self) -> Node:
