@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Embedding, Module
 
 
 def special_ids(modules: Sequence[Module]) -> tuple[int | None, frozenset[int]]:
-    """The pad id of the outermost model that has one, and its ids of begin and end."""
+    """The pad id of the outermost model that has one, and its ids of begin and end.
+
+    A model without a configuration says it by the ``padding_idx`` of its embedding.
+    """
     for module in modules:
         config: Any = getattr(module, "config", None)
         pad = getattr(config, "pad_token_id", None)
         if isinstance(pad, int):
             ends = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id"))
             return pad, frozenset(end for end in ends if isinstance(end, int))
-    return None, frozenset()
+    embeddings = [part for module in modules[:1] for part in module.modules() if isinstance(part, Embedding)]
+    known = {part.padding_idx for part in embeddings if part.padding_idx is not None}
+    return (known.pop() if len(known) == 1 else None), frozenset()
 
 
 def warn_of_padding(title: str, index: int, ids: Tensor, pad: int | None, ends: frozenset[int]) -> None:

@@ -120,13 +120,13 @@ class Reduction:
         self._no_chain = ""
         self._within: dict[SequenceName, AttentionRecord] = {}
         self._seen: list[AttentionRecord] = []
-        self._special: tuple[int | None, frozenset[int]] = (None, frozenset())
+        self._special: tuple[int | None, frozenset[int]] | None = None
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
         route = self._sequences.note(record)
         self._last = None if route is None else route[0]
-        if self._special[0] is None:
+        if self._special is None:
             self._special = special_ids(record.call.modules)
         counts = self.counts(record.call)
         needed = self.asked.needed(record, route[0]) if counts and route is not None else None
@@ -322,7 +322,7 @@ class Reduction:
         row = self.asked.of(route, self._device)
         real = self._sequences.real.get(route[1])
         self._real.append(real)
-        if real is None:
+        if real is None and self._special is not None:
             warn_of_padding(self._title, index, like, *self._special)
         elif real.shape[1] == row.shape[-1]:
             row = row.masked_fill(~_beside(real, row).to(row.device), 0)

@@ -93,6 +93,13 @@ def test_padding_without_a_mask_is_warned_of(model):
         AttentionNorm(model).attribute(IDS[1:])
 
 
+def test_an_embedding_says_what_padding_is_where_no_configuration_does():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = torch.nn.Sequential(torch.nn.Embedding(30, 8, padding_idx=0), layer).eval()
+    with pytest.warns(UserWarning, match="pad id, 0"):
+        AttentionNorm(model).attribute(IDS)
+
+
 def test_padding_under_another_name_is_no_part_of_a_mean(model):
     mean = AttentionNorm(lambda ids, real: model.bert(ids, attention_mask=real).last_hidden_state)
     found = mean.attribute(IDS, additional_forward_args=(MASK,), position="mean")
