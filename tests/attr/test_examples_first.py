@@ -79,7 +79,7 @@ def test_a_model_whose_layers_attend_along_both_axes_is_refused(name):
     """Positions, then examples: no axis holds the positions of both."""
     along, across = encoder(), encoder()
     model = nn.Sequential(along, Turned(across))
-    with pytest.raises((ValueError, InexactCaptureError), match="positions first|takes its positions first"):
+    with pytest.raises((ValueError, InexactCaptureError), match=r"positions first|takes its positions first"):
         getattr(captum_norm, name)(model).attribute(torch.randn(LENGTH, BATCH, MODEL), target=(0, 3))
 
 
