@@ -150,6 +150,19 @@ def test_what_is_no_such_part_is_refused_with_the_reason(feed_forward, write, fo
             _ = block.part.proved
 
 
+def test_what_only_reads_a_projection_of_the_stream_is_no_part():
+    """Embeddings divided by their length, as in CLIP."""
+    model, inputs = ARCHITECTURES["BERT"].build(), ARCHITECTURES["BERT"].batch()
+    head = nn.Linear(16, 16).to(next(model.parameters()))
+
+    def embedded(input_ids):
+        projected = head(model(input_ids, output_hidden_states=True).hidden_states[-1][:, 0])
+        return projected / projected.square().sum(-1, keepdim=True).sqrt()
+
+    scores = GlobEnc(embedded).attribute(inputs["input_ids"], target=0)
+    torch.testing.assert_close(scores, GlobEnc(model).attribute(inputs["input_ids"], target=0))
+
+
 def test_a_mixture_of_experts_and_a_parallel_part_are_refused_with_the_reason():
     for name, reason in (("Mixtral", "mixture of experts"), ("GPT-NeoX", "in parallel")):
         for record in records_of(name):

@@ -51,6 +51,7 @@ CHANGES: list[Change] = [
         ("pairs = [(first, None)] if not others else [(first, others[0]), (others[0], first)]",
          "pairs = [(first, others[0] if others else None)]"),
         ("step_of(op, number)", "step_of(op, 0)"),
+        ("kind_of(op.name) is not OperationKind.MOVE", "False"),
         tests="capture/test_feed_forward.py",
     ),
     *changes_of(

@@ -22,6 +22,7 @@ from captum_norm.functional.feed_forward_block import ACTIVATIONS, FeedForward
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import is_plain
+from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.precision import at_least_float32
 from captum_norm.operations.steps import step_of
@@ -119,7 +120,9 @@ def _projected(op: Operation) -> tuple[Tensor, Linear] | None:
 
 
 def _columns(op: Operation, number: int | None, width: int) -> Tensor | None:
-    """Which columns of its operand a split gave out."""
+    """Which columns of its operand a split gave out; None for anything but a choice of columns."""
+    if kind_of(op.name) is not OperationKind.MOVE:
+        return None
     numbers = torch.arange(width, device="cpu").view(*[1] * (op.tensors[0].ndim - 1), width)
     try:
         return step_of(op, number).apply(numbers).flatten() if op.tensors[0].shape[-1] == width else None
