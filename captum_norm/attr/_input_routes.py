@@ -30,6 +30,8 @@ def route_for(
     own = (sequence, sequence)
     is_explained = sequence == last and own in routes  # though another one, that it reads, may read it, too
     crossing = [] if is_explained else [route for route in routes if route[0] != sequence]
+    if aggregate.needs != "rows":  # of what reads it by way of another, the last one
+        crossing = [route for route in crossing if route[0] == last] or crossing
     if len(crossing) > 1:
         raise ValueError(f"{title} is read by several sequences, {crossing}: choose kind= or call=.")
     if not crossing and own not in routes:

@@ -249,15 +249,13 @@ class Reduction:
         """
         read = self._read
         behind = [mixer for mixer in read.mixers if mixer not in self.mixers]
-        if read.how == "unseen" or behind:
-            self._route(0, given[0])  # what no position helps against comes first
-            raise ValueError(unseen_rows(self._title, behind))
-        if read.rows is None and not self._differ:
-            return None
-        queries = self._route(0, given[0])[0]
-        if queries != self._last:  # an encoder by itself, whose output is not what was returned
-            return None
+        queries, keys = self._route(0, given[0])  # what no position helps against comes first
         axis = self.asked.axis(queries)
+        within = queries not in (keys, self._last) and self._kind is None and axis.length > 1
+        if read.how == "unseen" or behind or within:
+            raise ValueError(unseen_rows(self._title, behind))
+        if queries != self._last or (read.rows is None and not self._differ):
+            return None  # also of an encoder by itself, whose output is not what was returned
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)
         if weights is None and read.rows is not None and axis.has_several_for(read.rows):
             raise ValueError(unseen_rows(self._title, behind))
@@ -352,7 +350,7 @@ class Reduction:
         if self.composes:
             refuse_mixers(title, () if self._mixers_as_identity else tuple(self.mixers))
             refuse_no_chain(title, self._no_chain)
-            refuse_within(title, None if crosses else self._within.get(route[1]))
+            refuse_within(title, self._within.get(route[0]))
         return route
 
     def _nothing_for(self, index: int, like: Tensor) -> str:

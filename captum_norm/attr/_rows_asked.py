@@ -57,6 +57,7 @@ class RowsAsked:
         settled = self._sequences.causal.get(queries) is False if known is None else known[1]
         try:
             real = self._sequences.real.get(queries)
+            real = None if real is None or real.shape[1] != length else real  # of other calls of the sequence
             rows = self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record

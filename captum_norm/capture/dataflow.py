@@ -33,7 +33,7 @@ from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, patches
+from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, along, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 
@@ -79,8 +79,7 @@ class Dataflow:
         self._stream = stream
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
-        self._anchors = 0
-        self._embeddings = 0
+        self._anchors = self._embeddings = self._latents = 0
         self._roots = 0
         named = tuple(sources)
         self._has_sources = bool(named)
@@ -105,6 +104,18 @@ class Dataflow:
     def next_embedding(self) -> str:
         self._embeddings += 1
         return f"embedding {self._embeddings - 1}"
+
+    def is_learned(self, tensor: Tensor) -> bool:
+        """Whether no input has a part in a tensor, where inputs are followed: queries that are parameters."""
+        trace = self.traces[tensor]
+        placed = trace is not None and trace.place is not None
+        return self._has_sources and not placed and self.reach.of(tensor) <= INPUT
+
+    def latents(self, shape: torch.Size, axis: int) -> Place:
+        """Positions begin to count along an axis of something that is no input, alike in all examples."""
+        self._latents += 1
+        anchor = Anchor(f"latents {self._latents - 1}", (1, shape[axis]), (1,), self.next_anchor())
+        return along(anchor, shape, axis)
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
@@ -212,8 +223,11 @@ class Dataflow:
         return self._has_sources and not self.reach.of(tensor) & INPUT and bool(self.reach.of(beside) & INPUT)
 
     def mixed_by(self, place: Place, why: str) -> Place:
-        """The place with the operation that is running among what has mixed positions."""
-        name = "" if self._operation is None else self._operation.name
+        """The place with the operation that is running among what has mixed positions, unless no input has a part."""
+        op = self._operation
+        if op is not None and self._has_sources and not self.reach.of_all(op.tensors) & INPUT:
+            return place
+        name = "" if op is None else op.name
         return place.mixed_by(frozenset((Mixer(name, self._module(), why),)))
 
     def _module(self) -> str:

@@ -207,6 +207,12 @@ def _strides(grid: tuple[int, ...]) -> list[int]:
     return [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
 
 
+def along(anchor: Anchor, shape: torch.Size, axis: int) -> Place:
+    """The place of a tensor whose positions, those of an anchor of one example, lie along an axis."""
+    one = [count if n == axis % len(shape) else 1 for n, count in enumerate(shape)]
+    return Place(anchor, (Step(("along", axis, tuple(shape)), lambda numbers: numbers.view(one).expand(shape)),))
+
+
 def broadcast(shape: torch.Size) -> Step:
     """The step of an elementwise operation whose result has more entries than this operand."""
     return Step(("broadcast", tuple(shape)), lambda numbers: numbers.expand(shape))

@@ -117,6 +117,22 @@ def test_what_treats_positions_alike_is_no_mixer(what):
     assert mixers(ALIKE[what]) == []
 
 
+def test_what_constants_do_to_each_other_mixes_no_positions_of_the_input():
+    """A tower beside the input, such as a picture's beside a text, has its own table of positions."""
+    torch.manual_seed(0)
+    picture, table = nn.Conv2d(3, MODEL, 2, 2), nn.Embedding(5, MODEL)
+    towards, layer = nn.Embedding(10, MODEL), Layer(lambda x: x)
+
+    def model(ids):
+        cells = picture(torch.ones(2, 3, 4, 4)).flatten(2).mT
+        cells = torch.cat([torch.zeros(2, 1, MODEL), cells], 1) + table(torch.arange(5)[None])
+        return layer(torch.cat([layer(cells), towards(ids)], 1))
+
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        model(IDS)
+    assert records[1].mixers == ()
+
+
 def test_a_buffer_that_is_written_and_read_again_and_again_is_followed_in_one_go():
     """Each write was once gone through twice for every write after it."""
 

@@ -44,17 +44,20 @@ def reordered(move):
         (lambda x: x.repeat_interleave(2, 1), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
         (lambda x: torch.cat([x.new_zeros(BATCH, 2, MODEL), x], 1), [-1, -1, 0, 1, 2, 3, 4]),
         (lambda x: nn.functional.pad(x, (0, 0, 1, 0)), [-1, 0, 1, 2, 3, 4]),
-        (lambda x: torch.stack(list(x.unbind(1)[::-1]), 1), None),
+        (lambda x: torch.stack(list(x.unbind(1)[::-1]), 1), [4, 3, 2, 1, 0]),
         (lambda x: x.gather(1, PERMUTATION[None, :, None].expand_as(x)), PERMUTATION.tolist()),
         (lambda x: x.sort(1).values, None),
         (lambda x: x.reshape(BATCH * LENGTH, MODEL).flip(0).view(BATCH, LENGTH, MODEL), None),
         (lambda x: x.mT.contiguous().view(BATCH, LENGTH, MODEL), None),
         (lambda x: torch.cat([x[..., :6], x[..., 6:].roll(1, 1)], -1), None),
+        (lambda x: torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2).flip(1), [4, 3, 2, 1, 0]),
+        (lambda x: torch.cat([x.flip(1), x[..., :0]], -1), [4, 3, 2, 1, 0]),
+        (lambda x: torch.stack((x, torch.zeros_like(x)), 2).flatten(1, 2)[:, :5], [0, -1, 1, -1, 2]),
     ],
     ids=[
         "flipped", "indexed", "selected", "rolled", "flipped among elementwise operations", "cut", "repeated",
         "memory keys", "padded", "stacked", "gathered", "sorted", "flipped across examples", "scrambled",
-        "shifted features",
+        "shifted features", "features in turns", "beside no features", "in turns with others",
     ],
 )  # fmt: skip
 def test_keys_that_were_moved_are_where_they_went_or_unknown(move, index):

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
+from captum_norm.forward.outputs import output_tensor
 from captum_norm.proof import Prover, compare_attentions
 from tests.coverage.inputs import Inputs, candidates, sizes
+from tests.coverage.methods import METHODS, asked
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 MOST_PARAMETERS = 60_000_000  # a "tiny" model beyond this is not run
@@ -45,6 +47,9 @@ class Result:
         other_softmaxes: those over three axes or more that are no call: their output mixes no values by a product
             (gates of experts, deformable attention's weights for sampled pixels, pooling).
         eager_calls: calls recorded from the eager implementation, where it returns attentions.
+        pieces: value products that the calls were made of; those of windows or of two softmaxes may be one call.
+        blocks: how many of the calls have a block around them that was read.
+        answers: what keeps each of eight methods from answering ("": it answered), where there are calls.
     """
 
     model_type: str
@@ -69,6 +74,9 @@ class Result:
     products: int = 0
     other_softmaxes: int = 0
     eager_calls: int = 0
+    pieces: int = 0
+    blocks: int = 0
+    answers: dict[str, str] = field(default_factory=dict)
 
 
 def check(model_type: str) -> Result:
@@ -88,6 +96,8 @@ def check(model_type: str) -> Result:
         result.wrong.append(f"{type(error).__name__}: {str(error)[:300]} ({where.name}, line {where.lineno})")
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+    if result.calls or result.refusals or result.wrong:
+        result.answers = _answers(model, inputs)
     _judge(result)
     return result
 
@@ -145,15 +155,41 @@ def tensors(output: Any) -> Iterator[Tensor]:
 def _record(model: PreTrainedModel, inputs: Inputs, result: Result) -> list[AttentionRecord]:
     plain = list(tensors(forward(model, inputs)))
     refused: list[InexactCaptureError] = []
-    with recording(model=model, on_inexact=refused.append) as records:
+    with recording(model=model, on_inexact=refused.append, blocks=True) as records:
         seen = list(tensors(forward(model, inputs)))
     result.same = len(plain) == len(seen) and all(map(_equal, plain, seen))
     result.calls, result.gated = len(records), sum(r.gate is not None for r in records)
+    result.pieces = sum(record.bit.bit_count() for record in records)
+    result.blocks = sum(record.block is not None for record in records)
     result.kinds = dict(collections.Counter(r.call.kind for r in records))
     result.worst = max((float(r.certificate) for r in records), default=0.0)
     result.refusals = [str(error) for error in refused]
     result.unknown_keys = sorted({r.unknown_keys for r in records if r.keys is None})
     return list(records)
+
+
+class _Explained(nn.Module):
+    """A model as a function of its main input alone, (batch, ...), with the tensor that is explained."""
+
+    def __init__(self, model: PreTrainedModel, inputs: Inputs) -> None:
+        super().__init__()
+        names = (model.main_input_name, *(n for n in inputs if isinstance(inputs[n], Tensor) and "mask" not in n))
+        self.model, self.name = model, next(name for name in names if isinstance(inputs.get(name), Tensor))
+        self.others = {name: value for name, value in inputs.items() if name != self.name}
+
+    def forward(self, given: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        explained = output_tensor(self.model(**{self.name: given}, **self.others), axes=1)
+        assert explained is not None
+        return explained
+
+
+def _answers(model: PreTrainedModel, inputs: Inputs) -> dict[str, str]:
+    explained = _Explained(model, inputs)
+    given = inputs[explained.name]
+    with torch.no_grad():
+        target = (0,) * (explained(given).ndim - 1)
+    return {method: asked(method, explained, given, target[0] if len(target) == 1 else target) for method in METHODS}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -216,9 +252,9 @@ def _judge(result: Result) -> None:
         result.status = "exact"
     else:
         result.status = "none"
-    if result.status in ("exact", "none") and result.products > result.calls:
+    if result.status in ("exact", "none") and result.products > result.pieces:
         result.status = "overlooked"
-        result.reason = f"{result.products} weighted means were computed, {result.calls} recorded"
+        result.reason = f"{result.products} weighted means were computed, {result.pieces} recorded"
 
 
 def _short(error: Exception) -> str:

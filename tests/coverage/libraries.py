@@ -24,16 +24,13 @@ from pathlib import Path
 
 import torch
 
-import captum_norm
 from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.forward.one_mapping import by_keywords
 from captum_norm.proof import Finding, Prover
 from tests.coverage.library_models import Example, examples
+from tests.coverage.methods import METHODS, asked, line, missing
 from tests.coverage.page import LIBRARIES, cell
 
-METHODS = ("AttentionNorm", "AttentionRollout", "AttentionBlockNorm", "GlobEnc", "ALTI", "ValueZeroing",
-           "AttentionRelevance", "DecompX")  # fmt: skip
-WITH_TARGET = ("AttentionRelevance", "DecompX")
 MOST_PROVED = 4
 BEFORE = Path(__file__).parent / "libraries_before.json"
 
@@ -72,11 +69,11 @@ def look(library: str, name: str, make: Callable[[], Example]) -> Found:
         with torch.no_grad():
             by_keywords(example.forward)(example.given)
     except Exception as error:
-        found.unbuilt = _line(error)
+        found.unbuilt = line(error)
         return found
     _prove(example, found)
     for method in METHODS:
-        found.answers[method] = _asked(method, example)
+        found.answers[method] = asked(method, example.forward, example.given, example.target)
     return found
 
 
@@ -102,22 +99,9 @@ def _prove(example: Example, found: Found) -> None:
         found.wrong = [f"{finding.name}: {finding.error:.1e}" for finding in findings if finding.status == "wrong"]
         found.error = max((finding.error or 0.0 for finding in findings), default=0.0)
     except Exception as error:
-        found.refused.append(f"{_line(error)} ({traceback.extract_tb(error.__traceback__)[-1].name})")
+        found.refused.append(f"{line(error)} ({traceback.extract_tb(error.__traceback__)[-1].name})")
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _asked(method: str, example: Example) -> str:
-    target = {"target": example.target} if method in WITH_TARGET else {}
-    try:
-        scores = getattr(captum_norm, method)(example.forward).attribute(example.given, **target)
-    except Exception as error:
-        return _line(error)
-    return "" if bool(torch.isfinite(scores).all()) else "not finite"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def page(results: Sequence[Found]) -> str:
@@ -157,34 +141,12 @@ def page(results: Sequence[Found]) -> str:
 
 
 def _row(found: Found, before: int | None) -> str:
-    silent: dict[str, list[str]] = defaultdict(list)
-    for method, answer in found.answers.items():
-        if answer:
-            silent[_reason(answer)].append(method)
-    missing = "; ".join(f"{', '.join(methods)}: {why}" for why, methods in silent.items())
     refused = f" ({len(found.refused)} refused)" if found.refused else ""
     return (
         f"| {found.library} | {cell(found.name)} | {found.calls}{refused} | {found.proved} | {found.blocks} | "
         f"{'' if before is None else before} | {found.answered} | "
-        f"{cell(missing)} |"
+        f"{cell(missing(found.answers))} |"
     )
-
-
-_REASONS = {
-    "was not found: of the modules": "no module is a layer",
-    "positions are mixed": "something else mixes positions",
-    "cannot be taken in": "no block that can be read",
-    "not known to be input positions": "keys are no input positions",
-    "which rows the output was read from": "rows read are not known",
-    "is read by no attention call": "frames or features are no input positions",
-    "InexactCaptureError": "a call is refused",
-    "NotFrozenError": "not a frozen linear map",
-    "rolled out": "calls cannot be composed",
-}
-
-
-def _reason(answer: str) -> str:
-    return next((short for words, short in _REASONS.items() if words in answer), answer[:80])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tests.coverage.check import Result
+from tests.coverage.methods import METHODS, missing, reason
 
 STATUS = {
     "exact": "every attention call read exactly",
@@ -19,11 +20,13 @@ STATUS = {
     "overlooked": "attention that recording did not notice",
     "wrong": "a bug",
 }
-HEAD = ["type", "class", "inputs", "calls", "error", "zeroed", "returned", "status"]
+HEAD = "type class inputs calls error zeroed returned blocks methods status".split()
 LEGEND = (
     "*calls*: attention calls in one forward, by kind. *error*: the worst certificate, relative to the attention part."
     " *zeroed*: calls proved by zeroing keys, of those tried. *returned*: attentions that the eager model returns and"
-    " that equal the recorded weights. *other softmaxes*: over three axes or more, whose output mixes no values by a"
+    " that equal the recorded weights. *blocks*: calls whose block was read. *methods*: how many of eight answer"
+    " `attribute()` for the model's main input, and why the others do not. *other softmaxes*: over three"
+    " axes or more, whose output mixes no values by a"
     " product: gates of experts, deformable attention's weights of sampled pixels."
 )
 
@@ -47,6 +50,7 @@ def page(results: Sequence[Result]) -> str:
         _table(["status", "types", "meaning"], [[s, str(counts[s]), m] for s, m in STATUS.items() if counts[s]]),
         _evidence([r for r in results if r.status == "exact"], [r for r in results if r.status != "unbuilt"]),
     ]
+    parts += _answered([r for r in results if r.answers])
     titles = {
         "refused": "Refused",
         "overlooked": "Overlooked",
@@ -87,6 +91,24 @@ def _evidence(exact: Sequence[Result], ran: Sequence[Result]) -> str:
     )
 
 
+def _answered(asked: Sequence[Result]) -> list[str]:
+    """How many types each method answers for, and what keeps it from the others."""
+    if not asked:
+        return []
+    rows = []
+    for method in METHODS:
+        refusals = collections.Counter(reason(r.answers[method]) for r in asked if r.answers[method])
+        why = ", ".join(f"{count} {what}" for what, count in refusals.most_common())
+        rows.append([method, str(len(asked) - refusals.total()), why])
+    everything = sum(not any(r.answers.values()) for r in asked)
+    lead = (
+        f"`attribute()` of eight methods was asked for the main input of the {len(asked)} types with attention that"
+        f" ran; {everything} have an answer of all eight. Convolutions and state spaces beside attention, skips over"
+        " blocks, and cells and frames that overlap are rightly refused where calls are composed."
+    )
+    return ["## Which methods answer", lead, _table(["method", "types", "refused"], rows)]
+
+
 def _grouped(title: str, results: Sequence[Result]) -> list[str]:
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for r in results:
@@ -125,11 +147,14 @@ def _row(r: Result) -> list[str]:
     found = [*r.notes, *([f"{r.other_softmaxes} other softmaxes"] if r.other_softmaxes else [])]
     notes = f" ({'; '.join(found)})" if found else ""
     status = r.status + (f": {_reason(r)}" if r.reason else "") + notes
+    answered = f"{sum(not answer for answer in r.answers.values())}" if r.answers else ""
+    answered += f" ({why})" if (why := missing(r.answers)) else ""
     if not r.calls:
-        return [r.model_type, r.cls, r.inputs, "", "", "", "", status]
+        return [r.model_type, r.cls, r.inputs, "", "", "", "", "", answered, status]
     calls = ", ".join(f"{n} {kind}" for kind, n in r.kinds.items()) + (f", {r.gated} gated" if r.gated else "")
     zeroed = f"{r.proved}/{r.proved + r.opened + len(r.wrong)}"
-    return [r.model_type, r.cls, r.inputs, calls, f"{r.worst:.1e}", zeroed, str(r.attentions[0] or ""), status]
+    return [r.model_type, r.cls, r.inputs, calls, f"{r.worst:.1e}", zeroed, str(r.attentions[0] or ""), str(r.blocks),
+            answered, status]  # fmt: skip
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

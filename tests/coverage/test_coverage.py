@@ -158,6 +158,7 @@ def test_a_page_says_exact_refused_none_and_unbuilt(tmp_path):
         "not seen to enter an output projection",
         "requires the timm library",
         "| bert | BertModel |",
+        "| ALTI | 1 | 1 a call is refused |",
     ):
         assert words in text
 

@@ -47,6 +47,17 @@ CHANGES: list[Change] = [
         tests="capture/test_feed_forward.py",
     ),
     *changes_of(
+        "capture/rules/softmax.py",
+        ("return flow.latents(shape, rows)", "return None"),
+        tests="attr/test_latents.py",
+    ),
+    *changes_of(
+        "capture/rules/products.py",
+        ("places[0] = flow.latents(shape, -2)", "pass"),
+        ("of_queries = places[0] if", "of_queries = None if"),
+        tests="attr/test_latents.py",
+    ),
+    *changes_of(
         "capture/blocks/feed_forward.py",
         ("pairs = [(first, None)] if not others else [(first, others[0]), (others[0], first)]",
          "pairs = [(first, others[0] if others else None)]"),

@@ -31,7 +31,7 @@ def move(flow: Dataflow, op: Operation) -> None:
 
 @rule("cat", "hstack", "vstack")
 def _cat(flow: Dataflow, op: Operation) -> None:
-    pieces = [tensor for tensor in op.tensors if tensor.shape != (0,)]  # an empty cache is skipped by torch, too
+    pieces = [tensor for tensor in op.tensors if tensor.numel()]  # an empty cache has nothing to say
     traces = [flow.traces[tensor] or Trace() for tensor in pieces]
     if not any(traces):
         return
@@ -48,12 +48,7 @@ def _stack(flow: Dataflow, op: Operation) -> None:
     if not any(traces):
         return
     axis = op.argument(1, "dim", 0) % op.out.ndim
-    known = [trace.place for trace in traces if trace.place is not None]
-    place = None
-    if len(known) == len(traces) and all(place.key == known[0].key for place in known):
-        shape, mixers = op.out.shape, frozenset[Hashable]().union(*(place.mixers for place in known))
-        beside = Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape))
-        place = known[0].mixed_by(mixers).then(_TORN if mixers and _is_one_position(known[0]) else beside)
+    place = _stacked_place(flow, list(op.tensors), traces, axis, op.out)
     flow.traces[op.out] = Trace(place=place, projection=_stacked_projections(traces, axis))
     if any(trace.mixed or trace.weights is not None for trace in traces):
         apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
@@ -61,8 +56,27 @@ def _stack(flow: Dataflow, op: Operation) -> None:
         shapes = [tuple(piece.shape) for piece in pieces]
         traces = [trace.after(apart) for trace in traces]
         weights, mixed = _cat_weights(traces, op.out), _cat_mixed(traces, shapes, axis)
-        place = place or _cat_place(flow, pieces, traces, shapes, axis, op.out)
-        flow.traces.update(op.out, weights=weights, mixed=mixed, place=place)
+        flow.traces.update(op.out, weights=weights, mixed=mixed)
+
+
+def _stacked_place(
+    flow: Dataflow, tensors: list[Tensor], traces: list[Trace], axis: int, out: Tensor
+) -> Place | None:
+    """Where tensors lie beside each other: all at the same positions, or each at its own that nothing has mixed."""
+    known, shape = [trace.place for trace in traces if trace.place is not None], out.shape
+    first = known[0] if len(known) == len(traces) else None
+    if first is not None and all(
+        place.anchor is first.anchor and flow.places.agree(first, place, tensors[0].shape) for place in known
+    ):
+        mixers = frozenset[Hashable]().union(*(place.mixers for place in known))
+        beside = Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape))
+        return first.mixed_by(mixers).then(_TORN if mixers and _is_one_position(first) else beside)
+    if any(place.mixers for place in known):  # as a recurrence gives out
+        return None
+    apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
+    pieces = [tensor.unsqueeze(axis) for tensor in tensors]
+    traces = [trace.after(apart) for trace in traces]
+    return _cat_place(flow, pieces, traces, [tuple(piece.shape) for piece in pieces], axis, out)
 
 
 def _stacked_projections(traces: list[Trace], axis: int) -> Projection | None:

@@ -17,7 +17,7 @@ from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features
+from captum_norm.operations.places import Features, Place, along
 from captum_norm.operations.steps import Step
 
 
@@ -35,7 +35,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     if not problem and mask is not None and mask.is_floating_point() and bool(mask.isnan().any()):
         problem = f"its mask, {tuple(mask.shape)}, holds NaN; give 0 where a key may be attended to, -inf where not"
     weights = HiddenWeights(query, key, mask, is_causal, op.kwargs.get("scale"))
-    places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (query, value)]
+    places = _places(flow, query, query.shape, value)
     made = value
     if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
         repeats = query.shape[-3] // value.shape[-3]
@@ -53,6 +53,26 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
     flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
+
+
+def _places(flow: Dataflow, queries: Tensor, shape: torch.Size, values: Tensor) -> list[Place | None]:
+    """Where the queries lie, and the values that they read, (..., key, head_dim); each may be no input at all.
+
+    Queries that are no input read themselves if the values are none, and as many.
+
+    Args:
+        flow: what is known.
+        queries: what holds their place, the queries themselves or their weights, with the ``shape`` (..., query, any).
+        values: what they read.
+    """
+    places = [place_of(flow, queries), place_of(flow, values)]
+    if flow.is_learned(queries) and len(shape) > 2:
+        places[0] = flow.latents(shape, -2)
+    if flow.is_learned(values) and values.ndim > 2:
+        of_queries = places[0] if flow.is_learned(queries) and shape[-2] == values.shape[-2] else None
+        own = flow.latents(values.shape, -2) if of_queries is None else along(of_queries.anchor, values.shape, -2)
+        places[1] = own
+    return places
 
 
 def hidden_product(flow: Dataflow, op: Operation) -> None:
@@ -191,9 +211,9 @@ def value_product(
     problem: str = "",
 ) -> None:  # fmt: skip
     """weights (..., query, key) @ values (..., key, head_dim) = a view of out with this shape."""
-    places = [trace.place if (trace := flow.traces[tensor]) else None for tensor in (weights, values)]
-    whose = places[0] and (where_weighted(flow, places[0], weights, -1) or places[0])
     trace, of_values = flow.traces[weights], flow.traces[values]
+    places = _places(flow, weights, weights.shape, values)
+    whose = places[0] and (where_weighted(flow, places[0], weights, -1) or places[0])
     if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, flow.unchosen())

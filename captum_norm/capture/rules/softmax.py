@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_by_scores
-from captum_norm.capture.rules.alike import place_after, where_weighted
+from captum_norm.capture.rules.alike import is_empty_somewhere, place_after, where_weighted
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
+from captum_norm.operations.places import Place
 
 
 @rule("softmax")
@@ -19,10 +21,21 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
         trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
         columns = _columns(flow, op.tensors[0], op.out, None if axis is None else axis % op.out.ndim)
         place = None if trace is None else trace.place
-        if place is not None and columns.axis is not None:  # over the keys: the place is that of the queries
-            place = where_weighted(flow, place, op.out, columns.axis)
+        if place is not None and columns.axis is not None and not flow.places.holds_one(place, (columns.axis,)):
+            learned = _of_queries(flow, place, op.out.shape, columns.axis)
+            place = learned or where_weighted(flow, place, op.out, columns.axis)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces[op.out] = Trace(weights=columns, place=place)
+
+
+def _of_queries(flow: Dataflow, place: Place, shape: torch.Size, axis: int) -> Place | None:
+    """Where the queries lie of weights that lie where the keys do, for queries times keys of which only the keys have
+    positions."""
+    rows = len(shape) - 1 if axis == len(shape) - 2 else len(shape) - 2
+    others = tuple(n for n in range(1, len(shape)) if n != axis)  # all but the examples'
+    if is_empty_somewhere(place) or axis < len(shape) - 2 or not flow.places.holds_one(place, others):
+        return None
+    return flow.latents(shape, rows)
 
 
 def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
