@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.layout import Layout
-from captum_norm.capture.record import POSITIONS_FIRST, Positions
+from captum_norm.capture.record import ONE_EXAMPLE, POSITIONS_FIRST, Positions
 from captum_norm.operations.places import Anchor, Features, Place
 from captum_norm.operations.steps import NOT_AN_INPUT
 
@@ -69,6 +69,8 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
     batch, index = rows // anchor.length, rows % anchor.length
     if anchor.shape[0] != 1:  # an anchor of batch 1 is shared by every example
         own = torch.arange(len(rows), device="cpu")[:, None, None]
+        if len(rows) == 1 and inputs.any() and len(set(batch[inputs].tolist())) == 1:
+            return None, f"{ONE_EXAMPLE}: give it one example at a time"
         if len(rows) != anchor.shape[0] or ((batch != own) & inputs).any():
             return None, (
                 f"its {axis}s come in {len(rows)} groups of {rows.shape[-1]}, "

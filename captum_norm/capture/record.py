@@ -232,6 +232,9 @@ class AttentionBlock:
 POSITIONS_FIRST = "positions first"
 """What ``AttentionRecord.unknown_keys`` says of keys whose input has its positions on axis 0."""
 
+ONE_EXAMPLE = "it attends example by example"
+"""What it says of keys that are those of one example of several."""
+
 
 @dataclass(frozen=True)
 class AttentionRecord:
@@ -301,6 +304,11 @@ class AttentionRecord:
     def positions_first(self) -> bool:
         """Whether the keys run along the first axis of an input, and examples along the second."""
         return POSITIONS_FIRST in self.unknown_keys
+
+    @property
+    def is_of_one_example(self) -> bool:
+        """Whether it is a call for one example of several alone."""
+        return self.unknown_keys.startswith(ONE_EXAMPLE)
 
     @property
     def of_inputs(self) -> bool:

@@ -100,6 +100,11 @@ class _Reducer:
         """Measure the next call and keep its record without the large tensors."""
         if not self._chosen(record.call):
             return
+        if self.selection.layers is None and record.is_of_one_example:
+            raise InexactCaptureError(
+                f"attention_maps: each call of {record.call.name!r} is for one example of several, and none has a map "
+                "of all. Give the model one example at a time; layers=[0, ...] has the calls one by one."
+            )
         all_heads, heads = self.selection.cut(record)
         per_head = [name for name in self.names if MEASURES[name].has_axis("head")]
         summed = [name for name in self.names if name not in per_head]

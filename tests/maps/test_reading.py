@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from captum_norm import functional
+from captum_norm import AttentionNorm, functional
 from captum_norm.capture import InexactCaptureError
 from captum_norm.maps import attention_maps
 from tests.maps.records import IDS, MASK, QUANTITIES, record
@@ -156,3 +156,20 @@ def test_weights_that_are_nan_name_the_first_call_they_reach(bert):
         broken.encoder.layer[1].attention.self.value.weight[0, 0] = torch.nan
     with pytest.raises(InexactCaptureError, match=r"encoder\.layer\.1\.\S* .*NaN"):
         attention_maps(broken, IDS)
+
+
+def test_a_model_that_attends_example_by_example_is_refused_with_ways_out_that_work():
+    torch.manual_seed(0)
+    embedding, layer = nn.Embedding(10, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def model(ids):
+        return torch.cat([layer(x[None], x[None], x[None])[0] for x in embedding(ids)])
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with pytest.raises(InexactCaptureError, match=r"each call of .* is for one example of several"):
+        attention_maps(model, (ids,))
+    assert attention_maps(model, (ids[:1],)).weights[0].shape == (1, 2, 3, 3)
+    assert len(attention_maps(model, (ids,), layers=[0, 1]).weights) == 2
+    with pytest.raises(ValueError, match="it attends example by example: give it one example at a time"):
+        AttentionNorm(model).attribute(ids)
+    assert AttentionNorm(model).attribute(ids[:1]).shape == (1, 3)
