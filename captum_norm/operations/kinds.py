@@ -130,8 +130,9 @@ PROPERTIES: dict[Property, str] = {
     ),
     Property.ALONG_AXES: (
         "sum mean nanmean nansum norm std var var_mean std_mean topk sort msort argsort argmax argmin max min amax "
-        "amin aminmax cumsum cumprod prod cummax cummin median kthvalue linalg_vector_norm vector_norm count_nonzero "
-        "all any softmax log_softmax softmin logsumexp gumbel_softmax normalize glu gather take_along_dim tril triu"
+        "amin aminmax cumsum cumprod prod cummax cummin median kthvalue linalg_vector_norm linalg_norm vector_norm "
+        "count_nonzero all any softmax log_softmax softmin logsumexp gumbel_softmax normalize glu gather "
+        "take_along_dim tril triu"
     ),
     Property.SHUFFLES: (
         "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud "

@@ -93,6 +93,7 @@ def routed(x):
 ALIKE = {
     "nothing": lambda x: x,
     "a norm written out by hand": lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True),
+    "divided by its length": lambda x: x / torch.linalg.norm(x, ord=2, dim=-1, keepdim=True),
     "a gated activation": lambda x: F.silu(x) * x,
     "a convolution of width one": lambda x: F.conv1d(x.mT, torch.ones(MODEL, MODEL, 1)).mT,
     "positions first and back": lambda x: (x.transpose(0, 1) * 2).transpose(0, 1),

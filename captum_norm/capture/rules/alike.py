@@ -25,7 +25,7 @@ Operands = list[tuple[Tensor, Trace]]
 _POSITIONWISE = names_with(Property.POSITIONWISE)
 _ALONG_AXES = names_with(Property.ALONG_AXES)
 _SHUFFLES = names_with(Property.SHUFFLES)
-_AXES_AT = {"norm": 2, "vector_norm": 2, "linalg_vector_norm": 2, "topk": 2, "kthvalue": 2, "normalize": 2}
+_AXES_AT = dict.fromkeys("norm vector_norm linalg_vector_norm linalg_norm topk kthvalue normalize".split(), 2)
 _LAST_BY_DEFAULT = frozenset("topk sort msort argsort kthvalue median softmax log_softmax softmin glu".split())
 
 
