@@ -322,7 +322,7 @@ class Reduction:
         self._real.append(real)
         if real is None and self._special is not None:
             warn_of_padding(self._title, index, like, *self._special)
-        elif real.shape[1] == row.shape[-1]:
+        elif real is not None and real.shape[1] == row.shape[-1]:
             row = row.masked_fill(~_beside(real, row).to(row.device), 0)
         if len(row) != len(like):
             raise ValueError(
