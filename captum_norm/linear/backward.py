@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module, Parameter
 
 from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError
 from captum_norm.linear.run import FrozenRun, Known, Start, own_graph
@@ -118,9 +119,18 @@ def _out_of_sight(tensor: Tensor) -> str:
     callers = running_modules()
     names = {id(m): n for n, m in callers[0].module.named_modules()} if callers else {}
     where = f" in {names.get(id(callers[-1].module), type(callers[-1].module).__name__)!r}" if callers else ""
+    packed = _packed(callers[-1].module) if callers else ""
     return (
-        f"a hidden state of shape {tuple(tensor.shape)}{where} was computed out of sight, by TorchScript, a custom "
-        "autograd function or a kernel of its own (packed weights have one: dequantise the model): how it depends on "
-        "the inputs cannot be held fixed. Write that part in torch operations, or take the Python function that was "
-        "scripted."
+        f"a hidden state of shape {tuple(tensor.shape)}{where}{packed and f' (its weights are {packed})'} was computed "
+        "out of sight, by TorchScript, a custom autograd function or a kernel of its own (packed weights have one: "
+        "dequantise the model): how it depends on the inputs cannot be held fixed. Write that part in torch "
+        "operations, or take the Python function that was scripted."
     )
+
+
+def _packed(module: Module) -> str:
+    """The format of a module's weights by name, where they are no plain tensor."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):
+        return "" if type(weight) in (Tensor, Parameter) else type(weight).__name__
+    return "" if weight is None else f"those of {type(module).__module__}.{type(module).__name__}"

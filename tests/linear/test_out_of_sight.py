@@ -85,6 +85,19 @@ def test_so_is_what_is_scripted(scripted, x):
         token_contributions(lambda: Model(lambda x: scripted(x) + 1)(x), [x], Conventions())
 
 
+def test_packed_weights_are_named_by_their_format(x):
+    class Int8Params(nn.Parameter):
+        pass
+
+    class Packed(Layer):
+        weight = Int8Params(torch.ones(1))
+
+    model = Model(None)
+    model.layer = Packed(lambda x: OutOfSight.apply(x) + 1)
+    with pytest.raises(NotFrozenError, match=r"in 'layer' \(its weights are Int8Params\) was computed out of sight"):
+        token_contributions(lambda: model(x), [x], Conventions())
+
+
 @pytest.mark.parametrize("by", [lambda a, g: a * g, lambda a, g: torch.einsum("bqd,bqd->bqd", a, g), torch.mul])
 def test_a_gate_made_of_tokens_is_held_fixed_as_one_made_of_mixed_states_is(by, x):
     shares = torch.softmax(x @ x.mT, -1)
