@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from captum_norm.attr._maps import CallMap, Needs, Route, check_same_keys, square
+from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, square
 from captum_norm.capture import AttentionRecord, Positions
 from captum_norm.functional.aggregate import passed_on
+from captum_norm.operations.precision import at_least_float32
 
 
 @dataclass(frozen=True)
 class RowMap(CallMap):
-    """A call's map, and its record at the rows that logits are read off."""
+    """A call's map, and its record at the rows (batch, logit) that logits are read off."""
 
     row: AttentionRecord | None = None
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+
+@dataclass(frozen=True, eq=False)
+class LaterRowMap(LaterMap):
+    """The same with a map that is measured when the model has run, where a layer above needs it."""
+
+    row: AttentionRecord | None = None
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
 
 class LogitParts:
@@ -25,20 +35,21 @@ class LogitParts:
 
     Attributes:
         maps: those of the calls that count, in order.
-        gradients: of each logit, with respect to the last state of the stream at its row, (batch, row, model).
-        row: which of the rows is asked for.
+        parts: what each layer's keys add to each logit, (batch, logit, layer, key); none before ``settle``.
+        tracked: the same taken for the inputs at the keys.
+        row: which of the logits is asked for.
     """
 
     needs: ClassVar[Needs] = "rows"
 
     def __init__(self) -> None:
-        self.maps: list[RowMap] = []
-        self.gradients = torch.zeros(0)
+        self.maps: list[RowMap | LaterRowMap] = []
+        self.parts = self.tracked = torch.zeros(0)
         self.row = 0
 
-    def add(self, one: CallMap) -> None:
+    def add(self, one: CallMap | LaterMap) -> None:
         """Take in the next call's map."""
-        assert isinstance(one, RowMap)
+        assert isinstance(one, RowMap | LaterRowMap)
         if self.maps:
             check_same_keys(self.maps[0].keys, one, "sum")
         self.maps.append(one)
@@ -51,32 +62,51 @@ class LogitParts:
         """Where the keys lie."""
         return self.maps[0].keys
 
+    def settle(self, gradients: Tensor) -> None:
+        """Take in the logits: of each the gradient with respect to the last state at its row, (batch, logit, model)."""
+        parts = [attention_parts(one.row, gradients) for one in self.maps if one.row is not None]
+        self.parts = torch.stack([part.to(parts[-1].device) for part in parts], dim=2)
+        with torch.autocast(self.parts.device.type, enabled=False):
+            self.tracked = self._tracked()
+
+    def _tracked(self) -> Tensor:
+        return self.parts
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the scores."""
+        row = self.maps[-1].row if self.maps else None
+        return torch.float32 if row is None else at_least_float32(row.values.dtype)
+
     def result(self, route: Route, rows: Tensor | None = None) -> CallMap:
         """The logit's parts of all layers together, (batch, 1, key)."""
-        scores = self.tracked().sum(1, keepdim=True).to(self.maps[-1].scores.dtype)
+        scores = self.tracked[:, self.row].sum(1, keepdim=True).to(self.dtype)
         return CallMap(self.maps[-1].call, route, scores, self.keys(route))
-
-    def parts(self) -> list[Tensor]:
-        """What each layer's keys add to the logit, (batch, key) each."""
-        return [attention_parts(one.row, self.gradients)[:, self.row] for one in self.maps if one.row is not None]
-
-    def tracked(self) -> Tensor:
-        """The same taken for the inputs at the keys, (batch, layer, key)."""
-        return torch.stack(self.parts(), dim=1)
 
 
 class TrackedLogitParts(LogitParts):
     """Each layer's parts of a logit, tracked down by the mixing of the layers below (ALTI-Logit)."""
 
-    needs: ClassVar[Needs] = "all"
+    needs: ClassVar[Needs] = "rows from the top"
 
-    def tracked(self) -> Tensor:
-        """What the inputs add by way of each layer's keys, (batch, layer, key)."""
-        *lower, tracked = (part[:, None] for part in self.parts())
-        for one, part in zip(reversed(self.maps[:-1]), reversed(lower), strict=True):
-            below = passed_on(tracked, square(one).scores.to(tracked))
-            tracked = torch.cat([part, below], dim=1)
+    def _tracked(self) -> Tensor:
+        """What the inputs add by way of each layer's keys: from the top down, all layers above at once."""
+        batch, logit, _, key = self.parts.shape
+        tracked = self.parts[:, :, -1:]
+        for number in reversed(range(len(self.maps) - 1)):
+            below = _passed_on(tracked.flatten(1, 2), self.maps[number]).view(batch, logit, -1, key)
+            tracked = torch.cat([self.parts[:, :, number, None], below], dim=2)
         return tracked
+
+
+def _passed_on(scores: Tensor, one: CallMap | LaterMap) -> Tensor:
+    """scores (batch, row, query) times a map."""
+    if isinstance(one, CallMap):
+        return passed_on(scores, square(one).scores.to(scores))
+    total = torch.zeros_like(scores)
+    for rows, part in one.blocks((scores != 0).any(1).any(0).cpu()):
+        total = passed_on(scores[..., rows], part.to(scores), own=total)
+    return total
 
 
 def attention_parts(record: AttentionRecord, gradients: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
 from captum_norm.attr._input_routes import route_for
+from captum_norm.attr._logit import LogitParts
 from captum_norm.attr._maps import (
     CallMap,
     LaterMap,
@@ -155,13 +156,10 @@ class Reduction:
         if later is not None:
             self.add(later)
         else:
-            try:
-                if shares is not None:
-                    self.add(sum_of_rows(record, measure, shares))
-                else:
-                    self.add(call_map(record, measured(needed, measure)))
-            except ValueError as error:  # of a call that the answer may not rest on
-                self._noted[-1].error = error
+            self.add_made(
+                lambda: call_map(record, measured(needed, measure)) if shares is None
+                else sum_of_rows(record, measure, shares)
+            )  # fmt: skip
         self.certificates[-1] = (self.certificates[-1][0], record.certificate)
 
     def add(self, one: CallMap | LaterMap) -> None:
@@ -169,6 +167,13 @@ class Reduction:
         self._noted[-1].map = one
         if isinstance(one, LaterMap):
             self._later[len(self.certificates) - 1] = one
+
+    def add_made(self, make: Callable[[], CallMap | LaterMap]) -> None:
+        """The same for a map that is yet to be made; why it cannot be is said if the answer rests on the call."""
+        try:
+            self.add(make())
+        except ValueError as error:
+            self._noted[-1].error = error
 
     @property
     def composes(self) -> bool:
@@ -231,7 +236,7 @@ class Reduction:
 
     def _add(self, one: CallMap | LaterMap) -> None:
         if isinstance(one, LaterMap):
-            if isinstance(self._aggregate, Rollout):
+            if isinstance(self._aggregate, Rollout | LogitParts):
                 self._aggregate.add(one)
                 return
             one = one.whole()

@@ -15,17 +15,16 @@ from captum_norm.attr._contrast import logits_of, token_pairs
 from captum_norm.attr._decoder import block_of_decoder, one_input
 from captum_norm.attr._encoding import captum_attribute_with_delta, takes_encodings
 from captum_norm.attr._forward import outside_inference_mode, position_given, readable
-from captum_norm.attr._logit import LogitParts, RowMap, TrackedLogitParts
-from captum_norm.attr._maps import at_rows, call_map, measured, without_padding
+from captum_norm.attr._logit import LaterRowMap, LogitParts, RowMap, TrackedLogitParts
+from captum_norm.attr._maps import LaterMap, at_rows, call_map, measured, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._report import AttributionReport
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.forward import resolve_position
-from captum_norm.linear import Readout, read_out
+from captum_norm.linear import Readout, Seen, Tail, read_out
 from captum_norm.measures import alti_contributions
-from captum_norm.operations.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,9 @@ class ALTILogit(InputMethod):
         forward_func: a Hugging Face decoder, any module, ``HFForward`` or any function that runs one and gives logits.
         mixing: whether parts are tracked through the layers below.
 
-    The model runs twice: to read its blocks, and to see how the logits are read off the last state (by any norm,
-    unembedding, scale or soft cap).  Layers are pre-norm; with a norm behind the residual a logit is no sum of parts.
+    How the logits are read off the last state (by any norm, unembedding, scale or soft cap) is seen from what the model
+    did behind it, once more; where that cannot be (it writes over tensors), the model runs twice.  Layers are pre-norm;
+    with a norm behind the residual a logit is no sum of parts.
 
     Source: Ferrando et al. (2023), "Explaining How Transformers Use Context to Build Predictions", sections 3 and 4,
     https://arxiv.org/abs/2305.12535.
@@ -175,63 +175,86 @@ class ALTILogit(InputMethod):
         pairs = [token_pairs("ALTILogit", target, len(given)) for target in targets]
         paths = TrackedLogitParts() if self.mixing else LogitParts()
         ones = Rows(torch.ones(len(given), 1))
-        reduction = Reduction("ALTILogit", paths, ones, "self", None, given.device, mixers_as_identity)
-        rows = self._read_blocks(reduction, given, extras, positions)
+        reduction = Reduction("ALTILogit", paths, ones, None, None, given.device, mixers_as_identity)
+        ran = _Run()
+        self._read_blocks(reduction, given, extras, positions, ran)
         reduction.conclude()
-        readouts = self._read_out(paths, given, extras, rows, pairs) if paths.maps else []
-        dtype = at_least_float32(paths.maps[0].scores.dtype) if paths.maps else torch.float32
-        paths.gradients = _at(readouts, rows)
+        rows = paths.maps[-1].rows if paths.maps else torch.zeros(len(given), 0, dtype=torch.long)
+        readouts = self._read_out(paths, given, extras, rows, pairs, ran) if paths.maps else []
+        gradients = _at(readouts, rows)
+        if paths.maps:
+            paths.settle(gradients)
         scores, deltas = [], []
         for number in range(len(targets)):
             paths.row = number
             found = reduction.answer(0, given)
-            self.report = _report(reduction.report((found.left_out,)), paths, readouts[number])
-            scores.append(finished(spread(found.scores.to(dtype), given, found.grid), given))
-            deltas.append(finished((readouts[number].output.to(dtype) - found.scores.sum(1).to(dtype)), given))
+            report = reduction.report((found.left_out,))
+            self.report = _report(report, paths, readouts[number], gradients[:, number])
+            scores.append(finished(spread(found.scores.to(paths.dtype), given, found.grid), given))
+            left = readouts[number].output.to(paths.dtype) - found.scores.sum(1).to(paths.dtype)
+            deltas.append(finished(left, given))
         return scores, deltas
 
     def _read_blocks(
-        self, reduction: Reduction, given: Tensor, extras: tuple[Any, ...], positions: Sequence[PositionType]
-    ) -> Tensor:
-        """Give the reduction the map of each call; the rows that the positions are, (batch, answer)."""
-        rows: list[Tensor] = []
-
+        self, reduction: Reduction, given: Tensor, extras: tuple[Any, ...], positions: Sequence[PositionType],
+        ran: _Run,
+    ) -> None:  # fmt: skip
+        """Give the reduction the map of each call."""
         def take(record: AttentionRecord) -> None:
-            _check_pre_norm(record)
-            rows[:] = rows or [_rows(record, positions)]
             if reduction.note(record) is not None:
-                row = without_padding(at_rows(record, rows[0].to(record.weights.device)))
-                scores = measured(record, alti_contributions) if self.mixing else torch.zeros_like(row.weights[:, 0])
-                reduction.add(RowMap(**vars(call_map(record, scores)), row=row))
+                reduction.add_made(lambda: self._map(record, positions))
 
         def told(recorded: Recorded, output: Any) -> None:
             reduction.explains(None)(recorded, output)
 
-        with torch.no_grad():
-            self._forward((given,), extras, take, reduction.skip, on_output=told, chain=reduction.composes)
-        return rows[0] if rows else torch.zeros(len(given), 0, dtype=torch.long)
+        with torch.no_grad(), ran.tail:
+            ran.output = self._forward((given,), extras, take, reduction.skip, on_output=told, chain=reduction.composes)
+
+    def _map(self, record: AttentionRecord, positions: Sequence[PositionType]) -> RowMap | LaterRowMap:
+        """A call's map, and its record at the rows that the positions are."""
+        _check_pre_norm(record)
+        rows = _rows(record, positions)
+        row = without_padding(at_rows(record, rows.to(record.device)))
+        later = LaterMap.of(record, alti_contributions) if self.mixing else None
+        if later is not None:
+            return LaterRowMap(**vars(later), row=row, rows=rows)
+        scores = measured(record, alti_contributions) if self.mixing else torch.zeros_like(row.weights[:, 0])
+        return RowMap(**vars(call_map(record, scores)), row=row, rows=rows)
 
     def _read_out(
         self, paths: LogitParts, given: Tensor, extras: tuple[Any, ...], rows: Tensor,
-        pairs: Sequence[Sequence[tuple[int, int | None]]],
+        pairs: Sequence[Sequence[tuple[int, int | None]]], ran: _Run,
     ) -> list[Readout]:  # fmt: skip
         """How each logit is read off the last state of the stream."""
         last = paths.maps[-1].row
         assert last is not None
         state = block_of_decoder("ALTILogit", last).behind
         length = given.shape[1] if paths.maps[-1].keys.grid is None else rows.shape[1]
+
+        def logits(output: Any) -> list[Tensor]:
+            each = enumerate(pairs)
+            return [logits_of("ALTILogit", output, rows[:, number], pair, length) for number, pair in each]
+
+        with torch.no_grad(), ran.tail:
+            seen = Seen(logits(ran.output), ran.tail)
         with outside_inference_mode((given, extras, state, rows)) as (plain, more, state, rows):
 
             def explain() -> list[Tensor]:
-                output = run_forward(self.forward_func, (plain,), more)
-                each = enumerate(pairs)
-                return [logits_of("ALTILogit", output, rows[:, number], pair, length) for number, pair in each]
+                return logits(run_forward(self.forward_func, (plain,), more))
 
             with readable("ALTILogit", self.forward_func, (plain,), more):
-                readouts = read_out(explain, state, rows, length)
+                readouts = read_out(explain, state, rows, length, seen)
         for number, readout in enumerate(readouts):
             _check_row(readout, rows[:, number])
         return readouts
+
+
+@dataclass(eq=False)
+class _Run:
+    """The run in which blocks were read: what it did last, and what it gave."""
+
+    tail: Tail = field(default_factory=Tail)
+    output: Any = None
 
 
 def _check_pre_norm(record: AttentionRecord) -> None:
@@ -271,9 +294,9 @@ def _at(readouts: Sequence[Readout], rows: Tensor) -> Tensor:
     return torch.stack([readout.gradient[batch, at[:, n]] for n, readout in enumerate(readouts)], dim=1)
 
 
-def _report(report: AttributionReport, paths: LogitParts, readout: Readout) -> ALTILogitReport:
-    """Of what the logit that is asked for is the sum."""
-    number, gradient = paths.row, paths.gradients[:, paths.row].double()
+def _report(report: AttributionReport, paths: LogitParts, readout: Readout, gradient: Tensor) -> ALTILogitReport:
+    """Of what the logit that is asked for is the sum; gradient is (batch, model)."""
+    number, gradient = paths.row, gradient.double()
     blocks = [block_of_decoder("ALTILogit", one.row) for one in paths.maps if one.row is not None]
     states = [[state[:, number].double() for state in (b.residual, b.output, b.behind)] for b in blocks]
     after = [*(residual for residual, *_ in states[1:]), states[-1][2]]
@@ -281,11 +304,11 @@ def _report(report: AttributionReport, paths: LogitParts, readout: Readout) -> A
     def along(state: Tensor) -> Tensor:
         return (state * gradient).sum(-1).cpu()
 
-    attention = torch.stack(paths.parts()).cpu()
+    attention = paths.parts[:, number].transpose(0, 1).cpu()
     return ALTILogitReport(
         **vars(report),
         attention=attention,
-        tracked=paths.tracked().transpose(0, 1).cpu(),
+        tracked=paths.tracked[:, number].transpose(0, 1).cpu(),
         biases=torch.stack([along(output - residual) for residual, output, _ in states]) - attention.sum(2),
         feed_forward=torch.stack([along(x - output) for x, (_, output, _) in zip(after, states, strict=True)]),
         embedding=along(states[0][0]),

@@ -330,7 +330,8 @@ class _TeacherForced:
             raise ValueError(
                 f"LLMAttentionAttribution: {(ahead or ['attention'])[0]} of {type(self.model).__name__} looks ahead or "
                 "at another sequence, but a target token is explained by the row before it only in a causal language "
-                "model. Use the method itself: attribute(ids, position=...)."
+                "model. Use the method itself: attribute(ids, position=...), ids with what was written, and for a "
+                "model that is told what that is (PaliGemma) HFForward(model, token_type_ids=...), 1 there."
             )
 
     def _last_row_stands_alone(self) -> bool:

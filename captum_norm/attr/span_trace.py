@@ -16,7 +16,7 @@ from captum_norm.attr._captum import Attribution, extra_arguments, is_tuple
 from captum_norm.attr._decoder import at_queries, block_of_decoder, one_input
 from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._forward import position_given
-from captum_norm.attr._maps import at_rows, call_map, without_padding
+from captum_norm.attr._maps import CallMap, at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction, Scores
@@ -192,16 +192,13 @@ class SpanTrace(InputMethod):
 
     def _passed(self, given: Tensor, extras: tuple[Any, ...], target: Any, rows: Sequence[RowWeights]) -> _Passed:
         """One forward pass, for one or more spans."""
-        reductions = [_reduction(given) for _ in rows]
-        layers: list[list[_Layer]] = [[] for _ in rows]
+        totals = [_Layers() for _ in rows]
+        reductions = [_reduction(given, total) for total in totals]
 
         def take(record: AttentionRecord) -> None:
-            block_of_decoder("SpanTrace", record)
-            for reduction, found, of in zip(reductions, layers, rows, strict=True):
+            for reduction, of in zip(reductions, rows, strict=True):
                 if reduction.note(record) is not None:
-                    layer = _layer(record, of(record), self.threshold)
-                    found.append(layer)
-                    reduction.add(call_map(record, layer.shares.tokens[:, None]))
+                    reduction.add_made(partial(_layer_map, record, of, self.threshold))
 
         def told(recorded: Recorded, output: Any) -> None:
             for reduction in reductions:
@@ -213,7 +210,7 @@ class SpanTrace(InputMethod):
             reduction.conclude()
         scores = [reduction.answer(0, given) for reduction in reductions]
         left_out = torch.stack([one.left_out for one in scores], -1) if len(scores) > 1 else scores[0].left_out
-        return _Passed(scores, _report(reductions[0].report((left_out,)), layers[0]))
+        return _Passed(scores, _report(reductions[0].report((left_out,)), totals[0].layers))
 
 
 RowWeights = Callable[[AttentionRecord], Tensor]
@@ -244,9 +241,37 @@ def _of_position(record: AttentionRecord, position: PositionType) -> Tensor:
     return torch.zeros(batch, query, dtype=torch.float64).scatter(1, rows[:, None], 1)
 
 
-def _reduction(given: Tensor) -> Reduction:
+@dataclass(frozen=True)
+class _LayerMap(CallMap):
+    """The map of a call with what else its block tells."""
+
+    layer_of_span: _Layer | None = None
+
+
+def _layer_map(record: AttentionRecord, rows: RowWeights, threshold: float) -> _LayerMap:
+    block_of_decoder("SpanTrace", record)
+    layer = _layer(record, rows(record), threshold)
+    return _LayerMap(**vars(call_map(record, layer.shares.tokens[:, None])), layer_of_span=layer)
+
+
+class _Layers(Total):
+    """The sum of the maps, and what the blocks that count tell of the span."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[_Layer] = []
+
+    def add(self, one: CallMap) -> None:
+        """Take in the next call's map."""
+        assert isinstance(one, _LayerMap)
+        assert one.layer_of_span is not None
+        super().add(one)
+        self.layers.append(one.layer_of_span)
+
+
+def _reduction(given: Tensor, total: Total) -> Reduction:
     """What places and adds up maps of one row, the span itself."""
-    return Reduction("SpanTrace", Total(), Rows(torch.ones(len(given), 1)), "self", None, given.device)
+    return Reduction("SpanTrace", total, Rows(torch.ones(len(given), 1)), None, None, given.device)
 
 
 def _layer(record: AttentionRecord, u: Tensor, threshold: float) -> _Layer:

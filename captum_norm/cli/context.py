@@ -21,6 +21,7 @@ from captum_norm.cli.arguments import (
     write_json,
     write_text,
 )
+from captum_norm.cli.progress import Steps
 from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -72,10 +73,15 @@ def run(asked: argparse.Namespace) -> int:
         if loaded.task != "next token" or getattr(loaded.model.config, "is_encoder_decoder", False):
             raise ValueError(f"{loaded.name} is no causal language model, so it writes no answer from a context.")
         wrapped = attr.LLMAttentionAttribution(getattr(attr, method)(loaded.model), loaded.tokenizer)
-        written = {"max_new_tokens": asked.max_new_tokens, "do_sample": False}
+        written: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "do_sample": False}
         sources: Any = asked.split or ([*spans, ...] if spans else "paragraphs")
         gen_args = written if asked.answer is None else None
-        result = wrapped.attribute(text, target=asked.answer, gen_args=gen_args, sources=sources)
+        with _Writing(asked.max_new_tokens, method) as steps:
+            if gen_args is None:
+                steps.end()
+            else:
+                gen_args["streamer"] = steps
+            result = wrapped.attribute(text, target=asked.answer, gen_args=gen_args, sources=sources)
         names = _names(asked, result.input_tokens, len(spans))
         say(_as_text(loaded.name, method, names, result), asked.json)
         if asked.json:
@@ -96,6 +102,23 @@ def run(asked: argparse.Namespace) -> int:
             )  # fmt: skip
             write_figure(asked.figure, written_tokens(drawn, title=title))
     return 0
+
+
+class _Writing(Steps):
+    """The steps of an answer: each token that ``generate`` writes, which it tells, and the method behind them."""
+
+    def __init__(self, tokens: int, method: str) -> None:
+        super().__init__(tokens + 1)
+        self._method, self._last = method, tokens + 1
+
+    def put(self, ids: Tensor) -> None:
+        """The prompt was read, or a token was written."""
+        self.begin("writing the answer")
+
+    def end(self) -> None:
+        """All is written, perhaps before the longest there may be."""
+        self._begun = self._last - 1
+        self.begin(self._method)
 
 
 def prompt_with_documents(prompt: str, documents: list[str]) -> tuple[str, list[tuple[int, int]]]:

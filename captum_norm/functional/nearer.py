@@ -16,13 +16,20 @@ written, a few queries and keys at a time; likewise for those queries of float32
 Axes: b batch, h head, q query (i), k key (j), e head_dim, d model.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from captum_norm.functional.block import Block
+from captum_norm.functional.gram import kept_once
 from captum_norm.functional.normalization import divided, fold
 from captum_norm.functional.norms import fill_summed_norms_by_products, is_elementwise, slices
+
+# Vectors of keys are kept from block to block of queries up to this many numbers, 64 MB; of the first keys, as those
+# are what most queries of a causal model see.
+_VECTORS_KEPT = 1 << 24
 
 # Numbers in a block of vectors: a core's second cache holds them.
 _VECTORS = 1 << 18
@@ -81,15 +88,26 @@ def _fill_distances(
 
 def _by_signs(block: Block, y: Tensor, scales: Tensor) -> Tensor:
     """L1, from signs and overshoots in float32; queries where heads cancel once more in float64."""
-    exact = fold(block.W_O, block.behind_attention(block.norms))
+    after = block.behind_attention(block.norms)
+    exact = fold(block.W_O, after)
     projection = exact.float()
-    batch, _, query, key = block.weights.shape
+    batch, head, query, key = block.weights.shape
     found = torch.empty(batch, query, key, device=y.device)
+    made_of = (block.values, block.W_O, *[norm.weight for norm in after])
+    kept = _VECTORS_KEPT // max(1, batch * head * projection.shape[2]) // 64 * 64  # keys
     for b in range(batch):
         factors = scales[b].float().T  # (head or 1, query)
         factors = factors if block.gate is None else factors * block.gate[b, ..., 0].float()
         weights, values = block.weights[b].float(), block.values[b].float()
-        largest = _fill_by_signs(found[b], weights, factors, values, y[b], projection)
+
+        def vectors(k: slice, b: int = b, values: Tensor = values) -> Tensor:
+            def make() -> Tensor:
+                return torch.einsum("hke,hed->khd", values[:, k], projection)
+
+            how = b, k.start, *[norm.centred for norm in after]
+            return kept_once(make, nearer, made_of, *how) if k.stop <= kept else make()
+
+        largest = _fill_by_signs(found[b], weights, factors, values, y[b], projection, vectors)
         noise = _ROUNDING / projection.shape[2] ** 0.5 * largest
         again = (noise > _TOLERATED * found[b].amax(-1).clamp_min_(0)).nonzero()[:, 0]
         if len(again):
@@ -103,11 +121,13 @@ def _by_signs(block: Block, y: Tensor, scales: Tensor) -> Tensor:
 
 
 def _fill_by_signs(
-    found: Tensor, weights: Tensor, factors: Tensor, values: Tensor, y: Tensor, projection: Tensor
-) -> Tensor:
+    found: Tensor, weights: Tensor, factors: Tensor, values: Tensor, y: Tensor, projection: Tensor,
+    vectors: Callable[[slice], Tensor],
+) -> Tensor:  # fmt: skip
     """One example's approaches into found (query, key); the largest sum_h |w_h| ||f_h||_1 of each query, (query,).
 
-    weights is (head, query, key), factors, by which they are multiplied, (head or 1, query).
+    weights is (head, query, key), factors, by which they are multiplied, (head or 1, query); vectors gives f of some
+    keys, (key, head, model).
     """
     head, query, key = weights.shape
     signs, below = torch.where(y < 0, -1.0, 1.0).float(), -y.abs().float()
@@ -117,7 +137,7 @@ def _fill_by_signs(
         if not weights[:, :, k].any():  # behind a causal mask
             found[:, k] = 0
             continue
-        f = torch.einsum("hke,hed->khd", values[:, k], projection)
+        f = vectors(k)
         towards = torch.mul(weights[0, :, k], images[0] @ values[0, k].T, out=found[:, k])
         for h in range(1, head):
             towards.addcmul_(weights[h, :, k], images[h] @ values[h, k].T)

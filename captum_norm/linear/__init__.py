@@ -9,7 +9,8 @@ from captum_norm.linear.contributions import (
 )
 from captum_norm.linear.frozen import ActivationType, Conventions, NotFrozenError, NothingMixedError, ProductType
 from captum_norm.linear.model import Contributions, FrozenCheck, FrozenModel
-from captum_norm.linear.readout import Readout, read_out
+from captum_norm.linear.readout import Readout, Seen, read_out
+from captum_norm.linear.tail import Tail
 
 __all__ = [
     "ActivationType",
@@ -21,6 +22,8 @@ __all__ = [
     "NothingMixedError",
     "ProductType",
     "Readout",
+    "Seen",
+    "Tail",
     "TokenContributions",
     "contributions_to_each",
     "read_out",

@@ -8,6 +8,7 @@ through the final norm with its divisor, the unembedding, and what bends logits 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from captum_norm.linear.backward import BackwardRun
 from captum_norm.linear.frozen import Conventions, NotFrozenError, Rule
+from captum_norm.linear.tail import Tail
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.precision import tolerance
 
@@ -35,8 +37,23 @@ class Readout:
     bias: Tensor
 
 
-def read_out(explain: Callable[[], Sequence[Tensor]], state: Tensor, rows: Tensor, length: int) -> list[Readout]:
-    """How outputs are read off a state, in one run of the model.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an earlier run of the model gave, and did last.
+
+    Attributes:
+        outputs: what is explained, each (batch,).
+        tail: the mode that the model ran in.
+    """
+
+    outputs: Sequence[Tensor]
+    tail: Tail
+
+
+def read_out(
+    explain: Callable[[], Sequence[Tensor]], state: Tensor, rows: Tensor, length: int, seen: Seen | None = None
+) -> list[Readout]:
+    """How outputs are read off a state: what followed it is done again, or the whole model is run.
 
     Args:
         explain: runs the model and returns what is explained of its output, each (batch,).
@@ -44,11 +61,20 @@ def read_out(explain: Callable[[], Sequence[Tensor]], state: Tensor, rows: Tenso
             it is known again, (batch, row, model).
         rows: which, (batch, row).
         length: how many positions it has.
+        seen: the outputs of the earlier run, each (batch,), and what it did last.
 
     Raises:
         NotFrozenError: if the state is not seen again, if the outputs do not depend on it, if an operation behind it
             has no linear form, or if state and biases do not add up to the outputs.
     """
+    if seen is not None:
+        with suppress(NotFrozenError):  # whose words are those of the run of the whole model
+            again = _FromState(state, rows, length)
+            with again.running():
+                made = seen.tail.again(seen.outputs, again.is_state, again.begin)
+                outputs = [again.result(output) for output in made or ()]
+            if outputs:
+                return [_backwards(again, output, keep=output is not outputs[-1]) for output in outputs]
     run = _FromState(state, rows, length)
     with run.running():
         outputs = [run.result(output) for output in explain()]
@@ -69,13 +95,16 @@ class _FromState(BackwardRun):
         self._where = torch.arange(len(rows), device=state.device)[:, None], rows.to(state.device)
         self._near = tolerance("record", state.dtype) * float(state.abs().max())
 
+    def is_state(self, out: Tensor) -> bool:
+        """Whether this is the state; nothing is once it was found."""
+        if self.leaves or out.shape != self._shape or out.dtype != self._state.dtype:
+            return False
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            return bool((out[self._where] - self._state).abs().max() <= self._near)
+
     def _perform(self, rule: Rule, op: Operation) -> Any:
         out = super()._perform(rule, op)
-        if self.leaves or not isinstance(out, Tensor) or out.shape != self._shape or out.dtype != self._state.dtype:
-            return out
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            same = bool((out[self._where] - self._state).abs().max() <= self._near)
-        return self.begin(out) if same else out
+        return self.begin(out) if isinstance(out, Tensor) and self.is_state(out) else out
 
 
 def _backwards(run: _FromState, output: Tensor, keep: bool) -> Readout:

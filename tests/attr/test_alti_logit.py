@@ -161,6 +161,43 @@ def test_it_stands_where_other_methods_stand():
     close(half[0], found, rtol=0.3, atol=0.3 * float(found.abs().max()))
 
 
+class Capped(torch.nn.Module):
+    """A decoder whose logits are written over behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.runs = tiny("GPT2").double(), 0
+
+    def forward(self, tokens):
+        self.runs += 1
+        return self.model(tokens).logits.clone().mul_(2.0) if self.training else 2.0 * self.model(tokens).logits
+
+
+def test_a_logit_is_read_off_without_another_run_but_where_tensors_are_written_over():
+    model, tokens, found = Capped().eval(), ids(2, 6), []
+    for runs in (1, 2):
+        model.runs = 0
+        scores, delta = ALTILogit(model).attribute(tokens, (3, 4), return_convergence_delta=True)
+        assert model.runs == runs
+        logits = model(tokens)[:, -1]
+        close(scores.sum(1) + delta, logits[:, 3] - logits[:, 4])
+        found.append(scores)
+        model.training = True  # its own flag alone
+    close(*found)
+
+
+def test_the_map_of_the_top_layer_is_not_measured(monkeypatch):
+    seen = []
+
+    def measure(record):
+        seen.append(record.call.name)
+        return alti_contributions(record)
+
+    monkeypatch.setattr("captum_norm.attr.alti_logit.alti_contributions", measure)
+    ALTILogit(tiny("GPT2", "sdpa")).attribute_each(ids(1, 6), [3, 4], [5, 4])
+    assert seen == ["transformer.h.0.attn"]
+
+
 def test_a_language_model_is_explained_token_by_token():
     model = tiny("GPT2")
     method = LLMAttentionAttribution(ALTILogit(model), sentence_piece())

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from captum_norm import AttentionNorm, AttentionWeights, HFForward, LLMAttentionAttribution
+from captum_norm import ALTILogit, AttentionNorm, AttentionWeights, HFForward, LLMAttentionAttribution, SpanTrace
 from captum_norm.pictures import picture_grids, sound_frames
 from captum_norm.visualization import picture_maps
 from tests.coverage.tiny import tiny_config
@@ -154,4 +154,27 @@ def test_a_prompt_that_reads_the_answer_is_refused():
     ids = [*[SIGHT] * 16, 1, 7, 8, 9]
     with pytest.raises(ValueError, match="looks ahead"):
         LLMAttentionAttribution(method, Numbers()).attribute(ids, gen_args=WRITE)
-    assert method.attribute(torch.tensor([ids]), position=-1).shape == (1, 20)
+    alone = method.attribute(torch.tensor([ids]), position=-1)
+    text = torch.tensor([[*ids, 5, 6, 7]])
+    told = HFForward(model, **method.forward_func.fixed, token_type_ids=(torch.arange(23) > 19).long()[None])
+    torch.testing.assert_close(AttentionNorm(told).attribute(text, position=19)[:, :20], alone)
+    assert AttentionNorm(told).attribute(text, position=21)[0, 20:].tolist()[2:] == [0.0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [llava, qwen2_vl, gemma3], ids=lambda make: make.__name__)
+def test_what_sees_a_picture_beside_a_decoder_is_none_of_its_layers(make):
+    torch.manual_seed(0)
+    model, ids, fixed = make()
+    forward, ids = HFForward(model.eval(), **fixed), torch.tensor([ids])
+    methods = ALTILogit(forward), SpanTrace(forward)
+    if make is gemma3:  # its decoder sees the picture both ways
+        for method in methods:
+            with pytest.raises(ValueError, match=r"language_model.layers.0.self_attn' \(self\) looks ahead"):
+                method.attribute(ids, 5)
+        return
+    scores, delta = methods[0].attribute(ids, 5, return_convergence_delta=True)
+    torch.testing.assert_close(scores.sum(1) + delta, model(input_ids=ids, **fixed).logits[:, -1, 5].detach())
+    end = ids.shape[1]
+    assert methods[1].attribute(ids, span=(end - 2, end)).shape == ids.shape
+    assert len(methods[0].report.attention) == len(methods[1].report.tokens) == 2

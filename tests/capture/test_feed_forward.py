@@ -138,6 +138,7 @@ def test_gate_and_up_may_be_one_projection_and_the_activation_written_by_hand():
         (lambda x: x * torch.sigmoid(x), "pre_layer_norm", "not two projections"),
         (nn.Linear(MODEL, MODEL), "pre_layer_norm", "not two projections"),
         (nn.Linear(MODEL, MODEL), "several_feed_forward_parts_with_norms", "several feed-forward parts"),
+        (nn.Linear(MODEL, MODEL), "parallel_residual_and_attention_first", "no key is in it but the position itself"),
         (nn.Linear(MODEL, MODEL), "post_layer_norm_and_no_feed_forward_part", "no feed-forward part"),
     ],
 )

@@ -95,3 +95,12 @@ def test_mistakes_are_answered_in_a_line(capsys, folders, files, change, message
     code, out, err = answer(capsys, *asked(folders, files, *change))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_on_a_terminal_it_says_what_it_does(capsys, folders, files, monkeypatch):
+    monkeypatch.setattr("captum_norm.cli.progress.Steps._SILENT", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    code, _, err = answer(capsys, *asked(folders, files, "--max-new-tokens", "2"))
+    assert code == 0
+    assert "1 of 3: writing the answer" in err
+    assert "3 of 3: AttentionNorm" in err

@@ -68,7 +68,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "attr/_logit.py",
         ("towards / block.inner.deviation[..., None]", "towards"),
-        ("torch.cat([part, below], dim=1)", "torch.cat([part, tracked], dim=1)"),
+        ("number, None], below]", "number, None], tracked]"),
         tests="attr/test_alti_logit.py",
     ),
     *changes_of("attr/_sources.py", ("owner[start:stop] = [number]", "owner[:0] = [number]")),
@@ -80,6 +80,7 @@ CHANGES: list[Change] = [
         tests="cli/test_heads.py",
     ),
     *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
+    *changes_of("linear/tail.py", ("if one.writes or", "if"), tests="attr/test_alti_logit.py"),
     *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
     *changes_of(
         "attr/span_trace.py",
