@@ -168,8 +168,8 @@ _NO_PART = {
     "": "no feed-forward part (FFN) was seen behind it",
     "behind": "no feed-forward part (FFN) was seen behind it",
     "beside": "its feed-forward part stands beside attention (in parallel) and reads nothing of it: no key is in it "
-    "but the position itself; maps behind attention and residual (res_norms, ALTI, AttentionBlockNorm) do without it, and "
-    "DecompX takes it in",
+    "but the position itself; maps behind attention and residual (res_norms, ALTI, AttentionBlockNorm) do without it, "
+    "and DecompX takes it in",
     "later": "another attention call stands between it and the feed-forward part",
     "several": "several feed-forward parts stand between it and the next attention call",
 }
