@@ -76,7 +76,8 @@ def run(asked: argparse.Namespace) -> int:
         written: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "do_sample": False}
         sources: Any = asked.split or ([*spans, ...] if spans else "paragraphs")
         gen_args = written if asked.answer is None else None
-        with _Writing(asked.max_new_tokens, method) as steps:
+        steps = _Writing(asked.max_new_tokens, method)
+        with steps:
             if gen_args is None:
                 steps.end()
             else:
