@@ -3,26 +3,24 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_rows [--lengths 128 512 2048] [--json rows.json] [--gate]
 
 A random Llama (768 wide, 12 heads, 4 key heads; queries and keys sharpened, so that attention is uneven), its last row,
-certificates included.  All in one process and in turn: medians of ratios of processor time, or on a GPU of the time
-until it is idle.  Memory is the peak above that of the forward.  ``error`` is the largest difference from the method on
-the model in float64, as a part of the largest score.  The tables are Markdown, as in ``docs/benchmarks.md``; ``--gate``
-fails where a ratio is above its limit, which is wide.
+certificates included.  Each setting has a process of its own, in which all run in turn: medians of ratios of processor
+time, or on a GPU of the time until it is idle.  Memory is the peak above that of the forward, in a run of its own in
+which freed memory is given back at once.  ``error`` is the largest difference from the method on the model in float64,
+as a part of the largest score; what the model itself rounds is in it.  Beyond 4,096 tokens the quick methods run, once.
+The tables are Markdown; ``--gate`` fails where a ratio is above its limit, which is wide.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import itertools
 import json
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +38,23 @@ from captum_norm import (
     DecompX,
     GenerationAttribution,
     GlobEnc,
+    LLMAttentionAttribution,
     attention_maps,
 )
 from captum_norm.forward import HFForward
 from captum_norm.token_shares import ShareCounter
+from tests.attr.test_llm import byte_level
+from tests.benchmarks.measuring import freed_memory_is_given_back, in_a_process, measured, ratios
+from tests.benchmarks.tables_of_rows import tables
 
 # The largest ratio to the forward that is let pass, with room for a busy machine: by method, and from which length on.
 GATES = {
     "AttentionWeights": 1.4, "AttentionNorm": 1.5, "AttentionBlockNorm": 1.7, "AttentionRollout": 2.2,
-    "AttentionNorm, rollout": 2.6, "GlobEnc": 3.0, "AttentionWeights, mean of rows": 2.2, "generate, norms": 3.0,
+    "AttentionNorm, rollout": 2.6, "GlobEnc": 3.0, "AttentionWeights, mean of rows": 2.2,
+    "generate, norms, 32 tokens": 3.0,
 }  # fmt: skip
 GATED_FROM = 512
+LONG = 4096
 SLOW = ("IntegratedGradients, 50 steps", "FeatureAblation", "Captum's BERT tutorial, 50 steps")
 
 
@@ -114,17 +118,29 @@ def methods(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> dict[str, Cal
     found: dict[str, Callable[[], Any]] = {
         name: lambda method=method: method.attribute(ids, **given, position=-1) for name, method in built.items()
     }
+    if length > LONG:
+        return {name: function for name, function in found.items() if name not in ("GlobEnc", "ALTI")}
     for name in ("AttentionWeights", "AttentionNorm"):
         method = built[name]
         found[f"{name}, mean of rows"] = lambda method=method: method.attribute(ids, **given, position="mean")
     classes = [[("[CLS]", "punctuation", "other")[place % 3] for place in range(length)]] * len(ids)
     asked = {"input_ids": ids, "attention_mask": mask}
     found["token shares, all three"] = lambda: ShareCounter(model).add(asked, classes)
-    if len(ids) == 1:
-        found["DecompX"] = lambda: DecompX(model, bias="token").attribute(ids, target=(length - 1, 0))
+    if len(ids) > 1:
+        return {name: function for name, function in found.items() if name not in ("GlobEnc", "ALTI")}
+    if length > 512:
+        answers = LLMAttentionAttribution(built["AttentionNorm"], tokenizer())
+        found["LLMAttentionAttribution, norms, 64 targets"] = lambda: answers.attribute(ids[0, :-64], ids[0, -64:])
+    found["DecompX"] = lambda: DecompX(model, bias="token").attribute(ids, target=(length - 1, 0))
     if length <= 512:
         found["all rows, summed norms"] = lambda: attention_maps(model, asked, ("summed_norms",)).summed_norms[0]
     return found
+
+
+@cache
+def tokenizer() -> Any:
+    """Any: prompts are ids.  Made once, as its training leaves threads behind that are busy for a while."""
+    return byte_level()
 
 
 def others(model: LlamaForCausalLM, ids: Tensor) -> dict[str, Callable[[], Any]]:
@@ -168,55 +184,11 @@ def generation(model: LlamaForCausalLM, ids: Tensor, tokens: int = 32) -> dict[s
     }
 
 
-def _status(name: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is none."""
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name)), 0.0)
-
-
-def measured(function: Callable[[], Any], device: str = "cpu") -> tuple[float, float]:
-    """Seconds, and the peak of memory above the start in MiB."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before, start = torch.cuda.memory_allocated(), time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, (torch.cuda.max_memory_allocated() - before) / 2**20
-    if Path("/proc/self/clear_refs").exists():
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    resident, start = _status("VmRSS"), time.process_time()
-    function()
-    return time.process_time() - start, _status("VmHWM") - resident
-
-
-def compared(asked: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, tuple[float, float]]:
-    """Ratio to the first, and MiB above it, of each other."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in asked}
-    for name, function in asked.items():
-        if name not in SLOW:
-            function()  # what is kept per parameter
-    for turn, (name, function) in itertools.product(range(repeats), asked.items()):
-        if turn == 0 or name not in SLOW:
-            taken[name].append(measured(function, device))
-    first, *rest = asked
-    base = taken[first]
-    return {
-        name: (
-            statistics.median(time / own for (time, _), (own, _) in zip(taken[name], base, strict=False)),
-            max(memory for _, memory in taken[name]) - max(memory for _, memory in base),
-        )
-        for name in rest
-    }
-
-
-def errors(setting: Setting, model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> dict[str, float]:
+def errors(setting: Setting, layers: int, device: str = "cpu") -> dict[str, float]:
     """Of each method the largest difference from the one on the model in float64."""
-    if setting.length > 512:
+    if setting.length > 512 or setting.batch > 1:
         return {}
+    model, (ids, mask) = llama(setting, layers, device), inputs_of(setting, device)
     exact = methods(deepcopy(model).double(), ids, mask)
     found = {}
     for name, function in methods(model, ids, mask).items():
@@ -226,43 +198,72 @@ def errors(setting: Setting, model: LlamaForCausalLM, ids: Tensor, mask: Tensor)
     return found
 
 
-def rows(setting: Setting, layers: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """One line for each method."""
+def asked_of(setting: Setting, layers: int, device: str = "cpu") -> dict[str, Callable[[], Any]]:
+    """The forward, our methods and what one would run otherwise; what is kept per parameter has been made."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     model, (ids, mask) = llama(setting, layers, device), inputs_of(setting, device)
 
     @torch.no_grad()
     def forward() -> Tensor:
         return model(ids, attention_mask=mask, use_cache=False).logits[:, -1]
 
-    asked = {"forward": forward} | methods(model, ids, mask) | others(model, ids)
-    found = compared(asked, repeats, device)
-    if setting.batch == 1:
-        found |= compared(generation(model, ids), repeats, device)
-    error = errors(setting, model, ids, mask)
+    few = slice(None, min(setting.length, 512))
+    tokenizer()
+    for function in methods(model, ids[:, few], mask[:, few]).values():
+        function()
+    return {"forward": forward} | methods(model, ids, mask) | others(model, ids)
+
+
+def peaks(setting: Setting, layers: int, device: str = "cpu") -> dict[str, tuple[float, float]]:
+    """Seconds and MiB of each method, run once."""
+    freed_memory_is_given_back()
+    asked = asked_of(setting, layers, device)
+    return {name: measured(function, device) for name, function in asked.items() if name not in SLOW}
+
+
+def times_and_errors(
+    setting: Setting, layers: int, repeats: int, device: str = "cpu"
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The ratio of each method to the forward, and its error."""
+    taken = ratios(asked_of(setting, layers, device), repeats, device, SLOW)
+    return taken, errors(setting, layers, device)
+
+
+def rows(setting: Setting, layers: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """One line for each method, from processes of their own: one for memory, and unless it is long one for the rest."""
+    peak = in_a_process(peaks, setting, layers, device)
+    own, base = peak["forward"]
+    found = {name: seconds / own for name, (seconds, _) in peak.items() if name != "forward"}
+    error: dict[str, float] = {}
+    if setting.length <= LONG:
+        found, error = in_a_process(times_and_errors, setting, layers, repeats, device)
     return [
-        asdict(setting) | {"method": name, "ratio": ratio, "extra MiB": extra, "error": error.get(name)}
-        for name, (ratio, extra) in found.items()
+        asdict(setting) | {"method": name, "ratio": ratio, "error": error.get(name)}
+        | {"extra MiB": peak[name][1] - base if name in peak else None}
+        for name, ratio in found.items()
+    ]  # fmt: skip
+
+
+def generation_ratios(length: int, layers: int, repeats: int, device: str = "cpu") -> dict[str, float]:
+    """The ratio of each method to ``generate`` by itself."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    setting = Setting(length, "sdpa", "float32", 1)
+    model, (ids, _) = llama(setting, layers, device), inputs_of(setting, device)
+    asked = generation(model, ids)
+    asked["generate, norms"]()
+    return ratios(asked, repeats, device)
+
+
+def generation_rows(length: int, layers: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """One line for each method while 32 tokens are written."""
+    found = in_a_process(generation_ratios, length, layers, repeats, device)
+    return [
+        asdict(Setting(length, "sdpa", "float32", 1))
+        | {"method": f"{name}, 32 tokens", "ratio": ratio, "extra MiB": None, "error": None}
+        for name, ratio in found.items()
     ]
-
-
-def tables(found: list[dict[str, Any]]) -> str:
-    """Markdown, a table for each number format and batch: a row for each method, a column for each length."""
-    parts = []
-    for dtype, batch in dict.fromkeys((row["dtype"], row["batch"]) for row in found):
-        own = [row for row in found if (row["dtype"], row["batch"]) == (dtype, batch)]
-        columns = list(dict.fromkeys((row["length"], row["attention"]) for row in own))
-        lines = [f"| {dtype}, batch of {batch} | " + " | ".join(f"{length}, {how}" for length, how in columns) + " |"]
-        lines.append("|---" * (1 + len(columns)) + "|")
-        for name in dict.fromkeys(row["method"] for row in own):
-            cells = {(row["length"], row["attention"]): _cell(row) for row in own if row["method"] == name}
-            lines.append(f"| {name} | " + " | ".join(cells.get(column, "") for column in columns) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _cell(row: dict[str, Any]) -> str:
-    error = "" if row["error"] is None else f"; {row['error']:.0e}"
-    return f"{row['ratio']:.2f}; {row['extra MiB']:.0f} MiB{error}"
 
 
 def above_their_gates(found: list[dict[str, Any]]) -> list[str]:
@@ -283,15 +284,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--generate", type=int, help="the length of a prompt that 32 tokens are written after")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="where the numbers go as well")
     parser.add_argument("--gate", action="store_true", help="fail where a ratio is above its limit")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     found: list[dict[str, Any]] = []
     for setting in itertools.product(asked.lengths, asked.attention, asked.dtypes, asked.batches):
         found += rows(Setting(*setting), asked.layers, asked.repeats, asked.device)
+    if asked.generate:
+        found += generation_rows(asked.generate, asked.layers, asked.repeats, asked.device)
     print(tables(found))
     print(f"load {os.getloadavg()[0]:.1f}")
     if asked.json:

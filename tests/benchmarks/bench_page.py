@@ -1,0 +1,111 @@
+"""The tables of ``docs/benchmarks.md``, measured anew: one command, at most a quarter of an hour of one core.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_page [--json rows.json] [--page docs/benchmarks.md]
+
+Both files are written after each setting, so that what was measured stays when the run is cut short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captum_norm.cli.loading import Loaded
+from captum_norm.cli.tokens import _batches, _count
+from captum_norm.files import replacing
+from captum_norm.models import load_sentiment
+from tests.benchmarks.bench_rows import Setting, generation_rows, rows
+from tests.benchmarks.bench_study import sentences
+from tests.benchmarks.measuring import in_a_process
+from tests.benchmarks.tables_of_rows import tables
+
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+SEQUENCES = 1000
+
+
+def ratio_of_tokens(sequences: int) -> float:
+    """What ``captum-norm tokens`` takes beside the embedded model's own passes, on sequences of about 70 tokens."""
+    torch.set_num_threads(1)
+    model, tokenizer = load_sentiment()
+    loaded = Loaded(model, tokenizer, "the sentiment model", "classes")
+    words = iter(sentences(4 * sequences))
+    texts = [" ".join(next(words) for _ in range(4)) for _ in range(sequences)]
+    _count(loaded, texts[:8], 512, 8)
+    start = time.process_time()
+    with torch.no_grad():
+        for encoding in _batches(loaded, texts, 512, 8):
+            model(**encoding)
+    own = time.process_time() - start
+    start = time.process_time()
+    _count(loaded, texts, 512, 8)
+    return (time.process_time() - start) / own
+
+
+def throughput(sequences: int) -> list[dict[str, Any]]:
+    """The line of ``captum-norm tokens``."""
+    ratio = in_a_process(ratio_of_tokens, sequences)
+    return [{"method": "captum-norm tokens", "sequences": sequences, "ratio": ratio}]
+
+
+# What is measured, its arguments, and how it is told of.
+PLAN: list[tuple[Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = [
+    (rows, (Setting(512, "sdpa", "float32", 1), 4, 3)),
+    (rows, (Setting(2048, "sdpa", "float32", 1), 2, 2)),
+    (generation_rows, (1024, 4, 2)),
+    (throughput, (SEQUENCES,)),
+    (rows, (Setting(8192, "sdpa", "float32", 1), 2, 1)),
+    (rows, (Setting(512, "eager", "float32", 1), 4, 2)),
+    (rows, (Setting(512, "sdpa", "bfloat16", 1), 2, 1)),
+    (rows, (Setting(512, "sdpa", "float32", 8), 2, 1)),
+    (rows, (Setting(128, "sdpa", "float32", 1), 4, 3)),
+    (rows, (Setting(16384, "sdpa", "float32", 1), 2, 1)),
+]
+
+
+def as_page(found: list[dict[str, Any]], seconds: float) -> str:
+    """The part of the page that is measured."""
+    measured = sorted((row for row in found if "length" in row), key=lambda row: row["dtype"] != "float32")
+    measured.sort(key=lambda row: (row["batch"], row["dtype"] != "float32", row["attention"] != "sdpa", row["length"]))
+    parts = [tables(measured)]
+    for row in found:
+        if "length" not in row:
+            parts.append(
+                f"`{row['method']}` on {row['sequences']:,} sequences: {row['ratio']:.2f} times the model's own "
+                f"passes, so {1 / row['ratio']:.0%} of its throughput."
+            )
+    parts.append(f"Measured in {seconds / 60:.0f} minutes, at a load of {os.getloadavg()[0]:.1f}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--page", type=Path, help=f"a page that has a line {BEGIN.strip()!r} and one {END.strip()!r}")
+    parser.add_argument("--only", type=int, nargs="+", help="which lines of the plan, from 0; all by default")
+    asked = parser.parse_args()
+    start, found = time.time(), []
+    for number, (measure, arguments) in enumerate(PLAN):
+        if asked.only is not None and number not in asked.only:
+            continue
+        began = time.time()
+        found += measure(*arguments)
+        print(measure.__name__, *arguments, f"{time.time() - began:.0f} s", flush=True)
+        written = as_page(found, time.time() - start)
+        if asked.json:
+            asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        if asked.page:
+            before, _, rest = asked.page.read_text(encoding="utf-8").partition(BEGIN)
+            with replacing(asked.page) as unfinished:
+                unfinished.write_text(before + BEGIN + "\n" + written + "\n" + END + rest.partition(END)[2])
+    print(written)
+
+
+if __name__ == "__main__":
+    main()
