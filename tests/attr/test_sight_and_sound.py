@@ -162,7 +162,7 @@ def test_a_prompt_that_reads_the_answer_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [llava, qwen2_vl, gemma3], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [llava, smolvlm, qwen2_vl, qwen2_audio, gemma3], ids=lambda make: make.__name__)
 def test_what_sees_a_picture_beside_a_decoder_is_none_of_its_layers(make):
     torch.manual_seed(0)
     model, ids, fixed = make()
