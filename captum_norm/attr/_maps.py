@@ -138,7 +138,7 @@ class LaterMap:
 
 
 # Weights in a block of queries that is measured at a time.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
 
 
 def sum_of_rows(record: AttentionRecord, measure: MeasureFunction, shares: Tensor) -> CallMap:

@@ -110,30 +110,22 @@ def measured(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Ste
     Raises:
         LayoutError: where an output row mixes queries, or heads are cut across rows.
     """
-    numbers = torch.arange(math.prod(lead) * query * head_dim, device="cpu").view(*lead, query, head_dim)
+    count = math.prod(lead) * query * head_dim
+    dtype = torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    numbers = torch.arange(count, dtype=dtype, device="cpu").view(*lead, query, head_dim)
     for step in steps:
         if not step.scales:
             numbers = _moved(numbers, step)
     if numbers.shape[-1] != width:
         raise LayoutError(f"the projection reads rows of {width}, mixed values come in rows of {numbers.shape[-1]}")
-    numbers = numbers.reshape(-1, width)
-    ours = (numbers != NOT_AN_INPUT).any(-1).nonzero()[:, 0]  # other rows may belong to another call (packed images)
-    numbers = numbers[ours]
-    own = numbers[0] != NOT_AN_INPUT
-    if not torch.equal(numbers != NOT_AN_INPUT, own.expand_as(numbers)):
-        raise LayoutError("some output rows hold mixed values in columns where others hold something else")
-    order = numbers[0, own].argsort()
-    columns = own.nonzero()[:, 0][order]
+    numbers, ours, own = _with_own(numbers.reshape(-1, width))
+    columns = own.nonzero()[:, 0][numbers[0, own].argsort()]
     if len(columns) % head_dim:
         raise LayoutError(f"{len(columns)} columns of mixed values are no multiple of the head size {head_dim}")
+    columns_in_order = torch.equal(columns, torch.arange(width, device="cpu"))
     columns = columns.view(-1, head_dim)
-    numbers = numbers[:, columns]  # (token, head, head_dim)
-    start = numbers[..., :1]
-    if not torch.equal(numbers, start + torch.arange(head_dim, device="cpu")) or (start % head_dim).any():
-        raise LayoutError("the columns of one head are not one value vector in every row")
-    start = start[..., 0] // head_dim
+    start = _first_of_vectors(numbers, columns, columns_in_order).long() // head_dim  # (token, head)
     rows, queries = start // query, start % query
-    columns_in_order = torch.equal(columns.flatten(), torch.arange(width, device="cpu"))
     rest, layouts = (~own).nonzero()[:, 0], []
     for tokens in _by_batch(rows[:, 0], queries[:, 0]):
         of_rows, of_queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
@@ -146,6 +138,34 @@ def measured(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Ste
             Layout(of_rows, of_queries, ours[tokens], columns, rest, in_order, columns_in_order, values_in_order)
         )
     return layouts
+
+
+def _with_own(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of numbers (row, column) that hold any, which these are, and which columns hold numbers in each."""
+    if int(numbers.amin()) != NOT_AN_INPUT:
+        return numbers, torch.arange(len(numbers), device="cpu"), torch.ones(numbers.shape[1], dtype=torch.bool)
+    ours = (numbers != NOT_AN_INPUT).any(-1).nonzero()[:, 0]  # other rows may belong to another call (packed images)
+    numbers = numbers[ours]
+    own = numbers[0] != NOT_AN_INPUT
+    if not torch.equal(numbers != NOT_AN_INPUT, own.expand_as(numbers)):
+        raise LayoutError("some output rows hold mixed values in columns where others hold something else")
+    return numbers, ours, own
+
+
+def _first_of_vectors(numbers: Tensor, columns: Tensor, in_order: bool) -> Tensor:
+    """The first number of each head's vector in each row, (row, head); columns (head, head_dim) say where it stands.
+
+    The rest is looked at some rows at a time: all of it at once would be larger than what the model computes.
+    """
+    behind = torch.arange(columns.shape[1], dtype=numbers.dtype, device="cpu")
+    for some in numbers.split(max(1, _SOME // numbers.shape[1])):
+        vectors = (some if in_order else some[:, columns.flatten()]).view(-1, *columns.shape)
+        if (vectors[..., :1] % len(behind)).any() or not torch.equal(vectors, vectors[..., :1] + behind):
+            raise LayoutError("the columns of one head are not one value vector in every row")
+    return numbers[:, columns[:, 0]]
+
+
+_SOME = 1 << 18  # numbers, 1 MiB
 
 
 def _moved(numbers: Tensor, step: Step) -> Tensor:

@@ -394,7 +394,7 @@ class AttentionRecord:
         """The record a block of queries at a time: which queries, and the record ``at`` them.
 
         Args:
-            size: how many queries; None for as many as keep a block's weights small (16 MB).
+            size: how many queries; None for as many as keep a block's weights small (8 MB).
         """
         batch, head, query, key = self.shape
         size = size or max(1, _BLOCK // max(1, batch * head * key))
@@ -404,7 +404,7 @@ class AttentionRecord:
 
 
 # Weights in a block of queries.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
 
 
 def _taken(tensor: Tensor, rows: slice | Tensor) -> Tensor:

@@ -29,6 +29,9 @@ from captum_norm.functional.normalization import Norms, fold
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
 
+# For fewer keys than this, W_O is not looked at twice.
+_FEW = 64
+
 # As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
 _SMALLEST_PIVOT = 1e-14
 _TINY = torch.finfo(torch.float64).tiny
@@ -186,23 +189,59 @@ def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:
     rows = W_O.shape[0] * W_O.shape[1]
     if rows > _LARGEST_KEPT:
         return _make_middle_parts(fold(W_O, after)) if keys >= rows else None
-    entries = _kept.setdefault(W_O.untyped_storage(), {})
-    folds = tuple((norm.centred, norm.weight is None) for norm in after)
-    place = (W_O.storage_offset(), W_O.shape, W_O.stride(), W_O.dtype, folds)
-    scales = [norm.weight.float() for norm in after if norm.weight is not None]
-    print_now = torch.cat([_fingerprint(W_O), *scales])
-    print_then, middle = entries.get(place, (None, None))
-    seen = print_then is not None and torch.equal(print_then, print_now)
-    if not seen:
-        middle = None
-    if middle is None and (seen or keys >= rows):
-        middle = _make_middle_parts(fold(W_O, after))
-    entries[place] = (print_now, middle)
-    return middle
+    return remembered(_make_middle_parts, W_O, keys >= rows, after)
 
 
 def _make_middle_parts(W: Tensor) -> Pairs:
     return [W[h:].flatten(0, 1) @ W[h].mT for h in range(len(W))]
+
+
+def triangle(W_O: Tensor, keys: int) -> list[tuple[int, Tensor]] | None:
+    """L with ||m W_O|| = ||m L|| for each m, lower triangular, so half the products; None where it does not pay.
+
+    From a QR decomposition in float64, kept as middle parts are; making it costs as much as a few thousand keys do.
+
+    Args:
+        W_O: (head, head_dim, model).
+        keys: how many vectors m are about to be asked for.
+
+    Returns:
+        Blocks of columns of L, (row, column) in float32 without the zeros above, each with its first row.
+    """
+    rows, model = W_O.shape[0] * W_O.shape[1], W_O.shape[2]
+    if keys < _FEW or rows > min(model, _LARGEST_KEPT):
+        return None
+    return remembered(_make_triangle, W_O, keys >= 8 * rows)
+
+
+def _make_triangle(W: Tensor) -> list[tuple[int, Tensor]]:
+    lower = torch.linalg.qr(W.flatten(0, 1).mT, mode="r").R.mT.float()
+    width = -(-len(lower) // 8)
+    return [(n, lower[n:, n : n + width].contiguous()) for n in range(0, len(lower), width)]
+
+
+def remembered(make: Callable[[Tensor], T], W_O: Tensor, at_once: bool, after: Norms = ()) -> T | None:
+    """What ``make`` gives for W_O in float64, with the norms behind folded in, kept for as long as its storage lives.
+
+    Args:
+        make: makes it.
+        W_O: (head, head_dim, model).
+        at_once: make it at the first call; else at the second with the same contents, and give None before.
+        after: the norms behind.
+    """
+    entries = _kept.setdefault(W_O.untyped_storage(), {})
+    folds = tuple((norm.centred, norm.weight is None) for norm in after)
+    place = (make, W_O.storage_offset(), W_O.shape, W_O.stride(), W_O.dtype, folds)
+    scales = [norm.weight.float() for norm in after if norm.weight is not None]
+    print_now = torch.cat([_fingerprint(W_O), *scales])
+    print_then, made = entries.get(place, (None, None))
+    seen = print_then is not None and torch.equal(print_then, print_now)
+    if not seen:
+        made = None
+    if made is None and (seen or at_once):
+        made = make(fold(W_O, after))
+    entries[place] = (print_now, made)
+    return cast("T | None", made)
 
 
 def _fingerprint(W_O: Tensor) -> Tensor:
@@ -220,4 +259,4 @@ def _probe(size: int, device: torch.device) -> Tensor:
     return torch.arange(1, size + 1, dtype=torch.float32, device=device).mul_(0.6180339887).frac_().add_(0.5)
 
 
-_kept: WeakKeyDictionary[UntypedStorage, dict[tuple[object, ...], tuple[Tensor, Pairs | None]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[UntypedStorage, dict[tuple[object, ...], tuple[Tensor, object]]] = WeakKeyDictionary()

@@ -35,6 +35,7 @@ from captum_norm.functional.gram import (
     keys_known,
     middle_parts,
     prepared_once,
+    triangle,
     triangular_factor,
 )
 from captum_norm.functional.normalization import Norms, fold
@@ -166,7 +167,7 @@ def fill_summed_norms(
         if known:
             fill_summed_norms_by_products(result[..., :known], weights[..., :known], values[:, :, :known], W_O, gate)
         if known < values.shape[2]:
-            fill_summed_norms_of_row(result[..., known:], weights[..., known:], values[:, :, known:], W_O, gate)
+            _fill_summed_norms_of_row(result[..., known:], weights[..., known:], values[:, :, known:], W_O, gate)
     else:
         fill_summed_norms_by_products(result, weights, values, W_O, gate, after)
 
@@ -180,6 +181,17 @@ def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None
         images = v @ projection
         squares = images.square_().sum(-1) if middle is None else images.mul_(v).sum(-1).clamp_min_(0)
         result[b, :, k] = squares.sqrt_()
+
+
+def _fill_summed_norms_of_row(
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
+) -> None:
+    """For one query in float32: W_O, or its triangle, over keys that stay in cache."""
+    keys = result.shape[0] * result.shape[2]
+    factor = triangle(W_O, keys) or [(0, W_O.flatten(0, 1).float())]
+    for b, k in _key_blocks(values, W_O.shape[0] * W_O.shape[1]):
+        own = None if gate is None else gate[b]
+        fill_summed_norms_of_row(result[b, :, k], weights[b, :, :, k], values[b, :, k], W_O, own, factor)
 
 
 def fill_summed_norms_by_products(

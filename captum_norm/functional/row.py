@@ -4,9 +4,14 @@ For one query i the vectors sum_h alpha^h_ij f^h(x_j) = concat_h(alpha^h_ij v^h_
 float32.  With m the concatenation, its rounding error is about 1e-7 of sqrt(sum_e m_e^2 ||W_O[e]||^2), at most
 max|m| ||W_O||_F; a key whose vector is much shorter than that (heads cancel) is computed again in float64.
 
+W_O may be its triangular factor L (:func:`captum_norm.functional.gram.triangle`): ||m W_O|| = ||m L||.
+
 Axes: b batch, h head, q query (one), k key, e head_dim, d model.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -14,22 +19,37 @@ from torch.linalg import vector_norm
 _CANCELS = 0.03
 
 
-def fill_summed_norms_of_row(result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None) -> None:
+def fill_summed_norms_of_row(
+    result: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    W_O: Tensor,
+    gate: Tensor | None,
+    factor: Sequence[tuple[int, Tensor]],
+) -> None:
     """Writes into result (batch, 1, key), float32, the summed norms of one query.
 
-    weights is (batch, head, 1, key), values (batch, head, key, head_dim), W_O (head, head_dim, model) and gate None or
-    (batch, head, 1, 1).
+    weights is (batch, head, 1, key), values (batch, head, key, head_dim), W_O (head, head_dim, model), gate None or
+    (batch, head, 1, 1), and factor W_O or its triangle: blocks of columns, each with its first row.
     """
+    batch, head, _, key = weights.shape
     alpha = weights.float() if gate is None else weights.float() * gate
-    projection = W_O.flatten(0, 1)
-    mixed = (alpha.transpose(2, 3) * values.float()).transpose(1, 2).flatten(2)  # (batch, key, head * head_dim)
-    norms = vector_norm(mixed @ projection.float(), dim=-1)
-    bound = vector_norm(projection.float()) * vector_norm(mixed, ord=float("inf"), dim=-1)
-    cancelling = norms < _CANCELS * bound
+    mixed = values.new_empty(batch, key, head, values.shape[-1], dtype=torch.float32)
+    torch.mul(values.transpose(1, 2), alpha.permute(0, 3, 1, 2), out=mixed)
+    mixed = mixed.flatten(0, 1).flatten(1)  # (batch * key, head * head_dim)
+    squares = [(mixed[:, first:] @ columns).square_().sum(-1) for first, columns in factor]
+    norms = torch.stack(squares).sum(0).sqrt_()
+    bound = torch.stack([columns.square().sum() for _, columns in factor]).sum().sqrt() * mixed.abs_().amax(-1)
+    norms, cancelling = norms.view(batch, key), (norms < _CANCELS * bound).view(batch, key)
     if cancelling.any():
-        example, key = cancelling.nonzero(as_tuple=True)
-        alpha = weights[example, :, 0, key].double()
-        alpha = alpha if gate is None else alpha * gate[example, :, 0, 0]
-        mixed = (alpha[..., None] * values[example, :, key].double()).flatten(1)
-        norms[cancelling] = vector_norm(mixed @ projection.double(), dim=-1).float()
+        norms[cancelling] = _in_float64(cancelling, weights, values, W_O, gate)
     result.copy_(norms[:, None])
+
+
+def _in_float64(where: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None) -> Tensor:
+    """The norms where the mask (batch, key) says so, one after the other."""
+    example, key = where.nonzero(as_tuple=True)
+    alpha = weights[example, :, 0, key].double()
+    alpha = alpha if gate is None else alpha * gate[example, :, 0, 0]
+    mixed = (alpha[..., None] * values[example, :, key].double()).flatten(1)
+    return vector_norm(mixed @ W_O.flatten(0, 1).double(), dim=-1).float()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captum_norm.functional import summed_norms
+from captum_norm.functional import gram, summed_norms
 from tests.functional.make_cancelling_heads import FILE, KINDS, RATIOS
 
 BATCH, HEADS, QUERIES, KEYS, HEAD_DIM, MODEL = 2, 3, 4, 6, 5, 16
@@ -58,3 +58,15 @@ def test_the_committed_cancelling_heads_hold_row_by_row(name):
 def test_zero_weights_give_zero():
     weights, values, W_O = draw()
     assert (summed_norms(torch.zeros_like(weights[:, :, :1]), values, W_O) == 0).all()
+
+
+def test_a_row_by_the_triangular_factor_is_the_row():
+    weights, values = torch.randn(2, 3, 1, 80).softmax(-1), torch.randn(2, 3, 80, 5)
+    W_O = torch.randn(3, 5, 16)
+    weights[:, 1, :, 40:], values[:, 1, 40:], weights[:, 2, :, 40:] = weights[:, 0, :, 40:], values[:, 0, 40:], 0
+    W_O[1] = W_O[0] * (1e-4 - 1)  # the last keys' heads cancel
+    expected = definition(weights, values, W_O)
+    for _ in range(2):  # the factor is made when W_O is met again
+        torch.testing.assert_close(summed_norms(weights, values, W_O).double(), expected, rtol=1e-6, atol=0)
+    (kept,) = (made for _, made in gram._kept[W_O.untyped_storage()].values())
+    assert sum(columns.numel() for _, columns in kept) < 0.75 * W_O.numel()

@@ -140,6 +140,7 @@ CHANGES: list[Change] = [
     *changes_of("functional/decompx.py", ("if with_b_V:", "if not with_b_V:")),
     *changes_of("functional/relevance.py", (".clamp_min_(0).mean(1)", ".mean(1)")),
     *changes_of("functional/row.py", ("_CANCELS = 0.03", "_CANCELS = 0.0")),
+    *changes_of("functional/gram.py", ('mode="r").R.mT', 'mode="r").R'), tests="functional/test_row.py"),
     *changes_of("functional/split.py", ("0, vectors / lengths, 0", "0, vectors, 0")),
     *changes_of("functional/value_zeroing.py", ("- (lengths == 0).to(dtype) ", "")),
     # ----------------------------------------------------------------------------------------------------- files, ranks
@@ -646,6 +647,8 @@ CHANGES: list[Change] = [
         ("if len(layouts) > 1:", "if False:"),
         ("weights.numel() == math.prod(lead) * query * key", "True"),
         ("if self.values_in_order:", "if True:"),
+        ("if (vectors[..., :1] % len(behind)).any() or", "if"),
+        ("!= NOT_AN_INPUT:", "== 0:"),
     ),
     *changes_of(
         "capture/reader.py",

@@ -39,9 +39,9 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     made = value
     if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
         repeats = query.shape[-3] // value.shape[-3]
-        step = Step(("repeat_interleave", repeats, -3), lambda t: t.repeat_interleave(repeats, -3))
+        step = Step(("repeat_interleave", repeats, -3), lambda t: _repeated(t, repeats))
         with torch.set_grad_enabled(value.requires_grad):
-            value = value.repeat_interleave(repeats, -3)
+            value = _repeated(value, repeats)
         places[1] = places[1] and places[1].then(step)
     weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
@@ -73,6 +73,12 @@ def _places(flow: Dataflow, queries: Tensor, shape: torch.Size, values: Tensor) 
         own = flow.latents(values.shape, -2) if of_queries is None else along(of_queries.anchor, values.shape, -2)
         places[1] = own
     return places
+
+
+def _repeated(tensor: Tensor, repeats: int) -> Tensor:
+    """Each of the third axis from the end, several times in a row; numbers that are the same along it are no copy."""
+    wide = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:])
+    return wide.flatten(-4, -3)
 
 
 def hidden_product(flow: Dataflow, op: Operation) -> None:
