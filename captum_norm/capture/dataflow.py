@@ -32,6 +32,7 @@ from captum_norm.operations.callers import how_many_run, running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
+from captum_norm.operations.modes import OfKnownTensors
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, along, patches
 from captum_norm.operations.rules import RuleTable
@@ -155,17 +156,22 @@ class Dataflow:
 
     def _of_calls(self, rule: Rule, begins: bool, see: OperationRule | None) -> OperationRule:
         """What to do with operations where calls are read, and positions and what reaches what are not followed."""
-        known = (self.traces, self.exponentials, self.unrounded)
 
         def on_the_way(op: Operation) -> None:
-            if begins or any(facts[tensor] is not None for tensor in op.tensors for facts in known):
-                self._operation = op
-                rule(self, op)
-                self._born, self._operation = 0, None
-            if see is not None:
-                see(op)
+            self._operation = op
+            rule(self, op)
+            self._born, self._operation = 0, None
 
-        return on_the_way
+        of_known = OfKnownTensors(on_the_way, (self.traces, self.exponentials, self.unrounded))
+        if see is None:
+            return on_the_way if begins else of_known
+
+        def with_blocks(op: Operation) -> None:
+            if begins or of_known.concerns(op.tensors):
+                on_the_way(op)
+            see(op)
+
+        return with_blocks
 
     def unchosen(self, tensors: Sequence[Tensor] | None = None) -> Tensor | None:
         """What scores or weights would be if none had been left out for being small; None where none was.

@@ -160,17 +160,19 @@ class OpaqueParts:
         self.parts.append(Opaque(op.name, module, why, value, storage))
 
     def _is_held(self, address: int) -> bool:
-        """Whether a module holds the storage; the outermost is looked through once, the innermost each time."""
+        """Whether a module holds the storage: the innermost, or one of all, which are looked through once."""
         running = running_modules()
         if not running:
             return False
         root, innermost = running[0].module, running[-1].module
+        if any(_address(tensor) == address for tensor in _held(innermost)):
+            return True
         if id(root) not in self._looked_through:
             self._looked_through.add(id(root))
             for module in root.modules():
                 for tensor in _held(module):
                     self.know(tensor)
-        return address in self._known or any(_address(tensor) == address for tensor in _held(innermost))
+        return address in self._known
 
 
 def _held(module: Module) -> Iterator[Tensor]:

@@ -29,7 +29,7 @@ from captum_norm.functional.normalization import Norms, fold
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
 
-# For fewer keys than this, W_O is not looked at twice.
+# For fewer keys than this, W_O is not looked at twice, however small it is.
 _FEW = 64
 
 # As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
@@ -200,6 +200,7 @@ def triangle(W_O: Tensor, keys: int) -> list[tuple[int, Tensor]] | None:
     """L with ||m W_O|| = ||m L|| for each m, lower triangular, so half the products; None where it does not pay.
 
     From a QR decomposition in float64, kept as middle parts are; making it costs as much as a few thousand keys do.
+    Whether it is used depends on the sizes alone: the same question has the same answer, bit for bit.
 
     Args:
         W_O: (head, head_dim, model).
@@ -209,9 +210,9 @@ def triangle(W_O: Tensor, keys: int) -> list[tuple[int, Tensor]] | None:
         Blocks of columns of L, (row, column) in float32 without the zeros above, each with its first row.
     """
     rows, model = W_O.shape[0] * W_O.shape[1], W_O.shape[2]
-    if keys < _FEW or rows > min(model, _LARGEST_KEPT):
+    if keys < max(_FEW, 2 * rows) or rows > min(model, _LARGEST_KEPT):
         return None
-    return remembered(_make_triangle, W_O, keys >= 8 * rows)
+    return remembered(_make_triangle, W_O, at_once=True)
 
 
 def _make_triangle(W: Tensor) -> list[tuple[int, Tensor]]:

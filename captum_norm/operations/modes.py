@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import with_plain_mask, without_own_formats
 from captum_norm.operations.operation import Operation, operation_name
 from captum_norm.operations.sharded import is_distributed, with_weights_held
 
 OperationRule = Callable[[Operation], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OfKnownTensors:
+    """A rule for operations on tensors of which some store knows something, and for no others."""
+
+    rule: OperationRule
+    known: tuple[Facts[Any], ...]
+
+    def __call__(self, operation: Operation) -> Any:
+        return self.rule(operation)
+
+    def concerns(self, arguments: Iterable[Any]) -> bool:
+        """Whether a tensor that is known is among them, or in a list of them."""
+        for one in arguments:
+            if isinstance(one, Tensor):
+                for facts in self.known:
+                    if one in facts:
+                        return True
+            elif isinstance(one, list | tuple) and self.concerns(one):
+                return True
+        return False
 
 
 class OperationMode(TorchFunctionMode):
@@ -69,6 +94,8 @@ class OperationMode(TorchFunctionMode):
 class WatchingMode(OperationMode):
     """Runs each operation exactly as the model asked, then tells its rule.
 
+    A rule of known tensors is not told of operations on others.
+
     The rule works under ``no_grad`` and with torch functions off, so that neither this mode nor autograd sees it.
     """
 
@@ -76,6 +103,8 @@ class WatchingMode(OperationMode):
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         out = func(*args, **kwargs)
+        if isinstance(rule, OfKnownTensors) and not rule.concerns((*args, *kwargs.values()) if kwargs else args):
+            return out
         operation = self.seen(Operation(operation_name(func), func, args, kwargs, out))
         with torch._C.DisableTorchFunction():
             if torch.is_grad_enabled():

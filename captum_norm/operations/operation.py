@@ -57,9 +57,11 @@ class Operation:
         func, args, kwargs: the call; operands that the model gave by keyword stand among ``args``.
         out: what it returned; None before it has run.
         tensors: all tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened.
+        in_place: whether its name is that of an in-place form.
+        writes: whether it overwrites its first operand.
     """
 
-    __slots__ = ("args", "func", "kwargs", "name", "out", "tensors")
+    __slots__ = ("args", "func", "in_place", "kwargs", "name", "out", "tensors", "writes")
 
     def __init__(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None
@@ -68,6 +70,9 @@ class Operation:
             args, kwargs = _positional(args, kwargs)
         self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
         self.tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
+        self.in_place = name.endswith("_") and not name.endswith("__")
+        writes = self.in_place or name == "setitem" or bool(kwargs and kwargs.get("inplace"))
+        self.writes = writes and bool(args) and isinstance(args[0], Tensor)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or by keyword, whichever way the model passed it."""
@@ -77,18 +82,6 @@ class Operation:
     def outputs(self) -> list[Tensor]:
         """The tensors it returned."""
         return [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
-
-    @property
-    def in_place(self) -> bool:
-        """Whether its name is that of an in-place form."""
-        return self.name.endswith("_") and not self.name.endswith("__")
-
-    @property
-    def writes(self) -> bool:
-        """Whether it overwrites its first operand."""
-        if not self.args or not isinstance(self.args[0], Tensor):
-            return False
-        return self.in_place or self.name == "setitem" or bool(self.kwargs.get("inplace"))
 
     @property
     def drops_out(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Place:
     steps: tuple[Step, ...] = ()
     mixers: frozenset[Hashable] = frozenset()
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
         return (id(self.anchor), tuple(step.key for step in self.steps))
 
