@@ -49,3 +49,9 @@ def test_weights_that_all_heads_share_are_given_to_each():
 def test_what_is_no_layout_of_heads_is_refused(moves, message):
     with pytest.raises(LayoutError, match=message):
         layout_after(*moves)
+
+
+def test_a_vector_whose_entries_change_places_in_some_rows_is_refused():
+    columns = [0, 2, 1, *range(3, HEADS * SIZE)]
+    with pytest.raises(LayoutError, match="not one value vector in every row"):
+        layout_after(joined, lambda t: torch.cat([t[:, :2], t[:, 2:, columns]], 1))

@@ -647,8 +647,7 @@ CHANGES: list[Change] = [
         ("if len(layouts) > 1:", "if False:"),
         ("weights.numel() == math.prod(lead) * query * key", "True"),
         ("if self.values_in_order:", "if True:"),
-        ("if (vectors[..., :1] % len(behind)).any() or", "if"),
-        ("!= NOT_AN_INPUT:", "== 0:"),
+        ("or not torch.equal(vectors, vectors[..., :1] + behind)", ""),
     ),
     *changes_of(
         "capture/reader.py",
