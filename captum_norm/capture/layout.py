@@ -157,8 +157,9 @@ def _first_of_vectors(numbers: Tensor, columns: Tensor, in_order: bool) -> Tenso
 
     The rest is looked at some rows at a time: all of it at once would be larger than what the model computes.
     """
-    behind = torch.arange(columns.shape[1], dtype=numbers.dtype, device="cpu")
-    for some in numbers.split(max(1, _SOME // numbers.shape[1])):
+    behind, step = torch.arange(columns.shape[1], dtype=numbers.dtype, device="cpu"), max(1, _SOME // numbers.shape[1])
+    for start in range(0, len(numbers), step):
+        some = numbers[start : start + step]
         vectors = (some if in_order else some[:, columns.flatten()]).view(-1, *columns.shape)
         if (vectors[..., :1] % len(behind)).any() or not torch.equal(vectors, vectors[..., :1] + behind):
             raise LayoutError("the columns of one head are not one value vector in every row")
