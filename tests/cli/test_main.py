@@ -121,6 +121,15 @@ def test_an_interrupted_command_says_so_in_one_line_and_leaves_nothing(capsys, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def heard():
+    """A run of tests in the background ignores interrupts, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_from_outside_ends_a_running_command_cleanly(tmp_path):
     command = [sys.executable, "-m", "captum_norm", "compare", "A film.", "--json", str(tmp_path / "x.json")]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -149,6 +158,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("module", ["captum_norm.cli", "torch", "transformers"])
 def test_an_interrupt_while_something_is_loaded_is_as_clean(tmp_path, module):
     done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT, module], capture_output=True, text=True, cwd=tmp_path)
