@@ -68,6 +68,11 @@ PLAN: list[tuple[Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = [
     (rows, (Setting(16384, "sdpa", "float32", 1), 2, 1)),
 ]
 
+TRIAL: list[tuple[Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = [
+    (rows, (Setting(16, "sdpa", "float32", 1), 1, 1)),
+    (throughput, (8,)),
+]
+
 
 def as_page(found: list[dict[str, Any]], seconds: float) -> str:
     """The part of the page that is measured."""
@@ -89,9 +94,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--page", type=Path, help=f"a page that has a line {BEGIN.strip()!r} and one {END.strip()!r}")
     parser.add_argument("--only", type=int, nargs="+", help="which lines of the plan, from 0; all by default")
+    parser.add_argument("--trial", action="store_true", help="small sizes: whether it runs, not what it costs")
     asked = parser.parse_args()
+    if asked.page and not asked.page.is_file():
+        parser.error(f"--page: there is no {asked.page}")
     start, found = time.time(), []
-    for number, (measure, arguments) in enumerate(PLAN):
+    for number, (measure, arguments) in enumerate(TRIAL if asked.trial else PLAN):
         if asked.only is not None and number not in asked.only:
             continue
         began = time.time()

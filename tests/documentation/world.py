@@ -29,7 +29,8 @@ SMALLER = {
     "count=100": "count=4",
     "count=60": "count=4",
     "batch_size=50": "batch_size=4",
-    "--lengths 128 512 2048": "--lengths 16 --layers 1 --repeats 1",
+    "tests.benchmarks.bench_page": "tests.benchmarks.bench_page --trial",
+    "tests.benchmarks.bench_length": "tests.benchmarks.bench_length --lengths 64 128",
 }
 FILMS = (("A warm film that never feels forced.", "good", [[2, 6]]), ("The plot is thin.", "bad", [[12, 16]]))
 TREES = "(4 (4 (3 Good) (2 and)) (4 (4 great) (2 .)))\n(0 (4 great) (0 (0 bad) (2 it)))\n"
@@ -64,6 +65,7 @@ def build(folder: Path) -> None:
     (folder / "dev_paired.tsv").write_text("\n".join(["Sentiment\tText\tbatch_id", *REVIEWS]), encoding="utf-8")
     for name in ("figures", "docs"):
         (folder / name).mkdir()
+    (folder / "docs/benchmarks.md").write_bytes((ROOT / "docs/benchmarks.md").read_bytes())
     (folder / "tutorials/studies").mkdir(parents=True)
     for study in (ROOT / "tutorials/studies").glob("*.toml"):
         (folder / "tutorials/studies" / study.name).write_bytes(study.read_bytes())
