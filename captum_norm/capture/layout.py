@@ -127,7 +127,7 @@ def measured(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Ste
     start = _first_of_vectors(numbers, columns, columns_in_order).long() // head_dim  # (token, head)
     rows, queries = start // query, start % query
     rest, layouts = (~own).nonzero()[:, 0], []
-    for tokens in _by_batch(rows[:, 0], queries[:, 0]):
+    for tokens in _by_batch(rows[:, 0]):
         of_rows, of_queries = rows[tokens].transpose(1, 2), queries[tokens].transpose(1, 2)
         if not torch.equal(of_rows, of_rows[..., :1].expand_as(of_rows)):
             raise LayoutError("one example's queries read their values from different places")
@@ -179,9 +179,12 @@ def _moved(numbers: Tensor, step: Step) -> Tensor:
         ) from error
 
 
-def _by_batch(rows: Tensor, queries: Tensor) -> list[Tensor]:
-    """Output rows grouped by the values their first head reads, as many queries each: (batch, query), in order."""
-    order = (rows * (int(queries.max()) + 1) + queries).argsort(stable=True)
+def _by_batch(rows: Tensor) -> list[Tensor]:
+    """Output rows grouped by the values their first head reads, as many each: (batch, query), in their own order.
+
+    That is the order of the product's queries, unless the model took these in another one and put their results back.
+    """
+    order = rows.argsort(stable=True)
     _, counts = torch.unique(rows, return_counts=True)
     if bool((counts == counts[0]).all()):
         return [order.view(len(counts), -1)]

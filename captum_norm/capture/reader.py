@@ -228,12 +228,13 @@ class RecordReader:
         blocks = [self._stream.forget(mixture) for mixture in mixtures]
         if not whole:
             return None, "W_O wrote more at once than the heads of this call"
-        query, key = call.weights.shape[-2:]
 
         def own_key() -> ResidualKey:
             if call.own is not None:
                 return call.own
-            return residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key)
+            return residual_key(
+                queries, keys, cross, has_cache(mixtures[0].callers), call.layout.queries, call.weights.shape[-1]
+            )
 
         try:
             return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""

@@ -10,6 +10,7 @@ from captum_norm.visualization import picture_maps
 from tests.coverage.tiny import tiny_config
 
 SIGHT = 59
+BEFORE_5 = int(transformers.__version__.split(".")[0]) < 5
 TEXT = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "initializer_range": 0.2, "head_dim": 8, "pad_token_id": 0,
@@ -72,11 +73,10 @@ def qwen2_vl():
         "pixel_values": torch.randn(24, eye.in_channels * eye.temporal_patch_size * eye.patch_size**2),
         "image_grid_thw": torch.tensor([[1, 4, 6]]),
     }
-    before_5 = int(transformers.__version__.split(".")[0]) < 5
-    if before_5:
+    if BEFORE_5:
         config.get_text_config().rope_scaling = {"rope_type": "default", "mrope_section": [2, 1, 1]}
     model = transformers.Qwen2VLForConditionalGeneration(config)
-    if not before_5:  # before, the ids alone told
+    if not BEFORE_5:  # before, the ids alone told
         fixed["mm_token_type_ids"] = (torch.tensor([ids]) == SIGHT).long()
     return model, ids, fixed
 
@@ -154,6 +154,8 @@ def test_a_prompt_that_reads_the_answer_is_refused():
     ids = [*[SIGHT] * 16, 1, 7, 8, 9]
     with pytest.raises(ValueError, match="looks ahead"):
         LLMAttentionAttribution(method, Numbers()).attribute(ids, gen_args=WRITE)
+    if BEFORE_5:  # token types meant something while it was trained alone
+        return
     alone = method.attribute(torch.tensor([ids]), position=-1)
     text = torch.tensor([[*ids, 5, 6, 7]])
     told = HFForward(model, **method.forward_func.fixed, token_type_ids=(torch.arange(23) > 19).long()[None])
@@ -164,6 +166,8 @@ def test_a_prompt_that_reads_the_answer_is_refused():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [llava, smolvlm, qwen2_vl, qwen2_audio, gemma3], ids=lambda make: make.__name__)
 def test_what_sees_a_picture_beside_a_decoder_is_none_of_its_layers(make):
+    if make is smolvlm and BEFORE_5:
+        pytest.skip("its older form puts the rows of a picture among those of a text by torch.where")
     torch.manual_seed(0)
     model, ids, fixed = make()
     forward, ids = HFForward(model.eval(), **fixed), torch.tensor([ids])

@@ -255,3 +255,35 @@ def written_anew(x, y):
     out = x.new_empty(x.shape[0], x.shape[1] + y.shape[1], x.shape[2])
     out[:, : x.shape[1]], out[:, x.shape[1] :] = x, y
     return out
+
+
+def set_by_index(mixed, order):
+    batch, head = torch.arange(BATCH)[:, None, None], torch.arange(HEADS)[:, None]
+    back = torch.zeros_like(mixed)
+    back[batch, head, order] = mixed
+    return back
+
+
+def taken_by_index(mixed, order):
+    return mixed[torch.arange(BATCH)[:, None, None], torch.arange(HEADS)[:, None], order.argsort(-1)]
+
+
+@pytest.mark.parametrize("put_back", [set_by_index, taken_by_index])
+def test_rows_are_those_of_the_output_in_whatever_order_the_model_takes_its_queries(put_back):
+    """As in Informer, whose heads take the queries with the largest scores first."""
+
+    def write(m, x):
+        q, k, v = (f(x).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        order = q.norm(dim=-1).argsort(-1)
+        m.expected = weights(q, k)
+        return m.o(join(put_back(weights(in_order(q, order), k) @ v, order)))
+
+    attention, x = Attention(write).eval(), torch.randn(BATCH, LENGTH, MODEL)
+    with torch.no_grad(), recording(sources=(x,), blocks=True) as records:
+        attention(x)
+    torch.testing.assert_close(records[0].weights, attention.expected)
+    assert records[0].queries.index.tolist() == list(range(LENGTH))
+
+
+def in_order(q, order):
+    return q[torch.arange(BATCH)[:, None, None], torch.arange(HEADS)[:, None], order]
