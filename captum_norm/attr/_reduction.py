@@ -262,7 +262,7 @@ class Reduction:
         if queries != self._last or (read.rows is None and not self._differ):
             return None  # also of an encoder by itself, whose output is not what was returned
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)
-        if weights is None and read.rows is not None and axis.has_several_for(read.rows):
+        if weights is None and read.rows is not None:
             raise ValueError(unseen_rows(self._title, behind))
         if self._differ and (weights is None or not bool((weights == 1).any(1).all())):
             raise ValueError(different_queries(self._title, [axis.length]))

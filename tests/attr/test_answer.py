@@ -271,3 +271,32 @@ def test_a_weighted_mean_is_explained_by_its_weights():
     method = AttentionNorm(Model(lambda self, x: (self.first(x) * weights.expand(2, 6, 1)).sum(1)))
     rows = method.attribute(IDS, target=1, position="all")
     close(method.attribute(IDS, target=1), torch.einsum("q,bqk->bk", weights[:, 0] / 10, rows))
+
+
+class InAnotherOrder(nn.Module):
+    """Queries in the order of each text's own longest vectors; keys where they are."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.attention, self.classes, self.read = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3), read
+
+    def forward(self, x):
+        example, order = torch.arange(len(x))[:, None], x.norm(dim=-1).argsort(-1)
+        queries = x[example, order]
+        rows = queries + self.attention(queries, x, x)[0]
+        return self.classes(self.read(rows, example, order.argsort(-1)))
+
+
+READ_BY = {
+    "a token's row": lambda rows, example, back: rows[example, back][:, 2],
+    "its row, found": lambda rows, example, back: rows[example[:, 0], back[:, 2]],
+    "one row a text": lambda rows, example, back: rows[example[:, 0], torch.tensor([1, 3])],
+    "their mean": lambda rows, example, back: rows.mean(1),
+}
+
+
+@pytest.mark.parametrize("read", READ_BY.values(), ids=READ_BY)
+def test_a_row_among_queries_whose_positions_are_not_known_is_asked_for(read):
+    model = InAnotherOrder(read).eval()
+    with pytest.raises(ValueError, match="which rows the output was read from is not known"):
+        AttentionNorm(model).attribute(torch.randn(2, 6, 16), target=1)
