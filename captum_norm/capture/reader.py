@@ -232,9 +232,9 @@ class RecordReader:
         def own_key() -> ResidualKey:
             if call.own is not None:
                 return call.own
-            return residual_key(
-                queries, keys, cross, has_cache(mixtures[0].callers), call.layout.queries, call.weights.shape[-1]
-            )
+            order, (query, key) = call.layout.queries, call.weights.shape[-2:]
+            in_order = torch.equal(order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+            return residual_key(queries, keys, cross, has_cache(mixtures[0].callers), query, key, in_order)
 
         try:
             return self._blocks.read(blocks[-1], mixtures[0].projection, call.layout, own_key), ""

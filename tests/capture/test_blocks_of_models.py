@@ -394,6 +394,8 @@ def test_a_query_that_is_no_key_is_not_guessed():
             residual_key(Positions(0, torch.tensor([0, 1, 2, 3])), keys, False, cached, 4, 3)
     with pytest.raises(UnreadableBlockError, match="which of the 5 keys each of the 2 queries is itself"):
         residual_key(None, None, False, False, 2, 5)
+    with pytest.raises(UnreadableBlockError, match="which of the 3 keys each of the 3 queries is itself"):
+        residual_key(None, None, False, False, 3, 3, in_order=False)
     no_input = Positions(0, torch.tensor([-1, 0])), Positions(0, torch.tensor([-1, 0, 5]))  # another class token?
     with pytest.raises(UnreadableBlockError, match="which of the 3 keys each of the 2 queries is itself"):
         residual_key(*no_input, False, False, 2, 3)

@@ -268,16 +268,17 @@ def _frozen(form: Form, rows: Tensor) -> FrozenNorm:
 
 
 def residual_key(
-    queries: Positions | None, keys: Positions | None, cross: bool, cached: bool, order: Tensor, key: int
-) -> ResidualKey:
+    queries: Positions | None, keys: Positions | None, cross: bool, cached: bool, query: int, key: int,
+    in_order: bool = True,
+) -> ResidualKey:  # fmt: skip
     """Which key each query is itself.
 
     Args:
         queries, keys: where the axes of the call lie in the input.
         cross: the keys are another sequence's.
         cached: the keys of earlier forward passes come before those of this one.
-        order: (batch, head, query), which query of the product each is.
-        key: how many keys there are.
+        query, key: how many there are.
+        in_order: queries are in the order of the product that mixed the values.
 
     Raises:
         UnreadableBlockError: if that is not known.
@@ -290,8 +291,7 @@ def residual_key(
         same = (queries.index[:, None] == keys.index) & (queries.index[:, None] != NOT_AN_INPUT)
         if bool((same.sum(-1) == 1).all()):
             return same.int().argmax(-1)
-    query = order.shape[-1]
-    if query == key and torch.equal(order, torch.arange(query, device=order.device).expand_as(order)):
+    if query == key and in_order:
         return "diagonal"
     if cached and query < key:
         return torch.arange(key - query, key, device="cpu")  # the keys of earlier passes come first
