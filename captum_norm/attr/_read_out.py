@@ -106,7 +106,10 @@ def same_rows(rows: Tensor, counted_in: Positions, queries: Positions) -> Tensor
     """
     if counted_in.source != queries.source:
         return rows
-    matches = _numbers(counted_in)[rows.cpu()][..., None] == _numbers(queries)
+    numbers = _numbers(counted_in)
+    if bool((rows >= len(numbers)).any()):  # rows of a call that has more of them
+        return None
+    matches = numbers[rows.cpu()][..., None] == _numbers(queries)
     return matches.int().argmax(-1) if bool((matches.sum(-1) == 1).all()) else None
 
 

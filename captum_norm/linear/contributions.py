@@ -144,14 +144,14 @@ def refuse_mixed_examples(
     weights = 1 + torch.arange(len(output), dtype=output.dtype, device=output.device) / len(output)
     weighed = torch.autograd.grad((output * weights).sum(), tensors, retain_graph=True, allow_unused=True)
     for found, gradient, of_example in zip(weighed, gradients, examples, strict=True):
-        if found is None or gradient is None:
+        if found is None or gradient is None or not gradient.numel():
             continue
         of_example = of_example.to(gradient.device)
         expected = gradient * weights.to(gradient)[of_example.clamp(0, len(output) - 1)]
         off = torch.where(of_example < 0, 0, torch.nan_to_num(found - expected)).abs().max()
         # norms may compute in float32, and all of it in less (autocast)
         coarse = max(torch.finfo(dtype).eps for dtype in (gradient.dtype, output.dtype, torch.float32))
-        if of_example.max() >= len(output) or off > coarse**0.5 * torch.nan_to_num(expected).abs().max():
+        if bool((of_example >= len(output)).any()) or off > coarse**0.5 * torch.nan_to_num(expected).abs().max():
             raise NotFrozenError(
                 f"axis 0 of what is explained, {tuple(output.shape)}, and of the inputs should count examples, but an "
                 "example's output depends on what another one was given. A model that takes its positions first is "
