@@ -102,10 +102,8 @@ def same_rows(rows: Tensor, counted_in: Positions, queries: Positions) -> Tensor
 
     Args:
         rows: (batch, row), counted in ``counted_in``.
-        counted_in, queries: where the two axes lie in the input.
+        counted_in, queries: where the two axes lie in one input.
     """
-    if counted_in.source != queries.source:
-        return rows
     numbers = _numbers(counted_in)
     if bool((rows >= len(numbers)).any()):  # rows of a call that has more of them
         return None

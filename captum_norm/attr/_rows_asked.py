@@ -49,7 +49,10 @@ class RowsAsked:
             self._queries[queries] = record.queries
         batch, _, length, _ = record.shape
         self._shapes[queries] = (batch, length)
-        length = length if self.counted_in is None else len(self.counted_in.index)
+        counted_in = self.counted_in
+        if counted_in is not None and record.queries is not None and record.queries.source != counted_in.source:
+            counted_in = None  # another sequence, whose rows count for themselves
+        length = length if counted_in is None else len(counted_in.index)
         if not (self._rows.few and self._aggregate.needs == "rows"):
             return record
         # One call that looks ahead settles the default row; while all are causal, both ends may be the answer.
@@ -62,7 +65,7 @@ class RowsAsked:
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record
         self._candidates.setdefault(queries, (rows, settled))
-        return at_rows(record, rows if self.counted_in is None else self._same(record, rows, self.counted_in))
+        return at_rows(record, rows if counted_in is None else self._same(record, rows, counted_in))
 
     def shares(self, queries: SequenceName) -> Tensor | None:
         """How much of each row of these queries is asked for, (batch, query), where a sum of rows is enough."""

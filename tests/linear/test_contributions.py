@@ -3,6 +3,7 @@
 import torch
 
 from captum_norm.linear import Conventions, token_contributions
+from captum_norm.linear.contributions import refuse_mixed_examples
 
 
 def test_a_token_is_reached_if_any_of_the_tensors_made_of_it_is(x):
@@ -26,3 +27,10 @@ def test_a_hidden_state_that_nothing_depends_on_may_be_anything(x):
     found = token_contributions(explain, [x], Conventions())
     torch.testing.assert_close(found.tokens[0], x.nan_to_num().sum(2))
     assert found.reached[0].tolist() == [[True, False, True]] * 2
+
+
+def test_a_tensor_without_entries_says_nothing_of_examples():
+    x, empty = torch.randn(2, 3, requires_grad=True), torch.zeros(2, 0, requires_grad=True)
+    output, of_example = x.sum(1) + empty.sum(1), torch.arange(2)[:, None]
+    gradients = torch.autograd.grad(output.sum(), [x, empty], retain_graph=True)
+    refuse_mixed_examples(output, [x, empty], gradients, [of_example.expand(2, 3), of_example.expand(2, 0)])
