@@ -8,15 +8,12 @@ understand is refused later and never guessed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from captum_norm.capture.blocks.stream import ResidualStream
-from captum_norm.capture.certificate import Probe
 from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
@@ -24,11 +21,12 @@ from captum_norm.capture.ledger import Along, Ledger, Softmax
 from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins, OverwrittenError
 from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
+from captum_norm.capture.projections import Projections
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.readout import ReadOuts
 from captum_norm.capture.record import InexactCaptureError, Mixer
-from captum_norm.capture.traces import Mixed, Mixture, Projection, Term, Trace, Traces
-from captum_norm.operations.callers import how_many_run, running_modules
+from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
+from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
@@ -43,8 +41,6 @@ Rule = Callable[["Dataflow", Operation], None]
 RULES: RuleTable[Rule] = RuleTable()
 rule = RULES.rule
 
-
-_PROBE = Probe()
 
 # What makes something that is followed of tensors that are not.
 _BEGIN = {
@@ -77,11 +73,10 @@ class Dataflow:
         self.calls = 0  # the bits of all attention calls
         self._operation: Operation | None = None
         self.refuses_dropout = False
-        self._stream = stream
+        self._stream, self.projections = stream, Projections(stream)
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = self._embeddings = self._latents = 0
-        self._roots = 0
         named = tuple(sources)
         self._has_sources = bool(named)
         for index, source in enumerate(named):
@@ -342,6 +337,20 @@ class Dataflow:
             for mixture in mixtures:
                 mixture.last_reader = f"operation {self._operation.name!r}{where}{kind}"
 
+    def project(
+        self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor, number_format: str = ""
+    ) -> None:
+        """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O.
+
+        Where the weight is in a ``number_format`` of its own, ``out`` may differ by what this rounds.
+        """
+        trace = self.traces[x]
+        if trace is None:
+            return
+        projection = self.projections.of(trace, x, W, bias, out, parameter, number_format)
+        place = trace.place and self.read_whole(trace.place, out)
+        self.traces[out] = Trace(projection=projection, place=place)
+
     def finish(self, only_projected: bool = False) -> None:
         """Hand over the calls that are complete; all of them at the end of the recording."""
         done = [mixture for mixture in self._open if mixture.projection is not None or not only_projected]
@@ -373,86 +382,3 @@ class Dataflow:
         self.ledger.written.clear()
         if self._stream is not None:
             self._stream.clear()
-
-    def project(
-        self, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor, number_format: str = ""
-    ) -> None:
-        """x (..., column) @ W (column, model) + bias = out, where x may hold mixed values or a branch of W_O.
-
-        Where the weight is in a ``number_format`` of its own, ``out`` may differ by what this rounds.
-        """
-        trace = self.traces[x]
-        if trace is None:
-            return
-        projection = self.branch(trace.mixed, x, W, bias, parameter)
-        if projection is not None:
-            fresh = tuple(mixture for mixture in projection.mixtures if mixture.projection is None)
-            if fresh:
-                projection = self.propose(projection.of(fresh), out, number_format)
-        elif trace.projection is not None:
-            projection = self._one_more_factor(trace.projection, W, bias, out)
-        place = trace.place and self.read_whole(trace.place, out)
-        self.traces[out] = Trace(projection=projection, place=place)
-
-    def _one_more_factor(
-        self, before: Projection, W: Tensor, bias: Tensor | None, out: Tensor
-    ) -> Projection | None:
-        """W_O, or a branch of it, after one more linear map, which is a factor of W_O if it is the only reader."""
-        if before.bias is not None and before.bias.shape[-1] != W.shape[0]:
-            return None  # a part of the features
-        after = before.times(lambda matrix: matrix @ W.to(matrix.dtype))
-        if bias is not None:
-            after = after.plus(Projection(after.mixtures, (), bias, frozenset()))
-        known = {mixture.projection for mixture in before.mixtures}
-        if len(known) == 1 and before in {one and one.base for one in known}:  # several maps read what W_O wrote
-            for mixture in before.mixtures:
-                mixture.projection = replace(before, is_final=True)
-        elif known == {before} and self._is_factor(before, out):
-            return self.propose(replace(after, base=before), out)
-        return after
-
-    @staticmethod
-    def _is_factor(before: Projection, out: Tensor) -> bool:
-        """Whether the map is made where W_O was, in the same module, and of all that it wrote."""
-        if before.is_final or before.is_moved or before.actual is None or out.numel() % out.shape[-1]:
-            return False
-        if len(before.actual) != out.numel() // out.shape[-1]:
-            return False
-        return how_many_run(before.mixtures[0].callers) >= before.depth
-
-    @staticmethod
-    def is_where_made(branch: Projection) -> bool:
-        """Whether the module in which W_O was applied is still running."""
-        made = branch.mixtures[0].projection
-        return made is not None and not made.is_final and how_many_run(branch.mixtures[0].callers) >= made.depth
-
-    def branch(
-        self, mixed: tuple[Mixed, ...], x: Tensor, W: Tensor, bias: Tensor | None, parameter: Tensor
-    ) -> Projection | None:
-        """x (..., column) @ W (column, model), where x is the sum of these parts; None where it has none."""
-        if len(mixed) > 1:  # a slice of several heads side by side may hold one of them alone
-            mixed = tuple(part for part in mixed if part.is_here())
-        if not mixed:
-            return None
-        self._roots += 1
-        x, W = x.detach(), W.detach()
-        terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self._roots) for part in mixed)
-        return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
-
-    def propose(self, projection: Projection, out: Tensor, number_format: str = "") -> Projection:
-        """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
-        y = out.detach().reshape(-1, out.shape[-1])
-        r = _PROBE.direction(y.shape[-1], y)
-        y = y.to(r.dtype)
-        if projection.bias is not None:
-            y = y - projection.bias.detach().to(r.dtype)
-        size = torch.linalg.vector_norm(y, dim=-1) * (torch.linalg.vector_norm(r) / math.sqrt(len(r)))
-        depth = how_many_run(projection.mixtures[0].callers)
-        projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=size, depth=depth)
-        if number_format:
-            projection = replace(projection, number_format=number_format, rounding=projection.rounded())
-        for mixture in projection.mixtures:
-            mixture.projection = projection
-            if self._stream is not None:
-                self._stream.projected(mixture, out)
-        return projection

@@ -231,7 +231,7 @@ def _einsum_projection(
         flow.traces[out] = flow.traces[y] or Trace()
         return
     moved = flow.traces[flat]
-    parts = None if moved is None else flow.branch(moved.mixed, flat, matrix, None, W)
+    parts = None if moved is None else flow.projections.branch(moved.mixed, flat, matrix, None, W)
     if parts is not None:
         flow.traces[out] = Trace(projection=replace(parts, parts_axis=res.index(heads[0])))
 

@@ -86,11 +86,10 @@ def _addmm(flow: Dataflow, op: Operation) -> None:
 def _added_branch(flow: Dataflow, op: Operation, rest: Tensor, x: Tensor, weight: Tensor) -> None:
     """rest + x @ weight, where rest is what other heads wrote."""
     mixed, before = flow.traces[x], flow.traces[rest]
-    second = None if mixed is None else flow.branch(mixed.mixed, x, weight, None, weight)
+    second = None if mixed is None else flow.projections.branch(mixed.mixed, x, weight, None, weight)
     first = None if before is None else before.projection
     if first is not None and second is not None and _are_branches(first, second):
-        projection = flow.propose(first.plus(second), op.out)
-        flow.traces[op.out] = Trace(projection=projection)
+        flow.traces[op.out] = Trace(projection=flow.projections.propose(first.plus(second), op.out))
 
 
 @rule("add", "sub")
@@ -151,15 +150,15 @@ def _merge(
         in_parts = first.parts_axis is not None or second.parts_axis is not None
         if not _are_branches(first, second) or in_parts:
             return None
-        if first.roots & second.roots and not flow.is_where_made(first):  # what W_O wrote, and a map of it
+        if first.roots & second.roots and not flow.projections.is_where_made(first):  # what W_O wrote, and a map of it
             return None
         if sign != 1.0:
             second = second.times(lambda matrix: matrix * sign)
-        return flow.propose(first.plus(second), op.out)
+        return flow.projections.propose(first.plus(second), op.out)
     whole, other = (first, operands[1]) if first is not None else (second, operands[0])
     if whole is not None and whole.r is not None and sign == 1.0 and other.shape == op.out.shape[-1:]:
         bias = Projection(whole.mixtures, (), other, frozenset())
-        return flow.propose(whole.plus(bias), op.out)
+        return flow.projections.propose(whole.plus(bias), op.out)
     return None
 
 
@@ -197,7 +196,7 @@ def _sum(flow: Dataflow, op: Operation) -> None:
     whole = parts.mixtures[0].projection
     # One of several parts looks like the whole projection until its siblings arrive.
     if axis == parts.parts_axis and (whole is None or parts.roots > whole.roots):
-        flow.traces[op.out] = Trace(projection=flow.propose(parts, op.out))
+        flow.traces[op.out] = Trace(projection=flow.projections.propose(parts, op.out))
 
 
 @rule("mean")

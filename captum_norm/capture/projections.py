@@ -1,0 +1,111 @@
+"""W_O of the calls under way: one linear map, several side by side (heads, adapters), or several in a row.
+
+What may be W_O is noted with what it wrote, before the model overwrites that, and noted again with each map that joins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.blocks.stream import ResidualStream
+from captum_norm.capture.certificate import Probe
+from captum_norm.capture.traces import Mixed, Projection, Term, Trace
+from captum_norm.operations.callers import how_many_run
+
+_PROBE = Probe()
+
+
+class Projections:
+    """Linear maps of mixed values, and which of them are W_O.
+
+    Args:
+        stream: is told what was projected, where blocks are read.
+    """
+
+    def __init__(self, stream: ResidualStream | None) -> None:
+        self._stream = stream
+        self._roots = 0
+
+    def of(
+        self, trace: Trace, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor,
+        number_format: str = "",
+    ) -> Projection | None:  # fmt: skip
+        """What x (..., column) @ W (column, model) + bias = out is of W_O; None where it is nothing of it.
+
+        Args:
+            trace: what is known of x: mixed values, or a branch of W_O.
+            parameter: the weight as the module holds it.
+            number_format: of the weight, where it has one of its own: ``out`` may differ by what this rounds.
+        """
+        projection = self.branch(trace.mixed, x, W, bias, parameter)
+        if projection is None:
+            return trace.projection and self._one_more_factor(trace.projection, W, bias, out)
+        fresh = tuple(mixture for mixture in projection.mixtures if mixture.projection is None)
+        return self.propose(projection.of(fresh), out, number_format) if fresh else projection
+
+    def _one_more_factor(
+        self, before: Projection, W: Tensor, bias: Tensor | None, out: Tensor
+    ) -> Projection | None:
+        """W_O, or a branch of it, after one more linear map, which is a factor of W_O if it is the only reader."""
+        if before.bias is not None and before.bias.shape[-1] != W.shape[0]:
+            return None  # a part of the features
+        after = before.times(lambda matrix: matrix @ W.to(matrix.dtype))
+        if bias is not None:
+            after = after.plus(Projection(after.mixtures, (), bias, frozenset()))
+        known = {mixture.projection for mixture in before.mixtures}
+        if len(known) == 1 and before in {one and one.base for one in known}:  # several maps read what W_O wrote
+            for mixture in before.mixtures:
+                mixture.projection = replace(before, is_final=True)
+        elif known == {before} and self._is_factor(before, out):
+            return self.propose(replace(after, base=before), out)
+        return after
+
+    @staticmethod
+    def _is_factor(before: Projection, out: Tensor) -> bool:
+        """Whether the map is made where W_O was, in the same module, and of all that it wrote."""
+        if before.is_final or before.is_moved or before.actual is None or out.numel() % out.shape[-1]:
+            return False
+        if len(before.actual) != out.numel() // out.shape[-1]:
+            return False
+        return how_many_run(before.mixtures[0].callers) >= before.depth
+
+    @staticmethod
+    def is_where_made(branch: Projection) -> bool:
+        """Whether the module in which W_O was applied is still running."""
+        made = branch.mixtures[0].projection
+        return made is not None and not made.is_final and how_many_run(branch.mixtures[0].callers) >= made.depth
+
+    def branch(
+        self, mixed: tuple[Mixed, ...], x: Tensor, W: Tensor, bias: Tensor | None, parameter: Tensor
+    ) -> Projection | None:
+        """x (..., column) @ W (column, model), where x is the sum of these parts; None where it has none."""
+        if len(mixed) > 1:  # a slice of several heads side by side may hold one of them alone
+            mixed = tuple(part for part in mixed if part.is_here())
+        if not mixed:
+            return None
+        self._roots += 1
+        x, W = x.detach(), W.detach()
+        terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self._roots) for part in mixed)
+        return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
+
+    def propose(self, projection: Projection, out: Tensor, number_format: str = "") -> Projection:
+        """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
+        y = out.detach().reshape(-1, out.shape[-1])
+        r = _PROBE.direction(y.shape[-1], y)
+        y = y.to(r.dtype)
+        if projection.bias is not None:
+            y = y - projection.bias.detach().to(r.dtype)
+        size = torch.linalg.vector_norm(y, dim=-1) * (torch.linalg.vector_norm(r) / math.sqrt(len(r)))
+        depth = how_many_run(projection.mixtures[0].callers)
+        projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=size, depth=depth)
+        if number_format:
+            projection = replace(projection, number_format=number_format, rounding=projection.rounded())
+        for mixture in projection.mixtures:
+            mixture.projection = projection
+            if self._stream is not None:
+                self._stream.projected(mixture, out)
+        return projection
