@@ -8,12 +8,11 @@ Axes: token of what the model reads, target token, feature of the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod, InputMethod
@@ -26,10 +25,9 @@ from captum_norm.attr._captum import (
 )
 from captum_norm.attr._prompt import Prompt, PromptType, TokensType, known_ids, read_prompt, token_texts
 from captum_norm.attr._sources import SourcesType
+from captum_norm.attr._teacher_forced import TeacherForced, fixed_arguments
 from captum_norm.capture import AttentionCall, Certificate, Mixer
 from captum_norm.forward import HFForward
-from captum_norm.forward.causal import is_causal
-from captum_norm.forward.embedding import EmbeddingSites
 from captum_norm.forward.inputs import check_inputs, longest_input
 from captum_norm.forward.keywords import unwrapped
 
@@ -163,7 +161,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         ids = prompt.ids.to(self.device)
         check_inputs(self.model, {"input_ids": ids})
         answer = self._answer(ids, target, gen_args, use_cached_outputs)
-        passes = [_TeacherForced(self.attr_method, self.model, ids, answer, kwargs) for _ in range(num_trials)]
+        passes = [TeacherForced(self.attr_method, self.model, ids, answer, kwargs) for _ in range(num_trials)]
         rows = torch.stack([one.rows() for one in passes]).mean(0)
         return self._result(inp, prompt, answer, rows, passes[-1])
 
@@ -210,7 +208,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
                 f"of {type(self.model).__name__}. At most {limit - ids.shape[1]} tokens can be written."
             )
         with torch.no_grad():
-            given = {"attention_mask": torch.ones_like(ids), **_fixed_arguments(self.attr_method), **arguments}
+            given = {"attention_mask": torch.ones_like(ids), **fixed_arguments(self.attr_method), **arguments}
             written: Tensor = generate(input_ids=ids, **given)
         return written[0, ids.shape[1] :]
 
@@ -225,7 +223,7 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         return torch.tensor(ids, dtype=torch.long)
 
     def _result(
-        self, inp: PromptType, prompt: Prompt, answer: Tensor, rows: Tensor, one: _TeacherForced
+        self, inp: PromptType, prompt: Prompt, answer: Tensor, rows: Tensor, one: TeacherForced
     ) -> LLMAttributionResult:
         length = prompt.ids.shape[1]
         scores = prompt.scores(rows[:, :length])
@@ -246,129 +244,6 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
             output_probs=one.probabilities(),
             inp=inp if isinstance(inp, self.SUPPORTED_INPUTS) else None,
         )
-
-
-class _TeacherForced:
-    """One pass of a method over prompt and target: the rows that predict the target's tokens.
-
-    Args:
-        method: the method; a copy of it runs.
-        model: the language model.
-        ids: the prompt, (1, token).
-        answer: the target, (target,).
-        arguments: for the method's ``attribute``.
-    """
-
-    def __init__(
-        self, method: InputMethod, model: Module, ids: Tensor, answer: Tensor, arguments: Mapping[str, Any]
-    ) -> None:
-        whole = torch.cat([ids, answer[None]], dim=1)
-        self._read = whole[:, : _length_read(method, model, whole.shape[1])]
-        self._answer, self._first = answer, ids.shape[1] - 1
-        self._arguments = arguments
-        self.model = model
-        check_inputs(model, {"input_ids": self._read})
-        # By this name it is known what was there before the model ran.
-        self.fixed = _extended(_fixed_arguments(method), ids.shape[1], self._read.shape[1])
-        self._given, self._method = _fixed_arguments(method), copy(method)
-        self._method.forward_func = self
-        self._logits: Tensor | None = None
-
-    @property
-    def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
-        """What was read."""
-        return self._method.report.certificates
-
-    @property
-    def mixers(self) -> tuple[Mixer, ...]:
-        """What beside attention mixed positions."""
-        return self._method.report.mixers
-
-    def rows(self) -> Tensor:
-        """Run the method: (target, token), the scores of all that the model read.
-
-        Raises:
-            ValueError: if the model's attention looks ahead.
-        """
-        positions = list(range(self._first, self._first + len(self._answer)))
-        each = zip(positions, self._answer.tolist(), strict=True)
-        targets = [self._method.target_at(row, token) for row, token in each]
-        scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
-        self._refuse_looking_ahead(scores)
-        return scores
-
-    def probabilities(self) -> Tensor | None:
-        """What probability the model gave to each target token, (target,); None for a model without logits."""
-        return None if self._logits is None else self._of_answer(self._rows_of(self._logits).softmax(-1))
-
-    def logits(self) -> Tensor:
-        """The logit of each target token, (target,)."""
-        assert self._logits is not None  # they are what the method has explained
-        return self._of_answer(self._rows_of(self._logits))
-
-    def _rows_of(self, logits: Tensor) -> Tensor:
-        rows = self._chosen(logits[0].detach())
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-    def _of_answer(self, rows: Tensor) -> Tensor:
-        return rows.gather(1, self._answer[:, None].to(rows.device))[:, 0]
-
-    def _chosen(self, rows: Tensor) -> Tensor:
-        return rows[self._first : self._first + len(self._answer)]
-
-    def __call__(self, ids: Tensor) -> Any:
-        """What the model returns, its logits kept."""
-        output = self.model(ids, **self.fixed)
-        logits = output.get("logits") if isinstance(output, Mapping) else output
-        self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
-        return output
-
-    def _refuse_looking_ahead(self, scores: Tensor) -> None:
-        ahead = [f"attention call {call.name!r}" for call, _ in self.certificates if call.kind != "causal"]
-        later = torch.ones_like(scores, dtype=torch.bool).triu(self._first + 1)
-        if bool(scores[later].any()) or (ahead and not self._last_row_stands_alone()):
-            raise ValueError(
-                f"LLMAttentionAttribution: {(ahead or ['attention'])[0]} of {type(self.model).__name__} looks ahead or "
-                "at another sequence, but a target token is explained by the row before it only in a causal language "
-                "model. Use the method itself: attribute(ids, position=...), ids with what was written, and for a "
-                "model that is told what that is (PaliGemma) HFForward(model, token_type_ids=...), 1 there."
-            )
-
-    def _last_row_stands_alone(self) -> bool:
-        """Whether the prompt's last row does not depend on the target, so that what looks ahead reads something else:
-        a picture, a sound, the prompt by itself.  That target rows themselves do not is seen in their scores."""
-        def run(keywords: dict[str, Any]) -> Tensor:
-            output = self.model(**keywords)
-            logits: Tensor = output["logits"] if isinstance(output, Mapping) else output
-            return logits
-
-        prompt = self._first + 1
-        ids = torch.cat([self._read[:, :prompt], self._answer[None, :1].to(self._read)], dim=1)
-        keywords = {**_extended(self._given, prompt, prompt + 1), "input_ids": ids}
-        rows = torch.arange(prompt + 1, device=ids.device)[None] >= self._first
-        return is_causal(run, keywords, "input_ids", EmbeddingSites(self.model, "input_ids", None), rows)
-
-
-def _extended(fixed: Mapping[str, Any], prompt: int, whole: int) -> dict[str, Any]:
-    """Arguments of the prompt's tokens, (1, token), for the target too, which is text: types 0, a mask of ones."""
-
-    def longer(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != (1, prompt):
-            return value
-        return nn.functional.pad(value, (0, whole - prompt), value=int(name == "attention_mask"))
-
-    return {name: longer(name, value) for name, value in fixed.items()}
-
-
-def _length_read(method: InputMethod, model: Module, whole: int) -> int:
-    """The last target token is predicted, not read, unless it alone would show whether the model looks ahead."""
-    longest = longest_input(model)
-    return max(2, whole - 1) if method.certifies_calls or (longest is not None and whole > longest) else whole
-
-
-def _fixed_arguments(method: InputMethod) -> dict[str, Any]:
-    forward = unwrapped(method.forward_func)
-    return dict(forward.fixed) if isinstance(forward, HFForward) else {}
 
 
 def model_of(method: InputMethod, title: str) -> Module:

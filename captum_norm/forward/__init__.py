@@ -3,7 +3,8 @@
 ``hugging_face`` has the class; ``modes`` says what its input has to be, and ``encoding`` what of a tokenizer's encoding
 is passed on; ``embedding`` finds the module that embeds the input while the model runs, and changes what it returns;
 ``position`` says whose row is explained; ``causal`` measures whether a model looks ahead; ``keywords`` reads which
-names a model takes.
+names a model takes, and ``extras`` under which of them positional arguments reach it; ``embeds`` makes embeddings of
+ids.
 """
 
 from captum_norm.forward.hugging_face import HFForward

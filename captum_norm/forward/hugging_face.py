@@ -25,9 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_norm.forward.causal import is_causal, private_randomness
+from captum_norm.forward.causal import is_causal
 from captum_norm.forward.embedding import EmbeddingSites, gate_of_ones, gated, module_name
+from captum_norm.forward.embeds import embeddings_of
 from captum_norm.forward.encoding import decoder_start, positional, tensors_of
+from captum_norm.forward.extras import checked_names, default_names, in_order
 from captum_norm.forward.inputs import check_inputs
 from captum_norm.forward.keywords import check_keywords, keywords_of, title, unwrapped
 from captum_norm.forward.modes import MODES, Mode, check_embeds, check_gate, check_ids
@@ -116,7 +118,7 @@ class HFForward(nn.Module):
         self.embedding = module_name(model, embedding)
         self._main = next(iter(keywords_of(model)), "input_ids")
         self._default_names = names is None
-        self.names = self._names_by_default() if names is None else _checked_names(names)
+        self.names = default_names(model, fixed, self._encoder_decoder) if names is None else checked_names(names)
         self._check_arguments()
         self._causal: bool | None = None
 
@@ -203,13 +205,6 @@ class HFForward(nn.Module):
     def _sites(self) -> EmbeddingSites:
         return EmbeddingSites(self.model, self._main, self.embedding)
 
-    def _names_by_default(self) -> tuple[str, ...]:
-        names: tuple[str, ...] = ("attention_mask", "token_type_ids")
-        if self._encoder_decoder:
-            names = ("attention_mask", "decoder_input_ids", "decoder_attention_mask")
-        known = keywords_of(self.model)
-        return tuple(name for name in names if name in known and name not in self.fixed)
-
     def _check_arguments(self) -> None:
         if self.mode == "embeds" and "inputs_embeds" not in keywords_of(self.model):
             raise ValueError(
@@ -233,7 +228,7 @@ class HFForward(nn.Module):
 
     def _named(self, extras: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
         """The extras under their names, and the position."""
-        names = self._order(extras)
+        names = in_order(self.names, extras) if self._default_names else self.names
         last = extras[len(names) :]
         if len(last) > 1 or (last and isinstance(last[0], Tensor) and last[0].ndim > 1):
             raise ValueError(
@@ -242,16 +237,6 @@ class HFForward(nn.Module):
             )
         given = {name: value for name, value in zip(names, extras, strict=False) if value is not None}
         return {**self.fixed, **given}, last[0] if last and last[0] is not None else self.position
-
-    def _order(self, extras: tuple[Any, ...]) -> tuple[str, ...]:
-        """``names``, with the decoder's ids first where the first extra can only be these."""
-        decoder = "decoder_input_ids"
-        if not (self._default_names and decoder in self.names[1:] and extras and isinstance(extras[0], Tensor)):
-            return self.names
-        first = extras[0]
-        if first.is_floating_point() or first.dtype is torch.bool or bool(((first == 0) | (first == 1)).all()):
-            return self.names
-        return (decoder, *(name for name in self.names if name != decoder))
 
     def _check(self, keywords: Mapping[str, Any], gate: Tensor | None) -> None:
         main = keywords[self._input_name]
@@ -262,7 +247,6 @@ class HFForward(nn.Module):
         if gate is not None:
             check_gate(gate, main, self._main)
         check_inputs(unwrapped(self.model), keywords)
-
 
     # -- the model --
 
@@ -364,44 +348,7 @@ class HFForward(nn.Module):
         return torch.ones(main.shape, dtype=next(floats, torch.get_default_dtype()), device=main.device)
 
     def _embeds(self, keywords: dict[str, Any]) -> Tensor:
-        """The embeddings of the ids, where the model makes the same of them as of the ids."""
-        core: Any = unwrapped(self.model)
-        others = {name: value for name, value in keywords.items() if name != self._main}
-        try:
-            with torch.no_grad(), private_randomness(self.model):
-                embeds: Tensor = core.get_input_embeddings()(keywords[self._main])
-                found = self._output({**others, "inputs_embeds": embeds})
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"HFForward(mode='embeds'): {title(core)} does not run from inputs_embeds here ({error}). "
-                "Use mode='gate', which changes nothing but the embeddings."
-            ) from error
-        with torch.no_grad(), private_randomness(self.model):
-            expected = self._output(keywords)
-        difference, size = self._difference(expected, found, keywords)
-        if not difference <= torch.finfo(expected.dtype).eps ** 0.75 * size:
-            raise ValueError(
-                f"HFForward(mode='embeds'): {title(core)} returns something else for inputs_embeds than for the ids "
-                f"they come from: off by {difference:.2g}, where the largest output is {size:.2g}. It derives "
-                "positions from the padding, scales its embeddings, or reads the ids otherwise. Use mode='gate'."
-            )
-        return embeds.detach()
+        def real(rows: Tensor) -> Tensor | None:
+            return self._real(keywords, rows.shape[0], rows.shape[1], needed=False)
 
-    def _difference(self, expected: Tensor, found: Tensor, keywords: Mapping[str, Any]) -> tuple[float, float]:
-        """The largest difference and the largest size, over rows that are no padding."""
-        size = float(expected.abs().max())
-        if expected.shape != found.shape:
-            return float("inf"), size
-        if expected.ndim == 3:
-            real = self._real(keywords, expected.shape[0], expected.shape[1], needed=False)
-            if real is not None:
-                expected, found = expected[real], found[real]
-        return float((expected - found).abs().max()), size
-
-
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"HFForward: names should be keywords in a sequence, ('attention_mask',), got {names!r}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"HFForward: names has an entry twice: {tuple(names)}.")
-    return tuple(names)
+        return embeddings_of(self.model, self._main, keywords, self._output, real)

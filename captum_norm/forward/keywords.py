@@ -5,18 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar
 
 from torch import nn
+
+Forward = TypeVar("Forward", nn.Module, Callable[..., Any])
+"""What a method runs: a model is handed on as a model, any other function as a function."""
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-@overload
-def unwrapped(model: nn.Module) -> nn.Module: ...
-@overload
-def unwrapped(model: Callable[..., Any]) -> Callable[..., Any]: ...
-def unwrapped(model: Callable[..., Any]) -> Callable[..., Any]:
+def unwrapped(model: Forward) -> Forward:
     """The model inside torch's wrappers, which hide its config and signature; any other function is itself."""
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module

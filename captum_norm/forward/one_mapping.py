@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from captum_norm.forward.keywords import Forward
 
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -33,11 +35,7 @@ class ByKeywords(nn.Module):
         return self.model({"input_ids": input_ids, "attention_mask": mask, **types, **more})
 
 
-@overload
-def by_keywords(model: nn.Module) -> nn.Module: ...
-@overload
-def by_keywords(model: Callable[..., Any]) -> Callable[..., Any]: ...
-def by_keywords(model: Callable[..., Any]) -> Callable[..., Any]:
+def by_keywords(model: Forward) -> Forward:
     """The model itself, or around one that takes a mapping alone, :class:`ByKeywords`.
 
     Example:

@@ -282,11 +282,12 @@ CHANGES: list[Change] = [
     *changes_of("models/translation_text.py", ("plain.lower()", "plain")),
     # -------------------------------------------------------------------------------- words, classes, what they receive
     *changes_of(
-        "words.py",
+        "words/offsets.py",
         ("inside.lstrip()", "inside"),
-        ("include_self=False", "include_self=True"),
         ("for token in reversed(pieces):", "for token in pieces:"),
+        tests="test_words.py",
     ),
+    *changes_of("words/words.py", ("include_self=False", "include_self=True"), tests="test_words.py"),
     *changes_of(
         "token_shares.py",
         ("sums[name].total / self.sequences", "sums[name].mean()"),
@@ -432,7 +433,11 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/llm.py",
-        ("**_fixed_arguments(self.attr_method), **arguments}", "**arguments}"),
+        ("**fixed_arguments(self.attr_method), **arguments}", "**arguments}"),
+        tests="attr/test_sight_and_sound.py",
+    ),
+    *changes_of(
+        "attr/_teacher_forced.py",
         ("or (ahead and not self._last_row_stands_alone())", ""),
         tests="attr/test_sight_and_sound.py",
     ),
@@ -537,11 +542,12 @@ CHANGES: list[Change] = [
         ("/ real.sum(1, keepdim=True))[:", ")[:"),
     ),
     *changes_of(
-        "attr/llm.py",
+        "attr/_teacher_forced.py",
         ("ids.shape[1] - 1\n", "ids.shape[1]\n"),
         ("triu(self._first + 1)", "triu(self._first + 9)"),
-        ("rows[:, :length].sum(1) - scored", "rows[:, :length].sum(1)"),
+        tests="attr/test_llm.py",
     ),
+    *changes_of("attr/llm.py", ("rows[:, :length].sum(1) - scored", "rows[:, :length].sum(1)")),
     *changes_of(
         "attr/decompx.py",
         ("found.output - found.bias - of_inputs", "found.output - of_inputs"),

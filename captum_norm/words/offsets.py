@@ -1,51 +1,16 @@
-"""Which word does each token belong to, and what is a word's score?  From subword tokens to words.
-
-A tokenizer cuts a text into pieces; a reader thinks in words.  ``words_of`` finds the word of each token by the
-character offsets that the tokenizer kept, so words are exact slices of the text.  ``word_scores`` and ``word_map`` add
-or average the scores of a word's pieces.
-
-Axes: q query, k key (one per token), w word.  Words are a list, never a dictionary: a word that occurs twice has two
-scores.
-"""
+"""The word of each token by the character offsets that the tokenizer kept: words are exact slices of the text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
-
 from captum_norm.token_classes import is_punctuation
+from captum_norm.words.words import Special, Words, check_choice
 
 WordSplit: TypeAlias = Literal["whitespace", "punctuation", "tokenizer", "given"]
-Special: TypeAlias = Literal["drop", "keep"]
-Reduce: TypeAlias = Literal["sum", "mean", "max"]
 Text: TypeAlias = "str | list[str]"
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words of one example and the word of each of its tokens.
-
-    Attributes:
-        strings: the words in order; a word that occurs twice is here twice.
-        index: (token,) the position in ``strings`` of each token's word, or None for padding and for special
-            tokens that were dropped.
-    """
-
-    strings: tuple[str, ...]
-    index: tuple[int | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.strings)
-
-    def __post_init__(self) -> None:
-        wrong = [i for i in self.index if i is not None and not 0 <= i < len(self.strings)]
-        if wrong:
-            raise ValueError(f"Words: index names word {wrong[0]}, but there are {len(self.strings)} words.")
 
 
 class _Piece(NamedTuple):
@@ -106,8 +71,8 @@ def words_of(
         >>> words.strings, words.index
         (('unbelievable', 'film!'), (0, 0, 0, 1, 1))
     """
-    _choose("words_of", "split", split, ("whitespace", "punctuation", "tokenizer", "given"))
-    _choose("words_of", "special", special, ("drop", "keep"))
+    check_choice("words_of", "split", split, ("whitespace", "punctuation", "tokenizer", "given"))
+    check_choice("words_of", "special", special, ("drop", "keep"))
     pieces = _pieces(encoding, index, frozenset(special_ids))
     texts = _texts(text, pieces, split)
     text_words = []
@@ -115,125 +80,6 @@ def words_of(
         own = {token: piece for token, piece in enumerate(pieces) if piece.sequence == sequence}
         text_words.append(_given_words(words, own) if isinstance(words, list) else _sliced_words(words, own, split))
     return _in_token_order(pieces, text_words, special)
-
-
-def words_of_pieces(
-    pieces: Sequence[str],
-    mark: Literal["##", "▁", "@@", "</w>"],
-    *,
-    special: Special = "drop",
-    special_tokens: Collection[str] = (),
-    padding: Collection[str] = (),
-) -> Words:
-    """Words from the marks that a vocabulary puts on its pieces, for tokenizers that keep no offsets.
-
-    The words are joined pieces: the text as the tokenizer normalised it (lower case, for example), and not slices of
-    the text itself.  So ``words_of`` never falls back on this function; the caller chooses it.
-
-    Args:
-        pieces: the tokens of one example as strings (``tokenizer.convert_ids_to_tokens(ids)``).
-        mark: how the vocabulary marks words: ``"##"`` before a piece that continues a word (WordPiece), ``"▁"`` before
-            a piece that begins one (SentencePiece), ``"@@"`` after a piece that another continues (subword-nmt),
-            ``"</w>"`` after a piece that ends one (the first BPE vocabularies, CLIP).
-        special: as in ``words_of``.
-        special_tokens: the special tokens (``tokenizer.all_special_tokens``).
-        padding: the padding tokens, which belong to no word.
-
-    Example:
-        >>> words_of_pieces(["▁un", "believ", "able", "▁film", "</s>"], "▁", special_tokens=["</s>"]).strings
-        ('unbelievable', 'film')
-    """
-    _choose("words_of_pieces", "mark", mark, ("##", "▁", "@@", "</w>"))
-    _choose("words_of_pieces", "special", special, ("drop", "keep"))
-    strings: list[str] = []
-    index: list[int | None] = []
-    open_word = False  # whether the next piece may continue the last word
-    for piece in pieces:
-        is_special = piece in special_tokens
-        if piece in padding or (is_special and special == "drop"):
-            index.append(None)
-            open_word = False
-            continue
-        joins, body, stays_open = (False, piece, False) if is_special else _read_mark(piece, mark)
-        if joins and open_word:
-            strings[-1] += body
-        else:
-            strings.append(body)
-        index.append(len(strings) - 1)
-        open_word = stays_open
-    return Words(tuple(strings), tuple(index))
-
-
-def word_scores(
-    scores: Tensor, words: Words, reduce: Reduce = "sum", *, axis: int = -1, empty: float | None = None
-) -> Tensor:
-    """One score per word from one score per token.
-
-    Args:
-        scores: (..., token), or any tensor whose ``axis`` counts the tokens of one example; floating point.
-        words: the words of these tokens.
-        reduce: how the pieces of a word become one: ``"sum"`` (what the word received in all), ``"mean"`` or ``"max"``.
-        axis: the axis that counts tokens.
-        empty: the score of a word that has no token, where ``reduce`` is a mean or a maximum.
-
-    Returns:
-        ``scores`` with ``axis`` counting words.  Tokens without a word (``words.index`` None) are left out.
-
-    Raises:
-        ValueError: if the axis does not count the tokens of ``words``, or a word without tokens would be averaged.
-
-    Example:
-        >>> words = Words(("unbelievable", "film"), (None, 0, 0, 1, None))        # [CLS] un ##believable film [SEP]
-        >>> word_scores(torch.tensor([0.4, 0.1, 0.2, 0.2, 0.1]), words)
-        tensor([0.3000, 0.2000])
-    """
-    _choose("word_scores", "reduce", reduce, ("sum", "mean", "max"))
-    if not scores.is_floating_point():
-        raise TypeError(f"word_scores: scores should be floating point, got {scores.dtype}.")
-    if not -scores.ndim <= axis < scores.ndim:
-        raise ValueError(f"word_scores: axis {axis} of scores of shape {tuple(scores.shape)} does not exist.")
-    if scores.shape[axis] != len(words.index):
-        raise ValueError(
-            f"word_scores: axis {axis} of scores, which is {tuple(scores.shape)}, has {scores.shape[axis]} entries but "
-            f"words has {len(words.index)} tokens; take the words from the encoding that was scored."
-        )
-    of_token = torch.tensor([-1 if i is None else i for i in words.index], dtype=torch.long, device=scores.device)
-    kept = of_token >= 0
-    counts = torch.bincount(of_token[kept], minlength=len(words))
-    if reduce != "sum" and empty is None and (counts == 0).any():
-        lost = int((counts == 0).nonzero()[0])
-        raise ValueError(
-            f"word_scores: word {lost}, {words.strings[lost]!r}, has no token, so it has no {reduce}; "
-            "reduce='sum' gives it 0, empty= gives it a score."
-        )
-    pieces = scores.movedim(axis, -1)[..., kept]
-    target = of_token[kept].expand(pieces.shape)
-    result = pieces.new_full((*pieces.shape[:-1], len(words)), 0.0 if reduce == "sum" or empty is None else empty)
-    reduction = {"sum": "sum", "mean": "mean", "max": "amax"}[reduce]
-    return result.scatter_reduce(-1, target, pieces, reduction, include_self=False).movedim(-1, axis)
-
-
-def word_map(
-    scores: Tensor, queries: Words, keys: Words, *, query_reduce: Reduce = "mean", key_reduce: Reduce = "sum"
-) -> Tensor:
-    """A word × word map from a token × token map: first the sum over the pieces of each source word, then the mean over
-    the pieces of each target word (as Kobayashi et al. 2020 do for word alignment).
-
-    Args:
-        scores: (..., query, key).
-        queries: the words of the query axis.
-        keys: the words of the key axis; for self-attention the same.
-        query_reduce, key_reduce: how the pieces of a query word, of a key word become one.
-
-    Returns:
-        (..., query word, key word).
-    """
-    return word_scores(word_scores(scores, keys, key_reduce), queries, query_reduce, axis=-2)
-
-
-def _choose(caller: str, argument: str, found: object, allowed: tuple[str, ...]) -> None:
-    if found not in allowed:
-        raise ValueError(f"{caller}: {argument} should be one of {', '.join(map(repr, allowed))}, got {found!r}.")
 
 
 def _pieces(encoding: Any, index: int, special_ids: Collection[int]) -> list[_Piece]:
@@ -425,15 +271,3 @@ def _in_token_order(pieces: Sequence[_Piece], texts: Sequence[_TextWords], speci
     for sequence, words in enumerate(texts):
         add_up_to(sequence, len(words.strings) - 1)
     return Words(tuple(strings), tuple(index))
-
-
-def _read_mark(piece: str, mark: str) -> tuple[bool, str, bool]:
-    """Whether a piece continues the word before it; its characters; whether another piece may continue it."""
-    if mark == "##":
-        continues = piece.startswith(mark) and piece != mark
-        return continues, piece[2:] if continues else piece, True
-    if mark == "▁":
-        return not piece.startswith(mark), piece.removeprefix(mark), True
-    if mark == "@@":
-        return True, piece.removesuffix(mark), piece.endswith(mark)
-    return True, piece.removesuffix(mark), not piece.endswith(mark)
