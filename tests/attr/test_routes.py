@@ -80,16 +80,17 @@ def test_edges_are_span_traces_shares_of_single_rows(routes):
                     assert residual == pytest.approx(float(span.report.residual[layer, example]))
 
 
-def test_a_higher_threshold_gives_the_same_graph_as_one_that_is_cut_later(routes):
+@pytest.mark.parametrize("threshold", [0.1, 0.75])  # behind 0.75 a state of which no part has that much
+def test_a_higher_threshold_gives_the_same_graph_as_one_that_is_cut_later(routes, threshold):
     model, tokens, _, graphs = routes
-    method = InformationFlowRoutes(model, threshold=0.1)
+    method = InformationFlowRoutes(model, threshold=threshold)
     scores = method.attribute(tokens, position=4)
     for example, [graph] in enumerate(graphs):
-        close(method.report.graphs[example][0].tokens, graph.above(0.1).tokens)
-        close(scores[example], graph.above(0.1).tokens)
+        close(method.report.graphs[example][0].tokens, graph.above(threshold).tokens)
+        close(scores[example], graph.above(threshold).tokens)
         found, cut = (
             {edge[:3]: (edge.weight, *(head for head, _ in edge.heads)) for edge in one.edges}
-            for one in (method.report.graphs[example][0], graph.above(0.1))
+            for one in (method.report.graphs[example][0], graph.above(threshold))
         )
         assert found == {edge: pytest.approx(weight) for edge, weight in cut.items()}
 

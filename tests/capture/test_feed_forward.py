@@ -86,8 +86,8 @@ def _before_norm(record):
 
 def test_each_vector_is_the_integral_of_its_share():
     """Against ``feed_forward_parts`` of the vectors themselves, query by query, biases on the way in b_1."""
-    for name in ("BERT", "GPT-2", "Llama"):
-        for record in records_of(name):
+    for records in (*map(records_of, ("BERT", "GPT-2", "Llama")), [record_with(Fused())]):
+        for record in records:
             part, block = block_of(record).part.proved, whole(record)
             u = vectors_of(record.but(block=_before_norm(record)))
             y = u
@@ -97,11 +97,12 @@ def test_each_vector_is_the_integral_of_its_share():
             for b, q, k, F, _ in feed_forward_vectors(block, part):
                 for row in range(len(F)):
                     i = q.start + row
-                    given = {"W_1": part.W_1, "W_2": part.W_2, "activation": part.activation, "W_gate": part.W_gate}
+                    given = {"W_1": part.W_1, "W_2": part.W_2 / part.scale, "activation": part.activation}
                     b_1 = rest[b, i] @ part.W_1.mT + (0 if part.b_1 is None else part.b_1)
                     b_gate = None
                     if part.W_gate is not None:
                         b_gate = rest[b, i] @ part.W_gate.mT + (0 if part.b_gate is None else part.b_gate)
+                        b_gate, given["W_gate"] = b_gate * part.scale, part.W_gate * part.scale
                     expected = feed_forward_parts(y[b, i], b_1=b_1, b_gate=b_gate, **given)
                     torch.testing.assert_close(F[row], expected[k], rtol=1e-9, atol=1e-12)
 
@@ -119,11 +120,15 @@ class Fused(nn.Module):
 
 
 def part_of(feed_forward, write="pre_layer_norm"):
+    return block_of(record_with(feed_forward, write))
+
+
+def record_with(feed_forward, write="pre_layer_norm"):
     torch.manual_seed(0)
     layer = Layer(BLOCKS[write][0])
     layer.__dict__["ff"] = feed_forward.double() if isinstance(feed_forward, nn.Module) else feed_forward
     [record] = recorded(layer.double().eval(), torch.randn(2, 5, MODEL).double())
-    return block_of(record)
+    return record
 
 
 def test_gate_and_up_may_be_one_projection_and_the_activation_written_by_hand():

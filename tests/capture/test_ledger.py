@@ -130,6 +130,14 @@ def test_a_part_that_cannot_be_looked_into_is_named(what, method):
         method(model).attribute(x, target=(0, 0))
 
 
+@pytest.mark.parametrize(
+    "write", [lambda out, x: out.copy_(x), lambda out, x: torch.mul(x, 2, out=out)], ids=["in place", "out="]
+)
+def test_memory_that_torch_wrote_is_no_part(write):
+    model, x = _model(Part(lambda x: write(torch.empty_like(x), x))), torch.randn(2, 5, 8)
+    assert len(AttentionNorm(model).attribute(x, target=(0, 0))) == 2
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_attention_that_cannot_be_looked_into_is_missing_from_no_answer(first):
     class Hidden(torch.autograd.Function):

@@ -318,9 +318,10 @@ CHANGES: list[Change] = [
         "forward/hugging_face.py",
         ("/ share.sum(1, keepdim=True)", "/ share.shape[1]"),
         ("main = main.clone()", "main = main"),
-        ("eps ** 0.75 * size", "eps ** 0.05 * size"),
         tests="forward",
     ),
+    *changes_of("forward/embeds.py", ("eps ** 0.75 * size", "eps ** 0.05 * size"), tests="forward"),
+    *changes_of("forward/extras.py", ("if _DECODER not in names[1:]", "if True"), tests="forward"),
     # -------------------------------------------------------------------------------------------------------- alignment
     *changes_of(
         "alignment/scoring.py",
@@ -437,11 +438,6 @@ CHANGES: list[Change] = [
         tests="attr/test_sight_and_sound.py",
     ),
     *changes_of(
-        "attr/_teacher_forced.py",
-        ("or (ahead and not self._last_row_stands_alone())", ""),
-        tests="attr/test_sight_and_sound.py",
-    ),
-    *changes_of(
         "study/report/statistics.py",
         ("np.maximum.accumulate(", "("),
     ),
@@ -545,6 +541,7 @@ CHANGES: list[Change] = [
         "attr/_teacher_forced.py",
         ("ids.shape[1] - 1\n", "ids.shape[1]\n"),
         ("triu(self._first + 1)", "triu(self._first + 9)"),
+        ("or (ahead and not self._last_row_stands_alone())", ""),
         tests="attr/test_llm.py",
     ),
     *changes_of("attr/llm.py", ("rows[:, :length].sum(1) - scored", "rows[:, :length].sum(1)")),
