@@ -1,5 +1,6 @@
 """Shares of tokens that enter a mixing more than once, and of hidden states that no output depends on."""
 
+import pytest
 import torch
 
 from captum_norm.linear import Conventions, token_contributions
@@ -18,15 +19,18 @@ def test_a_token_is_reached_if_any_of_the_tensors_made_of_it_is(x):
     assert found.reached[0].all()
 
 
-def test_a_hidden_state_that_nothing_depends_on_may_be_anything(x):
-    x[:, 1] = torch.nan
-
-    def explain():
-        return torch.take_along_dim(x, torch.tensor([[[2], [0]]]), dim=1).sum((1, 2))
-
-    found = token_contributions(explain, [x], Conventions())
+@pytest.mark.parametrize(
+    ("unused", "read"),
+    [
+        (1, lambda x: torch.take_along_dim(x, torch.tensor([[[2], [0]]]), dim=1).sum((1, 2))),
+        (2, lambda x: x.cumsum(1)[:, 1].sum(-1)),  # the state itself goes into what is read
+    ],
+)
+def test_a_hidden_state_that_nothing_depends_on_may_be_anything(x, unused, read):
+    x[:, unused] = torch.nan
+    found = token_contributions(lambda: read(x), [x], Conventions())
     torch.testing.assert_close(found.tokens[0], x.nan_to_num().sum(2))
-    assert found.reached[0].tolist() == [[True, False, True]] * 2
+    assert found.reached[0].tolist() == [[number != unused for number in range(3)]] * 2
 
 
 def test_a_tensor_without_entries_says_nothing_of_examples():

@@ -568,7 +568,7 @@ CHANGES: list[Change] = [
         "operations/places.py",
         ("if size in (1, anchor.length) or bool((distinct != size).any()):", "if size in (1, anchor.length):"),
         ("cell * grid[-1] + first // width, size * width", "cell * grid[-1] + first // width, size"),
-        tests="capture/test_in_reach.py",
+        tests="capture/test_in_reach.py operations/test_places.py",
     ),
     *changes_of(
         "operations/formats.py",

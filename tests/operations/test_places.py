@@ -2,7 +2,7 @@
 
 import torch
 
-from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.places import Anchor, Features, Place, patches
 from captum_norm.operations.steps import Step
 
 
@@ -22,3 +22,10 @@ def test_what_reads_several_positions_at_once_has_no_place():
     flattened = Place(Anchor(0, (2, 3, 4), (1,))).then(Step("flatten", lambda t: t.flatten(1)))
     assert flattened.numbers() is not None
     assert flattened.then(Features(5)).numbers() is None
+
+
+def test_a_patch_holds_every_cell_between_its_corners():
+    halves = Place(Anchor(0, (1, 4, 2), (1, 2))).then(Step("halves", lambda t: t.reshape(1, 2, 4)))
+    assert patches(halves, (2,), 1).numbers().flatten(1)[0, ::4].tolist() == [0, 1]
+    corners = halves.then(Step("corners", lambda t: t[..., [0, 3, 0, 3]]))
+    assert patches(corners, (2,), 1) is None
