@@ -1,6 +1,8 @@
 """The shape of the code: imports point one way, each part knows only what it may, and a bare import is light.
 
 The imports are parsed, not run, so that a rule also holds for code that only some users reach.
+
+    python -m tests.test_architecture | dot -Tsvg -o imports.svg    # draws them
 """
 
 import ast
@@ -87,6 +89,19 @@ def may_import(part: str, other: str) -> bool:
     return HEIGHT[other] < HEIGHT[part]
 
 
+def edges_of_parts() -> list[tuple[str, str]]:
+    """Which part imports which other, each pair once."""
+    pairs = {(part_of(found.importer), part_of(found.imported)) for found in IMPORTS}
+    return sorted((part, other) for part, other in pairs if part and other and part != other)
+
+
+def drawn() -> str:
+    """The parts in their layers, leaves at the bottom, with an arrow to each that a part imports; for Graphviz."""
+    floors = [f"  {{ rank=same; {'; '.join(sorted(floor))} }}" for floor in (LEAVES, *LAYERS)]
+    arrows = [f"  {part} -> {other}" for part, other in edges_of_parts()]
+    return "\n".join(["digraph captum_norm {", *floors, *arrows, "}"])
+
+
 def from_package(name: str) -> list[Import]:
     """The imports of ``name`` or anything in it."""
     return [found for found in IMPORTS if found.imported == name or found.imported.startswith(f"{name}.")]
@@ -104,6 +119,7 @@ def test_imports_point_one_way():
         if part and other and not may_import(part, other):
             wrong.append(f"{importer} imports {imported}")
     assert not wrong
+    assert "  attr -> capture\n" in drawn()
 
 
 def test_no_module_imports_itself_through_others():
@@ -221,3 +237,7 @@ def test_the_version_is_the_same_everywhere():
     citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert citation is not None
     assert captum_norm.__version__ == project["version"] == citation[1]
+
+
+if __name__ == "__main__":
+    print(drawn())
