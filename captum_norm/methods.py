@@ -185,12 +185,9 @@ class Attributor:
             self.arguments["mixers_as_identity"] = True
 
     def __call__(
-        self,
-        encoding: Mapping[str, Any],
-        target: int | Tensor | None = None,
-        seed: int = 0,
+        self, encoding: Mapping[str, Any], target: int | Tensor | None = None, seed: int = 0,
         position: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """One score per token.
 
         Args:

@@ -48,13 +48,9 @@ class GoldLinks:
 
 
 def read_links(
-    path: str | Path,
-    format: Format,
-    *,
-    first: Literal[0, 1],
-    order: Order = "source-target",
+    path: str | Path, format: Format, *, first: Literal[0, 1], order: Order = "source-target",
     sentences: int | None = None,
-) -> list[GoldLinks]:
+) -> list[GoldLinks]:  # fmt: skip
     """Read a file of links.
 
     Args:

@@ -92,13 +92,9 @@ def alignment_score(
 
 
 def error_rate_difference(
-    links: Sequence[Iterable[Link]],
-    others: Sequence[Iterable[Link]],
-    gold: Sequence[GoldLinks],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
+    links: Sequence[Iterable[Link]], others: Sequence[Iterable[Link]], gold: Sequence[GoldLinks], *,
+    resamples: int = 1000, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
     """AER of ``links`` minus that of ``others`` on the same sentences, with the middle 95 % over resampled sentences.
 
     Example:

@@ -118,9 +118,7 @@ class Rows:
         self.chosen(len(scores), queries, real, causal, text)
         return scores if self.several else scores[:, -1 if causal and self.position is None else 0]
 
-    def chosen(
-        self, batch: int, queries: int, real: Tensor | None, causal: bool, text: Tensor | None = None
-    ) -> Tensor:
+    def chosen(self, batch: int, queries: int, real: Tensor | None, causal: bool, text: Tensor | None = None) -> Tensor:
         """The rows that are asked for, where it is not ``"mean"`` or ``"all"``.
 
         Args:

@@ -140,9 +140,7 @@ def nothing_seen(title: str) -> str:
     )
 
 
-def not_read(
-    title: str, like: Tensor, asked: str, calls: Sequence[AttentionCall], routes: Sequence[Route]
-) -> str:
+def not_read(title: str, like: Tensor, asked: str, calls: Sequence[AttentionCall], routes: Sequence[Route]) -> str:
     """What to say of an input that no call reads.
 
     Args:

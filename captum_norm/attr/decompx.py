@@ -105,14 +105,9 @@ class DecompX(InputMethod):
     certifies_calls = False
 
     def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        *,
-        bias: BiasType = "token",
-        activation: ActivationType = "ZO",
-        product: ProductType = "half",
-        max_memory: int = 4 << 30,
-    ) -> None:
+        self, forward_func: Callable[..., Any], *, bias: BiasType = "token", activation: ActivationType = "ZO",
+        product: ProductType = "half", max_memory: int = 4 << 30,
+    ) -> None:  # fmt: skip
         Attribution.__init__(self, forward_func)
         if bias not in get_args(BiasType):
             raise ValueError(f"bias should be one of {', '.join(map(repr, get_args(BiasType)))}, got {bias!r}.")
@@ -138,13 +133,9 @@ class DecompX(InputMethod):
     @captum_attribute_with_delta
     @examples_first
     def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
+        self, inputs: Tensor | tuple[Tensor, ...], target: Any = None, additional_forward_args: Any = None, *,
         return_convergence_delta: bool = False,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """What each input position adds to the output ``target``.
 
         Args:
@@ -181,12 +172,9 @@ class DecompX(InputMethod):
 
     @takes_encodings
     def attribute_each(
-        self,
-        inputs: Tensor,
-        targets: Sequence[Any] | None = None,
-        positions: Sequence[int] | None = None,
+        self, inputs: Tensor, targets: Sequence[Any] | None = None, positions: Sequence[int] | None = None,
         additional_forward_args: Any = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Several outputs, (target, batch, position), of one forward pass, with a backward pass for each.
 
         Positions are not looked at, as an output is followed back from where its target stands; rules that carry parts
@@ -249,9 +237,7 @@ class DecompX(InputMethod):
             refuse_fused_path(title, self.forward_func, inputs, extras, chosen, contributions.output)
         return found
 
-    def _refuse_unseen(
-        self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]
-    ) -> None:
+    def _refuse_unseen(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]) -> None:
         """Refuse if what is explained rests on a part that cannot be looked into, which looked like a constant."""
         title = type(self).__name__
         parts: list[Opaque] = []

@@ -44,9 +44,7 @@ class AttentionFlow(AttentionWeights):
         (1.0, 0)
     """
 
-    def __init__(
-        self, forward_func: Callable[..., Any], *, residual: bool = True, show_progress: bool = False
-    ) -> None:
+    def __init__(self, forward_func: Callable[..., Any], *, residual: bool = True, show_progress: bool = False) -> None:
         super().__init__(forward_func, aggregate="flow", residual=residual)
         self.show_progress = show_progress
 

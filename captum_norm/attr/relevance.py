@@ -143,12 +143,9 @@ class AttentionRelevance(MapMethod):
         self._explain([reduction], inputs, [target], extras)
 
     def _explain(
-        self,
-        reductions: Sequence[Reduction],
-        inputs: tuple[Tensor, ...],
-        targets: Sequence[Any],
+        self, reductions: Sequence[Reduction], inputs: tuple[Tensor, ...], targets: Sequence[Any],
         extras: tuple[Any, ...],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """One forward pass, and for each target a backward pass, whose maps go to a reduction of its own."""
         title, records = type(self).__name__, list[AttentionRecord]()
         with outside_inference_mode((inputs, extras)) as (inputs, extras), torch.enable_grad():

@@ -68,9 +68,7 @@ class InformationFlowRoutes(MapMethod):
 
     reads_block: ClassVar[bool] = True
 
-    def __init__(
-        self, forward_func: Callable[..., Any], *, threshold: float = 0.04, renormalise: bool = False
-    ) -> None:
+    def __init__(self, forward_func: Callable[..., Any], *, threshold: float = 0.04, renormalise: bool = False) -> None:
         Attribution.__init__(self, forward_func)
         if isinstance(threshold, bool) or not 0 <= threshold < 1:
             raise ValueError(f"InformationFlowRoutes: threshold should be from 0 up to 1, a share, got {threshold!r}.")

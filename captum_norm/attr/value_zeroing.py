@@ -63,12 +63,9 @@ class ValueZeroing(MapMethod):
     """
 
     def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        *,
-        layers: Sequence[Module] | None = None,
+        self, forward_func: Callable[..., Any], *, layers: Sequence[Module] | None = None,
         keys_at_once: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(forward_func, aggregate="rollout")
         if keys_at_once is not None and keys_at_once < 1:
             raise ValueError(f"keys_at_once should be a number of keys from 1 on, or None, got {keys_at_once!r}.")

@@ -141,13 +141,9 @@ def _by_measure(shares: TokenShares, tables: dict[str, Tensor], factor: float, d
 
 
 def _block(
-    shares: TokenShares,
-    tables: dict[str, Tensor],
-    measures: Sequence[str],
-    factor: float,
-    digits: int,
+    shares: TokenShares, tables: dict[str, Tensor], measures: Sequence[str], factor: float, digits: int,
     width: int | None = None,
-) -> str:
+) -> str:  # fmt: skip
     from captum_norm.token_shares import MEASURES
 
     def cells(row: int | None) -> list[str]:

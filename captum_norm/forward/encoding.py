@@ -13,13 +13,9 @@ from captum_norm.forward.position import Position, as_indices
 
 
 def tensors_of(
-    encoding: Mapping[str, Any],
-    model: nn.Module,
-    main: str,
-    names: Sequence[str],
-    fixed: Mapping[str, Any],
+    encoding: Mapping[str, Any], model: nn.Module, main: str, names: Sequence[str], fixed: Mapping[str, Any],
     refuses: bool,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """The entries of an encoding that are passed on, on the model's device.
 
     Args:
@@ -56,9 +52,7 @@ def tensors_of(
     return {name: _as_tensor(name, encoding[name], device) for name in present if name in wanted}
 
 
-def positional(
-    given: Mapping[str, Tensor], names: Sequence[str], position: Position, main: Tensor
-) -> tuple[Any, ...]:
+def positional(given: Mapping[str, Tensor], names: Sequence[str], position: Position, main: Tensor) -> tuple[Any, ...]:
     """The extras in the order of ``names``, and positions given one per example; no None at the end.
 
     Raises:

@@ -82,12 +82,9 @@ def rollout(
 
 @torch.no_grad()
 def flow(
-    maps: Sequence[Tensor],
-    residual: bool = False,
-    position: int | Sequence[int] | Tensor | None = None,
-    normalize: bool = True,
-    on_found: Callable[[int], object] | None = None,
-) -> Tensor:
+    maps: Sequence[Tensor], residual: bool = False, position: int | Sequence[int] | Tensor | None = None,
+    normalize: bool = True, on_found: Callable[[int], object] | None = None,
+) -> Tensor:  # fmt: skip
     """How much can pass from each input of the first layer to the outputs of the last: the maximum flow of each pair.
 
     Args:
@@ -131,12 +128,9 @@ def flow(
 
 @torch.no_grad()
 def rollout_encoder_decoder(
-    encoder: Sequence[Tensor],
-    decoder: Sequence[Tensor],
-    cross: Sequence[Tensor],
-    residual: bool = False,
+    encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor], residual: bool = False,
     position: int | Sequence[int] | Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What the decoder's outputs owe to the source and to the prefix of the target, through all paths, as in ALTI+.
 
     A decoder layer passes what its self-attention gathered on by way of the residual of its cross-attention:

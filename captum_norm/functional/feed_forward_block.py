@@ -175,9 +175,7 @@ def _block_vectors(block: Block, width: int) -> Iterator[tuple[int, slice, slice
             yield b, q, k, _with_residual(block, u, b, q, k)
 
 
-def _mixed(
-    block: Block, weights: Tensor, f: Tensor | None, W_O: Tensor, b: int, q: slice, keys: slice
-) -> Tensor:
+def _mixed(block: Block, weights: Tensor, f: Tensor | None, W_O: Tensor, b: int, q: slice, keys: slice) -> Tensor:
     """sum_h alpha_ij f_h(x_j), (query, key, model)."""
     gate = None if block.gate is None else block.gate[b, :, q].double()
     if f is None and gate is not None:

@@ -90,11 +90,9 @@ def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | N
 
 @torch.no_grad()
 def relevance_encoder_decoder(
-    encoder: Sequence[Tensor],
-    decoder: Sequence[Tensor],
-    cross: Sequence[Tensor],
+    encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor],
     position: int | Sequence[int] | Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The relevance of the source and of the target's prefix to the decoder's outputs.
 
     Args:

@@ -20,13 +20,9 @@ _CANCELS = 0.03
 
 
 def fill_summed_norms_of_row(
-    result: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    W_O: Tensor,
-    gate: Tensor | None,
+    result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None,
     factor: Sequence[tuple[int, Tensor]],
-) -> None:
+) -> None:  # fmt: skip
     """Writes into result (batch, 1, key), float32, the summed norms of one query.
 
     weights is (batch, head, 1, key), values (batch, head, key, head_dim), W_O (head, head_dim, model), gate None or

@@ -76,9 +76,7 @@ def span_values(weights: Tensor, values: Tensor, span: Tensor, gate: Tensor | No
 
 
 @torch.no_grad()
-def span_shares(
-    mixed: Tensor, W_O: Tensor, residual: Tensor, state: Tensor, *, threshold: float = 0.0
-) -> SpanShares:
+def span_shares(mixed: Tensor, W_O: Tensor, residual: Tensor, state: Tensor, *, threshold: float = 0.0) -> SpanShares:
     """The shares of tokens, heads, residual and biases in a span.
 
     Args:

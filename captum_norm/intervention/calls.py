@@ -159,10 +159,9 @@ def watch_layers(layers: Collection[Module], run: Callable[[], Any], on_call: Ca
 
 @contextmanager
 def watched(
-    modules: Iterable[Module],
-    enter: Callable[[Module, tuple[Any, ...], dict[str, Any]], None],
+    modules: Iterable[Module], enter: Callable[[Module, tuple[Any, ...], dict[str, Any]], None],
     leave: Callable[[Module, Any], None],
-) -> Iterator[None]:
+) -> Iterator[None]:  # fmt: skip
     """While this lasts, ``enter`` is told what a module is given, before other hooks, and ``leave`` what it returns.
 
     Only in the calling thread.

@@ -70,13 +70,9 @@ def _empty(tensor: Tensor) -> Tensor:
 
 
 def value_zeroing_maps(
-    run: Callable[[], Any],
-    outlines: Sequence[Outline],
-    wanted: Sequence[Outline] | None = None,
-    *,
-    layers: Sequence[Module] | None = None,
-    keys_at_once: int | None = None,
-) -> list[LayerScores]:
+    run: Callable[[], Any], outlines: Sequence[Outline], wanted: Sequence[Outline] | None = None, *,
+    layers: Sequence[Module] | None = None, keys_at_once: int | None = None,
+) -> list[LayerScores]:  # fmt: skip
     """The scores of value zeroing, not normalised, of each attention call.
 
     Args:

@@ -233,11 +233,7 @@ class _Sum:
 
 
 def shared_contributions(
-    explain: Callable[[], Tensor],
-    inputs: Sequence[Tensor],
-    conventions: Conventions,
-    rule: BiasRule,
-    max_memory: int,
+    explain: Callable[[], Tensor], inputs: Sequence[Tensor], conventions: Conventions, rule: BiasRule, max_memory: int
 ) -> TokenContributions:
     """What each token adds to one output where biases are shared among the tokens' parts, which are carried along.
 

@@ -76,13 +76,9 @@ class PartsRun(FrozenRun):
     lazy_maps = True
 
     def __init__(
-        self,
-        conventions: Conventions,
-        ones: Tensor,
-        sources: PartSources | None = None,
-        starts: Sequence[Start] = (),
+        self, conventions: Conventions, ones: Tensor, sources: PartSources | None = None, starts: Sequence[Start] = (),
         given: Sequence[Tensor] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(conventions, sources, starts)
         self.ones, self._given = ones, given
         self._parts = sources

@@ -32,13 +32,10 @@ from captum_norm.suggestions import did_you_mean
 
 
 def attention_maps(
-    model: Callable[..., Any],
-    inputs: ModelInputs,
-    quantities: Sequence[str] = ("weights", "summed_norms"),
-    layers: Sequence[int | str] | int | str | None = None,
-    head_indices: Sequence[int] | None = None,
+    model: Callable[..., Any], inputs: ModelInputs, quantities: Sequence[str] = ("weights", "summed_norms"),
+    layers: Sequence[int | str] | int | str | None = None, head_indices: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-) -> AttentionMaps:
+) -> AttentionMaps:  # fmt: skip
     """Measures of every attention call, in one forward pass.
 
     Args:

@@ -19,13 +19,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture import AttentionRecord
-from captum_norm.functional import (
-    drop_norms,
-    head_norms,
-    nothing_left,
-    summed_norms,
-    transformed_norms,
-)
+from captum_norm.functional import drop_norms, head_norms, nothing_left, summed_norms, transformed_norms
 from captum_norm.measures.of_blocks import (
     alti_contributions,
     block_measures,

@@ -49,9 +49,7 @@ class Proof:
         return "proved" if self.calls and all(finding.status == "proved" for finding in self.calls) else "open"
 
 
-def prove(
-    model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0, *, show_progress: bool = False
-) -> Proof:
+def prove(model: nn.Module, inputs: ModelInputs, keys: int = 2, seed: int = 0, *, show_progress: bool = False) -> Proof:
     """Prove what is read of a model's attention calls, independently of how it is read.
 
     Args:

@@ -41,13 +41,9 @@ def cut(text: str, width: int, keep_end: bool = False) -> str:
 
 
 def table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: Sequence[int] = (0,),
-    groups: Sequence[tuple[str, int]] = (),
-    width: int | None = None,
-    keys: int = 1,
-) -> str:
+    headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,),
+    groups: Sequence[tuple[str, int]] = (), width: int | None = None, keys: int = 1,
+) -> str:  # fmt: skip
     """Columns that line up; where they are wider than ``width``, several tables below each other.
 
     Args:
@@ -88,14 +84,9 @@ def _width(text: str) -> int:
 
 
 def _part(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: Sequence[int],
-    titles: Sequence[str],
-    keys: int,
-    start: int,
-    stop: int,
-) -> str:
+    headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int], titles: Sequence[str], keys: int,
+    start: int, stop: int,
+) -> str:  # fmt: skip
     """The columns that name a row beside those from ``start`` to ``stop``."""
     kept = [*range(keys), *range(start, stop)]
     groups = [(title, len(list(same))) for title, same in groupby(titles[c] for c in kept)] if titles else []

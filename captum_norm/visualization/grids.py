@@ -119,16 +119,9 @@ class _Raster:
 
 
 def _grid(
-    lines: Sequence[Sequence[Panel]],
-    titles: Sequence[str] | None,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str | None,
-    log: bool,
-    scale: str,
-    across: int,
-    scale_without: Collection[str],
-) -> Page:
+    lines: Sequence[Sequence[Panel]], titles: Sequence[str] | None, rows: Sequence[str], columns: Sequence[str],
+    title: str | None, log: bool, scale: str, across: int, scale_without: Collection[str],
+) -> Page:  # fmt: skip
     note = outside(columns, scale_without).removeprefix("; ")
     cell = min(max(8.4 / across, 1.2), 2.6) / max(len(rows), len(columns))
     labels = choose_labels([panel for line in lines for panel in line], rows, columns, cell)

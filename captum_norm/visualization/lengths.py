@@ -25,13 +25,9 @@ _OTHER = "#9aa4af"  # the rest of the text, where it is drawn in lines and dots
 
 
 def class_lengths(
-    lengths: Tensor,
-    classes: Sequence[str],
-    *,
-    layers: Sequence[str] | None = None,
-    title: str | None = None,
+    lengths: Tensor, classes: Sequence[str], *, layers: Sequence[str] | None = None, title: str | None = None,
     ax: Axes | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Mean ‖f(x)‖ of each class of tokens, layer by layer: special tokens and punctuation are short where norms say so.
 
     Args:

@@ -63,12 +63,9 @@ def panel_of(caller: str, name: str, scores: Tensor | Sequence[Any], unit: str, 
 
 
 def axis_tokens(
-    caller: str,
-    panels: Sequence[Panel],
-    tokens: Sequence[str] | None,
-    query_tokens: Sequence[str] | None,
+    caller: str, panels: Sequence[Panel], tokens: Sequence[str] | None, query_tokens: Sequence[str] | None,
     key_tokens: Sequence[str] | None,
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str]]:  # fmt: skip
     """The labels of rows and columns, positions where no tokens were given; all panels must fit them."""
     if not panels:
         raise ValueError(f"{caller}: scores is empty: there is nothing to draw.")
@@ -138,9 +135,7 @@ def draw_map(box: Any, values: Numbers, norm: Normalize, colours: Colormap) -> S
     return cast(ScalarMappable, image)
 
 
-def name_tokens(
-    box: Axes, labels: Labels, upright: bool, with_rows: bool = True, with_columns: bool = True
-) -> None:
+def name_tokens(box: Axes, labels: Labels, upright: bool, with_rows: bool = True, with_columns: bool = True) -> None:
     """Write the tokens beside the rows and below the columns, as many as there is room for."""
     style: dict[str, Any] = {"fontsize": labels.size, "parse_math": False}
     columns, rows = labels.named_columns if with_columns else [], labels.named_rows if with_rows else []

@@ -21,12 +21,9 @@ _MEAN = "mean"
 
 
 def class_shares(
-    shares: Mapping[str, Tensor],
-    classes: Sequence[str],
-    *,
-    layers: Sequence[str] | None = None,
+    shares: Mapping[str, Tensor], classes: Sequence[str], *, layers: Sequence[str] | None = None,
     title: str | None = None,
-) -> Page:
+) -> Page:  # fmt: skip
     """How the attention of each layer divides among classes of tokens, by several measures side by side.
 
     Args:

@@ -128,15 +128,9 @@ def side_by_side(
 
 
 def _into(
-    ax: Axes,
-    panels: Sequence[Panel],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str | None,
-    log: bool,
-    query_axis: str,
-    scale_without: Collection[str],
-) -> Any:
+    ax: Axes, panels: Sequence[Panel], rows: Sequence[str], columns: Sequence[str], title: str | None, log: bool,
+    query_axis: str, scale_without: Collection[str],
+) -> Any:  # fmt: skip
     """One panel in axes of the caller's, as large as they are."""
     if len(panels) > 1:
         raise ValueError(f"token_map: ax holds one map, but scores has {len(panels)}: one call and one ax for each.")

@@ -47,13 +47,9 @@ class _Strip:
 
 
 def method_strips(
-    scores: Mapping[str, Tensor | Sequence[float]],
-    words: Sequence[str],
-    *,
-    signed: Collection[str] | None = None,
-    title: str | None = None,
-    width: float = 11.0,
-) -> Page:
+    scores: Mapping[str, Tensor | Sequence[float]], words: Sequence[str], *, signed: Collection[str] | None = None,
+    title: str | None = None, width: float = 11.0,
+) -> Page:  # fmt: skip
     """Each method's score of each word, as the colour under the word; one row per method, long texts in several lines.
 
     Methods measure in units of their own, so each is divided by its own largest absolute score, which stands beside
