@@ -16,6 +16,7 @@ from captum_norm.forward import HFForward
 from captum_norm.forward.at_hand import held_by
 from captum_norm.forward.inputs import check_inputs, check_model
 from captum_norm.forward.keywords import unwrapped
+from captum_norm.operations.operation import swapped
 
 Forward = Callable[..., Any]
 Given = TypeVar("Given")
@@ -128,19 +129,7 @@ def outside_inference_mode(given: Given) -> Iterator[Given]:
         False False
     """
     with torch.inference_mode(False):
-        yield _plain(given)
-
-
-def _plain(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return given.clone() if given.is_inference() else given
-    if isinstance(given, tuple):
-        return type(given)(*map(_plain, given)) if hasattr(given, "_fields") else tuple(map(_plain, given))
-    if isinstance(given, list):
-        return [_plain(item) for item in given]
-    if isinstance(given, dict):
-        return {key: _plain(item) for key, item in given.items()}
-    return given
+        yield swapped(given, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
 
 def _refuse_replicas(title: str, forward_func: Forward) -> None:

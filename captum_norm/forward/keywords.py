@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-Forward = TypeVar("Forward", nn.Module, Callable[..., Any])
+ForwardFunction = TypeVar("ForwardFunction", nn.Module, Callable[..., Any])
 """What a method runs: a model is handed on as a model, any other function as a function."""
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def unwrapped(model: Forward) -> Forward:
+def unwrapped(model: ForwardFunction) -> ForwardFunction:
     """The model inside torch's wrappers, which hide its config and signature; any other function is itself."""
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_norm.forward.keywords import Forward
+from captum_norm.forward.keywords import ForwardFunction
 
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -35,7 +35,7 @@ class ByKeywords(nn.Module):
         return self.model({"input_ids": input_ids, "attention_mask": mask, **types, **more})
 
 
-def by_keywords(model: Forward) -> Forward:
+def by_keywords(model: ForwardFunction) -> ForwardFunction:
     """The model itself, or around one that takes a mapping alone, :class:`ByKeywords`.
 
     Example:

@@ -14,6 +14,8 @@ from torch.nn import Module
 from torch.nn.modules import module as torch_module
 from torch.random import fork_rng
 
+from captum_norm.operations.operation import swapped
+
 
 @dataclass(frozen=True)
 class LayerCall:
@@ -51,13 +53,7 @@ def without_cache(value: Any) -> Any:
 
 def _copied(value: Any) -> Any:
     """The same with tensors copied, as a layer may write to its input."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return type(value)(*map(_copied, value)) if hasattr(value, "_fields") else tuple(map(_copied, value))
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+    return swapped(value, lambda tensor: tensor.detach().clone())
 
 
 class _KnownHook:

@@ -120,13 +120,16 @@ _NEW_FORMS: dict[str, Callable[..., Any]] = {
 
 
 def swapped(value: Any, swap: Callable[[Tensor], Any]) -> Any:
-    """An argument with each tensor swapped, inside lists and tuples too."""
+    """An argument with each tensor swapped, inside tuples, lists and dicts too."""
     if isinstance(value, Tensor):
         return swap(value)
     if isinstance(value, tuple) and type(value) is not torch.Size:
-        return tuple(swapped(item, swap) for item in value)
+        items = [swapped(item, swap) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
         return [swapped(item, swap) for item in value]
+    if isinstance(value, dict):
+        return {key: swapped(item, swap) for key, item in value.items()}
     return value
 
 
