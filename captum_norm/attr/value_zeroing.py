@@ -105,17 +105,14 @@ def _shares(wanted: Sequence[Outline], scores: Sequence[LayerScores]) -> dict[in
     0 at padding, and the number of the layer."""
     by_layer: dict[int, list[tuple[Outline, Tensor]]] = {}
     for outline, found in zip(wanted, scores, strict=True):
-        scored = _without_padded_keys(found.scores, outline.record.key_mask)
+        scored, real = found.scores, outline.record.key_mask
+        scored = scored if real is None else scored.masked_fill(~real[:, None].to(scored.device), 0)
         by_layer.setdefault(found.layer, []).append((outline, scored))
     shares: dict[int, tuple[Tensor, int]] = {}
     for layer, pairs in by_layer.items():
         of_layer = value_zeroing_shares([scored for _, scored in pairs], pairs[0][0].record.query_mask)
         shares |= {id(outline): (share, layer) for (outline, _), share in zip(pairs, of_layer, strict=True)}
     return shares
-
-
-def _without_padded_keys(scores: Tensor, real: Tensor | None) -> Tensor:
-    return scores if real is None else scores.masked_fill(~real[:, None].to(scores.device), 0)
 
 
 def _refuse_cross_alone(title: str, wanted: Sequence[Outline], reduction: Reduction) -> None:

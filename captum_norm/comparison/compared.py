@@ -234,13 +234,10 @@ def _whole(asked: Question) -> Any:
     """What the model itself takes: for an encoder-decoder, with the start token that its decoder begins with."""
     config: Any = asked.model.config
     if not getattr(config, "is_encoder_decoder", False):
-        return {name: one for name, one in asked.encoding.items() if name != "token_type_ids" or _takes_types(asked)}
+        takes_types = asked.task != "similarity"
+        return {name: one for name, one in asked.encoding.items() if name != "token_type_ids" or takes_types}
     start = getattr(config, "decoder_start_token_id", None) or 0
     return {**asked.encoding, "decoder_input_ids": torch.full_like(asked.encoding["input_ids"][:, :1], start)}
-
-
-def _takes_types(asked: Question) -> bool:
-    return asked.task != "similarity"
 
 
 def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

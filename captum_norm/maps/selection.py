@@ -43,7 +43,8 @@ class Selection:
     def cut(self, record: AttentionRecord) -> tuple[AttentionRecord, AttentionRecord]:
         """The record cut to the rows, and the same cut to the heads too; float32 at least."""
         if self.rows is not None:
-            record = _cut_to_rows(record, _picked("positions", self.rows, record.shape[2], "rows", record.call))
+            rows = _picked("positions", self.rows, record.shape[2], "rows", record.call)
+            record = record.at(torch.tensor(rows).expand(record.shape[0], -1))
         record = in_float32(record)
         if self.heads is None:
             return record, record
@@ -89,10 +90,6 @@ def _several(given: Any, kinds: Any) -> tuple[Any, ...]:
 def _is(one: Any, kinds: Any) -> bool:
     """Whether it is of these kinds; True and False are no numbers."""
     return isinstance(one, kinds) and not isinstance(one, bool)
-
-
-def _cut_to_rows(record: AttentionRecord, rows: list[int]) -> AttentionRecord:
-    return record.at(torch.tensor(rows).expand(record.shape[0], -1))
 
 
 def _cut_to_heads(record: AttentionRecord, heads: list[int]) -> AttentionRecord:

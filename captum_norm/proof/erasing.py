@@ -88,7 +88,9 @@ class Prover:
             changed, was_held = self._without(source or (event, argument, axis, key), until)
             held |= was_held
             lacks = output - changed
-            error = _difference(lacks if order is None else _in_order(lacks, order, expected), expected)
+            if order is not None:
+                lacks = lacks.reshape(-1, lacks.shape[-1])[order].view(expected.shape)
+            error = _difference(lacks, expected)
             if error is None:
                 return Finding(
                     name, "open", note=f"the projection has other rows ({tuple(output.shape)}) than the record"
@@ -267,10 +269,6 @@ def _order_of(output: Tensor, total: Tensor) -> Tensor | None:
     order = torch.cat([found.indices for found in nearest])
     off = max(float(found.values.max()) for found in nearest)
     return order if off <= 1e-4 * float(flat.norm(dim=-1).max()) and len(set(order.tolist())) == len(order) else None
-
-
-def _in_order(lacks: Tensor, order: Tensor, like: Tensor) -> Tensor:
-    return lacks.reshape(-1, lacks.shape[-1])[order].view(like.shape)
 
 
 _ROWS_AT_ONCE = 1024

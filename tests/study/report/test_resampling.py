@@ -92,3 +92,13 @@ def test_an_interval_reaches_further_where_values_do():
     assert pivot.without_spread > 300
     assert pivot.limits(0.95) == (-np.inf, np.inf)
     assert pivot.p() > 0.5
+
+
+def test_a_rare_large_value_counts_on_the_side_on_which_resamples_lie_without_it():
+    """They lie below the mean: hardly one as far above it, and many as far on either side."""
+    values = np.append(1 + 0.1 * np.random.default_rng(0).normal(size=(1, 19)), [[4.0]], axis=1)
+    pivot = Pivot.of(values, *resampled_means(moments(values), 999, 0))
+    distance = pivot.mean / pivot.error
+    above, far = ((of >= distance).sum() + pivot.without_spread + 1 for of in (pivot.distances, abs(pivot.distances)))
+    assert 2 * above < far
+    assert pivot.p() == pytest.approx(far / 1000)
