@@ -131,9 +131,11 @@ class Reduction:
             self._special = special_ids(record.call.modules)
         counts = self.counts(record.call)
         needed = self.asked.needed(record, route[0]) if counts and route is not None else None
-        self.certificates.append((without_modules(record.call), record.certificate))
-        light = replace(record.but(weights=_NOTHING), call=without_modules(record.call), values=_NOTHING, W_O=_NOTHING,
-                        b_O=None, gate=None, mixed=None, block=None)  # fmt: skip
+        call = without_modules(record.call)
+        self.certificates.append((call, record.certificate))
+        light = record.but(
+            weights=_NOTHING, call=call, values=_NOTHING, W_O=_NOTHING, b_O=None, gate=None, mixed=None, block=None
+        )
         if self._call in (None, record.call.call):
             self._seen.append(light)
         if not counts:

@@ -26,7 +26,7 @@ from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.readout import ReadOuts
 from captum_norm.capture.record import InexactCaptureError, Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
-from captum_norm.operations.callers import running_modules
+from captum_norm.operations.callers import Caller, running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
@@ -72,6 +72,7 @@ class Dataflow:
         self._born = self._outside = 0
         self.calls = 0  # the bits of all attention calls
         self._operation: Operation | None = None
+        self._callers: tuple[Caller, ...] | None = None
         self.refuses_dropout = False
         self._stream, self.projections = stream, Projections(stream)
         self._finish, self.differentiable = finish, differentiable
@@ -92,6 +93,15 @@ class Dataflow:
         # Ids or a gate (batch, position), vectors (batch, position, model), pictures (batch, channel, *grid).
         axes = (1,) if source.ndim < 4 else tuple(range(2, source.ndim))
         self.traces[source] = Trace(place=Place(Anchor(index, tuple(source.shape), axes, self.next_anchor())))
+
+    @property
+    def callers(self) -> tuple[Caller, ...]:
+        """The modules in which the operation that is running was called, read from the stack once."""
+        if self._operation is None:
+            return running_modules()
+        if self._callers is None:
+            self._callers = running_modules()
+        return self._callers
 
     def next_anchor(self) -> int:
         self._anchors += 1
@@ -125,7 +135,7 @@ class Dataflow:
             return self._of_calls(rule, name in _BEGIN, see)
 
         def all_of(op: Operation) -> None:
-            self._operation = op
+            self._operation, self._callers = op, None
             try:
                 rule(self, op)
                 if see is not None:
@@ -135,7 +145,7 @@ class Dataflow:
                 self.masks.see(op, trace is not None and trace.weights is not None)
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
-                born, self._born, self._operation = self._born, 0, None
+                born, self._born, self._operation, self._callers = self._born, 0, None, None
                 self.reach.see(op, born)
                 if self.chain is not None:
                     self.chain.see(op, begins=bool(born))
@@ -153,9 +163,9 @@ class Dataflow:
         """What to do with operations where calls are read, and positions and what reaches what are not followed."""
 
         def on_the_way(op: Operation) -> None:
-            self._operation = op
+            self._operation, self._callers = op, None
             rule(self, op)
-            self._born, self._operation = 0, None
+            self._born, self._operation, self._callers = 0, None, None
 
         of_known = OfKnownTensors(on_the_way, (self.traces, self.exponentials, self.unrounded))
         if see is None:
@@ -195,9 +205,8 @@ class Dataflow:
             InexactCaptureError: there.
         """
         if self.refuses_dropout:
-            name = self._names.module(tuple(caller.module for caller in running_modules()))
             raise InexactCaptureError(
-                f"{name or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
+                f"{self._module() or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
                 "another one, and weights that do not sum to 1. Call model.eval() first."
             )
 
@@ -233,7 +242,7 @@ class Dataflow:
 
     def _module(self) -> str:
         """The name of the module that is running."""
-        return self._names.module(tuple(caller.module for caller in running_modules()))
+        return self._names.module(tuple(caller.module for caller in self.callers))
 
     def read_whole(self, place: Place, out: Tensor, axis: int = -1) -> Place | None:
         """Where the result lies that an operation made of all entries along an axis, writing as many as it likes.
@@ -262,10 +271,9 @@ class Dataflow:
         shape = scores.shape if isinstance(scores, Tensor) else scores
         if bits <= INPUT or (axis is not None and shape[axis] == 1):
             return ()
-        module = self._names.module(tuple(caller.module for caller in running_modules()))
         axis = None if axis is None else axis % len(shape)
         along = self._along(scores, axis) if isinstance(scores, Tensor) else along
-        softmax = Softmax(module, tuple(shape), axis, along, bit=self.reach.new_bit(), ancestors=bits)
+        softmax = Softmax(self._module(), tuple(shape), axis, along, bit=self.reach.new_bit(), ancestors=bits)
         self._born |= softmax.bit
         self.ledger.note(softmax)
         return (softmax,)
@@ -331,7 +339,7 @@ class Dataflow:
     def lose(self, mixtures: list[Mixture]) -> None:
         """Note the operation that is running as the last one that read these mixed values."""
         if self._operation is not None:
-            callers = running_modules()
+            callers = self.callers
             where = f" in {self._names.module(tuple(c.module for c in callers))!r}" if callers else ""
             kind = f" ({type(callers[-1].module).__name__})" if callers else ""
             for mixture in mixtures:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.record import Kind, Positions
-from captum_norm.capture.rows import Arranged, Whole
+from captum_norm.capture.rows import Arranged, ReadRows, Whole
 from captum_norm.capture.traces import Mixture
 from captum_norm.capture.weights import Rows, Weights, version_of
 from captum_norm.operations.callers import Caller
@@ -22,14 +22,16 @@ class KindReader:
         self._ahead: dict[tuple[int, int, int, int], _Ahead] = {}
 
     def read(
-        self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None
-    ) -> Kind:
+        self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None,
+        read: ReadRows | None,
+    ) -> Kind:  # fmt: skip
         """The kind of a call.
 
         Args:
             mixture: the call.
             weights: (batch, head, query, key).
             queries, keys: where its axes lie in the input, or None.
+            read: the weights that were read already, or None.
         """
         ours, theirs = mixture.weights_place, mixture.values_place
         query, key = weights.shape[-2:]
@@ -49,7 +51,7 @@ class KindReader:
         structure = (query, key, id(queries), id(keys))
         if structure not in self._ahead:
             self._ahead[structure] = _Ahead(query, key, queries, keys)
-        return "causal" if self._ahead[structure].is_avoided(weights) else "self"
+        return "causal" if self._ahead[structure].is_avoided(weights, read) else "self"
 
 
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:
@@ -96,11 +98,12 @@ class _Ahead:
         self._kept = (queries, keys)  # the cache is keyed by their identity
         self._masks: dict[tuple[int, int], tuple[bool, Tensor]] = {}
 
-    def is_avoided(self, weights: Arranged | Whole) -> bool:
+    def is_avoided(self, weights: Arranged | Whole, read: ReadRows | None) -> bool:
         """No query gives weight to later keys; rows without an allowed key (left padding) are uniform: no sign.
 
         Args:
             weights: (batch, head, query, key); where no mask tells, those of one head are looked at.
+            read: those of some queries, which settle it for most encoders.
         """
         if len(self.keys) == 1:
             return False
@@ -108,16 +111,21 @@ class _Ahead:
             return not len(self.rows)  # one step of generation
         if not len(self.rows) or (weights.queries_in_order and self._is_forbidden(weights.weights)):
             return True
+        if read is not None and self._looks(read.weights[:, 0], torch.tensor(read.numbers))[0]:
+            return False
         told = len(self.rows) == 1
-        # The first query that could look ahead settles it for most encoders.
-        for rows in (self.rows[:1], *_split(self.rows)):
-            chosen = weights.at(_for_all(rows, weights.shape[0]))[:, 0]
-            looks = (chosen * self._later(rows).to(chosen.device)).abs().amax(-1) > 0
-            tells = chosen.amax(-1) != chosen.amin(-1)
-            if (looks & tells).any():
+        for rows in _split(self.rows):
+            looks, tells = self._looks(weights.at(_for_all(rows, weights.shape[0]))[:, 0], rows)
+            if looks:
                 return False
-            told = told or bool(tells.any())
+            told = told or tells
         return told
+
+    def _looks(self, weights: Tensor, rows: Tensor) -> tuple[bool, bool]:
+        """Whether a query gives weight to a later key, and whether any tells; weights (batch, row, key)."""
+        tells = weights.amax(-1) != weights.amin(-1)
+        looks = (weights * self._later(rows).to(weights.device)).abs().amax(-1) > 0
+        return bool((looks & tells).any()), bool(tells.any())
 
     def _is_forbidden(self, weights: Weights) -> bool:
         """Whether a mask leaves out all later keys."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from random import Random
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from captum_norm.capture.record import (
     Mixer,
     Positions,
 )
-from captum_norm.capture.rows import CHECKED, CheckedRows, refusal, sample
+from captum_norm.capture.rows import CheckedRows, ReadRows, refusal, sample
 from captum_norm.capture.spreading import whole_of
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
@@ -57,8 +58,8 @@ OnInexact = Callable[[InexactCaptureError], None]
 class ReadProjection:
     """What went through one projection: its calls, proved together, and whether it wrote something else besides.
 
-    ``check`` is what rows that are asked for later have to pass, where there is one call of one product; ``weights``
-    are all of them, where they are so few that all were checked.
+    ``check`` is what rows that are asked for later have to pass, where there is one call of one product; ``read`` are
+    those that have passed it.
     """
 
     projection: Projection
@@ -66,7 +67,7 @@ class ReadProjection:
     certificate: Certificate
     check: Check | None
     offsets: bool
-    weights: Tensor | None = None
+    read: ReadRows | None = None
 
 
 class RecordReader:
@@ -87,7 +88,7 @@ class RecordReader:
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
         self._real = RealTokens()
         self._counts: dict[int, int] = {}
-        self._generator = torch.Generator(device="cpu").manual_seed(0)
+        self._random = Random(0)
 
     def finish(self, mixtures: tuple[Mixture, ...]) -> None:
         """Read, check and hand over what went through one projection, or one mixture that went through none."""
@@ -150,12 +151,10 @@ class RecordReader:
             return ReadProjection(projection, calls, certify(projection, parts, offsets), None, bool(offsets))
         weights, check = parts[0].weights, check_of(projection, parts[0], offsets)
         batch, _, query, _ = weights.shape
-        rows = sample(batch, query, self._generator) if query > CHECKED else slice(None)
-        found = weights.at(rows)
-        certificate = check.certificate(found, rows)
-        return ReadProjection(
-            projection, calls, certificate, check, bool(offsets), found if query <= CHECKED else None
-        )
+        numbers = sample(query, self._random)
+        rows = slice(None) if len(numbers) == query else torch.tensor(numbers).expand(batch, -1)
+        read = ReadRows(numbers, weights.at(rows), query)
+        return ReadProjection(projection, calls, check.certificate(read.weights, rows), check, bool(offsets), read)
 
     def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
         mixture = call.parts[0].mixture
@@ -167,7 +166,7 @@ class RecordReader:
             fed = part.fed if fed is None or part.fed is None else fed.joined(part.fed)
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
-        kind = self._kinds.read(mixture, call.weights, queries, keys)
+        kind = self._kinds.read(mixture, call.weights, queries, keys, read.read)
         heads = call.weights.shape[1]
         cross = kind == "cross"
         query_mask, key_mask = self._real.read(call, kind, queries, keys)
@@ -182,7 +181,7 @@ class RecordReader:
             weights = weights.whole()
         else:
             unchanged = partial(getattr, mixture, "unchanged")
-            weights = CheckedRows(weights, read.check, named, unchanged, read.certificate, read.weights)
+            weights = CheckedRows(weights, read.check, named, unchanged, read.certificate, read.read)
         return AttentionRecord(
             call=named,
             weights=weights,

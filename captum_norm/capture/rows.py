@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from random import Random
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from captum_norm.capture.layout import Layout
 from captum_norm.capture.record import AttentionCall, Certificate, InexactCaptureError
 from captum_norm.capture.weights import GivenWeights, HiddenWeights, Rows, Weights
 
-# How many queries are checked before any is asked for, the last one among them.
+# How many queries are checked before any is asked for, the first and the last among them.
 CHECKED = 8
 
 
@@ -90,6 +91,38 @@ class Whole:
         return self.weights.at(rows if isinstance(rows, slice) else rows[:, None].expand(-1, self.shape[1], -1))
 
 
+@dataclass(frozen=True, eq=False)
+class ReadRows:
+    """The weights of some queries, which were read and checked when their call was complete.
+
+    Attributes:
+        numbers: which queries, in order; the same in all examples.
+        weights: (batch, head, row, key).
+        query: how many queries there are.
+    """
+
+    numbers: tuple[int, ...]
+    weights: Tensor
+    query: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether they are all queries."""
+        return len(self.numbers) == self.query
+
+    def at(self, rows: Rows) -> Tensor | None:
+        """(batch, head, row, key) of a slice of the queries or rows (batch, row) long; None where others are asked."""
+        if isinstance(rows, slice):
+            asked = list(range(self.query)[rows])
+        elif not bool((rows == rows[:1]).all()):
+            return None
+        else:
+            asked = rows[0].tolist()
+        if not all(number in self.numbers for number in asked):
+            return None
+        return self.weights[:, :, [self.numbers.index(number) for number in asked]]
+
+
 def _for_heads(rows: Tensor, head: int, last: int) -> Tensor:
     """Rows (batch, row) as an index of (batch, head, query, last)."""
     return rows[:, None, :, None].expand(-1, head, -1, last)
@@ -105,7 +138,7 @@ class CheckedRows:
         call: whose weights, for errors.
         unchanged: whether nothing they are computed from was written to since.
         certificate: what was checked so far.
-        read: all weights, where they are so few that all were checked beforehand.
+        read: the weights that were checked beforehand: a sample of the queries, or all where they are few.
     """
 
     arranged: Arranged
@@ -113,7 +146,7 @@ class CheckedRows:
     call: AttentionCall
     unchanged: Callable[[], bool]
     certificate: Certificate
-    read: Tensor | None = None
+    read: ReadRows | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -132,8 +165,8 @@ class CheckedRows:
             InexactCaptureError: as ``at``.
         """
         read = self.read
-        if read is not None:
-            return self._read(lambda: read), self.certificate
+        if read is not None and read.whole:
+            return self._read(lambda: read.weights), self.certificate
         weights = self._read(self.arranged.whole)
         self.certificate = self._checked(weights, slice(None))
         return weights, self.certificate
@@ -148,9 +181,9 @@ class CheckedRows:
             InexactCaptureError: if they do not reproduce what the model wrote, or if what they are computed from was
                 overwritten.
         """
-        read = self.read
-        if read is not None:
-            return self._read(lambda: Whole(read).at(rows)), self.certificate
+        known = None if self.read is None else self.read.at(rows)
+        if known is not None:
+            return self._read(lambda: known), self.certificate
         weights = self._read(lambda: self.arranged.at(rows))
         found = self.certificate.joined(self._checked(weights, rows))
         if found.rows is not None and all(len(checked) == self.shape[2] for checked in found.rows):
@@ -167,8 +200,9 @@ class CheckedRows:
         copied = hidden.copied()
         check = replace(self.check, values=values)
         return replace(
-            self, arranged=replace(self.arranged, weights=copied), check=check, unchanged=lambda: copied.unchanged
-        )
+            self, arranged=replace(self.arranged, weights=copied), check=check, unchanged=lambda: copied.unchanged,
+            read=self.read if self.read is not None and self.read.whole else None,
+        )  # fmt: skip
 
     def _read(self, weights: Callable[[], Tensor]) -> Tensor:
         if not self.unchanged():
@@ -195,7 +229,8 @@ def refusal(call: AttentionCall, why: object) -> InexactCaptureError:
     return error
 
 
-def sample(batch: int, query: int, generator: torch.Generator) -> Tensor:
-    """Rows (batch, row) long to be checked before any is asked for: some at random and the last."""
-    chosen = torch.randperm(query - 1, generator=generator)[: CHECKED - 1]
-    return torch.cat([chosen, torch.tensor([query - 1])]).sort().values.expand(batch, -1)
+def sample(query: int, random: Random) -> tuple[int, ...]:
+    """The queries to be checked before any is asked for: the first, the last and some at random; all where few."""
+    if query <= CHECKED:
+        return tuple(range(query))
+    return 0, *sorted(random.sample(range(1, query - 1), CHECKED - 2)), query - 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,7 @@ class HiddenWeights:
         leads = [query.shape[:-2], () if mask is None else mask.shape[:-2]]
         self._grouped = key.ndim > 2 and query.ndim > 2 and key.shape[-3] != query.shape[-3]
         leads.append((*key.shape[:-3], 1) if self._grouped else key.shape[:-2])
-        self._lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]
+        self._lead = torch.Size(np.broadcast_shapes(*leads))  # torch's own takes as long as a product of a few rows
         self.shape, self.device = torch.Size((*self._lead, query.shape[-2], key.shape[-2])), query.device
         self._versions = self._versions_now()
 

@@ -35,8 +35,8 @@ def fill_summed_norms_of_row(
     mixed = mixed.flatten(0, 1).flatten(1)  # (batch * key, head * head_dim)
     squares = [(mixed[:, first:] @ columns).square_().sum(-1) for first, columns in factor]
     norms = torch.stack(squares).sum(0).sqrt_()
-    bound = torch.stack([columns.square().sum() for _, columns in factor]).sum().sqrt() * mixed.abs_().amax(-1)
-    norms, cancelling = norms.view(batch, key), (norms < _CANCELS * bound).view(batch, key)
+    size = vector_norm(torch.stack([vector_norm(columns) for _, columns in factor]))
+    norms, cancelling = norms.view(batch, key), (norms < _CANCELS * size * mixed.abs_().amax(-1)).view(batch, key)
     if cancelling.any():
         norms[cancelling] = _in_float64(cancelling, weights, values, W_O, gate)
     result.copy_(norms[:, None])

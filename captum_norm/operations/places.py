@@ -43,7 +43,7 @@ class Anchor:
     order: int = 0
     parent: Anchor | None = None
 
-    @property
+    @cached_property
     def origin(self) -> Anchor:
         """The anchor where all of it began: the same for a picture and its reduced keys."""
         return self if self.parent is None else self.parent.origin
@@ -53,11 +53,11 @@ class Anchor:
         """Where two sequences meet, the smaller one stays: named sources first, then what was there first."""
         return (not isinstance(self.source, int), self.order)
 
-    @property
+    @cached_property
     def length(self) -> int:
         return math.prod(self.grid)
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         return tuple(self.shape[axis] for axis in self.position_axes)
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from captum_norm import AttentionBlockNorm, AttentionNorm, AttentionWeights
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.capture.rows import Arranged, CheckedRows
+from captum_norm.capture.weights import HiddenWeights
 
 HEADS, WIDTH = 4, 16
 
@@ -170,6 +171,26 @@ def test_a_row_that_was_not_looked_at_is_not_claimed(attention):
 
     with torch.no_grad(), recording(look):
         attention(torch.randn(2, 30, WIDTH))
+
+
+def test_rows_that_were_checked_when_their_call_was_complete_are_not_computed_again(monkeypatch):
+    torch.manual_seed(0)
+    computed = []
+    whole = HiddenWeights.at
+    monkeypatch.setattr(HiddenWeights, "at", lambda self, rows: computed.append(rows) or whole(self, rows))
+
+    def look(record: AttentionRecord) -> None:
+        assert len(computed) == 1
+        first, last = record.at(torch.tensor([[0], [0]])).weights, record.at(slice(29, 30)).weights
+        both = record.at(torch.tensor([[29, 0], [29, 0]])).weights
+        assert len(computed) == 1
+        assert torch.equal(both, torch.cat([last, first], 2))
+        apart = record.at(torch.tensor([[0], [29]])).weights
+        assert len(computed) == 2
+        torch.testing.assert_close(apart, torch.cat([first[:1], last[1:]]), rtol=1e-6, atol=1e-7)
+
+    with torch.no_grad(), recording(look):
+        Attention()(torch.randn(2, 30, WIDTH))
 
 
 def test_rows_of_one_map_for_all_heads_are_rows_of_the_whole():

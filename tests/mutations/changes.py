@@ -682,6 +682,7 @@ CHANGES: list[Change] = [
         "capture/rows.py",
         ("self.certificate.joined(self._checked(weights, rows))", "self.certificate"),
         ("asked[where] = self", "asked[:] = self"),
+        ("known = None if self.read is None else self.read.at(rows)", "known = None"),
         ("if not self.unchanged():", "if False:"),
     ),
     *changes_of(
@@ -714,7 +715,7 @@ CHANGES: list[Change] = [
     *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_changed_weights.py"),
     *changes_of(
         "capture/kind.py",
-        ('if self._ahead[structure].is_avoided(weights) else "self"', 'if query == key else "self"'),
+        ('if self._ahead[structure].is_avoided(weights, read) else "self"', 'if query == key else "self"'),
         tests="capture/test_positions.py attr/test_what_is_computed.py",
     ),
     # --------------------------------------------------------------------------------------------------- capture/blocks

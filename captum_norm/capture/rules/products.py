@@ -15,7 +15,6 @@ from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
-from captum_norm.operations.callers import running_modules
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Features, Place, along
 from captum_norm.operations.steps import Step
@@ -48,7 +47,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     allowed = allowed_by_mask(mask, is_causal, *weights.shape[-2:])
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
-        weights, value.detach(), lead, running_modules(), weights_place, places[1], problem, live=value,
+        weights, value.detach(), lead, flow.callers, weights_place, places[1], problem, live=value,
         allowed=allowed, softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
@@ -93,7 +92,7 @@ def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     empty = torch.empty(0, 0, 0)
     used = flow.ledger.used_by(flow.reach.of_all(op.tensors))
     lead = tuple(op.out.shape[:-2])
-    mixture = Mixture(GivenWeights(empty), empty, lead, running_modules(), None, None, problem, softmaxes=used)
+    mixture = Mixture(GivenWeights(empty), empty, lead, flow.callers, None, None, problem, softmaxes=used)
     flow.mix(mixture, op.out, (), None)
 
 
@@ -102,7 +101,7 @@ def _hidden_attention(flow: Dataflow, op: Operation) -> None:
     empty = torch.empty(0, 0)
     problem = f"{op.name} does not return its weights; load the model with attn_implementation='sdpa' or 'eager'"
     out = op.outputs[0]
-    mixture = Mixture(GivenWeights(empty), empty, tuple(out.shape[:-2]), running_modules(), None, None, problem)
+    mixture = Mixture(GivenWeights(empty), empty, tuple(out.shape[:-2]), flow.callers, None, None, problem)
     flow.mix(mixture, out, (), None)
 
 
@@ -224,7 +223,7 @@ def value_product(
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, flow.unchosen())
     mixture = Mixture(
-        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), running_modules(), whose, places[1],
+        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
         problem, live=values, allowed=allowed,
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
