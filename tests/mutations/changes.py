@@ -353,11 +353,24 @@ CHANGES: list[Change] = [
         ),
     ),
     *changes_of(
-        "study/run/store.py",
+        "study/run/store_file.py",
         ('execute("ROLLBACK")', 'execute("COMMIT")'),
         ("application == _APPLICATION and version", "version == -1 and version"),
-        ("if digest_of_rows([(name, content)]) != digest:", "if False:"),
         ("            self._recover()\n", "            pass\n"),
+        ("                seal.break_seal(self._base)", "                pass; yield; return"),
+        tests="study/run/test_store.py study/run/test_damage.py",
+    ),
+    *changes_of(
+        "study/run/store.py",
+        ("if digest_of_rows([(name, content)]) != digest:", "if False:"),
+        ('with self._at_once("BEGIN"):', "with self._explained():"),
+        tests="study/run/test_damage.py",
+    ),
+    *changes_of(
+        "study/run/seal.py",
+        ("digest.update(content[100 : end - 16])", "pass"),
+        ('(int.from_bytes(header[24:28], "big") + 1)', 'int.from_bytes(header[24:28], "big")'),
+        tests="study/run/test_damage.py",
     ),
     *changes_of(
         "study/run/finished.py", ("return None if value != value else value", "return value or None"), tests="study/run"

@@ -12,6 +12,15 @@ from captum_norm.study.report.statistics import FEW_EXAMPLES, smallest_p
 ALPHA = 0.05
 """What is marked as different from the reference: a corrected p below this."""
 
+ALTERED = (
+    "The store holds bytes that are not as they were written. No result is read from them, and every result is as it "
+    "was written; but a disk or a copy turns bits, so look for a copy that is whole."
+)
+_NOT_CLOSED = (
+    "The store has not been closed since it was written to (a study under way, or one that was killed): results are "
+    "compared with their checksums, bytes that none is read from with nothing."
+)
+
 _SPECIAL_TOKENS = {
     "mask": "Special tokens are neither ranked nor removed.",
     "keep": "Special tokens are ranked and removed like any other.",
@@ -77,6 +86,7 @@ def of_study(examples: int, notes: Mapping[str, Any]) -> list[str]:
         f"No class is looked at by {', '.join(classless)}: they say the same of any." if classless else "",
         *(f"{metric} {caution}." for metric, caution in notes.get("cautions", {}).items()),
         notes.get("locked", ""),
+        {False: ALTERED, None: _NOT_CLOSED}.get(notes.get("unchanged", True), ""),
     ]
     return [line for line in lines if line]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_norm.study.report.legend import ALTERED
 from captum_norm.study.report.tables import CostRow
 from captum_norm.study.run.finished import SHARED, flags_of, scores_of
 from captum_norm.study.run.store import Store
@@ -86,6 +88,8 @@ class Measured:
         metrics: the metrics' names.
         keys: the examples' keys, in order.
         explained: what is explained of each example.
+        unchanged: whether every byte of the store is as it was when it was closed; None where it has not been closed
+            since it was last written to.  False with a warning: what is read has checksums of its own.
 
     Raises:
         FileNotFoundError: if there is no such store.
@@ -98,13 +102,15 @@ class Measured:
         self.path = Path(path)
         self.predictions = predictions
         with Store(self.path, readonly=True) as store:
-            store.check()
+            self.unchanged = store.check()
             config = store.about("config")
             if config is None:
                 raise ValueError(f"{path} is a store in which no study was begun.")
             self.config: dict[str, Any] = config
             self.about: dict[str, Any] = {name: store.about(name) for name in ("versions", "run", "locked")}
             explained = [_explained_text(*row) for row in store.rows(_EXPLAINED)]
+        if self.unchanged is False:
+            warnings.warn(f"{path}: {ALTERED}", stacklevel=2)
         wanted = {"right": True, "wrong": False}.get(predictions)
         self._kept = [place for place, of in enumerate(explained) if wanted is None or of.right is wanted]
         if explained and not self._kept:

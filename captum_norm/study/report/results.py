@@ -275,6 +275,7 @@ class Results(Rankings):
             ],
             "cautions": {of["name"]: of["caution"] for of in self.config["metrics"] if of.get("caution")},
             "seed": self.config["seed"],
+            "unchanged": self.unchanged,
         }
 
 

@@ -1,21 +1,18 @@
 """Where does a study keep its results, so that nothing is lost when it is killed?  In one SQLite file.
 
 Every finished batch of one method is one transaction: its scores, its metrics and its failures are there together or
-not at all.  The journal is SQLite's rollback journal with ``synchronous=FULL``: a kill or a power cut leaves the last
-commit whole, the store stays a single file that can be copied, and shared file systems, where WAL does not work, are
-safe.  Scores and metrics are kept as 64-bit floats, bit for bit.
+not at all (`captum_norm.study.run.store_file`).  Scores and metrics are kept as 64-bit floats, bit for bit.
 
 What was studied, with which model, methods, metrics and data, is written before the first result.  A store is only
 continued by the study that it was made by, or by one that adds methods, metrics or examples to it.  Checksums
-(`captum_norm.study.run.sums`) tell whether what is read is what was written.
+(`captum_norm.study.run.sums`) tell whether what is read is what was written, and a digest of the file
+(`captum_norm.study.run.seal`) whether its other bytes are.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,70 +20,18 @@ import torch
 from torch import Tensor
 
 from captum_norm.study.batches import Explained
+from captum_norm.study.run import seal
 from captum_norm.study.run.comparing import StoreMismatchError, differences
 from captum_norm.study.run.finished import Finished, scores_of
-from captum_norm.study.run.store_errors import damaged, explained
+from captum_norm.study.run.store_errors import damaged
+from captum_norm.study.run.store_file import StoreFile
 from captum_norm.study.run.sums import TABLES, digest_of_rows, first_difference, sums_of
 
-_APPLICATION = 0x63_6E_73_74  # "cnst", by which a store differs from any other SQLite file
-_FORMAT = 3
-
-_TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, content TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE examples (example INTEGER PRIMARY KEY, batch INTEGER NOT NULL, name TEXT NOT NULL, text TEXT NOT NULL,
-    text_pair TEXT, label TEXT, tokens TEXT NOT NULL, words TEXT NOT NULL, special BLOB NOT NULL, evidence BLOB);
-CREATE TABLE targets (example INTEGER PRIMARY KEY, batch INTEGER NOT NULL, target INTEGER NOT NULL,
-    predicted INTEGER NOT NULL, probability REAL NOT NULL, label INTEGER);
-CREATE TABLE scores (method INTEGER, example INTEGER, batch INTEGER, scores BLOB, error TEXT,
-    PRIMARY KEY (method, example)) WITHOUT ROWID;
-CREATE TABLE metrics (method INTEGER, metric INTEGER, example INTEGER, batch INTEGER, value REAL, error TEXT,
-    PRIMARY KEY (method, metric, example)) WITHOUT ROWID;
-CREATE TABLE costs (method INTEGER, metric INTEGER, batch INTEGER, examples INTEGER, seconds REAL, peak_bytes INTEGER,
-    PRIMARY KEY (method, metric, batch)) WITHOUT ROWID;
-CREATE TABLE sums (name TEXT, batch INTEGER, method INTEGER, metric INTEGER, digest TEXT NOT NULL,
-    PRIMARY KEY (name, batch, method, metric)) WITHOUT ROWID;
-"""
 _CONTENT = ("targets", "scores", "metrics", "costs", "sums")  # what parts of a store add up to
 
 
-class Store:
-    """A study's file.
-
-    Args:
-        path: the file; made if it is not there, unless ``readonly``.
-        readonly: to look only.
-
-    Raises:
-        FileNotFoundError: if there is nothing to read, or no folder to write to.
-        OSError: if the file cannot be read or written.
-        ValueError: if it is no store.
-    """
-
-    def __init__(self, path: str | Path, *, readonly: bool = False) -> None:
-        self.path = Path(path)
-        if readonly and not self.path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such store.")
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{path} cannot be written: the folder {self.path.parent} does not exist.")
-        if readonly:
-            self._recover()
-        with self._explained():
-            self._base = self._connected("ro" if readonly else "rwc")
-            try:
-                self._prepare(readonly)
-            except BaseException:
-                self._base.close()
-                raise
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._base.close()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class Store(StoreFile):
+    """What a study keeps in its file, and reads of it."""
 
     def begin(self, config: Mapping[str, Any], about: Mapping[str, Any], examples: Iterable[Sequence[Any]]) -> None:
         """Write what the study is, if the store is new; else check that it is the same study, or one that adds to it.
@@ -98,6 +43,7 @@ class Store:
 
         Raises:
             StoreMismatchError: naming what differs.
+            DamagedStoreError: if what the store holds is not what was written.
         """
         begun, asked = self.about("config"), json.loads(json.dumps(config))
         differing = [] if begun is None else list(differences(begun, asked))
@@ -108,6 +54,8 @@ class Store:
                 "Results are not mixed: give another store, or run the study as it was; methods, metrics and examples "
                 "may be added."
             )
+        if begun is not None and self.check() is False:
+            raise damaged(self.path, "some byte that no result is read from (captum-norm report still shows them all)")
         if begun == asked:
             return
         rows = [tuple(row) for row in examples]
@@ -134,12 +82,21 @@ class Store:
         with self._transaction():
             self._write_about({name: content})
 
-    def check(self) -> None:
-        """Compare all that was written with its checksums.
+    def check(self) -> bool | None:
+        """Compare all that was written with its checksums, and the file with the digest that closed it.
+
+        Returns:
+            Whether every byte is as it was; None where the store was not closed since it was written to.  False where
+            the bytes that are not are none that a result is read from.
 
         Raises:
             DamagedStoreError: naming the first batch that is not as it was written.
         """
+        with self._at_once("BEGIN"):  # nobody writes meanwhile
+            self._check_rows()
+            return seal.holds(self._base)
+
+    def _check_rows(self) -> None:
         problems = self.rows("PRAGMA integrity_check(1)")
         if problems != [("ok",)]:
             raise damaged(self.path, f"its structure ({problems[0][0]})")
@@ -199,42 +156,6 @@ class Store:
             finally:
                 self._base.execute("DETACH DATABASE part")
 
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows that a query selects."""
-        with self._explained():
-            return self._base.execute(query, values).fetchall()
-
-    def _prepare(self, readonly: bool) -> None:
-        [application] = self._base.execute("PRAGMA application_id").fetchone()
-        [version] = self._base.execute("PRAGMA user_version").fetchone()
-        tables = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != _APPLICATION and (tables or readonly):
-            raise ValueError(f"{self.path} is an SQLite file, but no study's store.")
-        if application == _APPLICATION and version != _FORMAT:
-            raise ValueError(
-                f"{self.path} is a store of format {version}; this version reads format {_FORMAT}. Read it with the "
-                f"captum-norm that made it{self._made_by()}, or run the study again into another store."
-            )
-        if readonly:
-            return
-        self._base.execute("PRAGMA journal_mode = DELETE")
-        self._base.execute("PRAGMA synchronous = FULL")
-        if application != _APPLICATION:
-            with self._transaction():
-                if not self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    for statement in filter(str.strip, _TABLES.split(";")):
-                        self._base.execute(statement)
-                    self._base.execute(f"PRAGMA application_id = {_APPLICATION}")
-                    self._base.execute(f"PRAGMA user_version = {_FORMAT}")
-
-    def _made_by(self) -> str:
-        """The version that made a store of another format, where it says so."""
-        try:
-            [(content,)] = self._base.execute("SELECT content FROM about WHERE name = 'versions'").fetchall()
-            return f" ({json.loads(content)['captum-norm']})"
-        except (sqlite3.Error, ValueError, KeyError, TypeError):
-            return ""
-
     def _write_about(self, content: Mapping[str, Any]) -> None:
         texts = [(name, json.dumps(value, ensure_ascii=False)) for name, value in content.items()]
         rows = [(*row, digest_of_rows([row])) for row in texts]
@@ -246,38 +167,6 @@ class Store:
             places = ", ".join("?" * len(rows[0]))
             self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
             self._base.executemany("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", sums_of(table, rows))
-
-    def _connected(self, mode: str) -> sqlite3.Connection:
-        return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60, isolation_level=None
-        )
-
-    def _recover(self) -> None:
-        """Undo what a kill left half done, which who only reads may not."""
-        journal = self.path.with_name(f"{self.path.name}-journal")
-        if not journal.is_file():
-            return
-        with self._explained():
-            base = self._connected("rw")
-            try:
-                base.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            finally:
-                base.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._explained():
-            self._base.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._base.execute("COMMIT")
-            except BaseException:
-                if self._base.in_transaction:
-                    self._base.execute("ROLLBACK")
-                raise
-
-    def _explained(self) -> AbstractContextManager[None]:
-        return explained(self.path)
 
 
 def begun_in(path: Path) -> tuple[dict[str, Any], list[str]]:

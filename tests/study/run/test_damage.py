@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from captum_norm.study import Results
 from captum_norm.study.run.store import Store
 from captum_norm.study.run.sums import DamagedStoreError, digest_of_rows
 from tests.study import tiny
+
+UNREAD = 8 * 1000  # a bit in the empty middle of the file's first page
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +41,82 @@ def flipped(path, whole: bytes, bit: int) -> None:
     path.write_bytes(bytes(turned))
 
 
-def turned_bits(store, folder, count: int) -> tuple[int, int]:
-    """How many flips are found, and how many turn what nothing is read from."""
+def turned_bits(store, folder, count: int) -> int:
+    """How many flips are found: by an error, or where no result is read from that byte by a warning."""
     whole, before = store.read_bytes(), repr(everything(store))
-    chance, found, unread = random.Random(count), 0, 0
+    chance, path, found = random.Random(count), folder / "flipped.db", 0
     for _ in range(count):
-        path = folder / "flipped.db"
         flipped(path, whole, chance.randrange(8 * len(whole)))
-        said = ""
-        try:
-            after = repr(everything(path))
-        except (ValueError, OSError) as error:
-            said = str(error)
-        assert str(path) in said if said else after == before
-        found, unread = found + bool(said), unread + (not said)
-    return found, unread
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                assert repr(everything(path)) == before
+                said = " ".join(str(warning.message) for warning in told)
+            except (ValueError, OSError) as error:
+                said = str(error)
+        found += str(path) in said
+    return found
 
 
-def test_a_bit_that_was_turned_is_found_or_is_none_that_anything_is_read_from(store, tmp_path):
-    found, _ = turned_bits(store, tmp_path, 20)
-    assert found
+def test_every_bit_that_was_turned_is_found(store, tmp_path):
+    assert turned_bits(store, tmp_path, 20) == 20
 
 
 @pytest.mark.slow
 def test_three_hundred_bits_that_were_turned_are_all_found(store, tmp_path):
-    found, unread = turned_bits(store, tmp_path, 300)
-    assert found + unread == 300
-    assert found > 30
+    assert turned_bits(store, tmp_path, 300) == 300
+
+
+def test_a_bit_that_nothing_is_read_from_changes_no_result_and_is_told(store, tmp_path):
+    path = tmp_path / "s.db"
+    flipped(path, store.read_bytes(), UNREAD)
+    with pytest.warns(UserWarning, match=r"s\.db: The store holds bytes that are not as they were written"):
+        results = Results(path)
+    assert results.unchanged is False
+    assert any("look for a copy that is whole" in line for line in results.table(resamples=99).explanation())
+    assert repr(results.table(resamples=99).cells) == repr(Results(store).table(resamples=99).cells)
+    before = path.read_bytes()
+    with pytest.raises(DamagedStoreError, match=r"no result is read from \(captum-norm report still shows them"):
+        tiny.run(tmp_path, ("AttentionNorm", "Saliency", "GlobEnc"), ("comprehensiveness", "auprc"))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("writes", "unchanged"), [(True, None), (False, True)])
+def test_a_kill_before_a_store_is_closed_is_told_and_is_no_damage(store, tmp_path, writes, unchanged):
+    path = tmp_path / "s.db"
+    shutil.copy(store, path)
+    child = os.fork()
+    if not child:
+        with Store(path) as killed:
+            if writes:
+                killed.note("killed", [0] * 5000)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    results = Results(path)
+    assert results.unchanged is unchanged
+    told = [line for line in results.table(resamples=99).explanation() if "has not been closed" in line]
+    assert bool(told) is writes
+    tiny.run(tmp_path, ("AttentionNorm", "Saliency"), ("comprehensiveness", "auprc"))
+    assert Results(path).unchanged
+
+
+def test_nobody_writes_while_a_store_is_compared(store, tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    shutil.copy(store, path)
+    digest, tried = digest_of_rows, []
+
+    def disturbed(rows):
+        if not tried:
+            other = sqlite3.connect(path, timeout=0, isolation_level=None)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                tried.append(other.execute("DELETE FROM metrics WHERE batch = 1"))
+            tried.append("refused")
+            other.close()
+        return digest(rows)
+
+    monkeypatch.setattr("captum_norm.study.run.sums.digest_of_rows", disturbed)
+    assert Results(path).finished
+    assert tried == ["refused"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +167,7 @@ def test_a_store_of_before_names_the_version_that_reads_it(store, tmp_path):
     base = sqlite3.connect(path)
     base.execute("PRAGMA user_version = 1")
     base.close()
-    with pytest.raises(ValueError, match=r"format 1; this version reads format 3\. Read it with the captum-norm"):
+    with pytest.raises(ValueError, match=r"format 1; this version reads format 4\. Read it with the captum-norm"):
         Results(path)
 
 

@@ -61,6 +61,7 @@ def test_a_study_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_pat
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "disturbed.db") == content(tmp_path / "undisturbed.db")
     assert len(content(tmp_path / "disturbed.db")["scores"]) == 6 * 12
+    assert Results(tmp_path / "disturbed.db").unchanged  # a digest that no kill has made wrong
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disturbed.db", "undisturbed.db"]
 
 
@@ -75,7 +76,8 @@ def test_several_processes_find_what_one_finds(tmp_path, count):
     tiny.study().run(tiny.examples(6), tmp_path / "one.db", progress=False)
     assert content(tmp_path / "one.db") == content(tmp_path / "all.db")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.db", "one.db"]
-    assert Results(tmp_path / "all.db").finished == 7 * 6
+    together = Results(tmp_path / "all.db")
+    assert (together.finished, together.unchanged) == (7 * 6, True)
 
 
 def test_a_study_that_is_finished_runs_nothing_again(tmp_path):
@@ -120,7 +122,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
     base = sqlite3.connect(tmp_path / "s.db")
     base.execute("PRAGMA user_version = 99")
     base.close()
-    with pytest.raises(ValueError, match="a store of format 99; this version reads format 3"):
+    with pytest.raises(ValueError, match="a store of format 99; this version reads format 4"):
         Store(tmp_path / "s.db")
 
 
