@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from captum_norm.study.report.cells import Statistics
@@ -34,6 +34,7 @@ _TESTS = {
     "bootstrap": "studentised bootstrap of the paired differences",
     "permutation": "permutation of the signs of the paired differences, which assumes that they are symmetric",
 }
+_UNITS = {"log_odds": "nats", "log_p_change": "nats", "infidelity": "squared units of the logit"}
 _PREDICTIONS = {"right": " that the model predicts right", "wrong": " that the model predicts wrong"}
 
 
@@ -91,10 +92,12 @@ def of_study(examples: int, notes: Mapping[str, Any]) -> list[str]:
     return [line for line in lines if line]
 
 
-def of_draws(how: Statistics) -> str:
+def of_draws(how: Statistics, metrics: Iterable[str]) -> str:
     """The numbers that were drawn, and units."""
     flips = f", {how.permutations} permutations" if how.test == "permutation" else ""
+    named = ((metric, _UNITS.get(metric.partition("(")[0])) for metric in metrics)
+    units = [f"; {metric} is in {unit}" for metric, unit in named if unit]
     return (
         f"{how.resamples} resamples{flips}, seed {how.seed}. "
-        "Metrics have no unit: they are differences of probabilities, shares and correlations."
+        f"Differences of probabilities, shares and correlations have no unit{''.join(units)}."
     )

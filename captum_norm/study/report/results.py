@@ -106,9 +106,14 @@ class Results(Rankings):
             reference: the method compared with; None: AttentionNorm, or the first.
             power: how often it is to be found.
             alpha: level of all tests of the metric together.
+
+        Raises:
+            KeyError: for a metric or reference that the study does not have.
         """
+        reference = self.reference if reference is None else reference
+        self._place("method", reference)
         values = self.values(metric)
-        base = values[self.reference if reference is None else reference]
+        base = values[reference]
         others = {name: of for name, of in values.items() if of is not base and name != ORACLE}
         enough = {name: of for name, of in others.items() if np.isfinite(of - base).sum() > 1}
         return {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captum_norm.study.report.cells import Cell
+from captum_norm.study.report.cells import Cell, cells_of
 from captum_norm.study.report.measured import Numbers
 from captum_norm.study.report.results import Results
 from captum_norm.study.report.stability import ranks_of
@@ -113,6 +113,6 @@ def several(results: Mapping[str, Results], metric: str) -> SeveralStudies:
     methods = tuple(name for name in first.methods if all(name in of.methods for of in results.values()))
     if not methods:
         raise ValueError("several: the studies share no method.")
-    tables = {name: of.table() for name, of in results.items()}
-    cells = {name: {method: table.cells[method][metric] for method in methods} for name, table in tables.items()}
+    found = {name: cells_of({metric: of.repetitions(metric)}, of.reference)[metric] for name, of in results.items()}
+    cells = {name: {method: row[method] for method in methods} for name, row in found.items()}
     return SeveralStudies(metric, first.higher_is_better(metric), methods, cells)

@@ -13,8 +13,8 @@ Markdown, with their standard errors over tables in units of the last digit,
 - how often 95 % intervals hold the truth: of means and differences (one computation) by the studentised bootstrap and
   BCa, the 90 % interval of the equivalence test, and those of ranks, of methods that differ by a fifth of the
   standard deviation, and of methods that are all the same
-- how many examples `Results.needed_examples` names for a difference that a t-test would find in so many, and how often
-  that many star it (nominal 0.8)
+- of a difference that a t-test of normal values would find in so many examples with a power of 0.8: how often they star
+  it, by the bootstrap and by t-tests, how many `Results.needed_examples` names, and how often that many star it
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_norm.optional_packages import required
 from captum_norm.study.report.cells import Cell, Statistics, complete_cases, corrected_cells
 from captum_norm.study.report.effects import needed_examples
 from captum_norm.study.report.measured import Measured
@@ -109,14 +110,13 @@ def simulated(draw: Draw, n: int, tables: int, seed: int = 0) -> Shares:
     """
     generator = np.random.default_rng([seed, n])
     size, needed = _needed(draw, n, generator)
-    found = []
+    found, others = [], np.random.default_rng([seed, n, 1])
     for _ in range(tables):
         metrics = [draw(generator, n) for _ in range(METRICS)]
-        planted = draw(generator, needed)
-        planted[0] += size
-        found.append(
-            _tests(metrics) | _others(metrics[0]) | _ranks(metrics[0]) | {"power": _starred(_cells([planted])[0][:1])}
-        )
+        power = {"power": _starred(_planted(draw, needed, size, generator))}
+        planted = _planted(draw, n, size, others)
+        power |= {"power at n": _starred(planted), "t at n": _starred_by_t(planted)}
+        found.append(_tests(metrics) | _others(metrics[0]) | _ranks(metrics[0]) | power)
     shares: Shares = {}
     for name in found[0]:
         of = np.array([table[name] for table in found])
@@ -193,8 +193,20 @@ def _cells(metrics: list[Numbers], how: Statistics | None = None) -> list[list[C
     return [list(row.values()) for row in corrected_cells(cells, pivots, how).values()]
 
 
-def _starred(cells: list[Cell]) -> float:
-    return _share(cell.p_holm < _LEVEL for cell in cells)
+def _planted(draw: Draw, n: int, size: float, generator: np.random.Generator) -> Numbers:
+    """Differences of which the first is of this size."""
+    differences = draw(generator, n)
+    differences[0] += size
+    return differences
+
+
+def _starred(rows: Numbers) -> float:
+    return float(_cells([rows])[0][0].p_holm < _LEVEL)
+
+
+def _starred_by_t(rows: Numbers) -> float:
+    stats = required("scipy.stats", "simulations")
+    return float(holm(stats.ttest_1samp(rows, 0, axis=1).pvalue)[0] < _LEVEL)
 
 
 def _share(found: Iterable[bool]) -> float:

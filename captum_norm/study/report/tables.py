@@ -146,7 +146,7 @@ class StudyTable(Tabular):
         rows = [[in_tex(name), *(self._latex_cell(name, metric) for metric in self.metrics)] for name in self.methods]
         lines = [tabulars(headers, rows, left=[0], width=math.inf if document else width), r"\par\smallskip\noindent"]
         lines += [r"\begin{minipage}{\linewidth}\footnotesize"]
-        said = [*self.explanation(), legend.of_draws(self.statistics)]
+        said = [*self.explanation(), legend.of_draws(self.statistics, self.metrics)]
         lines += [*(in_tex(line) for line in said), r"\end{minipage}"]
         if not document:
             return "\n".join([r"% needs \usepackage{booktabs}", *lines])

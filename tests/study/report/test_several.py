@@ -23,6 +23,7 @@ def test_each_study_has_its_means_and_all_have_one(studies):
     for place, (name, of) in enumerate(studies.items()):
         own = of.table().cells
         assert table.means[place] == pytest.approx([own[method]["comprehensiveness"].mean for method in table.methods])
+        assert table.cells[name]["Saliency"].low == own["Saliency"]["comprehensiveness"].low
         assert name in table.to_text()
     frame = table.to_pandas()
     assert len(frame) == 8

@@ -18,7 +18,8 @@ def test_no_difference_has_a_mean_of_its_own(kind, results):
 def test_every_share_is_a_column_and_every_kind_a_row():
     head, rule, row = rows({"normal": DRAWS["normal"]}, [20], tables=2)
     assert len(head.split("|")) == len(rule.split("|")) == len(row.split("|"))
-    for column in ("test", "test, table", "interval", "signs", "BCa", "level", "90 %", "groups", "ranks", "power"):
+    columns = "test;test, table;interval;signs;BCa;level;90 %;groups;ranks;ranks, tied;power;power at n;t at n;needed n"
+    for column in columns.split(";"):
         assert f"| {column} |" in head
     assert row.startswith("| 20 | normal |")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from captum_norm.study.report.cells import Statistics
-from captum_norm.study.report.legend import of_few
+from captum_norm.study.report.legend import of_draws, of_few
 from captum_norm.study.report.typeset import in_tex, interval, number
 from tests.study import tiny
 
@@ -88,6 +88,8 @@ def test_differences_have_intervals_of_their_own_in_every_form(results):
     assert {"difference_low", "difference_high", "p_equivalent"} <= set(table.to_pandas().columns)
     assert any("= is level with AttentionNorm, within 0.5" in line for line in table.explanation())
     assert results.needed_examples("auprc", 0.1)["Saliency"] > 2
+    with pytest.raises(KeyError, match="no method 'Salience'"):
+        results.needed_examples("auprc", 0.1, "Salience")
 
 
 @pytest.mark.parametrize(("fewest", "correction", "said"), [(30, "table", 1), (30, "metric", 0), (50, "table", 0)])
@@ -95,6 +97,12 @@ def test_a_whole_table_of_few_examples_says_what_else_a_star_asks(fewest, correc
     lines = of_few(Statistics(correction=correction), fewest, tests=88 if correction == "table" else 11)
     assert len(lines) == said
     assert all("the largest of all resampled differences" in line for line in lines)
+
+
+def test_what_has_a_unit_is_said_with_it():
+    said = of_draws(Statistics(), ["auprc", "log_odds(fractions=(0.1,), removal=mask)"])
+    assert said.endswith("correlations have no unit; log_odds(fractions=(0.1,), removal=mask) is in nats.")
+    assert of_draws(Statistics(), ["auprc"]).endswith("correlations have no unit.")
 
 
 def test_methods_that_look_at_no_class_are_named(results):
