@@ -16,7 +16,6 @@ An unknown key is refused: a study that silently leaves out what its file asks f
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -26,6 +25,7 @@ from typing import Any
 from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
+from captum_norm.suggestions import did_you_mean
 
 _STUDY = "methods metrics removal level target special position batch_size max_length seed random_draws".split()
 _REPORT = ("reference", "test", "correction", "cases", "margin")
@@ -163,7 +163,7 @@ def _metric(entry: Any, folder: Path) -> Metric:
         raise ValueError(f'a metric should be a name or {{ metric = "..." }}, got {entry!r}.')
     name = named["metric"]
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name!r}.{_suggestion(name, METRICS)} There are: {', '.join(METRICS)}.")
+        raise ValueError(f"unknown metric {name!r}.{did_you_mean(str(name), METRICS)} There are: {', '.join(METRICS)}.")
     choices: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in named.items() if key != "metric"
     }
@@ -182,7 +182,7 @@ def _check_keys(where: str, keys: Iterable[str], allowed: Iterable[str]) -> None
     unknown = next((key for key in keys if key not in names), None)
     if unknown is not None:
         raise ValueError(
-            f"{where} has an unknown key {unknown!r}.{_suggestion(unknown, names)} There are: {', '.join(names)}."
+            f"{where} has an unknown key {unknown!r}.{did_you_mean(unknown, names)} There are: {', '.join(names)}."
         )
 
 
@@ -207,8 +207,3 @@ def _check_types(where: str, part: Mapping[str, Any]) -> None:
         kind, types = _KINDS.get(key, ("", (object,)))
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and kind):
             raise ValueError(f"{where}: {key} should be {kind}, got {value!r}.")
-
-
-def _suggestion(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

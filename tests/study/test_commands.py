@@ -140,13 +140,13 @@ def test_a_bar_tells_rate_and_remaining_time(capsys, folder, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ('[study]\nmetods = ["Saliency"]', "an unknown key 'metods'. Did you mean 'methods'?"),
+        ('[study]\nmetods = ["Saliency"]', "an unknown key 'metods'. Did you mean methods?"),
         ("[studies]\nseed = 1", "the file has an unknown key 'studies'"),
         ('[study]\nmethods = ["Saliensy"]', "unknown method 'Saliensy'"),
         ('[study]\nmethods = "Saliency"', "methods should be a list"),
         ('[study]\nmethods = [{ name = "x" }]', "a method should be a name"),
-        ('[study]\nmethods = [{ method = "Saliency", optoins = {} }]', "Did you mean 'options'?"),
-        ('[study]\nmetrics = ["auprk"]', "unknown metric 'auprk'. Did you mean 'auprc'?"),
+        ('[study]\nmethods = [{ method = "Saliency", optoins = {} }]', "Did you mean options?"),
+        ('[study]\nmetrics = ["auprk"]', "unknown metric 'auprk'. Did you mean auprc?"),
         ('[study]\nmetrics = [{ metric = "auprc", removal = "mask" }]', "auprc has an unknown key 'removal'"),
         ('[study]\nspecial = "drop"\n[data]\npath = "films.jsonl"', "special should be one of"),
         ("[study]\nseed = ", "is no TOML"),

@@ -155,7 +155,10 @@ def test_metrics_that_run_a_method_again_pass_over_those_that_cannot_be(tmp_path
         ({"target": "gold"}, "target should be 'predicted', 'label' or 'contrast'"),
         ({"batch_size": 0}, "batch_size should be at least 1"),
         ({"removal": "burn"}, "removal should be one of"),
-        ({"metrics": ["accuracy"]}, "unknown metric 'accuracy'. There are: aopc_comprehensiveness"),
+        (
+            {"metrics": ["accuracy"]},
+            r"unknown metric 'accuracy'\. Did you mean auprc\? There are: aopc_comprehensiveness",
+        ),
         ({"metrics": ["auprc", "auprc"]}, "listed twice"),
         ({"methods": ["AttentionNrom"]}, "unknown method 'AttentionNrom'"),
         ({"methods": ["random"]}, "at least one method"),

@@ -30,6 +30,7 @@ from captum_norm.study.run.store import begun_in
 from captum_norm.study.scorers import scorers_of
 from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import check_special
+from captum_norm.suggestions import did_you_mean
 
 _USUAL = "comprehensiveness sufficiency aopc_comprehensiveness aopc_sufficiency log_odds deletion_area".split()
 _WITH_EVIDENCE = "auprc token_f1 iou".split()
@@ -126,7 +127,8 @@ class Choices:
 
     def _metric(self, given: str | Metric) -> Metric:
         if isinstance(given, str) and given not in METRICS:
-            raise ValueError(f"unknown metric {given!r}. There are: {', '.join(METRICS)}.")
+            near = did_you_mean(given, METRICS)
+            raise ValueError(f"unknown metric {given!r}.{near} There are: {', '.join(METRICS)}.")
         metric = METRICS[given] if isinstance(given, str) else given
         arguments: dict[str, Any] = {"removal": self.removal} if self.removal and hasattr(metric, "removal") else {}
         arguments |= {"level": self.level} if self.level else {}
