@@ -119,6 +119,15 @@ def test_nothing_half_written_enters_a_pipe(pipe):
     assert os.read(reader, 100) == b""
 
 
+def test_standard_output_that_is_a_file_keeps_what_it_holds(tmp_path):
+    with (tmp_path / "log.txt").open("w+") as log:
+        log.write("before ")
+        log.flush()
+        with replacing(f"/dev/fd/{log.fileno()}") as unfinished:
+            unfinished.write_text("after")
+        assert (tmp_path / "log.txt").read_text() == "before after"
+
+
 def test_a_file_keeps_its_permissions(tmp_path):
     target = tmp_path / "secret.json"
     target.write_text("old")
