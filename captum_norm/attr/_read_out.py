@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_norm.attr._maps import route_of
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.capture import AttentionRecord, Positions, RowsRead
 
@@ -95,6 +96,21 @@ def queries_differ(records: Sequence[AttentionRecord]) -> bool:
         if not torch.equal(_numbers(first.queries), _numbers(record.queries)):
             return True
     return False
+
+
+def counts_of_unknown(records: Sequence[tuple[AttentionRecord, int]]) -> list[int]:
+    """How many queries the calls of one sequence have, each given with its record, where some have more and it is not
+    known of one which they are; else nothing."""
+    of_sequence: dict[object, list[tuple[AttentionRecord, int]]] = {}
+    for record, count in records:
+        route = route_of(record)
+        if route is not None:
+            of_sequence.setdefault(route[0], []).append((record, count))
+    for together in of_sequence.values():
+        counts = [count for _, count in together]
+        if len(set(counts)) > 1 and any(record.queries is None for record, _ in together):
+            return counts
+    return []
 
 
 def same_rows(rows: Tensor, counted_in: Positions, queries: Positions) -> Tensor | None:

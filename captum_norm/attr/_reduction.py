@@ -33,7 +33,7 @@ from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._read_out import queries_differ
+from captum_norm.attr._read_out import counts_of_unknown, queries_differ
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._rows_asked import RowsAsked
 from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
@@ -140,7 +140,7 @@ class Reduction:
             self._seen.append(light)
         if not counts:
             return None
-        self._noted.append(_Noted(light))
+        self._noted.append(_Noted(light, record.shape[2]))
         return needed
 
     def add_measured(self, needed: AttentionRecord, record: AttentionRecord, measure: MeasureFunction) -> None:
@@ -212,6 +212,9 @@ class Reduction:
             self._differ = queries_differ([noted.record for noted in used])
         if self._differ and self._rows.position is not None and not isinstance(self._aggregate, Single):
             counts = [len(noted.record.queries.index) for noted in used if noted.record.queries is not None]
+            raise ValueError(different_queries(self._title, counts))
+        counts = [] if self.composes else counts_of_unknown([(noted.record, noted.queries) for noted in used])
+        if counts:
             raise ValueError(different_queries(self._title, counts))
         if self.composes:
             rested_on = [one for one in self._seen if self._read.rests_on(one)]
@@ -371,9 +374,10 @@ class Reduction:
 
 @dataclass(eq=False)
 class _Noted:
-    """A call that counts: its record without its tensors, and its map once there is one, or why there is none."""
+    """A call that counts: its record without its tensors, its queries, and its map once there is one, or why not."""
 
     record: AttentionRecord
+    queries: int
     map: CallMap | LaterMap | None = None
     error: ValueError | None = None
 

@@ -319,7 +319,10 @@ class Dataflow:
 
     def mix(self, mixture: Mixture, out: Tensor, steps: tuple[Step, ...], place: Place | None) -> None:
         """A value product: an attention call begins, and those that have their projection are finished."""
-        self.finish(only_projected=True)
+        if self._operation is not None:
+            mixture.ancestors = self.reach.of_all(self._operation.tensors)
+            mixture.selections = self.masks.selections(self._operation.tensors)
+        self.finish(before=mixture)
         self._open.append(mixture)
         if self._stream is not None:
             self._stream.mixed(mixture)
@@ -328,9 +331,6 @@ class Dataflow:
         mixture.bit = self.reach.new_bit()
         self._born |= mixture.bit
         self.calls |= mixture.bit
-        if self._operation is not None:
-            mixture.ancestors = self.reach.of_all(self._operation.tensors)
-            mixture.selections = self.masks.selections(self._operation.tensors)
         if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
         place = place and Place(place.anchor, place.steps)  # what moved the queries moves no value
@@ -359,10 +359,15 @@ class Dataflow:
         place = trace.place and self.read_whole(trace.place, out)
         self.traces[out] = Trace(projection=projection, place=place)
 
-    def finish(self, only_projected: bool = False) -> None:
-        """Hand over the calls that are complete; all of them at the end of the recording."""
-        done = [mixture for mixture in self._open if mixture.projection is not None or not only_projected]
-        if self._stream is not None and only_projected and done:
+    def finish(self, before: Mixture | None = None) -> None:
+        """Hand over the calls that are complete before another one begins; all of them at the end of the recording.
+
+        What mixes beside that one in the same module may be heads of one call with it, each with its part of W_O.
+        """
+        done = self._open
+        if before is not None:
+            done = [m for m in done if m.projection is not None and not m.may_be_one_with(before)]
+        if self._stream is not None and before is not None and done:
             # How the stream goes on from the last one is told by the residual of the next.
             done = [mixture for mixture in done if not self._stream.are_one(mixture, done[-1])]
         self._open = [mixture for mixture in self._open if mixture not in done]
@@ -372,6 +377,7 @@ class Dataflow:
         for mixtures in together.values():
             self._finish(tuple(mixtures))
             for mixture in mixtures:
+                mixture.is_read = True
                 mixture.projection = None  # they hold each other, and all that they read, until the collector comes
 
     def forget(self) -> None:

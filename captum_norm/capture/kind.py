@@ -24,6 +24,7 @@ class KindReader:
     def read(
         self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None,
         read: ReadRows | None,
+        numbers: Tensor | None = None,
     ) -> Kind:  # fmt: skip
         """The kind of a call.
 
@@ -32,6 +33,7 @@ class KindReader:
             weights: (batch, head, query, key).
             queries, keys: where its axes lie in the input, or None.
             read: the weights that were read already, or None.
+            numbers: (batch, head, query), what the anchor of the keys counts the queries as, where examples differ.
         """
         ours, theirs = mixture.weights_place, mixture.values_place
         query, key = weights.shape[-2:]
@@ -43,6 +45,8 @@ class KindReader:
                 return "cross"
         elif ours is None and theirs is not None and key != query and weights.shape[0] <= theirs.anchor.shape[0]:
             return "cross"  # queries of the module's own, such as a pooling head's; in more groups they are windows
+        if queries is None and keys is not None and numbers is not None:
+            return "causal" if _looks_back(weights.whole(), numbers % theirs.anchor.length, keys) else "self"
         written = queries is not None and bool((queries.index < 0).any())  # behind the input, as generation goes on
         if queries is None or keys is None or queries.source != keys.source or written:
             queries = keys = None
@@ -52,6 +56,12 @@ class KindReader:
         if structure not in self._ahead:
             self._ahead[structure] = _Ahead(query, key, queries, keys)
         return "causal" if self._ahead[structure].is_avoided(weights, read) else "self"
+
+
+def _looks_back(weights: Tensor, queries: Tensor, keys: Positions) -> bool:
+    """Whether no query of (batch, head, query) gives weight to later keys, and some have any to avoid."""
+    later = (keys.index > queries[..., None]).to(weights.device)
+    return bool(later.any()) and not bool(((weights != 0) & later).any())
 
 
 def _cross_attends(callers: tuple[Caller, ...]) -> bool:

@@ -93,7 +93,12 @@ class Projections:
         return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
 
     def propose(self, projection: Projection, out: Tensor, number_format: str = "") -> Projection:
-        """Take this as the call's output projection, and note now what it wrote (the model may overwrite it)."""
+        """Take this as the call's output projection, and note now what it wrote (the model may overwrite it).
+
+        A call that was handed over already stays what it was.
+        """
+        if any(mixture.is_read for mixture in projection.mixtures):
+            return projection
         y = out.detach().reshape(-1, out.shape[-1])
         r = _PROBE.direction(y.shape[-1], y)
         y = y.to(r.dtype)

@@ -32,7 +32,7 @@ from captum_norm.capture.joining import Joined, apart, joined
 from captum_norm.capture.kind import KindReader, has_cache
 from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
-from captum_norm.capture.positions import PositionReader, positions_of
+from captum_norm.capture.positions import PositionReader, numbers_of, positions_of
 from captum_norm.capture.real_tokens import RealTokens
 from captum_norm.capture.record import (
     AttentionBlock,
@@ -166,7 +166,8 @@ class RecordReader:
             fed = part.fed if fed is None or part.fed is None else fed.joined(part.fed)
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
-        kind = self._kinds.read(mixture, call.weights, queries, keys, read.read)
+        numbers = None if queries is not None or keys is None else self._numbers_of_queries(call)
+        kind = self._kinds.read(mixture, call.weights, queries, keys, read.read, numbers)
         heads = call.weights.shape[1]
         cross = kind == "cross"
         query_mask, key_mask = self._real.read(call, kind, queries, keys)
@@ -216,6 +217,16 @@ class RecordReader:
         if axis == "query":
             return self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, axis)
         return self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, axis)
+
+    @staticmethod
+    def _numbers_of_queries(call: Joined) -> Tensor | None:
+        """(batch, head, query) as the anchor of the keys counts them; None where it does not."""
+        mixture = call.parts[0].mixture
+        ours, theirs = mixture.weights_place, mixture.values_place
+        if ours is None or theirs is None or ours.anchor is not theirs.anchor or len(call.parts) > 1:
+            return None
+        numbers, _ = numbers_of(ours, mixture.lead, mixture.weights.shape, call.layout, "query")
+        return numbers if numbers is not None and bool((numbers >= 0).all()) else None
 
     def _block(
         self, call: Joined, whole: bool, queries: Positions | None, keys: Positions | None, cross: bool

@@ -42,6 +42,7 @@ class Mixture:
         allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
         selections: of which selections of positions, (batch, position) bool, its mask was made.
         last_reader: the operation that read the mixed values last, where it made nothing of them that is followed.
+        is_read: it was handed over.
     """
 
     weights: Weights
@@ -63,6 +64,7 @@ class Mixture:
     selections: tuple[Tensor, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     last_reader: str = ""
+    is_read: bool = False
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,11 @@ class Mixture:
         """Say what became of its softmaxes."""
         for softmax in self.softmaxes:
             softmax.fate = fate
+
+    def may_be_one_with(self, later: Mixture) -> bool:
+        """Whether a later one mixes beside it in the same module: neither is made of the other."""
+        ours, theirs = ([caller.module for caller in one.callers[-1:]] for one in (self, later))
+        return [*map(id, ours)] == [*map(id, theirs)] and not later.ancestors & self.bit
 
     @property
     def unchanged(self) -> bool:

@@ -173,15 +173,17 @@ class _Explained(nn.Module):
 
     def __init__(self, model: PreTrainedModel, inputs: Inputs) -> None:
         super().__init__()
-        names = (model.main_input_name, *(n for n in inputs if isinstance(inputs[n], Tensor) and "mask" not in n))
+        main = model.main_input_name
+        main = main if isinstance(main, list) else [main]
+        names = (*main, *(n for n in inputs if isinstance(inputs[n], Tensor) and "mask" not in n))
         self.model, self.name = model, next(name for name in names if isinstance(inputs.get(name), Tensor))
         self.others = {name: value for name, value in inputs.items() if name != self.name}
 
     def forward(self, given: Tensor) -> Tensor:
         torch.manual_seed(0)
-        explained = output_tensor(self.model(**{self.name: given}, **self.others), axes=1)
-        assert explained is not None
-        return explained
+        output = self.model(**{self.name: given}, **self.others)
+        explained = output_tensor(output, axes=1)
+        return next(t for t in tensors(output) if t.is_floating_point()) if explained is None else explained
 
 
 def _answers(model: PreTrainedModel, inputs: Inputs) -> dict[str, str]:

@@ -102,6 +102,8 @@ def _start(model_type: str, target: Path) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (closed with the process)
         target.write_text(json.dumps(asdict(check(model_type))))
+    except Exception as error:  # the check's own fault: never to be taken for a process that died
+        target.write_text(json.dumps(asdict(Result(model_type, status="wrong", reason=f"the check failed: {error!r}"))))
     finally:
         os._exit(0)
 

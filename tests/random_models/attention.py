@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from tests.random_models.config import WHOLE_MODULES, Config
 from tests.random_models.opaque import mixed_values
 from tests.random_models.parameters import RANK, AttentionParameters
+from tests.random_models.rearranged import FORMS
 
 
 def linear(W: Tensor, b: Tensor | None) -> nn.Linear:
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         self.config, self.cross, self.scale = config, cross, config.head_dim**-0.5
         self.position = "none" if cross else config.position
         form, _, self.place = config.attention.partition(" in ")
-        self.mix = getattr(self, "_" + form.replace(" ", "_"))
+        self.mix = self._rearranged if self.config.attention in FORMS else getattr(self, "_" + form.replace(" ", "_"))
         self._make_inputs(p)
         self._make_output(p)
         self._make_extras(p)
@@ -252,10 +253,14 @@ class Attention(nn.Module):
 
     # ------------------------------------------------------------------------------------ weights times values
 
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None, weights: Tensor | None = None) -> Tensor:
         if self.form == "heads as modules":
             return self.o(torch.cat([head(x, context, visible) for head in self.heads], -1))
         q, k, v = self.inputs(x, context)
+        if weights is not None:
+            return self.led_out(weights.expand(-1, self.config.heads, -1, -1) @ self._repeated(v), x)
+        if self.config.attention == "head by head":
+            return self._head_by_head(self.weights(q, self._repeated(k), visible), self._repeated(v))
         if self.config.output == "einsum at once":
             w = self.weights(q, self._repeated(k), visible)
             w = w.expand(-1, self.config.heads, -1, -1)
@@ -263,6 +268,11 @@ class Attention(nn.Module):
         if self.config.change == "differential":
             return self.led_out(self._differential(x, context, q, k, v, visible), x)
         return self.led_out(self.mix(q, k, v, visible), x)
+
+    def weights_of(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """What multiplies the values of a sequence that looks at itself."""
+        q, k, _ = self.inputs(x, x)
+        return self.weights(q, self._repeated(k), visible)
 
     def _repeated(self, k: Tensor) -> Tensor:
         return k.repeat_interleave(self.config.heads // k.shape[1], 1)
@@ -321,6 +331,16 @@ class Attention(nn.Module):
             mask = additive(visible, q, float("-inf") if form == "add -inf" else None)
         mask = mask if bias is None else bias.unsqueeze(0) if mask is None else mask + bias
         return F.scaled_dot_product_attention(q, self._repeated(k), self._repeated(v), attn_mask=mask)
+
+    def _rearranged(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        return FORMS[self.config.attention](self, q, self._repeated(k), self._repeated(v), self.bias_of(q, k), visible)
+
+    def _head_by_head(self, w: Tensor, v: Tensor) -> Tensor:
+        """Each head mixed, and led out by its own part of W_O, before the next."""
+        out = self.b_O
+        for h, W in enumerate(self.W_O):
+            out = out + F.linear(w[:, h] @ v[:, h], W.T)
+        return out
 
     def _matrices_for_each_head(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         w, v = self.weights(q, self._repeated(k), visible).expand(-1, q.shape[1], -1, -1), self._repeated(v)

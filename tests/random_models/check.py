@@ -194,6 +194,12 @@ def wrong_maps(maps: Any, truth: Truth, tolerance: float) -> str:
 def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> str:
     """In what a map differs from a call; ``""`` if in nothing.  Rows of padding are not looked at."""
     norms, weights = call.summed_norms(), call.weights
+    if call.groups is not None and maps.keys[i] is None:  # each window an example of its own, its positions untold
+        rows, keys = call.groups.sort(1).values[:, :, None], call.groups[:, None]  # rows are in the order of the output
+        norms, weights = norms[:, rows, keys].flatten(0, 1), weights[:, :, rows, keys].transpose(1, 2).flatten(0, 1)
+    if call.answered is not None and maps.summed_norms[i].shape[1] < norms.shape[1]:  # a map of the answered alone
+        norms = norms.gather(1, call.answered[..., None].expand(-1, -1, norms.shape[2]))
+        weights = weights.gather(2, call.answered[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
     if maps.summed_norms[i].shape != norms.shape:
         return f"its shape is {tuple(maps.summed_norms[i].shape)}, that of the call {tuple(norms.shape)}"
     rows = torch.ones(norms.shape[:2], dtype=torch.bool)

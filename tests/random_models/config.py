@@ -36,9 +36,17 @@ LINEAR_MIXERS = (
 )  # fmt: skip
 MIXERS = (*LINEAR_MIXERS, "gru", "token mlp", "squeeze", "norm over positions")
 MIXER_PLACES = ("before", "between", "beside", "inside", "end")
-BRANCHES = ("parallel attention", "unused", "long skip", "embedding again", "dense mean", "two towers", "interleaved")
+BRANCHES = (
+    "parallel attention", "unused", "long skip", "embedding again", "dense mean", "two towers", "interleaved",
+    "parallel blocks", "parallel blocks scaled", "shared softmax", "weights again", "class attention", "one row last",
+)  # fmt: skip
 ORDINARY_READOUTS = ("mean", "last", "first", "fixed row", "row in target", "hidden layer")
 READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling")
+LATENT_READOUTS = ("first", "last", "mean", "every position", "attention pooling")
+REARRANGED = (
+    "queries ordered by example", "queries ordered by head", "longest queries, the rest mean",
+    "longest queries, the rest nothing", "windows", "shifted windows", "head by head",
+)  # fmt: skip
 
 KINDS = (
     "encoder", "decoder", "encoder-decoder", "masks", "padding", "padding", "projections", "projections",
@@ -221,7 +229,10 @@ def _encoder_decoder(random: Random, config: Config) -> Config:
     config = replace(config, beside=False)
     if random.random() < 0.25:  # learned vectors that read the input, in place of a decoder's prefix
         position = config.position if config.position in ("learned", "sinusoidal") else "none"
-        return replace(config, stack="latents", mask="none", position=position, readout="first", variant="latents")
+        readout = random.choice(LATENT_READOUTS)
+        ordinary = readout != "attention pooling"
+        return replace(config, stack="latents", mask="none", position=position, readout=readout, ordinary=ordinary,
+                       variant="latents")  # fmt: skip
     config = replace(config, stack="encoder-decoder", mask="causal", readout="every position")
     if random.random() >= 0.2:
         return config
@@ -263,6 +274,7 @@ def _projections(random: Random, config: Config) -> Config:
             ("attention", "softmax and product in numpy"),
             ("attention", "softmax and product in torchscript"),
             ("attention", "softmax and product in a function"),
+            *(("attention", form) for form in REARRANGED),
         )
     )
     attention, mask_form = random.choice(("written", "bmm", "einsum")), random.choice(MASK_FORMS)
@@ -373,6 +385,24 @@ def _whole_module(random: Random, config: Config, module: str | None = None) -> 
     return config
 
 
+def _of_the_branch(config: Config) -> dict[str, Any]:
+    """What a branch leaves no choice of."""
+    changes: dict[str, Any] = {}
+    if config.branch in ("shared softmax", "weights again"):
+        changes |= {"attention": "written", "special": "all", "shared": False}
+        changes |= {"change": "none" if config.change == "differential" else config.change}
+    if config.branch.startswith("parallel blocks"):
+        changes |= {"norm": "pre", "shared": False}
+    if config.branch in ("class attention", "one row last"):
+        changes |= {"padding": "", "padding_form": "", "prefix": 0, "shared": False, "stack": "encoder", "mixer": "",
+                    "mixer_place": "", "attention": "written", "special": "all", "mask": "none"}  # fmt: skip
+        changes |= {"position": config.position if config.position in ("learned", "sinusoidal") else "none"}
+        changes |= {"readout": "last" if config.branch == "one row last" and config.readout == "last" else "first"}
+        changes |= {"projection": "split" if config.projection == "heads as modules" else config.projection}
+        changes |= {"change": config.change if config.change in (*ORDINARY_CHANGES, "scaled", "sharpened") else "none"}
+    return changes
+
+
 def consistent(config: Config) -> Config:
     """The nearest model that can exist."""
     changes: dict[str, Any] = {}
@@ -395,6 +425,18 @@ def consistent(config: Config) -> Config:
         changes["mask_form"] = "fill lowest" if config.dtype.endswith("16") else "fill -inf"
     if config.change in ("batch norm",):  # masked keys get weight, too: only where all is seen
         changes |= {"mask": "none", "stack": "encoder", "padding": "", "padding_form": "", "readout": "first"}
+    if attention in REARRANGED or config.branch in ("shared softmax", "weights again"):
+        changes |= {"projection": "split" if config.projection == "heads as modules" else config.projection}
+        changes |= {"output": "linear" if config.output == "einsum at once" else config.output}
+    if attention == "head by head":
+        changes["output"] = "sum over heads"
+    if attention in ("windows", "shifted windows", "longest queries, the rest mean"):  # of all, whoever may see whom
+        changes |= {"mask": "none", "stack": "encoder", "padding": "", "padding_form": "", "prefix": 0}
+        changes |= {"readout": "first" if config.readout == "last" else config.readout}
+    if attention.endswith("windows"):  # two of one size
+        changes |= {"length": config.length + config.length % 2}
+        changes |= {"position": config.position if config.position in ("learned", "sinusoidal") else "none"}
+    changes |= _of_the_branch(config)
     if config.norm != "pre" or config.branch:  # only then is it clear what the residual of attention is
         changes["beside"] = False
     if config.prefix and config.padding:  # one of them is enough

@@ -65,6 +65,44 @@ def changed_weights(alpha: Tensor, change: str, extra: dict[str, Tensor]) -> Ten
     return alpha
 
 
+def edges_of(visible: Tensor | None, change: str, keep: Tensor, alpha: Tensor) -> Tensor:
+    """(b or 1, q, k) bool, False where a weight is 0 for every input."""
+    edges = torch.ones(1, *alpha.shape[2:], dtype=torch.bool) if visible is None else visible
+    return edges & (keep[: alpha.shape[2], : alpha.shape[3]] != 0) if change.startswith("masked after") else edges
+
+
+def two_windows(n: int, form: str) -> Tensor | None:
+    """(window, row); shifted ones begin at the second row and go around the end."""
+    if form not in ("windows", "shifted windows"):
+        return None
+    rows = [(i + form.startswith("shifted")) % n for i in range(n)]
+    return torch.tensor([rows[: n // 2], rows[n // 2 :]])
+
+
+def in_one_window(windows: Tensor) -> Tensor:
+    """(1, q, k) bool: who sees whom."""
+    n = windows.numel()
+    visible = torch.zeros(1, n, n, dtype=torch.bool)
+    for window in windows.tolist():
+        for row in window:
+            visible[0, row, window] = True
+    return visible
+
+
+def longest_queries(queries: Tensor) -> Tensor:
+    """(b, h, row): half of the queries (b, h, q, e), two at least."""
+    return queries.square().sum(-1).argsort(-1, descending=True)[..., : max(2, queries.shape[2] // 2)]
+
+
+def of_longest_queries(alpha: Tensor, longest: Tensor, form: str) -> Tensor:
+    """Weights of the longest queries of each head; the rest give every key the same, or nothing."""
+    found = torch.full_like(alpha, 1 / alpha.shape[3] if form.endswith("mean") else 0.0)
+    for example, heads in enumerate(longest.tolist()):
+        for head, rows in enumerate(heads):
+            found[example, head, rows] = alpha[example, head, rows]
+    return found
+
+
 def linear_mixer(name: str, n: int, d: int, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """T (i, d, j, e) and a bias: row i is the sum over j of T_ij x_j, plus the bias."""
     size = n // 2 if name == "halved" else n

@@ -161,16 +161,26 @@ class Layer(nn.Module):
         self.attention = make_attention(config, p.attention)
         self.cross = None if p.cross is None else make_attention(config, p.cross, cross=True)
         self.side = None if p.side is None else make_attention(config, p.side)
+        self.scales = None if p.scales is None else nn.Parameter(torch.stack(p.scales))
         self.feed_forward = FeedForward(config, p.feed_forward, mixer)
         if config.norm != "none":
             parts = ("attention", "cross", "feed forward") if p.cross else ("attention", "feed forward")
             names = [*parts, *(f"{part} out" for part in parts if config.norm == "sandwich")]
+            names += ["side"] if config.branch.startswith("parallel blocks") else []
             self.norms = nn.ModuleDict({name.replace(" ", "_"): make_norm(config, p.norms[name]) for name in names})
 
-    def forward(self, x: Tensor, memory: Tensor | None, visible: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor | None, visible: Tensor | None, weights: list[Tensor] | None = None
+    ) -> Tensor:  # fmt: skip
         if self.config.beside:
             return self._beside(x, visible)
-        if self.side is None:
+        if self.config.branch.startswith("parallel blocks"):
+            x = x + self._side_by_side(x, visible)
+        elif weights is not None:
+            x = self.wrapped("attention", x, lambda y: self._by_first_weights(y, visible, weights))
+        elif self.config.branch == "shared softmax":
+            x = self.wrapped("attention", x, lambda y: self._by_one_softmax(y, visible))
+        elif self.side is None:
             x = self.wrapped("attention", x, lambda y: self.attention(y, y, visible))
         else:
             x = self.wrapped("attention", x, lambda y: self.attention(y, y, visible) + self.side(y, y, visible))
@@ -183,15 +193,36 @@ class Layer(nn.Module):
         y = self.norms["attention"](x)
         return x + self.attention(y, y, visible) + self.feed_forward(y)
 
-    def wrapped(self, name: str, x: Tensor, part) -> Tensor:
-        """x with a part's output added, norms where they belong."""
-        norm = self.config.norm
+    def _side_by_side(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        y, z = self.norms["attention"](x), self.norms["side"](x)
+        out, side = self.attention(y, y, visible), self.side(z, z, visible)
+        if self.scales is None:
+            return torch.stack([out, side]).sum(0)
+        return out * self.scales[0] + side * self.scales[1]
+
+    def _by_one_softmax(self, y: Tensor, visible: Tensor | None) -> Tensor:
+        w = self.attention.weights_of(y, visible)
+        return self.attention(y, y, visible, w) + self.side(y, y, visible, w)
+
+    def _by_first_weights(self, y: Tensor, visible: Tensor | None, weights: list[Tensor]) -> Tensor:
+        if not weights:
+            weights.append(self.attention.weights_of(y, visible))
+        return self.attention(y, y, visible, weights[0])
+
+    def row_alone(self, x: Tensor, row: slice) -> Tensor:
+        """One row after this layer, the only one that asks."""
+        x = self.wrapped("attention", x, lambda y: self.attention(y[:, row], y, None), row)
+        return self.wrapped("feed_forward", x, self.feed_forward)
+
+    def wrapped(self, name: str, x: Tensor, part, row: slice | None = None) -> Tensor:
+        """x (or one row of it) with a part's output added, norms where they belong."""
+        norm, own = self.config.norm, x if row is None else x[:, row]
         if norm == "none":
-            return x + part(x)
+            return own + part(x)
         if norm == "post":
-            return self.norms[name](x + part(x))
+            return self.norms[name](own + part(x))
         out = part(self.norms[name](x))
-        return x + (self.norms[f"{name}_out"](out) if norm == "sandwich" else out)
+        return own + (self.norms[f"{name}_out"](out) if norm == "sandwich" else out)
 
 
 class TorchLayer(nn.Module):
@@ -249,8 +280,10 @@ class RandomTransformer(nn.Module):
         self.layers = self._stack(p.layers, self.mixer if place == "inside" else None)
         if p.encoder:
             self.encoder = self._stack(p.encoder, None)
-        if config.branch in ("two towers", "interleaved", "unused"):
+        if config.branch in ("two towers", "interleaved", "unused", "class attention"):
             self.other = self._stack(p.other, None)
+        if config.branch == "class attention":
+            self.class_token = nn.Parameter(p.class_token.clone())
         self.final = make_norm(config, p.final) if config.norm in ("pre", "sandwich") else None
         if config.readout == "pooler":
             self.pooler = linear(*p.pooler)
@@ -294,6 +327,7 @@ class RandomTransformer(nn.Module):
         branch, place = self.config.branch, self.config.mixer_place
         start, other, kept = x, x, [x]
         x = self.mixer(x) if place == "before" else x
+        weights: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             visible = visible_keys(self.config, x.shape[1], x.shape[1], real, cross=False)
             if branch == "embedding again" and number:
@@ -302,13 +336,23 @@ class RandomTransformer(nn.Module):
                 other = self.other[number](other, memory, visible)
             if branch == "unused":
                 self.other[number](x, memory, visible)
-            x = layer(x, memory, visible)
+            if branch == "one row last" and number == len(self.layers) - 1:
+                x = layer.row_alone(x, slice(-1, None) if self.config.readout == "last" else slice(0, 1))
+            elif branch == "weights again":
+                x = layer(x, memory, visible, weights)
+            else:
+                x = layer(x, memory, visible)
             if number == 0 and place in ("between", "beside"):
                 x = self.mixer(x) if place == "between" else x + self.mixer(x)
             kept.append(x)
         if branch == "two towers":
             for layer in self.other:
                 other = layer(other, memory, visible)
+        if branch == "class attention":
+            token = self.class_token.expand(len(x), 1, -1)
+            for layer in self.other:
+                token = layer.row_alone(torch.cat([token, x], 1), slice(0, 1))
+            return torch.cat([token, x], 1)
         if branch in ("two towers", "interleaved"):
             return x + other
         if branch == "long skip":

@@ -27,11 +27,16 @@ from torch import Tensor
 from tests.random_models.config import LINEAR_MIXERS, Config
 from tests.random_models.formulas import (
     changed_weights,
+    edges_of,
     gru,
+    in_one_window,
     linear_mixer,
+    longest_queries,
+    of_longest_queries,
     position_bias,
     tokens_mixed,
     turned,
+    two_windows,
 )
 from tests.random_models.parameters import (
     AttentionParameters,
@@ -113,6 +118,14 @@ class Oracle:
         parts[-1] = x
         none = x.new_zeros(*x.shape[:2], sum(self.lengths))
         return State(x, parts, False, len(self.lengths), torch.arange(x.shape[1]), none, none)
+
+    def _class_token(self, of: State) -> State:
+        """A learned vector before the tokens of a state."""
+        x = self.parameters.class_token.expand(len(of.value), 1, -1)
+        parts = x.new_zeros(sum(self.lengths) + 1, *x.shape)
+        parts[-1] = x
+        none = x.new_zeros(*x.shape[:2], sum(self.lengths))
+        return State(x, parts, False, of.source, torch.tensor([-1]), none, none)
 
     def _own_parts(self, state: State) -> Tensor:
         """Each row belongs to its own token; one that is no token's is among the biases."""
@@ -214,20 +227,24 @@ class Oracle:
     # ------------------------------------------------------------------------------------------------ attention
 
     def attention(
-        self, x: State, memory: State, p: AttentionParameters, visible: Tensor | None, cross: bool = False
-    ) -> tuple[State, Call]:
-        """What an attention part gives out, and the call."""
-        alpha = self._weights(x.value, memory.value, p, visible, cross)
+        self, x: State, memory: State, p: AttentionParameters, visible: Tensor | None, cross: bool = False,
+        alpha: Tensor | None = None,
+    ) -> tuple[State, Call]:  # fmt: skip
+        """What an attention part gives out, with its own weights or those given, and the call."""
+        windows = two_windows(x.value.shape[1], p.form)
+        visible = visible if windows is None else in_one_window(windows)
+        alpha = self._weights(x.value, memory.value, p, visible, cross) if alpha is None else alpha
         h = len(p.W_O)
         shared = h // len(p.W_V)
         values = torch.stack([memory.value @ p.W_V[i // shared] + p.b_V[i // shared] for i in range(h)], 1)
         mixed = torch.einsum("bhqk,bhke->bhqe", alpha, values)
         gate = self._gate(x.value, mixed, p)
         number = len(self.calls)
-        kind = "cross" if cross else "causal" if _looks_back(visible, x.index) else "self"
+        edges = edges_of(visible, p.change, p.extra["keep"], alpha)
+        kind = "cross" if cross else "causal" if _looks_back(edges, x.index, memory.index) else "self"
         call = Call(
             alpha, values, p.W_O, p.b_O, gate, kind, x.source, x.index, memory.source, memory.index,
-            memory.parents, memory.mixers,
+            memory.parents, memory.mixers, windows, self._answered(x.value, p, cross),
         )  # fmt: skip
         self.calls.append(call)
         if self.erased is not None and self.erased[0] == number:
@@ -278,7 +295,21 @@ class Oracle:
             other = replace(p, W_Q=p.extra["W_Q2"], W_K=p.extra["W_K2"], b_Q=0 * p.b_Q, b_K=0 * p.b_K)
             unturned = "none" if position == "rotary" else position
             return alpha - 0.4 * self._softmax(x, memory, other, visible, unturned)
+        if p.form.startswith("longest queries"):
+            alpha = of_longest_queries(alpha, longest_queries(self._queries(x, p, position)), p.form)
         return changed_weights(alpha, p.change, p.extra)
+
+    def _answered(self, x: Tensor, p: AttentionParameters, cross: bool) -> Tensor | None:
+        """(b, row) which queries are answered, where not all are and heads agree on them."""
+        if not p.form.startswith("longest queries"):
+            return None
+        longest = longest_queries(self._queries(x, p, "none" if cross else self.config.position)).sort(-1).values
+        return longest[:, 0] if torch.equal(longest, longest[:, :1].expand_as(longest)) else None
+
+    def _queries(self, x: Tensor, p: AttentionParameters, position: str) -> Tensor:
+        """(b, h, q, e), turned where positions are."""
+        queries = [x @ W + b for W, b in zip(p.W_Q, p.b_Q, strict=True)]
+        return torch.stack([turned(q) if position == "rotary" else q for q in queries], 1)
 
     def _softmax(
         self, x: Tensor, memory: Tensor, p: AttentionParameters, visible: Tensor | None, position: str
@@ -339,11 +370,16 @@ class Oracle:
         return visible
 
     def _layer(
-        self, x: State, p: LayerParameters, memory: State | None, visible: Tensor | None, mixer: bool = False
+        self, x: State, p: LayerParameters, memory: State | None, visible: Tensor | None, mixer: bool = False,
+        row: int | None = None, alpha: Tensor | None = None,
     ) -> State:  # fmt: skip
+        """One layer, or one row behind it, the only one that asks; with weights of its own or those given."""
         if self.config.beside:
             return self._parallel_layer(x, p, visible, mixer)
-        x = self._attended(x, p, "attention", visible)
+        if self.config.branch.startswith("parallel blocks"):
+            x = self._side_by_side(x, p, visible)
+        else:
+            x = self._attended(x, p, "attention", visible, row=row, alpha=alpha)
         if p.cross is not None:
             assert memory is not None
             x = self._attended(x, p, "cross", None, memory)
@@ -356,17 +392,32 @@ class Oracle:
         out = self.norm(out, p.norms["feed forward out"]) if norm == "sandwich" else out
         return self.beside(x, out)
 
+    def _side_by_side(self, x: State, p: LayerParameters, visible: Tensor | None) -> State:
+        """x with what two attention parts give out, each behind its norm and times its scale."""
+        outs, calls, keys = [], [], []
+        scales = p.scales or (torch.ones(x.value.shape[-1], dtype=torch.float64),) * 2
+        for name, part, scale in zip(("attention", "side"), (p.attention, _present(p.side)), scales, strict=True):
+            y = self.norm(x, p.norms[name])
+            out, call = self.attention(y, y, part, visible)
+            outs.append(self._affine(out, out.value * scale, lambda parts, s=scale: parts * s, torch.zeros_like(scale)))
+            calls.append(call)
+            keys.append(y)
+        return self.total(x, *outs, reach=self._reached(x, keys[0], calls), alti=None)
+
     def _attended(
-        self, x: State, p: LayerParameters, name: str, visible: Tensor | None, memory: State | None = None
+        self, x: State, p: LayerParameters, name: str, visible: Tensor | None, memory: State | None = None,
+        row: int | None = None, alpha: Tensor | None = None,
     ) -> State:  # fmt: skip
         """x with attention's output added, norms where they belong."""
         norm, crosses = self.config.norm, memory is not None
         y = self.norm(x, p.norms[name]) if norm in ("pre", "sandwich") else x
         keys = y if memory is None else memory
-        out, call = self.attention(y, keys, _present(p.cross if crosses else p.attention), visible, crosses)
+        x, y = (x, y) if row is None else (one_row(x, row), one_row(y, row))
+        out, call = self.attention(y, keys, _present(p.cross if crosses else p.attention), visible, crosses, alpha)
         outs, calls = [out], [call]
         if p.side is not None and not crosses:
-            side, second = self.attention(y, keys, p.side, visible)
+            shared = call.weights if self.config.branch == "shared softmax" else None
+            side, second = self.attention(y, keys, p.side, visible, alpha=shared)
             outs, calls = [out, side], [call, second]
         inner = p.norms[f"{name} out"] if norm == "sandwich" else None
         if inner is not None:  # it stands behind the sum
@@ -411,13 +462,12 @@ class Oracle:
         own = x.value
         if inner is not None:
             vectors = self.centred(vectors) / self.sigma(attended)[:, :, None] * inner.gamma
-        n = vectors.shape[1]
         columns = [vectors[:, :, k] for k in range(vectors.shape[2])]
         if cross:
             columns.append(own)
         else:
-            for i in range(n):
-                columns[i][:, i] = columns[i][:, i] + own[:, i]
+            for i, k in enumerate(_where(x.index, memory.index, vectors)):
+                columns[k][:, i] = columns[k][:, i] + own[:, i]
         t = torch.stack(columns, 2)
         if outer is not None:
             t = self.centred(t) / self.sigma(total)[:, :, None] * outer.gamma
@@ -444,7 +494,10 @@ class Oracle:
                 other = self._layer(other, p.other[number], memory, visible)
             if c.branch == "unused":
                 self._layer(x, p.other[number], memory, visible)
-            x = self._layer(x, layer, memory, visible, inside)
+            row = None if c.branch != "one row last" or number < c.layers - 1 else 0 if c.readout == "first" else -1
+            again = c.branch == "weights again" and number > 0
+            first = self.calls[0 if c.stack != "encoder-decoder" else c.layers].weights if again else None
+            x = self._layer(x, layer, memory, visible, inside, row, first)
             if number == 0 and c.mixer_place == "between":
                 x = self.mixed_by(x)
             elif number == 0 and c.mixer_place == "beside":
@@ -453,6 +506,11 @@ class Oracle:
         if c.branch == "two towers":
             for layer in p.other:
                 other = self._layer(other, layer, memory, self.visible(other.value.shape[1]))
+        if c.branch == "class attention":
+            token = self._class_token(x)
+            for layer in p.other:
+                token = self._layer(one_behind(token, x), layer, None, None, row=0)
+            return one_behind(token, x)
         if c.branch in ("two towers", "interleaved"):
             return self.total(x, other, reach=_mean(x.reach, other.reach), alti=None)
         if c.branch == "long skip":
@@ -513,6 +571,7 @@ class Oracle:
         c, readout, (b, n, _) = self.config, self.config.readout, x.value.shape
         real = self.inputs.real if n == self.inputs.real.shape[1] else torch.ones(b, n, dtype=torch.bool)
         W, bias = self.parameters.classifier
+        prefix = c.prefix + (c.branch == "class attention")
         rows: Tensor | None = self._rows(x, real)
         target: Any = self.inputs.target_class
         if readout in ("every position", "row in target"):
@@ -536,8 +595,8 @@ class Oracle:
                        for r in (x.reach, x.alti))  # fmt: skip
         placed = None
         if rows is not None and x.index is not None:
-            length = n if c.stack == "latents" else self.lengths[-1] + c.prefix
-            placed = torch.zeros(b, length, dtype=torch.float64).index_add(1, x.index + c.prefix, rows)
+            length = n if c.stack == "latents" else self.lengths[-1] + prefix
+            placed = torch.zeros(b, length, dtype=torch.float64).index_add(1, x.index + prefix, rows)
         return Truth(
             output=output,
             calls=self.calls,
@@ -551,7 +610,7 @@ class Oracle:
             target=target,
             mixers=x.mixers,
             lengths=self.lengths,
-            prefix=c.prefix,
+            prefix=prefix,
             empty_rows=self.empty_rows,
             last=x,
         )
@@ -594,12 +653,49 @@ def _present(p: AttentionParameters | None) -> AttentionParameters:
     return p
 
 
-def _looks_back(visible: Tensor | None, index: Tensor | None) -> bool:
+def _looks_back(edges: Tensor, queries: Tensor | None, keys: Tensor | None) -> bool:
     """Whether no position sees a later one; rows count where they are no positions."""
-    if visible is None:
-        return False
-    index = torch.arange(visible.shape[-1]) if index is None else index
-    return not (visible & (index[None, :] > index[:, None])).any()
+    if queries is None or keys is None:
+        queries, keys = (torch.arange(n) for n in edges.shape[-2:])
+    return not (edges & (keys[None, :] > queries[:, None])).any()
+
+
+def _where(queries: Tensor | None, keys: Tensor | None, vectors: Tensor) -> list[int]:
+    """Which key each query is."""
+    if queries is None or keys is None:
+        return list(range(vectors.shape[1]))
+    return [keys.tolist().index(position) for position in queries.tolist()]
+
+
+def one_row(state: State, row: int) -> State:
+    """One row of a state, from the first (0) or the last (-1)."""
+
+    def of(x: Tensor | None, axis: int) -> Tensor | None:
+        return None if x is None else x.narrow(axis, row % x.shape[axis], 1)
+
+    parts = None if state.parts is None else of(state.parts, 2)
+    return replace(state, value=of(state.value, 1), parts=parts, index=of(state.index, 0), reach=of(state.reach, 1),
+                   alti=of(state.alti, 1))  # fmt: skip
+
+
+def one_behind(first: State, second: State) -> State:
+    """Two sequences of one source, one behind the other."""
+
+    def both(a: Tensor | None, b: Tensor | None, axis: int) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b], axis)
+
+    return State(
+        value=torch.cat([first.value, second.value], 1),
+        parts=both(first.parts, second.parts, 2),
+        pure=False,
+        source=second.source,
+        index=both(first.index, second.index, 0),
+        reach=both(first.reach, second.reach, 1),
+        alti=both(first.alti, second.alti, 1),
+        calls=first.calls | second.calls,
+        parents=first.parents | second.parents,
+        mixers=tuple(dict.fromkeys((*first.mixers, *second.mixers))),
+    )
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

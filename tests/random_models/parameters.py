@@ -30,8 +30,8 @@ class NormParameters:
 class AttentionParameters:
     """One attention part: W_Q (h, d, e), W_K and W_V (g, d, e), W_O (h, e, d) and their biases.
 
-    ``change`` is what happens between softmax and product; ``factors`` are matrices whose product (or, for an adapter,
-    sum with a product) one of them is; ``extra`` is what positions and changes need.
+    ``change`` is what happens between softmax and product; ``form`` how it is computed; ``factors`` are matrices whose
+    product (or, for an adapter, sum with a product) one of them is; ``extra`` is what positions and changes need.
     """
 
     W_Q: Tensor
@@ -43,6 +43,7 @@ class AttentionParameters:
     W_O: Tensor
     b_O: Tensor
     change: str
+    form: str = ""
     factors: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
 
@@ -61,13 +62,17 @@ class FeedForwardParameters:
 
 @dataclass
 class LayerParameters:
-    """One layer; ``side`` is the attention part that runs in parallel, ``cross`` a decoder's."""
+    """One layer; ``side`` is the attention part that runs in parallel, ``cross`` a decoder's.
+
+    ``scales``, (d,) each, multiply what attention and the part at its side give out.
+    """
 
     attention: AttentionParameters
     feed_forward: FeedForwardParameters
     norms: dict[str, NormParameters]
     cross: AttentionParameters | None = None
     side: AttentionParameters | None = None
+    scales: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -86,6 +91,7 @@ class Parameters:
     pooler: tuple[Tensor, Tensor]
     pooling: Tensor
     classifier: tuple[Tensor, Tensor]
+    class_token: Tensor
 
 
 class Draw:
@@ -132,6 +138,7 @@ def draw_parameters(config: Config) -> Parameters:
         pooler=(draw.normal(d, d, scale=d**-0.5), draw.bias(d)),
         pooling=draw.normal(d),
         classifier=(draw.normal(d, CLASSES, scale=d**-0.5), draw.bias(CLASSES)),
+        class_token=draw.normal(d),
     )
 
 
@@ -147,13 +154,16 @@ def _norm(draw: Draw) -> NormParameters:
 
 def _layer(draw: Draw, number: int, cross: bool = False) -> LayerParameters:
     config = draw.config.of_layer(number)
-    names = ("attention", "attention out", "cross", "cross out", "feed forward", "feed forward out")
+    names = ("attention", "attention out", "cross", "cross out", "feed forward", "feed forward out", "side")
+    parallel = config.branch in ("parallel attention", "parallel blocks", "parallel blocks scaled", "shared softmax")
+    scaled = config.branch == "parallel blocks scaled"
     return LayerParameters(
         attention=_attention(draw, config),
         feed_forward=_feed_forward(draw),
         norms={name: _norm(draw) for name in names},
         cross=_attention(draw, config) if cross else None,
-        side=_attention(draw, config) if config.branch == "parallel attention" else None,
+        side=_attention(draw, config) if parallel else None,
+        scales=(draw.normal(config.width, scale=0.5), draw.normal(config.width)) if scaled else None,
     )
 
 
@@ -170,6 +180,7 @@ def _attention(draw: Draw, c: Config) -> AttentionParameters:
         W_O=draw.normal(h, e, d, scale=1.5 * damped * (h * e) ** -0.5),
         b_O=draw.bias(d),
         change=c.change,
+        form=c.attention,
         extra=_extra(draw),
     )
     _factorise(draw, c, p)

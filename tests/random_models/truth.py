@@ -52,6 +52,8 @@ class Call:
         query_source, query_index, key_source, key_index: which input positions its axes are.
         parents: the calls that its values are made of without passing through another; mixers: what else mixed
             positions on the way to the values.
+        groups: (window, row) the rows that see one another, in the order of the model, where none sees another.
+        answered: (b, row) the queries that are answered, where not all are and heads agree on them.
     """
 
     weights: Tensor
@@ -66,6 +68,8 @@ class Call:
     key_index: Tensor | None
     parents: frozenset[int]
     mixers: tuple[str, ...]
+    groups: Tensor | None = None
+    answered: Tensor | None = None
 
     def vectors(self) -> Tensor:
         """What each key adds to each query through each head, (b, h, q, k, d)."""

@@ -157,7 +157,7 @@ def _cat_place(
     # More scores of the same queries; a single key's axis cannot be told.
     of_keys = any(trace.scores is not None and trace.scores.axis in (axis, None) for trace in traces)
     if mixers and joined is not None and not of_keys and _claims_one_twice(joined, axis):
-        joined = None
+        joined = joined if _are_streams(joined, axis, anchor.shape[0]) else None
     return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
 
 
@@ -173,6 +173,12 @@ def _claims_one_twice(numbers: Tensor, axis: int) -> bool:
     """Whether two pieces are said to be the same positions."""
     rows = numbers.movedim(axis, 0).flatten(1)[:, 0].tolist()
     return len(set(rows)) < len(rows)
+
+
+def _are_streams(numbers: Tensor, axis: int, batch: int) -> bool:
+    """Whether the pieces lie at the same positions, several for each example, as streams of one sequence do."""
+    rows = numbers.movedim(axis, 0)
+    return torch.equal(rows, rows[:1].expand_as(rows)) and len(set(rows[0].flatten().tolist())) > batch
 
 
 def _torn(numbers: Tensor) -> Tensor:
