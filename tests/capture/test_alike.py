@@ -147,6 +147,15 @@ def test_a_buffer_that_is_written_and_read_again_and_again_is_followed_in_one_go
     assert mixers(rewritten) == []
 
 
+def test_streams_beside_each_other_stay_where_they_are_behind_a_convolution():
+    embedding, convolution, query = nn.Embedding(10, MODEL), nn.Conv1d(MODEL, MODEL, 3, padding=1), torch.randn(MODEL)
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        x = embedding(IDS)
+        streams = torch.cat([x.unsqueeze(2), convolution(x.mT).mT.unsqueeze(2)], 2)
+        (streams @ query).softmax(-1).unsqueeze(2) @ streams
+    assert records == []  # a softmax over streams of one position is no attention
+
+
 def test_of_what_a_recurrence_written_out_gives_it_is_not_known_which_position_it_is():
     def recurrence(x):
         state, states = torch.zeros_like(x[:, 0]), []
