@@ -217,7 +217,7 @@ class Reduction:
         if counts:
             raise ValueError(different_queries(self._title, counts))
         if self.composes:
-            rested_on = [one for one in self._seen if self._read.rests_on(one)]
+            rested_on = self._with_inputs([one for one in self._seen if self._read.rests_on(one)], self._seen)
             self._no_chain = not_a_chain(rested_on, self._read)
             self._within = within_another(rested_on, self._read)
         last = [route for noted in used if (route := route_of(noted.record)) is not None][-1:]
@@ -305,14 +305,16 @@ class Reduction:
         return matches(call, self._kind) and self._call in (None, call.call)
 
     def resting(self, records: Sequence[AttentionRecord]) -> list[AttentionRecord]:
-        """Of all calls of a pass those that count, and that what is explained rests on.
-
-        A call over something with nothing of the inputs in it from end to end (a picture beside a text) is left out.
-        """
+        """Of all calls of a pass those that count, and that what is explained rests on."""
         found = [one for one in records if self.counts(one.call) and self._read.rests_on(one)]
+        return self._with_inputs(found, records)
+
+    def _with_inputs(self, found: list[AttentionRecord], of: Sequence[AttentionRecord]) -> list[AttentionRecord]:
+        """Of the calls found in a pass those that have something of the inputs in them at one end or the other, as a
+        picture's beside a text have not."""
         if not self._read.of_inputs:
             return found
-        made = [one for one in records if one.of_inputs]
+        made = [one for one in of if one.of_inputs]
         theirs = {one.sequence for one in made} | {one.queries.source for one in made if one.queries is not None}
         return [
             one for one in found if one.of_inputs or not isinstance(one.sequence, str) or one.sequence in theirs

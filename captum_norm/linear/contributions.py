@@ -177,6 +177,13 @@ class _Sum:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
                 self._add(leaf, gradient)
+        if not self.tokens:
+            counts = ", ".join(map(str, sorted({leaf.anchor.shape[0] for leaf in leaves})))
+            raise NotFrozenError(
+                f"axis 0 of what is explained counts {len(self.output)}, and of the inputs {counts}: "
+                "it holds several examples in one row (pictures packed into one sequence), and no token can be told to "
+                "be of one. Give one example at a time."
+            )
         tokens = torch.stack([scores.sum(1) for scores in self.tokens.values()]).sum(0).expand_as(self.output)
         of_biases = self.output - tokens - self.left_out
         counted = 0.0 if bias is None else float(bias)

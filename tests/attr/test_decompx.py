@@ -318,3 +318,16 @@ def test_an_output_that_is_a_probability_is_refused_with_the_way_out():
     model = tiny("Bert")
     with pytest.raises(NotFrozenError, match="explain the logits"):
         DecompX(lambda tokens: model(tokens).logits.softmax(-1)).attribute(ids(2, 6), 1)
+
+
+def test_examples_packed_into_one_row_are_asked_for_one_at_a_time():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+
+    def packed(x: Tensor) -> Tensor:
+        return layer(x.flatten(0, 1)[None])
+
+    x = torch.randn(2, 3, 8)
+    with pytest.raises(NotFrozenError, match="several examples in one row"):
+        DecompX(packed).attribute(x, target=(0, 0))
+    assert DecompX(packed).attribute(x[:1], target=(0, 0)).shape == (1, 3, 8)

@@ -147,6 +147,30 @@ def test_a_buffer_that_is_written_and_read_again_and_again_is_followed_in_one_go
     assert mixers(rewritten) == []
 
 
+def test_rows_taken_out_and_put_back_are_where_they_were():
+    chosen = torch.tensor([True, False, False, True, True, False]).expand(2, -1)
+
+    def put_back(x, into=chosen):
+        return x.masked_scatter(into.unsqueeze(-1), torch.tanh(x[chosen]))
+
+    assert mixers(put_back) == []
+    assert [operation for operation, _ in mixers(lambda x: put_back(x, chosen.flip(1)))] == ["masked_scatter"]
+
+
+def test_sequences_that_are_no_input_are_one_when_they_are_joined():
+    project, picture = nn.Linear(MODEL, MODEL), torch.randn(1, 4, MODEL)
+
+    def in_halves(x):
+        halves = [F.scaled_dot_product_attention(half, half, half) for half in x.unsqueeze(1).split(2, 2)]
+        return x + project(torch.cat(halves, 2).squeeze(1))
+
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        in_halves(in_halves(picture))
+    assert [record.keys is None for record in records] == [False] * 4
+    assert records[2].keys.source == records[3].keys.source not in (records[0].keys.source, records[1].keys.source)
+    assert records[3].keys.index.tolist() == [2, 3]
+
+
 def test_streams_beside_each_other_stay_where_they_are_behind_a_convolution():
     embedding, convolution, query = nn.Embedding(10, MODEL), nn.Conv1d(MODEL, MODEL, 3, padding=1), torch.randn(MODEL)
     with torch.no_grad(), recording(sources=(IDS,)) as records:

@@ -211,6 +211,23 @@ def replaced_rows(flow: Dataflow, into: Tensor, value: Tensor) -> Place | None:
     return flow.mixed_by(before, "entries of different positions are put together")
 
 
+def put_back(flow: Dataflow, into: Tensor, mask: Tensor, value: Tensor) -> Place | None:
+    """Where a tensor lies whose rows were taken out by a mask and put back where they were; None where they were not,
+    or it is not known."""
+    before, written = place_of(flow, into), place_of(flow, value)
+    if before is None or written is None or before.anchor is not written.anchor:
+        return None
+    start, numbers = before.numbers(), written.numbers()
+    if start is None or numbers is None:
+        return None
+    if mask.ndim == into.ndim and mask.shape[-1] == 1 < into.shape[-1]:  # whole rows, each of one position
+        if not all(flow.places.holds_one(place, (t.ndim - 1,)) for place, t in ((before, into), (written, value))):
+            return None
+        start, numbers = start[..., :1], numbers[..., :1]
+    put = start.clone().masked_scatter(mask.cpu(), numbers.contiguous())
+    return before.mixed_by(written.mixers) if torch.equal(put, start) else None
+
+
 def place_of(flow: Dataflow, tensor: Tensor) -> Place | None:
     """Where a tensor lies."""
     trace = flow.traces[tensor]

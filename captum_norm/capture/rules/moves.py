@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
@@ -146,6 +147,8 @@ def _cat_place(
         return None
     anchors = {id(place.anchor) for place in known}
     if len(anchors) > 1 and not any(place.named for place in known):
+        if len(known) == len(pieces) and not flow.reach.of_all(pieces) & INPUT:
+            return _cat_latents(flow, known, axis, out)
         return None  # for example a cache: positions of several forward passes
     anchor = min((place.anchor for place in known), key=lambda anchor: anchor.preference)
     mixers: frozenset[Hashable] = frozenset().union(*(place.mixers for place in known))
@@ -159,6 +162,18 @@ def _cat_place(
     if mixers and joined is not None and not of_keys and _claims_one_twice(joined, axis):
         joined = joined if _are_streams(joined, axis, anchor.shape[0]) else None
     return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
+
+
+def _cat_latents(flow: Dataflow, places: list[Place], axis: int, out: Tensor) -> Place | None:
+    """Where sequences lie that are no input and were put one behind the other: one sequence, counted anew."""
+    for place in places:
+        numbers = place.numbers()
+        if numbers is None:
+            return None
+        rows = numbers.movedim(axis, 0).flatten(1)
+        if len(set(rows[:, 0].tolist())) < len(rows) or not torch.equal(rows, rows[:, :1].expand_as(rows)):
+            return None
+    return flow.latents(out.shape, axis).mixed_by(frozenset().union(*(place.mixers for place in places)))
 
 
 def _is_one_position(place: Place) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.alike import replaced_rows, written_place
+from captum_norm.capture.rules.alike import put_back, replaced_rows, written_place
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
@@ -57,8 +57,10 @@ def _written_mixed(flow: Dataflow, op: Operation, before: Trace) -> tuple[Mixed,
 
 @rule("masked_scatter")
 def _masked_scatter(flow: Dataflow, op: Operation) -> None:
-    """Other vectors stand in rows of a tensor: those of a picture in the rows of its tokens."""
-    flow.traces[op.out] = Trace(place=replaced_rows(flow, op.tensors[0], op.tensors[-1]))
+    """Other vectors stand in rows of a tensor: those of a picture in the rows of its tokens, or what was made of the
+    rows themselves."""
+    into, mask, value = op.tensors[:3]
+    flow.traces[op.out] = Trace(place=put_back(flow, into, mask, value) or replaced_rows(flow, into, value))
 
 
 @rule("scatter", "scatter_add")
