@@ -96,8 +96,8 @@ KINDS: dict[OperationKind, str] = {
     ),
     OperationKind.SOFTMAX: "softmax log_softmax softmin logsumexp exp",
     OperationKind.FUNCTION: (
-        "sigmoid logsigmoid exp2 expm1 log log1p log2 erf erfc sin cos sqrt rsqrt reciprocal rdiv norm std var "
-        "var_mean std_mean topk sort msort argsort argmax argmin max min amin amax aminmax cumprod prod cummax "
+        "sigmoid logsigmoid log_sigmoid exp2 expm1 log log1p log2 erf erfc sin cos sqrt rsqrt reciprocal rdiv norm std "
+        "var var_mean std_mean topk sort msort argsort argmax argmin max min amin amax aminmax cumprod prod cummax "
         "cummin median kthvalue one_hot bincount histc floor ceil round sign floor_divide remainder fmod isnan isinf "
         "isfinite linalg_vector_norm vector_norm linalg_norm cdist searchsorted bucketize unique nonzero multinomial "
         "bernoulli cosine_similarity gumbel_softmax hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
@@ -122,11 +122,11 @@ PROPERTIES: dict[Property, str] = {
     Property.POSITIONWISE: (
         f"{KINDS[OperationKind.IDENTITY]} {KINDS[OperationKind.CHOICE]} {KINDS[OperationKind.DROPOUT]} "
         f"{KINDS[OperationKind.SUM]} {KINDS[OperationKind.SCALE]} {KINDS[OperationKind.ACTIVATION]} "
-        "neg real imag conj resolve_conj view_as_complex view_as_real exp sigmoid logsigmoid exp2 expm1 log log1p log2 "
-        "erf erfc sin cos tan sinh cosh sqrt rsqrt reciprocal rdiv floor ceil round trunc sign floor_divide remainder "
-        "fmod isnan isinf isfinite bernoulli hardsigmoid relu6_gate atan2 atan logical_and logical_or logical_not "
-        "bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ maximum minimum lerp addcmul addcdiv "
-        "float_power xlogy hypot polar complex one_hot bucketize"
+        "neg real imag conj resolve_conj view_as_complex view_as_real exp sigmoid logsigmoid log_sigmoid exp2 expm1 "
+        "log log1p log2 erf erfc sin cos tan sinh cosh sqrt rsqrt reciprocal rdiv floor ceil round trunc sign "
+        "floor_divide remainder fmod isnan isinf isfinite bernoulli hardsigmoid relu6_gate atan2 atan logical_and "
+        "logical_or logical_not bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ maximum minimum "
+        "lerp addcmul addcdiv float_power xlogy hypot polar complex one_hot bucketize"
     ),
     Property.ALONG_AXES: (
         "sum mean nanmean nansum norm std var var_mean std_mean topk sort msort argsort argmax argmin max min amax "

@@ -74,6 +74,16 @@ def test_a_softmax_over_positions_that_meets_no_values_is_named(form):
         AttentionNorm(model).attribute(x, target=(0, 0))
 
 
+@pytest.mark.parametrize(
+    "softmax", [lambda x: x.log_softmax(-1).exp(), lambda x: (x - torch.logsumexp(x, -1, keepdim=True)).exp()]
+)
+def test_a_softmax_in_logarithms_along_the_features_is_none_over_positions(softmax):
+    x = torch.randn(1, 5, 8)
+    with recording(sources=(x,)) as records:
+        softmax(nn.functional.logsigmoid(x))
+    assert [one.along for one in records.flow.ledger.entries] == ["features"]
+
+
 def test_a_softmax_that_does_not_reach_the_output_may_be_lost():
     model, x = _model(Attention(LOST["transformed"])), torch.randn(2, 5, 8)
 

@@ -49,7 +49,9 @@ def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> C
 @rule("log_softmax")
 def _log_softmax(flow: Dataflow, op: Operation) -> None:
     carry(flow, op)
+    axis = op.argument(1, "dim")
     flow.traces.update(op.out, softmax_part="log weights")
+    flow.exponentials[op.out] = Columns(tuple(op.out.shape), None if axis is None else axis % op.out.ndim)
 
 
 @rule("logsumexp")
@@ -63,7 +65,8 @@ def _exp(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
     carry(flow, op)
     if trace is not None and trace.softmax_part == "log weights":
-        flow.softmax(op, op.tensors[0], None)
+        of = flow.exponentials[op.tensors[0]]
+        flow.softmax(op, op.tensors[0], None if of is None else of.axis)
         flow.traces.update(op.out, weights=UNKNOWN_COLUMNS, softmax_part="")
     elif op.out.ndim >= 3:
         flow.exponentials[op.out] = _columns(flow, op.tensors[0], op.out, None)
