@@ -51,6 +51,7 @@ def page(results: Sequence[Result]) -> str:
         _evidence([r for r in results if r.status == "exact"], [r for r in results if r.status != "unbuilt"]),
     ]
     parts += _answered([r for r in results if r.answers])
+    parts += ["## Refused, though there is an answer", OPEN, _table(["model", "methods", "why"], STILL_REFUSED)]
     titles = {
         "refused": "Refused",
         "overlooked": "Overlooked",
@@ -125,6 +126,28 @@ LONG = (
     " and DecompX explains it."
 )
 """What the first part does not show."""
+
+OPEN = (
+    "Those that were found: refused by name, never wrongly read, but more than the method's definition asks for. Not"
+    " counted are pictures packed into one row without an axis of examples (the vision towers of GLM, Pixtral, Qwen-VL:"
+    " give one at a time), residuals that are gated or kept in several streams (Muse Spark, HY V4), and streams side by"
+    " side (LiLT)."
+)
+"""What the table of :data:`STILL_REFUSED` holds."""
+
+STILL_REFUSED = (
+    ("bridgetower", "those that compose calls",
+     "its bridges add a layer of each tower to a stream of the cross-modal encoder: a sum of several layers"),
+    ("gemma4_vision", "those of one row",
+     "patches are pooled by a matrix behind the last layer, which is not followed; position= answers"),
+    ("mobilebert", "all but maps",
+     "each row begins as three neighbouring tokens side by side, and is not told to be the middle one's"),
+    ("mllama, picture beside text", "all but maps",
+     "its cross-attention reads two tiles in one row, which are not told to be of one example"),
+    ("timm's CaiT", "all but maps and DecompX",
+     "its class token joins the tokens late and alone asks: its calls have no mean with those before, and no rows"),
+)  # fmt: skip
+"""(model, methods, why): what is refused although there is an answer."""
 
 LIBRARIES = "## Models of other libraries"
 """The heading of the page's second part, which :mod:`tests.coverage.libraries` writes."""
