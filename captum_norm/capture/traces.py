@@ -76,9 +76,10 @@ class Mixture:
             softmax.fate = fate
 
     def may_be_one_with(self, later: Mixture) -> bool:
-        """Whether a later one mixes beside it in the same module: neither is made of the other."""
-        ours, theirs = ([caller.module for caller in one.callers[-1:]] for one in (self, later))
-        return [*map(id, ours)] == [*map(id, theirs)] and not later.ancestors & self.bit
+        """Whether a later one mixes beside it in the same run of a module: neither is made of the other."""
+        if bool(self.callers) != bool(later.callers) or later.ancestors & self.bit:
+            return False
+        return not self.callers or self.callers[-1].is_one_with(later.callers[-1])
 
     @property
     def unchanged(self) -> bool:

@@ -19,6 +19,13 @@ class Caller(NamedTuple):
     module: Module
     arguments: dict[str, Any]
 
+    def is_one_with(self, other: Caller) -> bool:
+        """Whether both are one run of one module: it was given the same objects."""
+        ours, theirs = self.arguments, other.arguments
+        if self.module is not other.module or ours.keys() != theirs.keys():
+            return False
+        return all(value is theirs[name] for name, value in ours.items())
+
 
 def running_modules() -> tuple[Caller, ...]:
     """The modules whose forward is on the stack of this thread, outermost first."""
