@@ -23,8 +23,7 @@ class KindReader:
 
     def read(
         self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None,
-        read: ReadRows | None,
-        numbers: Tensor | None = None,
+        read: ReadRows | None, numbers: Tensor | None = None,
     ) -> Kind:  # fmt: skip
         """The kind of a call.
 
@@ -45,7 +44,7 @@ class KindReader:
                 return "cross"
         elif ours is None and theirs is not None and key != query and weights.shape[0] <= theirs.anchor.shape[0]:
             return "cross"  # queries of the module's own, such as a pooling head's; in more groups they are windows
-        if queries is None and keys is not None and numbers is not None:
+        if queries is None and keys is not None and theirs is not None and numbers is not None:
             return "causal" if _looks_back(weights.whole(), numbers % theirs.anchor.length, keys) else "self"
         written = queries is not None and bool((queries.index < 0).any())  # behind the input, as generation goes on
         if queries is None or keys is None or queries.source != keys.source or written:
