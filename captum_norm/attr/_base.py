@@ -28,6 +28,7 @@ from captum_norm.attr._captum import (
 from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._examples_first import examples_first
 from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path
+from captum_norm.attr._kept import KeptCalls, checked_limit
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
@@ -191,12 +192,14 @@ class MapMethod(InputMethod):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], *, aggregate: AggregateType = "mean", residual: bool = False
-    ) -> None:
+        self, forward_func: Callable[..., Any], *, aggregate: AggregateType = "mean", residual: bool = False,
+        max_memory: int | None = None,
+    ) -> None:  # fmt: skip
         Attribution.__init__(self, forward_func)
         make_aggregate(aggregate, residual)
         self.aggregate = aggregate
         self.residual = residual
+        self.max_memory = checked_limit(type(self).__name__, max_memory)
         self.report = AttributionReport()
 
     def measure(self, record: AttentionRecord) -> Tensor:
@@ -215,6 +218,10 @@ class MapMethod(InputMethod):
             if needed is not None:
                 reduction.add_measured(needed, record, self.measure)
 
+        def run(on_record: Callable[[AttentionRecord], None]) -> None:
+            self._forward(inputs, extras, on_record, reduction.skip, chain=reduction.composes)
+
+        reduction.kept = KeptCalls(type(self).__name__, self.max_memory, run)
         with torch.no_grad():
             told = reduction.explains(target)
             self._forward(inputs, extras, take, reduction.skip, on_output=told, chain=reduction.composes)

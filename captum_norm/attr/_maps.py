@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_norm.attr._kept import KeptCall
 from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, AttentionRecord, Positions
 from captum_norm.functional.gram import KeyFactors, kept_once, key_factors
@@ -73,24 +74,29 @@ class LaterMap:
         record: the call, kept.
         measure: the measure.
         call, route, keys: as in :class:`CallMap`.
+        dtype: that of the scores.
     """
 
-    record: AttentionRecord
+    record: AttentionRecord | KeptCall
     measure: MeasureFunction
     call: AttentionCall
     route: Route
     keys: Positions
+    dtype: torch.dtype
     residual: None = None
 
     @classmethod
-    def of(cls, record: AttentionRecord, measure: MeasureFunction) -> LaterMap | None:
+    def of(
+        cls, record: AttentionRecord, measure: MeasureFunction,
+        keep: Callable[[AttentionRecord], AttentionRecord | KeptCall | None] = AttentionRecord.kept,
+    ) -> LaterMap | None:  # fmt: skip
         """The map of a call; None where it has to be measured at once."""
         route, keys = route_of(record), record.keys
         if route is None or keys is None or route[0] != route[1] or record.shape[2] != record.shape[3]:
             return None
-        kept = record.kept()
-        call = without_modules(record.call)
-        return None if kept is None else cls(kept.but(call=call), measure, call, route, keys)
+        kept, call = keep(record), without_modules(record.call)
+        kept = kept.but(call=call) if isinstance(kept, AttentionRecord) else kept
+        return None if kept is None else cls(kept, measure, call, route, keys, at_least_float32(record.values.dtype))
 
     @property
     def length(self) -> int:
@@ -114,7 +120,7 @@ class LaterMap:
             numbers = torch.where(chosen, numbers, real.cpu().int().argmax(1, keepdim=True))
             scores = measured(replace(self.record.at(numbers), query_mask=None), self.measure)
             scores = scores.masked_fill(~chosen[..., None].to(scores.device), 0)
-        return scores.to(at_least_float32(self.record.values.dtype))
+        return scores.to(self.dtype)
 
     def blocks(self, some: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of the queries among which there are some, (query,) bool, each with its scores (batch, row, key)."""
@@ -153,7 +159,7 @@ def sum_of_rows(record: AttentionRecord, measure: MeasureFunction, shares: Tenso
     assert route is not None
     assert keys is not None
     total: Tensor | None = None
-    later = LaterMap(record, measure, record.call, route, keys)
+    later = LaterMap(record, measure, record.call, route, keys, at_least_float32(record.values.dtype))
     for rows, scores in later.blocks((shares != 0).any(0).cpu()):
         part = torch.einsum("bq,bqk->bk", shares[:, rows].to(scores), scores)
         total = part if total is None else total + part

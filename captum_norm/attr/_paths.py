@@ -20,7 +20,6 @@ from captum_norm.capture import AttentionCall, Positions
 from captum_norm.functional.aggregate import cross_shares, passed_on, with_identity
 from captum_norm.functional.relevance import crossed
 from captum_norm.functional.stacks import identity
-from captum_norm.operations.precision import at_least_float32
 
 Reach = Mapping[SequenceName, Tensor]
 """What one sequence owes to each."""
@@ -165,7 +164,7 @@ class Rollout(Paths):
         if isinstance(step, Tensor):
             return rows_of(step, rows)
         if rows.is_floating_point():
-            return self._passed_later(rows[:, None].to(at_least_float32(step.record.values.dtype)), step)
+            return self._passed_later(rows[:, None].to(step.dtype), step)
         scores = step.at(rows)
         if not self._residual:
             return scores

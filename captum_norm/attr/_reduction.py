@@ -16,6 +16,7 @@ from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
 from captum_norm.attr._input_routes import route_for
+from captum_norm.attr._kept import KeptCalls
 from captum_norm.attr._logit import LogitParts
 from captum_norm.attr._maps import (
     CallMap,
@@ -95,6 +96,7 @@ class Reduction:
         certificates: each call seen with its certificate, in call order.
         mixers: what mixed positions beside attention on the way to the calls that count.
         asked: which rows are needed of each call, and of the answer.
+        kept: the calls that are measured when the model has run.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Reduction:
         self._within: dict[SequenceName, AttentionRecord] = {}
         self._seen: list[AttentionRecord] = []
         self._special: tuple[int | None, frozenset[int]] | None = None
+        self.kept = KeptCalls(title, None, lambda take: None)
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
@@ -153,7 +156,8 @@ class Reduction:
         """
         later = None
         if not self._rows.all and self._aggregate.needs == "rows from the top":
-            later = LaterMap.of(record, measure)
+            number = len(self.certificates) - 1
+            later = LaterMap.of(record, measure, lambda record: self.kept.keep(number, record))
         shares = None if self._last is None else self.asked.shares(self._last)
         if later is not None:
             self.add(later)

@@ -28,6 +28,7 @@ class ALTI(MapMethod):
             ``AttentionBlockNorm(feed_forward=True)``.
         aggregate: ``"rollout"`` (the paper's: the plain product, the residual is in the maps), ``"mean"``, or an
             integer for one block.
+        max_memory: as in ``AttentionNorm``.
 
     A row to which no input brings the output nearer is zero, with a warning.  Divisors are the model's own, eps
     included; the authors' code leaves eps out (``functional.alti(..., as_published=True)`` does).
@@ -55,9 +56,9 @@ class ALTI(MapMethod):
 
     def __init__(
         self, forward_func: Callable[..., Any], *, p: int = 1, feed_forward: bool = False,
-        aggregate: AggregateType = "rollout",
+        aggregate: AggregateType = "rollout", max_memory: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(forward_func, aggregate=aggregate)
+        super().__init__(forward_func, aggregate=aggregate, max_memory=max_memory)
         if p not in (1, 2):
             raise ValueError(f"ALTI: p should be 1 or 2, the norm that distances are measured by, got {p!r}.")
         self.p, self.feed_forward = p, feed_forward

@@ -75,6 +75,7 @@ class AttentionBlockNorm(MapMethod):
             (``functional.feed_forward_parts``), with the residual around it; read from the model, as all else.
         aggregate: how the attention calls become one: ``"mean"``, ``"rollout"`` (the plain product: the residual is in
             the maps), or an integer for one call.
+        max_memory: as in ``AttentionNorm``.
 
     Scores are lengths in the units of the residual stream; they are not normalised.  What a decoder keeps of itself
     beside its cross-attention is in the scores of its own prefix, by ``aggregate="rollout"``.
@@ -113,8 +114,9 @@ class AttentionBlockNorm(MapMethod):
         layer_norm: bool = True,
         feed_forward: bool = False,
         aggregate: AggregateType = "mean",
+        max_memory: int | None = None,
     ) -> None:
-        super().__init__(forward_func, aggregate=aggregate)
+        super().__init__(forward_func, aggregate=aggregate, max_memory=max_memory)
         check_feed_forward("AttentionBlockNorm", residual, feed_forward)
         self.residual, self.layer_norm, self.feed_forward = residual, layer_norm, feed_forward
 

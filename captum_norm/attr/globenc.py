@@ -25,6 +25,7 @@ class GlobEnc(MapMethod):
         aggregate: ``"rollout"`` (the paper's: the plain product, the residual is in the maps), ``"mean"``, or an
             integer for one layer.
         feed_forward: apply the feed-forward part to the vectors too, as in ``AttentionBlockNorm``.
+        max_memory: as in ``AttentionNorm``.
 
     Scores are not normalised.  In an encoder-decoder, cross-attention is composed with the encoder.
 
@@ -48,9 +49,10 @@ class GlobEnc(MapMethod):
     reads_block: ClassVar[bool] = True
 
     def __init__(
-        self, forward_func: Callable[..., Any], *, feed_forward: bool = False, aggregate: AggregateType = "rollout"
-    ) -> None:
-        super().__init__(forward_func, aggregate=aggregate)
+        self, forward_func: Callable[..., Any], *, feed_forward: bool = False, aggregate: AggregateType = "rollout",
+        max_memory: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(forward_func, aggregate=aggregate, max_memory=max_memory)
         self.feed_forward = feed_forward
 
     def measure(self, record: AttentionRecord) -> Tensor:

@@ -32,6 +32,8 @@ class AttentionNorm(MapMethod):
         aggregate: how the attention calls become one: ``"mean"``, ``"rollout"`` (the plain product), ``"flow"``
             (slow: see ``AttentionFlow``), or an integer for one call.
         residual: for ``"rollout"`` and ``"flow"``, mix each map with the identity: (A + I) / row sum.
+        max_memory: how many bytes of its calls a row of a product may keep at once, None for all.  Where they take
+            more, the model runs again for the calls that were let go: slower, and the same numbers.
 
     Scores are lengths in the units of the residual stream; they are not normalised.
 

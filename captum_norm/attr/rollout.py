@@ -17,6 +17,7 @@ class AttentionRollout(AttentionWeights):
     Args:
         forward_func: a Hugging Face model, any module, ``HFForward`` or any function that runs a model.
         residual: whether to count the residual connections, as the paper does; without them the plain product.
+        max_memory: as in ``AttentionNorm``.
 
     Source: Abnar and Zuidema (2020), "Quantifying Attention Flow in Transformers", section 3,
     https://arxiv.org/abs/2005.00928.
@@ -32,5 +33,7 @@ class AttentionRollout(AttentionWeights):
         (1.0, True)
     """
 
-    def __init__(self, forward_func: Callable[..., Any], *, residual: bool = True) -> None:
-        super().__init__(forward_func, aggregate="rollout", residual=residual)
+    def __init__(
+        self, forward_func: Callable[..., Any], *, residual: bool = True, max_memory: int | None = None
+    ) -> None:
+        super().__init__(forward_func, aggregate="rollout", residual=residual, max_memory=max_memory)

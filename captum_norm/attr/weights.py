@@ -17,6 +17,8 @@ class AttentionWeights(MapMethod):
         aggregate: how the attention calls become one: ``"mean"``, ``"rollout"``, ``"flow"`` (slower: see
             ``AttentionFlow``), or an integer for one call.
         residual: for ``"rollout"`` and ``"flow"``, mix each map with the identity: (A + I) / row sum.
+        max_memory: how many bytes of its calls a row of a product may keep at once, None for all.  Where they take
+            more, the model runs again for the calls that were let go: slower, and the same numbers.
 
     Raises:
         ValueError: if there is no such aggregate.

@@ -9,7 +9,7 @@ Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -143,6 +143,12 @@ class RowsOnDemand(Protocol):
     def at(self, rows: slice | Tensor) -> tuple[Tensor, Certificate]: ...
 
     def kept(self, values: Tensor) -> RowsOnDemand | None: ...
+
+    @property
+    def kept_bytes(self) -> int | None: ...
+
+    @property
+    def written(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -390,6 +396,20 @@ class AttentionRecord:
         block = self.block and self.block.at(torch.arange(query).expand(batch, -1))
         return self.but(weights=rows, values=values, block=block, mixed=None)
 
+    @property
+    def kept_bytes(self) -> int | None:
+        """What ``kept`` copies, in bytes, known from shapes; None where it gives None."""
+        beside = None if "weights" in self.__dict__ else self._rows.kept_bytes
+        if beside is None:
+            return None
+        rows = (self.shape[0], self.shape[2])
+        return beside + self.values.nbytes + sum(state.nbytes for state in _states(self.block, rows))
+
+    @property
+    def written(self) -> Tensor:
+        """What the call wrote, along the certificate's random direction, (batch, query); while weights are not read."""
+        return self._rows.written
+
     def blocks(self, size: int | None = None) -> Iterator[tuple[slice, AttentionRecord]]:
         """The record a block of queries at a time: which queries, and the record ``at`` them.
 
@@ -405,6 +425,15 @@ class AttentionRecord:
 
 # Weights in a block of queries.
 _BLOCK = 1 << 21
+
+
+def _states(part: object, rows: tuple[int, int]) -> Iterator[Tensor]:
+    """The tensors (batch, query, ...) of a block and its norms and parts."""
+    for found in vars(part).values() if is_dataclass(part) else ():
+        if isinstance(found, Tensor):
+            yield from [found] if found.shape[:2] == rows else []
+        else:
+            yield from _states(found, rows)
 
 
 def _taken(tensor: Tensor, rows: slice | Tensor) -> Tensor:

@@ -204,6 +204,17 @@ class CheckedRows:
             read=self.read if self.read is not None and self.read.whole else None,
         )  # fmt: skip
 
+    @property
+    def kept_bytes(self) -> int | None:
+        """What ``kept`` copies beside the values, in bytes."""
+        hidden = self.arranged.weights
+        return hidden.nbytes if isinstance(hidden, HiddenWeights) else None
+
+    @property
+    def written(self) -> Tensor:
+        """What the call wrote, along the check's random direction, (batch, query)."""
+        return self.check.actual
+
     def _read(self, weights: Callable[[], Tensor]) -> Tensor:
         if not self.unchanged():
             raise self._refused(

@@ -100,6 +100,11 @@ class HiddenWeights:
     def whole(self) -> Tensor:
         return self.at(slice(None))
 
+    @property
+    def nbytes(self) -> int:
+        """Of queries and keys."""
+        return self._query.nbytes + self._key.nbytes
+
     def copied(self) -> HiddenWeights:
         """The same of queries and keys that nobody else writes to; a mask is no copy."""
         mask, scale = self.mask, self._scale

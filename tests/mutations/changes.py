@@ -28,6 +28,13 @@ CHANGES: list[Change] = [
         ("y - mixed - own.to(dtype)", "y - mixed"),
     ),
     *changes_of(
+        "attr/_kept.py",
+        ("if needed > self.limit", "if needed > 2 * self.limit"),
+        ("and number <= last", ""),
+        ("if not _the_same(self._written[number], record)", "if False"),
+        tests="attr/test_max_memory.py",
+    ),
+    *changes_of(
         "attr/routes.py",
         ("weights[row] += own", "weights[row] += 0"),
         ("max(feed_forward, 1 - feed_forward) <= threshold", "False"),
