@@ -30,12 +30,13 @@ def average_ranks(scores: Tensor) -> Tensor:
     return (smaller + not_larger + 1).double() / 2
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
+def spearman(a: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
     """Spearman's ρ of two score lists along the last axis.
 
     Args:
         a: (..., entry).
         b: the same shape.
+        among: bool, broadcastable to it: which entries are ordered, the others being left out; None for all.
 
     Returns:
         (...), float64, in [-1, 1]; NaN where a list has fewer than two entries or is constant, for it has no order.
@@ -49,6 +50,11 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape:
         raise ValueError(f"spearman: a is {tuple(a.shape)} but b is {tuple(b.shape)}; they should be of one shape.")
-    centred = [ranks - ranks.mean(dim=-1, keepdim=True) for ranks in (average_ranks(a), average_ranks(b))]
+    if among is None:
+        centred = [ranks - ranks.mean(dim=-1, keepdim=True) for ranks in map(average_ranks, (a, b))]
+    else:  # what is left out stands behind all others, and counts for nothing
+        found = [average_ranks(scores.masked_fill(~among, torch.inf)).masked_fill_(~among, 0) for scores in (a, b)]
+        means = [ranks.sum(-1, keepdim=True) / among.sum(-1, keepdim=True) for ranks in found]
+        centred = [(ranks - mean).masked_fill_(~among, 0) for ranks, mean in zip(found, means, strict=True)]
     spread = [ranks.square().sum(dim=-1) for ranks in centred]
     return (centred[0] * centred[1]).sum(dim=-1) / (spread[0] * spread[1]).sqrt()

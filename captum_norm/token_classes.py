@@ -160,16 +160,26 @@ def class_means(
     names, one_hot = class_columns("class_means", classes, batch, key, scores)
     keys = _mask("class_means", "key_mask", key_mask, batch, key, scores)
     one_hot = one_hot & keys[:, :, None]
-    counts = one_hot.sum(1)  # (batch, class)
     real = torch.where(keys if scores.ndim == 2 else keys[:, None], scores, 0.0)
-    real = _finite("class_means", real.unsqueeze(1) if scores.ndim == 2 else real)
+    means = means_of_columns(real[:, None] if scores.ndim == 2 else real, names, one_hot)
+    return {name: mean[:, 0] if scores.ndim == 2 else mean for name, mean in means.items()}
+
+
+def means_of_columns(scores: Tensor, names: Sequence[str], one_hot: Tensor) -> dict[str, Tensor]:
+    """The mean of scores (batch, head, key) over the keys of each class, (example, head), as ``class_means`` gives it.
+
+    Args:
+        scores: 0 at padding.
+        names: the classes.
+        one_hot: which keys are real tokens of each, (batch, key, class) bool.
+    """
+    real, counts = _finite("class_means", scores), one_hot.sum(1)  # (batch, class)
     sums = real @ one_hot.to(real.dtype)  # (batch, head, class)
     means = {}
     for column, name in enumerate(names):
         has = counts[:, column] > 0
         if has.any():
-            mean = sums[has, :, column] / counts[has, column, None]
-            means[name] = mean[:, 0] if scores.ndim == 2 else mean
+            means[name] = sums[has, :, column] / counts[has, column, None]
     return means
 
 

@@ -38,3 +38,15 @@ def test_a_list_without_an_order_has_no_correlation(scores):
 def test_lists_of_different_length_are_named():
     with pytest.raises(ValueError, match=r"a is \(3,\) but b is \(4,\)"):
         spearman(torch.ones(3), torch.ones(4))
+
+
+def test_entries_that_are_left_out_count_for_nothing():
+    a, b = torch.randn(3, 4, 12), torch.randn(3, 4, 12).round(decimals=1)
+    among = torch.rand(3, 1, 12) > 0.4
+    among[2, :, 1:] = False
+    found = spearman(a, b, among)
+    for example in (0, 1):
+        chosen = among[example, 0]
+        expected = spearman(a[example][:, chosen], b[example][:, chosen])
+        torch.testing.assert_close(found[example], expected)
+    assert found[2].isnan().all()  # one entry has no order

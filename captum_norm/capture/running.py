@@ -83,25 +83,25 @@ def run_recorded(
 def in_float32(record: AttentionRecord) -> AttentionRecord:
     """The record with its tensors in float32 where the model computed in half precision."""
 
-    def lift(tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
     tensors = (record.weights, record.values, record.W_O, record.gate)
-    if all(tensor is None or lift(tensor) is tensor for tensor in tensors):
+    if all(tensor is None or _lifted(tensor) is tensor for tensor in tensors):
         return record
     return replace(
         record,
-        weights=lift(record.weights),
-        values=lift(record.values),
-        W_O=lift(record.W_O),
-        gate=None if record.gate is None else lift(record.gate),
+        weights=_lifted(record.weights),
+        values=_lifted(record.values),
+        W_O=_lifted(record.W_O),
+        gate=None if record.gate is None else _lifted(record.gate),
     )
+
+
+def _lifted(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def blocks_in_float32(record: AttentionRecord) -> Iterator[tuple[slice, AttentionRecord]]:
     """``record.blocks()``, each as ``in_float32`` gives it; values and W_O are the same tensors for all of them."""
-    first = in_float32(record.at(slice(0, 1)))
-    for rows, block in record.but(values=first.values, W_O=first.W_O).blocks():
+    for rows, block in record.but(values=_lifted(record.values), W_O=_lifted(record.W_O)).blocks():
         yield rows, in_float32(block)
 
 

@@ -32,6 +32,7 @@ from captum_norm.functional.gram import (
     KeyParts,
     Pairs,
     head_products,
+    kept_once,
     keys_known,
     middle_parts,
     prepared_once,
@@ -47,7 +48,7 @@ _PROJECTION = "head head_dim model"
 
 # Below this part of sum_h ||a_h f_h|| the norm of their sum is computed in float64, so that what is left to float32 is
 # right to about 1e-6.
-_CANCELS = 0.05
+_CANCELS = 0.1
 
 
 @torch.no_grad()
@@ -70,10 +71,8 @@ def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
         tensor([[[10.0000,  0.2000]]])
     """
     inputs = {"values": (values, _VALUES), "W_O": (W_O, _PROJECTION)}
-    result = _empty(check_axes("transformed_norms", **inputs), "batch head key", values, W_O)
-    if result.numel():
-        _fill_transformed_norms(result, values, W_O)
-    return check_finite("transformed_norms", result, **inputs)
+    check_axes("transformed_norms", **inputs)
+    return check_finite("transformed_norms", _transformed_norms(values, W_O, result_dtype(values, W_O)), **inputs)
 
 
 @torch.no_grad()
@@ -115,8 +114,7 @@ def head_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
         _fill_gated_head_norms(result, weights, values, W_O, gate)
     else:
         # alpha is a scalar, so it comes out of the norm: the (query, key, model) vectors are never built.
-        lengths = result.new_empty(values.shape[:3])
-        _fill_transformed_norms(lengths, values, W_O)
+        lengths = _transformed_norms(values, W_O, result.dtype)
         torch.mul(weights, lengths[:, :, None], out=result)
         if gate is not None:
             result.mul_(gate)
@@ -172,7 +170,14 @@ def fill_summed_norms(
         fill_summed_norms_by_products(result, weights, values, W_O, gate, after)
 
 
-def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None:
+def _transformed_norms(values: Tensor, W_O: Tensor, dtype: torch.dtype) -> Tensor:
+    return kept_once(lambda: _made_transformed_norms(values, W_O, dtype), transformed_norms, (values, W_O), dtype)
+
+
+def _made_transformed_norms(values: Tensor, W_O: Tensor, dtype: torch.dtype) -> Tensor:
+    result = values.new_empty(values.shape[:3], dtype=dtype)
+    if not result.numel():
+        return result
     head, _, model = W_O.shape
     middle = None if result.dtype == torch.float64 else middle_parts(W_O, result.shape[0] * result.shape[2])
     projection = W_O.double() if middle is None else torch.stack([part[: W_O.shape[1]] for part in middle])
@@ -181,6 +186,7 @@ def _fill_transformed_norms(result: Tensor, values: Tensor, W_O: Tensor) -> None
         images = v @ projection
         squares = images.square_().sum(-1) if middle is None else images.mul_(v).sum(-1).clamp_min_(0)
         result[b, :, k] = squares.sqrt_()
+    return result
 
 
 def _fill_summed_norms_of_row(
@@ -200,6 +206,9 @@ def fill_summed_norms_by_products(
     """For float32 results: a triangular factor in float32, and in float64 what cancels too much for that."""
     for b, k, (products, factor, lengths) in prepared_once(_key_factors, values, W_O, after):
         for q in _query_blocks(weights[b, :, :, k], size=4):
+            if not bool(weights[b, :, q, k][..., -1, 0].any()) and all_zero(weights[b, :, q, k]):
+                result[b, q, k] = 0
+                continue
             a = weights[b, :, q, k].float()
             a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
             norms = _norms_by_factor(factor, a)
@@ -223,6 +232,11 @@ def _key_factors(values: Tensor, W_O: Tensor, after: Norms) -> Iterator[KeyParts
         for part in products:
             part[1:] *= 2
         yield b, k, (products, factor, lengths)
+
+
+def all_zero(numbers: Tensor) -> bool:
+    """Whether all are 0, as weights of keys behind their queries are; ten times as fast as ``any`` on a CPU."""
+    return not numbers.numel() or bool((numbers.amax() == 0) & (numbers.amin() == 0))
 
 
 def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ A random Llama (768 wide, 12 heads, 4 key heads; queries and keys sharpened, so 
 certificates included.  Each setting has a process of its own, in which all run in turn: medians of ratios of processor
 time, or on a GPU of the time until it is idle.  Memory is the peak above that of the forward, in a run of its own in
 which freed memory is given back at once.  ``error`` is the largest difference from the method on the model in float64,
-as a part of the largest score; what the model itself rounds is in it.  Beyond 4,096 tokens the quick methods run, once.
+as a part of the largest score; what the model itself rounds is in it.  Beyond 2,048 tokens the quick methods run, once.
 The tables are Markdown; ``--gate`` fails where a ratio is above its limit, which is wide.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients, LayerIntegratedGradients
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from captum_norm import (
     ALTI,
@@ -54,7 +54,8 @@ GATES = {
     "generate, norms, 32 tokens": 3.0,
 }  # fmt: skip
 GATED_FROM = 512
-LONG = 4096
+LONG = 2048
+LONG_ALTI = 4096
 SLOW = ("IntegratedGradients, 50 steps", "FeatureAblation", "Captum's BERT tutorial, 50 steps")
 
 
@@ -119,7 +120,8 @@ def methods(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> dict[str, Cal
         name: lambda method=method: method.attribute(ids, **given, position=-1) for name, method in built.items()
     }
     if length > LONG:
-        return {name: function for name, function in found.items() if name not in ("GlobEnc", "ALTI")}
+        left_out = () if length <= LONG_ALTI else ("GlobEnc", "ALTI")
+        return {name: function for name, function in found.items() if name not in left_out}
     for name in ("AttentionWeights", "AttentionNorm"):
         method = built[name]
         found[f"{name}, mean of rows"] = lambda method=method: method.attribute(ids, **given, position="mean")
@@ -216,9 +218,11 @@ def asked_of(setting: Setting, layers: int, device: str = "cpu") -> dict[str, Ca
 
 
 def peaks(setting: Setting, layers: int, device: str = "cpu") -> dict[str, tuple[float, float]]:
-    """Seconds and MiB of each method, run once."""
+    """Seconds and MiB of each method, run once, when what the first ones leave behind for good is there."""
     freed_memory_is_given_back()
     asked = asked_of(setting, layers, device)
+    for name in ("forward", "AttentionWeights"):
+        asked[name]()
     return {name: measured(function, device) for name, function in asked.items() if name not in SLOW}
 
 
@@ -243,6 +247,42 @@ def rows(setting: Setting, layers: int, repeats: int, device: str = "cpu") -> li
         | {"extra MiB": peak[name][1] - base if name in peak else None}
         for name, ratio in found.items()
     ]  # fmt: skip
+
+
+def bert(length: int, attention: str) -> dict[str, Callable[[], Any]]:
+    """The forward of a random model of BERT-base's shape, and all rows of all of its calls."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(attn_implementation=attention)).eval()
+    asked = {"input_ids": inputs_of(Setting(length, attention, "float32", 1))[0]}
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return model(**asked).last_hidden_state
+
+    return {
+        "forward": forward,
+        "BERT-base, all rows, summed norms": lambda: attention_maps(model, asked, ("summed_norms",)).summed_norms[0],
+    }
+
+
+def bert_ratios(length: int, attention: str, repeats: int) -> dict[str, float]:
+    """The ratio of all rows to the forward."""
+    asked = bert(length, attention)
+    for function in asked.values():
+        function()
+    return ratios(asked, repeats)
+
+
+def bert_rows(length: int, attention: str, repeats: int) -> list[dict[str, Any]]:
+    """One line: all rows of BERT-base."""
+    found = in_a_process(bert_ratios, length, attention, repeats)
+    return [
+        asdict(Setting(length, attention, "float32", 1))
+        | {"method": name, "ratio": ratio, "extra MiB": None, "error": None}
+        for name, ratio in found.items()
+    ]
 
 
 def generation_ratios(length: int, layers: int, repeats: int, device: str = "cpu") -> dict[str, float]:

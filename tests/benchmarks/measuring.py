@@ -62,6 +62,6 @@ def ratios(
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of this module gives, in a process of its own."""
-    with get_context("spawn").Pool(1) as pool:
+    """What a function gives, in a process of its own, forked where that is sound: with nothing computed here yet."""
+    with get_context("spawn" if torch.cuda.is_available() else "fork").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -168,7 +168,7 @@ def _record(model: PreTrainedModel, inputs: Inputs, result: Result) -> list[Atte
     return list(records)
 
 
-class _Explained(nn.Module):
+class Explained(nn.Module):
     """A model as a function of its main input alone, (batch, ...), with the tensor that is explained."""
 
     def __init__(self, model: PreTrainedModel, inputs: Inputs) -> None:
@@ -187,7 +187,7 @@ class _Explained(nn.Module):
 
 
 def _answers(model: PreTrainedModel, inputs: Inputs) -> dict[str, str]:
-    explained = _Explained(model, inputs)
+    explained = Explained(model, inputs)
     given = inputs[explained.name]
     with torch.no_grad():
         target = (0,) * (explained(given).ndim - 1)

@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,12 +34,12 @@ MEMORY = 8 << 30  # bytes of address space per process
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    everything = list(MODEL_MAPPING_NAMES)
+    everything = every_type()
     unknown = sorted(set(options.only or ()) - set(everything))
     if unknown:
         print(f"No such model type in transformers {transformers.__version__}: {', '.join(unknown)}", file=sys.stderr)
         return 2
-    store = options.store or Path(tempfile.gettempdir()) / "captum-norm-coverage" / f"{_versions()}.jsonl"
+    store = options.store or Path(tempfile.gettempdir()) / "captum-norm-coverage" / f"{versions()}.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         store.unlink(missing_ok=True)
@@ -65,8 +66,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(types: Iterable[str], store: Path, jobs: int, timeout: float) -> None:
-    """Each type in a forked process, at most ``jobs`` at a time; every result is appended as it comes."""
+def run(
+    types: Iterable[str], store: Path, jobs: int, timeout: float, examine: Callable[[str], Any] = check,
+    result: Callable[..., Any] = Result, minutes: float | None = None,
+) -> None:  # fmt: skip
+    """Each type in a forked process, at most ``jobs`` at a time; every result is appended as it comes.
+
+    Args:
+        types, store, jobs, timeout: as the options say.
+        examine: what is done with a type; a dataclass of the kind of ``result`` comes of it.
+        minutes: after which no type is started.
+    """
+    end = time.monotonic() + 60 * (float("inf") if minutes is None else minutes)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -74,10 +85,11 @@ def run(types: Iterable[str], store: Path, jobs: int, timeout: float) -> None:
     done, total = 0, len(waiting)
     with tempfile.TemporaryDirectory() as folder:
         while waiting or running:
+            waiting = waiting if time.monotonic() < end else []
             while waiting and len(running) < jobs:
                 model_type = waiting.pop(0)
                 target = Path(folder) / f"{len(waiting)}.json"
-                running[_start(model_type, target)] = model_type, target, time.monotonic()
+                running[_start(model_type, target, examine, result)] = model_type, target, time.monotonic()
             time.sleep(0.02)
             for pid, (model_type, target, since) in list(running.items()):
                 late = time.monotonic() - since > timeout
@@ -85,44 +97,54 @@ def run(types: Iterable[str], store: Path, jobs: int, timeout: float) -> None:
                     os.kill(pid, signal.SIGKILL)
                 if os.waitpid(pid, 0 if late else os.WNOHANG)[0]:
                     del running[pid]
-                    _keep(
-                        store, model_type, target, f"it took longer than {timeout:g} s" if late else "its process died"
-                    )
+                    why = f"it took longer than {timeout:g} s" if late else "its process died"
+                    _keep(store, target, result(model_type, reason=why))
                     done += 1
                     print(f"\r{done}/{total} {model_type:40s}", end="", file=sys.stderr, flush=True)
     if total:
         print(file=sys.stderr)
 
 
-def _start(model_type: str, target: Path) -> int:
+def _start(model_type: str, target: Path, examine: Callable[[str], Any], result: Callable[..., Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (closed with the process)
-        target.write_text(json.dumps(asdict(check(model_type))))
+        target.write_text(json.dumps(asdict(examine(model_type))))
     except Exception as error:  # the check's own fault: never to be taken for a process that died
-        target.write_text(json.dumps(asdict(Result(model_type, status="wrong", reason=f"the check failed: {error!r}"))))
+        failed = result(model_type, reason=f"the check failed: {error!r}")
+        if isinstance(failed, Result):
+            failed.status = "wrong"
+        else:
+            failed.different = [failed.reason]
+        target.write_text(json.dumps(asdict(failed)))
     finally:
         os._exit(0)
 
 
-def _keep(store: Path, model_type: str, target: Path, why: str) -> None:
-    line = target.read_text() if target.exists() else json.dumps(asdict(Result(model_type, reason=why)))
+def _keep(store: Path, target: Path, otherwise: Any) -> None:
+    line = target.read_text() if target.exists() else json.dumps(asdict(otherwise))
     with store.open("a") as file:
         file.write(line + "\n")
 
 
-def load(store: Path) -> dict[str, Result]:
-    """The last result of each type."""
+def load(store: Path, result: Callable[..., Any] = Result) -> dict[str, Any]:
+    """The last result of each type, of the kind of ``result``."""
     if not store.exists():
         return {}
-    results = (Result(**json.loads(line)) for line in store.read_text().splitlines() if line.strip())
-    return {result.model_type: result for result in results}
+    results = (result(**json.loads(line)) for line in store.read_text().splitlines() if line.strip())
+    return {one.model_type: one for one in results}
 
 
-def _versions() -> str:
+def every_type() -> list[str]:
+    """The types of this version of transformers."""
+    return list(MODEL_MAPPING_NAMES)
+
+
+def versions() -> str:
+    """Of transformers and torch, by which results are kept."""
     return f"transformers-{transformers.__version__}_torch-{torch.__version__}"
 
 

@@ -22,6 +22,7 @@ from tests.coverage import formats, libraries
 from tests.coverage.check import Result, build, check, forward
 from tests.coverage.library_models import Example
 from tests.coverage.page import libraries_part, page
+from tests.coverage.rows import check_rows
 from tests.coverage.run import load, run
 from tests.coverage.tiny import tiny_config
 
@@ -55,6 +56,22 @@ def test_every_attention_call_is_read_exactly(model_type):
     assert result.worst <= 1e-5
     assert result.proved == min(result.calls, 12), result.notes
     assert result.attentions[1] == 0
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "swin", "t5"])
+def test_rows_asked_for_alone_are_those_of_whole_maps(model_type):
+    result = check_rows(model_type)
+    assert result.different == []
+    assert result.calls == {"gemma2": 2, "swin": 5, "t5": 6}[model_type]
+    assert result.rows > 100
+    assert (result.answers > 0) == (model_type != "swin")
+    assert max(result.each.values()) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES)
+def test_rows_of_every_kind_of_model_are_those_of_whole_maps(model_type):
+    assert check_rows(model_type).different == []
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "resnet"])

@@ -18,6 +18,7 @@ from tests.documentation.blocks import ROOT, blocks
 # Sizes alone: what takes minutes as it is written takes seconds.
 SMALLER = {
     "tests.coverage.run": "tests.coverage.run --only bert",
+    "tests.coverage.rows": "tests.coverage.rows --only bert",
     "tests.coverage.libraries": "tests.coverage.libraries --only x-transformers",
     "--num_processes 8": "--num_processes 2",
     "--tables 400": "--tables 2",
@@ -65,7 +66,8 @@ def build(folder: Path) -> None:
     (folder / "dev_paired.tsv").write_text("\n".join(["Sentiment\tText\tbatch_id", *REVIEWS]), encoding="utf-8")
     for name in ("figures", "docs"):
         (folder / name).mkdir()
-    (folder / "docs/benchmarks.md").write_bytes((ROOT / "docs/benchmarks.md").read_bytes())
+    for page in ("benchmarks", "certificate"):
+        (folder / f"docs/{page}.md").write_bytes((ROOT / f"docs/{page}.md").read_bytes())
     (folder / "tutorials/studies").mkdir(parents=True)
     for study in (ROOT / "tutorials/studies").glob("*.toml"):
         (folder / "tutorials/studies" / study.name).write_bytes(study.read_bytes())

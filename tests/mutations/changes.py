@@ -8,7 +8,7 @@ CHANGES: list[Change] = [
         "functional/norms.py",
         ("result.abs_()", "result"),
         ("part[1:] *= 2", "part[1:] *= 1"),
-        ("_CANCELS = 0.05", "_CANCELS = 0.0"),
+        ("_CANCELS = 0.1", "_CANCELS = 0.0"),
     ),
     *changes_of("functional/gram.py", ("if not seen:", "if False:")),
     *changes_of(
@@ -171,6 +171,8 @@ CHANGES: list[Change] = [
         ("searchsorted(in_order, scores, right=True)", "searchsorted(in_order, scores)"),
         ("(smaller + not_larger + 1)", "(smaller + not_larger)"),
         ("(spread[0] * spread[1]).sqrt()", "(spread[0] * spread[0]).sqrt()"),
+        ("masked_fill(~among, torch.inf)", "masked_fill(~among, 0)"),
+        ("(ranks - mean).masked_fill_(~among, 0)", "(ranks - mean)"),
     ),
     *changes_of(
         "suggestions.py",
