@@ -9,7 +9,7 @@ Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from captum_norm.capture.modules import Modules
 from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.feed_forward_block import FeedForward as ProvedPart
-from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.functional.normalization import FrozenNorm, at_rows
 from captum_norm.operations.places import Source
 
 Kind = Literal["self", "causal", "cross"]
@@ -126,7 +126,7 @@ class ReadPart(Protocol):
     @property
     def proved(self) -> ProvedPart: ...
 
-    def at(self, rows: Tensor) -> ReadPart: ...
+    def at(self, rows: slice | Tensor) -> ReadPart: ...
 
 
 class RowsOnDemand(Protocol):
@@ -214,23 +214,25 @@ class AttentionBlock:
     part: ReadPart | None = None
     no_part: str = ""
 
-    def at(self, rows: Tensor) -> AttentionBlock:
-        """The block of some queries alone; rows (batch, row) long."""
-        rows = rows.to(self.residual.device)
+    def at(self, rows: slice | Tensor) -> AttentionBlock:
+        """The block of some queries alone: views for a slice, copies for rows (batch, row) long."""
+        (batch, query, _), device = self.residual.shape, self.residual.device
+        rows = rows if isinstance(rows, slice) else rows.to(device)
         own = self.residual_key
         if isinstance(own, Tensor):
-            own = own.to(rows.device).expand(len(rows), -1).gather(1, rows)
-        wide = rows[..., None].expand(-1, -1, self.residual.shape[-1])
+            own = at_rows(own.to(device).expand(batch, -1), rows)
+        elif own == "diagonal":
+            own = torch.arange(query, device=device)[rows].expand(batch, -1) if isinstance(rows, slice) else rows
         return replace(
             self,
-            residual=self.residual.gather(1, wide),
-            attended=None if self.attended is None else self.attended.gather(1, wide),
-            residual_key=rows if isinstance(own, str) and own == "diagonal" else own,
+            residual=at_rows(self.residual, rows),
+            attended=None if self.attended is None else at_rows(self.attended, rows),
+            residual_key=own,
             inner=self.inner and self.inner.at(rows),
             norm=self.norm and self.norm.at(rows),
             second_norm=self.second_norm and self.second_norm.at(rows),
-            output=self.output.gather(1, wide),
-            behind=self.behind.gather(1, wide),
+            output=at_rows(self.output, rows),
+            behind=at_rows(self.behind, rows),
             part=self.part and self.part.at(rows),
         )
 
@@ -375,7 +377,7 @@ class AttentionRecord:
             weights=weights,
             certificate=certificate,
             gate=None if self.gate is None else _taken(self.gate, rows),
-            block=self.block and self.block.at(numbers),
+            block=self.block and self.block.at(rows if isinstance(rows, slice) else numbers),
             queries=positions and replace(positions, index=positions.index[numbers[0].to(positions.index.device)]),
             query_mask=None if mask is None else mask.gather(1, numbers.to(mask.device)),
         )
@@ -392,8 +394,7 @@ class AttentionRecord:
         rows = self._rows.kept(values)
         if rows is None:
             return None
-        batch, _, query, _ = self.shape
-        block = self.block and self.block.at(torch.arange(query).expand(batch, -1))
+        block = self.block and _copied(self.block, (self.shape[0], self.shape[2]))
         return self.but(weights=rows, values=values, block=block, mixed=None)
 
     @property
@@ -429,11 +430,20 @@ _BLOCK = 1 << 21
 
 def _states(part: object, rows: tuple[int, int]) -> Iterator[Tensor]:
     """The tensors (batch, query, ...) of a block and its norms and parts."""
-    for found in vars(part).values() if is_dataclass(part) else ():
+    for found in (getattr(part, one.name) for one in fields(part)) if is_dataclass(part) else ():
         if isinstance(found, Tensor):
             yield from [found] if found.shape[:2] == rows else []
         else:
             yield from _states(found, rows)
+
+
+def _copied(part: Any, rows: tuple[int, int]) -> Any:
+    """The same with copies of ``_states``."""
+    if isinstance(part, Tensor):
+        return part.clone() if part.shape[:2] == rows else part
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{one.name: _copied(getattr(part, one.name), rows) for one in fields(part) if one.init})
 
 
 def _taken(tensor: Tensor, rows: slice | Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch.linalg import vector_norm
 from captum_norm.functional.axes import check_finite, result_dtype
 from captum_norm.functional.block import Block
 from captum_norm.functional.feed_forward import Slopes, activated
-from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.functional.normalization import FrozenNorm, at_rows
 from captum_norm.functional.norms import is_elementwise, slices
 
 ACTIVATIONS = (("gelu", 1.0), ("gelu_new", 1.0), ("silu", 1.0), ("relu", 1.0), ("bloom_gelu", 1.0), ("silu", 1.702))
@@ -62,12 +62,12 @@ class FeedForward:
     after: FrozenNorm | None
     state: Tensor
 
-    def at(self, rows: Tensor) -> FeedForward:
-        """The part at some queries alone; rows (batch, row) long."""
-        rows = rows.to(self.state.device)
+    def at(self, rows: slice | Tensor) -> FeedForward:
+        """The part at some queries alone; rows a slice, or (batch, row) long."""
+        rows = rows if isinstance(rows, slice) else rows.to(self.state.device)
         return replace(
             self, before=self.before and self.before.at(rows), after=self.after and self.after.at(rows),
-            state=self.state.gather(1, rows[..., None].expand(-1, -1, self.state.shape[-1])),
+            state=at_rows(self.state, rows),
         )  # fmt: skip
 
     def read(self) -> Tensor:

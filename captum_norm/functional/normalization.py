@@ -23,6 +23,13 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 
+def at_rows(states: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some queries of states (batch, query, ...): a view for a slice, a copy for rows (batch, row) long."""
+    if isinstance(rows, slice):
+        return states[:, rows]
+    return states.gather(1, rows if states.ndim == 2 else rows[..., None].expand(-1, -1, states.shape[-1]))
+
+
 @dataclass(frozen=True)
 class FrozenNorm:
     """A normalisation whose divisor is held at what it was when the model ran.
@@ -71,12 +78,10 @@ class FrozenNorm:
         out = self(self.state)
         return out if self.bias is None else out + self.bias
 
-    def at(self, rows: Tensor) -> FrozenNorm:
-        """The norm of some queries alone; rows (batch, row) long."""
-        state = self.state
-        if state is not None:
-            state = state.gather(1, rows[..., None].expand(-1, -1, state.shape[-1]))
-        factor = None if self.factor is None else self.factor.gather(1, rows)
+    def at(self, rows: slice | Tensor) -> FrozenNorm:
+        """The norm of some queries alone; rows a slice, or (batch, row) long."""
+        state = None if self.state is None else at_rows(self.state, rows)
+        factor = None if self.factor is None else at_rows(self.factor, rows)
         return replace(self, state=state, factor=factor)
 
     def fold(self, rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
 from captum_norm.capture.blocks.forms import Form, State
 from captum_norm.functional.feed_forward_block import ACTIVATIONS, FeedForward
-from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.functional.normalization import FrozenNorm, at_rows
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import is_plain
 from captum_norm.operations.kinds import OperationKind, kind_of
@@ -161,13 +161,12 @@ class SeenPart:
     rows: Tensor
     precision: torch.dtype | None
 
-    def at(self, rows: Tensor) -> SeenPart:
-        """The part at some queries alone; rows (batch, row) long."""
-        wide = rows[..., None].expand(-1, -1, self.state.shape[-1])
+    def at(self, rows: slice | Tensor) -> SeenPart:
+        """The part at some queries alone; rows a slice, or (batch, row) long."""
         return replace(
             self, before=self.before and self.before.at(rows), after=self.after and self.after.at(rows),
-            state=self.state.gather(1, wide), added=self.added.gather(1, wide),
-            rows=self.rows.to(rows.device).gather(1, rows),
+            state=at_rows(self.state, rows), added=at_rows(self.added, rows),
+            rows=at_rows(self.rows.to(self.state.device), rows),
         )  # fmt: skip
 
     @cached_property
