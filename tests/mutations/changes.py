@@ -300,7 +300,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "token_shares.py",
         ("sums[name].total / self.sequences", "sums[name].mean()"),
-        ("keys[example] & plain", "keys[example]"),
+        ("one_hot[..., plain]", "one_hot"),
         ("max(self._worst, record.certificate.error)", "record.certificate.error"),
     ),
     *changes_of(
