@@ -48,6 +48,7 @@ def main(checkout: Path, dist: Path) -> None:
 def check_files(installed: Path, dist: Path) -> None:
     """Types, licence, version and sizes; what trained the models stays out of the wheel."""
     assert (installed / "py.typed").is_file()
+    assert (installed / "functional" / "overshoot.c").is_file()
     assert metadata("captum-norm")["License-Expression"] == "BSD-3-Clause"
     [wheel], [source] = dist.glob("*.whl"), dist.glob("*.tar.gz")
     for archive in (wheel, source):

@@ -52,6 +52,7 @@ class AttentionMethod:
 
     report: AttributionReport
     reads_block: ClassVar[bool] = False
+    larger_blocks: ClassVar[int] = 1  # how many times as large as others, where rows are measured a block at a time
     """Whether a measure needs the block around each attention call, ``record.block``."""
 
     @property
@@ -216,7 +217,7 @@ class MapMethod(InputMethod):
         def take(record: AttentionRecord) -> None:
             needed = reduction.note(record)
             if needed is not None:
-                reduction.add_measured(needed, record, self.measure)
+                reduction.add_measured(needed, record, self.measure, self.larger_blocks)
 
         def run(on_record: Callable[[AttentionRecord], None]) -> None:
             self._forward(inputs, extras, on_record, reduction.skip, chain=reduction.composes)

@@ -75,6 +75,7 @@ class LaterMap:
         measure: the measure.
         call, route, keys: as in :class:`CallMap`.
         dtype: that of the scores.
+        larger: how many times as large as others its blocks are.
     """
 
     record: AttentionRecord | KeptCall
@@ -84,11 +85,12 @@ class LaterMap:
     keys: Positions
     dtype: torch.dtype
     residual: None = None
+    larger: int = 1
 
     @classmethod
     def of(
         cls, record: AttentionRecord, measure: MeasureFunction,
-        keep: Callable[[AttentionRecord], AttentionRecord | KeptCall | None] = AttentionRecord.kept,
+        keep: Callable[[AttentionRecord], AttentionRecord | KeptCall | None] = AttentionRecord.kept, larger: int = 1,
     ) -> LaterMap | None:  # fmt: skip
         """The map of a call; None where it has to be measured at once."""
         route, keys = route_of(record), record.keys
@@ -96,7 +98,8 @@ class LaterMap:
             return None
         kept, call = keep(record), without_modules(record.call)
         kept = kept.but(call=call) if isinstance(kept, AttentionRecord) else kept
-        return None if kept is None else cls(kept, measure, call, route, keys, at_least_float32(record.values.dtype))
+        dtype = at_least_float32(record.values.dtype)
+        return None if kept is None else cls(kept, measure, call, route, keys, dtype, larger=larger)
 
     @property
     def length(self) -> int:
@@ -125,7 +128,7 @@ class LaterMap:
     def blocks(self, some: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of the queries among which there are some, (query,) bool, each with its scores (batch, row, key)."""
         batch, head, query, key = self.record.shape
-        size = max(1, min(query, _BLOCK // max(1, batch * head * key)))
+        size = max(1, min(query, self.larger * _BLOCK // max(1, batch * head * key)))
         kept: KeyFactors = {}
         for start in range(0, query, size):
             rows = slice(start, min(query, start + size))

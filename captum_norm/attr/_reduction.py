@@ -146,18 +146,21 @@ class Reduction:
         self._noted.append(_Noted(light, record.shape[2]))
         return needed
 
-    def add_measured(self, needed: AttentionRecord, record: AttentionRecord, measure: MeasureFunction) -> None:
+    def add_measured(
+        self, needed: AttentionRecord, record: AttentionRecord, measure: MeasureFunction, larger: int = 1
+    ) -> None:
         """Measure the call that was noted last: the rows that the answer needs, now or when it is known which they are.
 
         Args:
             needed: what ``note`` gave.
             record: the call, whole.
             measure: its measure.
+            larger: how many times as large as others its blocks of queries are.
         """
         later = None
         if not self._rows.all and self._aggregate.needs == "rows from the top":
             number = len(self.certificates) - 1
-            later = LaterMap.of(record, measure, lambda record: self.kept.keep(number, record))
+            later = LaterMap.of(record, measure, lambda record: self.kept.keep(number, record), larger)
         shares = None if self._last is None else self.asked.shares(self._last)
         if later is not None:
             self.add(later)

@@ -53,6 +53,7 @@ class ALTI(MapMethod):
     """
 
     reads_block: ClassVar[bool] = True
+    larger_blocks: ClassVar[int] = 4  # each goes through the vectors of all keys
 
     def __init__(
         self, forward_func: Callable[..., Any], *, p: int = 1, feed_forward: bool = False,

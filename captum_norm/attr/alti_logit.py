@@ -21,6 +21,7 @@ from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._report import AttributionReport
+from captum_norm.attr.alti import ALTI
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.forward import resolve_position
 from captum_norm.linear import Readout, Seen, Tail, read_out
@@ -215,7 +216,7 @@ class ALTILogit(InputMethod):
         _check_pre_norm(record)
         rows = _rows(record, positions)
         row = without_padding(at_rows(record, rows.to(record.device)))
-        later = LaterMap.of(record, alti_contributions) if self.mixing else None
+        later = LaterMap.of(record, alti_contributions, larger=ALTI.larger_blocks) if self.mixing else None
         if later is not None:
             return LaterRowMap(**vars(later), row=row, rows=rows)
         scores = measured(record, alti_contributions) if self.mixing else torch.zeros_like(row.weights[:, 0])

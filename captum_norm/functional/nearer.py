@@ -16,7 +16,7 @@ written, a few queries and keys at a time; likewise for those queries of float32
 Axes: b batch, h head, q query (i), k key (j), e head_dim, d model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ from captum_norm.functional.block import Block
 from captum_norm.functional.gram import kept_once
 from captum_norm.functional.normalization import divided, fold
 from captum_norm.functional.norms import fill_summed_norms_by_products, is_elementwise, slices
+from captum_norm.functional.overshoot import KEYS, Overshoots, overshoots
 
-# Vectors of keys are kept from block to block of queries up to this many numbers, 64 MB; of the first keys, as those
+# Vectors of keys are kept from block to block of queries up to this many numbers, 128 MB; of the first keys, as those
 # are what most queries of a causal model see.
-_VECTORS_KEPT = 1 << 24
+_VECTORS_KEPT = 1 << 25
 
 # Numbers in a block of vectors: a core's second cache holds them.
 _VECTORS = 1 << 18
@@ -94,21 +95,25 @@ def _by_signs(block: Block, y: Tensor, scales: Tensor) -> Tensor:
     batch, head, query, key = block.weights.shape
     found = torch.empty(batch, query, key, device=y.device)
     made_of = (block.values, block.W_O, *[norm.weight for norm in after])
-    kept = _VECTORS_KEPT // max(1, batch * head * projection.shape[2]) // 64 * 64  # keys
+    kept = _VECTORS_KEPT // max(1, batch * head * projection.shape[2]) // KEYS * KEYS  # keys
     for b in range(batch):
         factors = scales[b].float().T  # (head or 1, query)
         factors = factors if block.gate is None else factors * block.gate[b, ..., 0].float()
         weights, values = block.weights[b].float(), block.values[b].float()
 
-        def vectors(k: slice, b: int = b, values: Tensor = values) -> Tensor:
-            def make() -> Tensor:
-                return torch.einsum("hke,hed->khd", values[:, k], projection)
+        over = overshoots(y[b].float(), factors, key, head)
 
-            how = b, k.start, *[norm.centred for norm in after]
+        def prepared(
+            k: slice, b: int = b, values: Tensor = values, over: Overshoots = over
+        ) -> Sequence[Tensor]:
+            def make() -> Sequence[Tensor]:
+                return over.prepared(torch.bmm(values[:, k], projection))
+
+            how = b, k.start, type(over), *[norm.centred for norm in after]
             return kept_once(make, nearer, made_of, *how) if k.stop <= kept else make()
 
-        largest = _fill_by_signs(found[b], weights, factors, values, y[b], projection, vectors)
-        noise = _ROUNDING / projection.shape[2] ** 0.5 * largest
+        _fill_by_signs(found[b], weights, factors, values, y[b], projection, over, prepared)
+        noise = _ROUNDING / projection.shape[2] ** 0.5 * over.sizes
         again = (noise > _TOLERATED * found[b].amax(-1).clamp_min_(0)).nonzero()[:, 0]
         if len(again):
             gate = None if block.gate is None else block.gate[b, :, again]
@@ -121,46 +126,24 @@ def _by_signs(block: Block, y: Tensor, scales: Tensor) -> Tensor:
 
 
 def _fill_by_signs(
-    found: Tensor, weights: Tensor, factors: Tensor, values: Tensor, y: Tensor, projection: Tensor,
-    vectors: Callable[[slice], Tensor],
-) -> Tensor:  # fmt: skip
-    """One example's approaches into found (query, key); the largest sum_h |w_h| ||f_h||_1 of each query, (query,).
+    found: Tensor, weights: Tensor, factors: Tensor, values: Tensor, y: Tensor, projection: Tensor, over: Overshoots,
+    prepared: Callable[[slice], Sequence[Tensor]],
+) -> None:  # fmt: skip
+    """One example's approaches into found (query, key).
 
-    weights is (head, query, key), factors, by which they are multiplied, (head or 1, query); vectors gives f of some
-    keys, (key, head, model).
+    weights is (head, query, key), factors, by which they are multiplied, (head or 1, query); prepared gives what the
+    overshoots need of some keys.
     """
-    head, query, key = weights.shape
-    signs, below = torch.where(y < 0, -1.0, 1.0).float(), -y.abs().float()
-    images = torch.einsum("qd,hed->hqe", signs, projection) * factors[..., None]
-    largest = found.new_zeros(query)
-    for k in slices(key, 64):
-        if not weights[:, :, k].any():  # behind a causal mask
-            found[:, k] = 0
-            continue
-        f = vectors(k)
+    images = torch.einsum("qd,hed->hqe", torch.where(y < 0, -1.0, 1.0).float(), projection) * factors[..., None]
+    for k in slices(weights.shape[2], KEYS):
+        seen = weights[:, -1, k].any() or weights[:, :, k].any()
+        if not seen and not weights[:, :, k.start :].any():  # behind a causal mask
+            found[:, k.start :] = 0
+            break
         towards = torch.mul(weights[0, :, k], images[0] @ values[0, k].T, out=found[:, k])
-        for h in range(1, head):
+        for h in range(1, len(weights)):
             towards.addcmul_(weights[h, :, k], images[h] @ values[h, k].T)
-        w = (weights[:, :, k] * factors[..., None]).permute(2, 1, 0).contiguous()
-        sums = (w.abs() @ f.abs().sum(-1)[..., None])[..., 0]
-        torch.maximum(largest, sums.amax(0), out=largest)
-        for q in slices(query, 64):
-            seen = sums[:, q].any(1).nonzero()[:, 0]  # not behind a causal mask, outside a window, padding
-            if len(seen):
-                keys = slice(int(seen[0]), int(seen[-1]) + 1)
-                _take_off_overshoots(towards[q, keys], w[keys, q], f[keys], signs[q], below[q])
-    return largest
-
-
-def _take_off_overshoots(towards: Tensor, w: Tensor, f: Tensor, signs: Tensor, below: Tensor) -> None:
-    """towards (query, key) -= 2 sum_d max(0, s_d t_d - |y_d|); w is (key, query, head), f (key, head, model)."""
-    step = max(1, _VECTORS // max(1, below.numel()))
-    over = f.new_empty(step, *below.shape)
-    for k in slices(len(f), step):
-        part = over[: len(f[k])]
-        torch.bmm(w[k], f[k], out=part)
-        torch.addcmul(below, part, signs, out=part)
-        towards[:, k].sub_(part.clamp_min_(0).sum(-1).T, alpha=2)
+        over.take_off(towards, weights[:, :, k], prepared(k))
 
 
 def _by_products(block: Block, y: Tensor, scales: Tensor) -> Tensor:
