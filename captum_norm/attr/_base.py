@@ -52,8 +52,9 @@ class AttentionMethod:
 
     report: AttributionReport
     reads_block: ClassVar[bool] = False
-    larger_blocks: ClassVar[int] = 1  # how many times as large as others, where rows are measured a block at a time
     """Whether a measure needs the block around each attention call, ``record.block``."""
+    larger_blocks: ClassVar[int] = 1
+    """How many times as large as others its blocks of queries are, where rows are measured a block at a time."""
 
     @property
     def forward_func(self) -> Callable[..., Any]:
