@@ -69,6 +69,11 @@ def relevance(o, target):
     return AttentionRelevance(forward).attribute(**forward.inputs(o.encoding), target=target)
 
 
+def decompose(o, target):
+    forward = HFForward(o.model)
+    return DecompX(forward).attribute(**forward.inputs(o.encoding), target=target)
+
+
 def with_mask(o, shape):
     return attention_maps(o.model, {"input_ids": o.ids, "attention_mask": torch.ones(shape)})
 
@@ -102,6 +107,9 @@ CALLS = {
     "a class name, Captum's": (lambda o: run_method("Saliency", o.model, o.encoding, "good"), ValueError, CLASS_NAME),
     "a target too large": (lambda o: relevance(o, 7), IndexError, TOO_LARGE),
     "a target too large, shape": (lambda o: relevance(o, 7), IndexError, r"\(1, 2\)\. Its classes are 0 to 1"),
+    "a target too large, in a list": (lambda o: relevance(o, [7]), IndexError, r"target=\[7\] does not fit.* 0 to 1"),
+    "a foil too large": (lambda o: decompose(o, (0, 7)), IndexError, r"target=\(0, 7\), with a class.* 0 to 1"),
+    "a foil too large, listed": (lambda o: decompose(o, [(0, 7)]), IndexError, r"target=\[\(0, 7\)\], with.* 0 to 1"),
     "a target too large, Captum's": (lambda o: run_method("Saliency", o.model, o.encoding, 7), ValueError, TOO_LARGE),
     "a target that is a float": (lambda o: relevance(o, 1.0), AssertionError, r"target=1\.0 does not fit"),
     "two targets for one": (lambda o: relevance(o, [0, 1]), AssertionError, r"target=\[0, 1\] does not fit"),

@@ -125,8 +125,11 @@ def selected(output: Any, target: Any, caller: str) -> Tensor:
 def _at_target(found: Tensor, target: Any) -> Tensor:
     try:
         return cast("Tensor", _select_targets(found, target))
-    except (AssertionError, IndexError) as error:
-        raise type(error)(target_problem(target, tuple(found.shape))) from error
+    except (AssertionError, IndexError, RuntimeError) as error:
+        if type(error) not in (AssertionError, IndexError, RuntimeError):  # of what holds a model fixed
+            raise
+        kind = AssertionError if isinstance(error, AssertionError) else IndexError  # a list of targets is gathered
+        raise kind(target_problem(target, tuple(found.shape))) from error
 
 
 def target_problem(target: Any, shape: tuple[int, ...] | None = None) -> str:

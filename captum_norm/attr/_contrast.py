@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.attr._captum import selected
+from captum_norm.attr._captum import check_target, selected
 from captum_norm.forward.outputs import output_tensor
 
 
@@ -30,9 +30,26 @@ def selected_contrast(output: Any, target: Any, caller: str) -> Tensor:
     """
     found = output_tensor(output)
     pair = None if found is None else _pair(target, found.ndim)
+    if found is not None and target is not None:
+        with torch._C.DisableTorchFunction():  # a mode that holds a model fixed would find fault with itself
+            _check(found.detach(), target, pair, caller)
     if pair is None:
         return selected(output, target, caller)
     return selected(output, pair[0], caller) - selected(output, pair[1], caller)
+
+
+def _check(found: Tensor, target: Any, pair: tuple[Any, Any] | None, caller: str) -> None:
+    try:
+        for one in pair or (target,):
+            check_target(found, one)
+    except IndexError as error:
+        if pair is None:
+            raise
+        shape = tuple(found.shape)
+        raise IndexError(
+            f"{caller}: target={target!r}, with a class and its foil last, does not fit the output of the model, which "
+            f"has the shape {shape}: its classes are 0 to {shape[-1] - 1}."
+        ) from error
 
 
 def _pair(target: Any, axes: int) -> tuple[Any, Any] | None:
