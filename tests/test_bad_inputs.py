@@ -291,7 +291,7 @@ LINES = {
     "study name.toml": r"\[model\]: name should be a text in quotes, got 3",
     "study limit.toml": r"\[data\]: limit should be a whole number, got 'ten'",
     "study batch.toml": r"\[study\]: batch_size should be a whole number, got True",
-    "study key.toml": r"unknown key 'metods'.*Did you mean 'methods'\?",
+    "study key.toml": r"unknown key 'metods'.*Did you mean methods\?",
     "study table.toml": r"\[model\] should be a table",
     "study list.toml": "methods should be a list, got 'Saliency'",
     "study --quick --limit 0": "should be at least 1",

@@ -8,12 +8,13 @@ from captum_norm.attr._maps import SequenceName, route_of
 from captum_norm.capture import Answer, AttentionRecord, Fed
 
 
-def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
+def not_a_chain(records: Sequence[AttentionRecord], read: Answer, apart: Sequence[AttentionRecord] = ()) -> str:
     """Why the calls of a sequence do not follow one another, in words for an error; "" where they do.
 
     Args:
         records: the calls that what is explained rests on, in the order in which they ran.
         read: what is explained.
+        apart: calls that it rests on, too, and that have nothing of the inputs in them.
     """
     first: dict[SequenceName, AttentionRecord] = {}
     last: dict[SequenceName, AttentionRecord] = {}
@@ -32,7 +33,7 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer) -> str:
             return reason
         first.setdefault(queries, record)
         last[queries] = record
-    return _read_past(first, last, read)
+    return _read_past(first, last, read, apart)
 
 
 def at_once(records: Sequence[AttentionRecord]) -> frozenset[int]:
@@ -89,8 +90,9 @@ def _leads_past(
 
 
 def _read_past(
-    first: dict[SequenceName, AttentionRecord], last: dict[SequenceName, AttentionRecord], read: Answer
-) -> str:
+    first: dict[SequenceName, AttentionRecord], last: dict[SequenceName, AttentionRecord], read: Answer,
+    apart: Sequence[AttentionRecord],
+) -> str:  # fmt: skip
     """What leads past the last calls to what is explained."""
     marks, ends = read.marks, {sequence: record.fed for sequence, record in last.items()}
     if not marks:
@@ -100,9 +102,9 @@ def _read_past(
         if record.fed is None or begins is None:
             continue
         others = read.starts.of_other_inputs(begins.values | begins.weights)
-        for other, fed in ends.items():
-            if other != sequence and fed is not None:
-                others |= fed.own
+        beside = [fed for other, fed in ends.items() if other != sequence] + [one.fed for one in apart]
+        for fed in beside:
+            others |= 0 if fed is None else fed.own
         own = marks & ~others
         if own and not record.fed.is_all_of(own):
             return _past("what is explained", record, read.where)

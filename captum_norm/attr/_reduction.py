@@ -224,9 +224,11 @@ class Reduction:
         if counts:
             raise ValueError(different_queries(self._title, counts))
         if self.composes:
-            rested_on = self._with_inputs([one for one in self._seen if self._read.rests_on(one)], self._seen)
-            self._no_chain = not_a_chain(rested_on, self._read)
-            self._within = within_another(rested_on, self._read)
+            rested_on = [one for one in self._seen if self._read.rests_on(one)]
+            with_inputs = self._with_inputs(rested_on, self._seen)
+            apart = [one for one in rested_on if all(one is not other for other in with_inputs)]
+            self._no_chain = not_a_chain(with_inputs, self._read, apart)
+            self._within = within_another(with_inputs, self._read)
         last = [route for noted in used if (route := route_of(noted.record)) is not None][-1:]
         self._last = last[0][0] if last else self._last
         beside = at_once([noted.record for noted in used])

@@ -398,7 +398,8 @@ def _of_the_branch(config: Config) -> dict[str, Any]:
                     "mixer_place": "", "attention": "written", "special": "all", "mask": "none"}  # fmt: skip
         changes |= {"position": config.position if config.position in ("learned", "sinusoidal") else "none"}
         changes |= {"readout": "last" if config.branch == "one row last" and config.readout == "last" else "first"}
-        changes |= {"projection": "split" if config.projection == "heads as modules" else config.projection}
+        apart = ("heads as modules", "fused", "interleaved")  # the class token alone is a query of all
+        changes |= {"projection": "split"} if config.projection in apart else {}
         changes |= {"change": config.change if config.change in (*ORDINARY_CHANGES, "scaled", "sharpened") else "none"}
     return changes
 
@@ -426,7 +427,7 @@ def consistent(config: Config) -> Config:
     if config.change in ("batch norm",):  # masked keys get weight, too: only where all is seen
         changes |= {"mask": "none", "stack": "encoder", "padding": "", "padding_form": "", "readout": "first"}
     if attention in REARRANGED or config.branch in ("shared softmax", "weights again"):
-        changes |= {"projection": "split" if config.projection == "heads as modules" else config.projection}
+        changes |= {"projection": "split"} if config.projection == "heads as modules" else {}
         changes |= {"output": "linear" if config.output == "einsum at once" else config.output}
     if attention == "head by head":
         changes["output"] = "sum over heads"
