@@ -42,11 +42,14 @@ class TeacherForced:
         self._arguments = arguments
         self.model = model
         check_inputs(model, {"input_ids": self._read})
-        # By this name it is known what was there before the model ran.
-        self.fixed = _extended(fixed_arguments(method), ids.shape[1], self._read.shape[1])
-        self._given, self._method = fixed_arguments(method), copy(method)
+        self._given, self._method, self._type = fixed_arguments(method), copy(method), 0
         self._method.forward_func = self
         self._logits: Tensor | None = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the model is given beside the ids; by this name it is known what was there before the model ran."""
+        return _extended(self._given, self._first + 1, self._read.shape[1], self._type)
 
     @property
     def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
@@ -67,8 +70,15 @@ class TeacherForced:
         positions = list(range(self._first, self._first + len(self._answer)))
         each = zip(positions, self._answer.tolist(), strict=True)
         targets = [self._method.target_at(row, token) for row, token in each]
-        scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
-        self._refuse_looking_ahead(scores)
+        # Types tell some models what was written: of type 0, or of type 1 where a prompt of type 0 is read both ways.
+        types = (0, 1) if "token_type_ids" in self._given else (0,)
+        for self._type in types:
+            scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
+            ahead = self._looks_ahead(scores)
+            if not ahead:
+                break
+        else:
+            self._refuse(ahead)
         return scores
 
     def probabilities(self) -> Tensor | None:
@@ -97,16 +107,21 @@ class TeacherForced:
         self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
         return output
 
-    def _refuse_looking_ahead(self, scores: Tensor) -> None:
+    def _looks_ahead(self, scores: Tensor) -> str:
+        """What lets rows read the target that they are to predict; "" where nothing does."""
         ahead = [f"attention call {call.name!r}" for call, _ in self.certificates if call.kind != "causal"]
         later = torch.ones_like(scores, dtype=torch.bool).triu(self._first + 1)
         if bool(scores[later].any()) or (ahead and not self._last_row_stands_alone()):
-            raise ValueError(
-                f"LLMAttentionAttribution: {(ahead or ['attention'])[0]} of {type(self.model).__name__} looks ahead or "
-                "at another sequence, but a target token is explained by the row before it only in a causal language "
-                "model. Use the method itself: attribute(ids, position=...), ids with what was written, and for a "
-                "model that is told what that is (PaliGemma) HFForward(model, token_type_ids=...), 1 there."
-            )
+            return (ahead or ["attention"])[0]
+        return ""
+
+    def _refuse(self, ahead: str) -> None:
+        raise ValueError(
+            f"LLMAttentionAttribution: {ahead} of {type(self.model).__name__} looks ahead or at another sequence, but "
+            "a target token is explained by the row before it only in a causal language model. One that is told what "
+            "is prompt (PaliGemma) takes HFForward(model, token_type_ids=zeros of the prompt's shape). Else use the "
+            "method itself: attribute(ids, position=...), ids with what was written."
+        )
 
     def _last_row_stands_alone(self) -> bool:
         """Whether the prompt's last row does not depend on the target, so that what looks ahead reads something else:
@@ -118,18 +133,19 @@ class TeacherForced:
 
         prompt = self._first + 1
         ids = torch.cat([self._read[:, :prompt], self._answer[None, :1].to(self._read)], dim=1)
-        keywords = {**_extended(self._given, prompt, prompt + 1), "input_ids": ids}
+        keywords = {**_extended(self._given, prompt, prompt + 1, self._type), "input_ids": ids}
         rows = torch.arange(prompt + 1, device=ids.device)[None] >= self._first
         return is_causal(run, keywords, "input_ids", EmbeddingSites(self.model, "input_ids", None), rows)
 
 
-def _extended(fixed: Mapping[str, Any], prompt: int, whole: int) -> dict[str, Any]:
-    """Arguments of the prompt's tokens, (1, token), for the target too, which is text: types 0, a mask of ones."""
+def _extended(fixed: Mapping[str, Any], prompt: int, whole: int, of_type: int) -> dict[str, Any]:
+    """Arguments of the prompt's tokens, (1, token), for the target too, which is text of a type: a mask of ones."""
+    values = {"attention_mask": 1, "token_type_ids": of_type}
 
     def longer(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape != (1, prompt):
             return value
-        return nn.functional.pad(value, (0, whole - prompt), value=int(name == "attention_mask"))
+        return nn.functional.pad(value, (0, whole - prompt), value=values.get(name, 0))
 
     return {name: longer(name, value) for name, value in fixed.items()}
 

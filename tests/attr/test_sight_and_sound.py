@@ -143,7 +143,7 @@ def test_patches_of_any_shape_and_frames_lie_as_the_ids_say():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_prompt_that_reads_the_answer_is_refused():
+def test_a_prompt_that_reads_the_answer_is_refused_unless_it_is_told_to_be_one():
     torch.manual_seed(0)
     config = transformers.PaliGemmaConfig(
         text_config=transformers.GemmaConfig(**TEXT), image_token_index=SIGHT, projection_dim=32,
@@ -161,6 +161,13 @@ def test_a_prompt_that_reads_the_answer_is_refused():
     told = HFForward(model, **method.forward_func.fixed, token_type_ids=(torch.arange(23) > 19).long()[None])
     torch.testing.assert_close(AttentionNorm(told).attribute(text, position=19)[:, :20], alone)
     assert AttentionNorm(told).attribute(text, position=21)[0, 20:].tolist()[2:] == [0.0]
+
+    # The same in one go, where the prompt is called one.
+    types = HFForward(model, **method.forward_func.fixed, token_type_ids=torch.zeros(1, 20, dtype=torch.long))
+    written = LLMAttentionAttribution(AttentionNorm(types), Numbers())
+    rows = [AttentionNorm(told).attribute(text, position=n)[0, :20] for n in (19, 20, 21)]
+    torch.testing.assert_close(written.attribute(ids, "5 6 7").token_attr, torch.stack(rows))
+    assert written.attribute(ids, gen_args=WRITE).token_attr.shape == (WRITE["max_new_tokens"], 20)
 
 
 @pytest.mark.filterwarnings("ignore")
