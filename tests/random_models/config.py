@@ -422,8 +422,6 @@ def consistent(config: Config) -> Config:
     if on_mixed_values and config.output == "einsum at once":
         changes["output"] = "linear"
     attention = changes.get("attention", config.attention)
-    if attention != "sdpa" and attention not in WHOLE_MODULES and config.mask_form not in MASK_FORMS:
-        changes["mask_form"] = "fill lowest" if config.dtype.endswith("16") else "fill -inf"
     if config.change in ("batch norm",):  # masked keys get weight, too: only where all is seen
         changes |= {"mask": "none", "stack": "encoder", "padding": "", "padding_form": "", "readout": "first"}
     if attention in REARRANGED or config.branch in ("shared softmax", "weights again"):
@@ -438,6 +436,9 @@ def consistent(config: Config) -> Config:
         changes |= {"length": config.length + config.length % 2}
         changes |= {"position": config.position if config.position in ("learned", "sinusoidal") else "none"}
     changes |= _of_the_branch(config)
+    written = changes.get("attention", config.attention) not in ("sdpa", *WHOLE_MODULES)
+    if written and config.mask_form not in MASK_FORMS:
+        changes["mask_form"] = "fill lowest" if config.dtype.endswith("16") else "fill -inf"
     if config.norm != "pre" or config.branch:  # only then is it clear what the residual of attention is
         changes["beside"] = False
     if config.prefix and config.padding:  # one of them is enough
