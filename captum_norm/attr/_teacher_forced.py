@@ -71,7 +71,7 @@ class TeacherForced:
         each = zip(positions, self._answer.tolist(), strict=True)
         targets = [self._method.target_at(row, token) for row, token in each]
         # Types tell some models what was written: of type 0, or of type 1 where a prompt of type 0 is read both ways.
-        types = (0, 1) if "token_type_ids" in self._given else (0,)
+        types = (0, 1) if "token_type_ids" in self._given and self._types_only_mask() else (0,)
         for self._type in types:
             scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
             ahead = self._looks_ahead(scores)
@@ -106,6 +106,17 @@ class TeacherForced:
         logits = output.get("logits") if isinstance(output, Mapping) else output
         self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
         return output
+
+    def _types_only_mask(self) -> bool:
+        """Whether a token alone is the same of either type: types then say who reads whom, and are not embedded."""
+        token = self._answer[:1][None].to(self._read)
+        try:
+            with torch.no_grad():
+                both = [self.model(input_ids=token, token_type_ids=torch.full_like(token, n)) for n in (0, 1)]
+        except (IndexError, RuntimeError, TypeError, ValueError):  # it does not run without its picture: not known
+            return False
+        logits = [one["logits"] if isinstance(one, Mapping) else one for one in both]
+        return torch.equal(*logits)
 
     def _looks_ahead(self, scores: Tensor) -> str:
         """What lets rows read the target that they are to predict; "" where nothing does."""

@@ -127,7 +127,7 @@ class HiddenWeights:
             mask = self.mask if self.mask.shape[-2] == 1 else _rows_of(self.mask, rows, self._lead)
             mask = mask[..., :keys] if mask.shape[-1] > 1 else mask
             scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-        nothing = None if self.mask is None else scores.amax(-1, keepdim=True) == -math.inf
+        nothing = None if self.mask is None or not keys else scores.amax(-1, keepdim=True) == -math.inf
         # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
         weights = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
         weights = weights if nothing is None else weights.masked_fill_(nothing, 0.0)

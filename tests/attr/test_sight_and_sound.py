@@ -142,6 +142,11 @@ def test_patches_of_any_shape_and_frames_lie_as_the_ids_say():
         sound_frames(result.token_attr, ids, 5)
 
 
+def embedded(output, types):
+    output["logits"] = output["logits"] + types[:, -output["logits"].shape[1] :]
+    return output
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_prompt_that_reads_the_answer_is_refused_unless_it_is_told_to_be_one():
     torch.manual_seed(0)
@@ -168,6 +173,13 @@ def test_a_prompt_that_reads_the_answer_is_refused_unless_it_is_told_to_be_one()
     rows = [AttentionNorm(told).attribute(text, position=n)[0, :20] for n in (19, 20, 21)]
     torch.testing.assert_close(written.attribute(ids, "5 6 7").token_attr, torch.stack(rows))
     assert written.attribute(ids, gen_args=WRITE).token_attr.shape == (WRITE["max_new_tokens"], 20)
+
+    # Types that are embedded as well would make what is written another text.
+    table = torch.nn.Embedding(2, TEXT["vocab_size"])
+    model.register_forward_hook(lambda _, args, given, output: embedded(output, table(given["token_type_ids"])),
+                                with_kwargs=True)  # fmt: skip
+    with pytest.raises(ValueError, match="looks ahead"):
+        written.attribute(ids, "5 6 7")
 
 
 @pytest.mark.filterwarnings("ignore")

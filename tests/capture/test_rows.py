@@ -173,6 +173,11 @@ def test_a_row_that_was_not_looked_at_is_not_claimed(attention):
         attention(torch.randn(2, 30, WIDTH))
 
 
+def test_a_mask_over_no_keys_leaves_nothing_to_weigh():
+    nobody = HiddenWeights(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 0, 4), torch.zeros(1, 1, 3, 0))
+    assert nobody.whole().shape == (1, 2, 3, 0)
+
+
 def test_rows_that_were_checked_when_their_call_was_complete_are_not_computed_again(monkeypatch):
     torch.manual_seed(0)
     computed = []
