@@ -99,8 +99,8 @@ def queries_differ(records: Sequence[AttentionRecord]) -> bool:
 
 
 def counts_of_unknown(records: Sequence[tuple[AttentionRecord, int]]) -> list[int]:
-    """How many queries the calls of one sequence have, each given with its record, where some have more and it is not
-    known of one which they are; else nothing."""
+    """How many queries the calls of one sequence have, each given with its record, where it is not known of one which
+    they are, and some have more, or there are more keys than it answers; else nothing."""
     of_sequence: dict[object, list[tuple[AttentionRecord, int]]] = {}
     for record, count in records:
         route = route_of(record)
@@ -108,9 +108,15 @@ def counts_of_unknown(records: Sequence[tuple[AttentionRecord, int]]) -> list[in
             of_sequence.setdefault(route[0], []).append((record, count))
     for together in of_sequence.values():
         counts = [count for _, count in together]
-        if len(set(counts)) > 1 and any(record.queries is None for record, _ in together):
+        unknown = [(record, count) for record, count in together if record.queries is None]
+        if (len(set(counts)) > 1 and unknown) or any(_answers_some(record, count) for record, count in unknown):
             return counts
     return []
+
+
+def _answers_some(record: AttentionRecord, count: int) -> bool:
+    """Whether self-attention answers fewer queries than it has keys that are inputs."""
+    return record.call.kind != "cross" and record.keys is not None and count < int((record.keys.index >= 0).sum())
 
 
 def same_rows(rows: Tensor, counted_in: Positions, queries: Positions) -> Tensor | None:

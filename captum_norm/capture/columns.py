@@ -25,6 +25,7 @@ class Columns:
         steps: what was done to them since.
         allowed: which weights the softmax was allowed to give, of ``shape``; None where all, or where nobody knows.
         cut: whether weights were set to zero by a mask afterwards.
+        chosen: whether others were left out before the softmax for being small.
 
     Example:
         >>> columns = Columns((2, 3, 5, 7), 3).then(Step("swap", lambda t: t.transpose(1, 3)))
@@ -32,22 +33,23 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "cut", "shape", "start", "steps")
+    __slots__ = ("_known", "allowed", "chosen", "cut", "shape", "start", "steps")
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
-        cut: bool = False,
+        cut: bool = False, chosen: bool = False,
     ) -> None:  # fmt: skip
-        self.shape, self.start, self.steps, self.allowed, self.cut = shape, axis, steps, allowed, cut
+        self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
+        self.cut, self.chosen = cut, chosen
         self._known = axis if not steps else _UNASKED
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut)
+        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen)
 
     def after_a_mask(self) -> Columns:
         """The same where some weights have been set to zero."""
-        return Columns(self.shape, self.start, self.steps, self.allowed, True)
+        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen)
 
     @property
     def axis(self) -> int | None:

@@ -228,6 +228,12 @@ class Dataflow:
         """
         return self.reach.of(tensor) > INPUT and not self.is_constant(tensor, beside)
 
+    def is_held(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or a buffer of a module that is running, or a view of one."""
+        storage = self.reach.storage(tensor)
+        held = (one for module, _ in self.callers for one in (*module._parameters.values(), *module._buffers.values()))
+        return any(storage == self.reach.storage(one) for one in held if one is not None)
+
     def is_constant(self, tensor: Tensor, beside: Tensor) -> bool:
         """Whether a tensor is made of no input, in contrast to the one beside it (a table of position embeddings)."""
         return self._has_sources and not self.reach.of(tensor) & INPUT and bool(self.reach.of(beside) & INPUT)

@@ -24,6 +24,7 @@ _NO_MASKS = names_of(
     OperationKind.MAP, OperationKind.PRODUCT, OperationKind.EMBEDDING, OperationKind.ATTENTION, OperationKind.NORM
 )
 _BY_SIZE = COMPARISONS | {"topk", "sort", "argsort", "max", "min", "argmax", "argmin", "kthvalue", "median"}
+_MOVES = names_of(OperationKind.MOVE)
 _HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE) | {"setitem"}
 
 
@@ -61,9 +62,13 @@ class MaskOrigins:
         found = {id(one): one for tensor in tensors for one in self._selections[tensor] or ()}
         return tuple(one.reshape(len(one), -1) for one in found.values())
 
+    def is_chosen(self, mask: Tensor) -> bool:
+        """Whether a mask was made of the sizes of such numbers as it hides."""
+        return self._any_chosen and mask in self._chosen
+
     def hides_by_size(self, op: Operation) -> bool:
         """Whether an operation hides numbers by a mask that was made of such numbers: all but the largest."""
-        return self._any_chosen and any(self._chosen[tensor] for tensor in op.tensors)
+        return self._any_chosen and any(tensor in self._chosen for tensor in op.tensors)
 
     def unchosen(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """What scores or weights would be if none had been left out for being small; None where none was.
@@ -100,11 +105,23 @@ class MaskOrigins:
     def _see_choices(self, op: Operation) -> None:
         states = [one for one in op.tensors if one.is_floating_point() and self._reach.of(one) > INPUT]
         by_size = self.hides_by_size(op)
-        for out in op.outputs:
+        if by_size and not states and self._only_moves(op):
+            return
+        for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
             if (not out.is_floating_point() and states) or (by_size and not states):
                 self._chosen[out] = self._any_chosen = True
             elif states and base_name(op.name) in _HIDING:
                 self._hide(op, states, out, by_size)
+
+    def _only_moves(self, op: Operation) -> bool:
+        """Whether rows of a mask, which hides nothing for its size, are taken in the order of such sizes.
+
+        Rows that mark one entry each are no such mask: taken by an index, they mark what was chosen.
+        """
+        mask = op.tensors[0]
+        if base_name(op.name) not in _MOVES or mask in self._chosen:
+            return False
+        return bool(((mask != mask.amin(-1, keepdim=True)).sum(-1) != 1).any())
 
     def _hide(self, op: Operation, states: list[Tensor], out: Tensor, by_size: bool) -> None:
         """Scores or weights of which some are hidden, or that are changed after some have been."""
@@ -122,14 +139,15 @@ def _is_selection(mask: Tensor) -> bool:
     return mask.ndim > 1 and mask.shape[-1] > 1 and mask.numel() == mask.shape[0] * mask.shape[-1]
 
 
-def without_padding(seen: Tensor, selections: Sequence[Tensor]) -> Tensor:
-    """What queries may attend to without the padding that sees itself alone.
+def without_padding(seen: Tensor, selections: Sequence[Tensor], used: Tensor | None = None) -> Tensor:
+    """What queries may attend to without the padding that sees itself alone, or is hidden together with small weights.
 
     A selection tells padding where each token in it, or each outside of it, is seen by no other token in any example.
 
     Args:
         seen: (b, q, k) bool, which keys each query may attend to.
         selections: of what the mask was made, each (b, k).
+        used: (b, q, k) bool, which of them it does attend to, where masks left out others for being small.
 
     Example:
         >>> causal = torch.ones(3, 3).tril().bool()[None]
@@ -139,7 +157,7 @@ def without_padding(seen: Tensor, selections: Sequence[Tensor]) -> Tensor:
     query, key = seen.shape[1:]
     if query != key:
         return seen
-    by_others = (seen & ~torch.eye(key, dtype=torch.bool, device=seen.device)).any(1)
+    by_others = ((seen if used is None else used) & ~torch.eye(key, dtype=torch.bool, device=seen.device)).any(1)
     for selection in selections:
         if selection.shape != by_others.shape:
             continue

@@ -7,6 +7,8 @@ Axes: b batch, h head, q query, k key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,22 +54,31 @@ class RealTokens:
 
 def _seen(call: Joined) -> Tensor | None:
     """Which keys each query may attend to in any head, (b, q, k) bool; None where it may to all, or nobody knows."""
-    if all(part.mixture.allowed is None for part in call.parts):
+    mixtures = [part.mixture for part in call.parts]
+    allowed, used = [mixture.allowed for mixture in mixtures], [mixture.used for mixture in mixtures]
+    some_left_out = any(one is not None for one in used)
+    if not some_left_out and all(one is None for one in allowed):
         return None
+    seen = _in_any_head(call, allowed)
+    if seen is None:
+        return None
+    selections = [one for mixture in mixtures for one in mixture.selections]
+    return without_padding(seen, selections, _in_any_head(call, used) if some_left_out else None)
+
+
+def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:
+    """What is told of the weights of each part, all True where None, for the call as a whole, (b, q, k) bool."""
     parts = []
-    for part in call.parts:
+    for part, told in zip(call.parts, of_parts, strict=True):
         mixture = part.mixture
-        allowed = mixture.allowed
-        if allowed is None:
-            allowed = torch.ones(mixture.weights.shape[-2:], dtype=torch.bool, device=mixture.weights.device)
-        parts.append(part.layout.weights(allowed, mixture.lead))
+        if told is None:
+            told = torch.ones(mixture.weights.shape[-2:], dtype=torch.bool, device=mixture.weights.device)
+        parts.append(part.layout.weights(told, mixture.lead))
     try:
-        seen = (call.over_keys or call.arrange)(parts).any(1)
+        found = (call.over_keys or call.arrange)(parts).any(1)
     except RuntimeError:  # parts with keys of their own
         return None
-    if seen.shape[1:] != call.weights.shape[2:]:
-        return None
-    return without_padding(seen, [one for part in call.parts for one in part.mixture.selections])
+    return found if found.shape[1:] == call.weights.shape[2:] else None
 
 
 def real_keys(seen: Tensor) -> Tensor | None:

@@ -40,6 +40,7 @@ class Mixture:
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
         softmaxes: where its weights come from.
         allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
+        used: which keys each query gave weight to, where some were left out for being small; else None.
         selections: of which selections of positions, (batch, position) bool, its mask was made.
         last_reader: the operation that read the mixed values last, where it made nothing of them that is followed.
         is_read: it was handed over.
@@ -61,6 +62,7 @@ class Mixture:
     reach: tuple[int, int] = (0, 0)
     fed: Fed | None = None
     allowed: Tensor | None = None
+    used: Tensor | None = None
     selections: tuple[Tensor, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()
     last_reader: str = ""

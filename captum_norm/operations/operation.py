@@ -23,6 +23,8 @@ _SPELLINGS = {
     "__getitem__": "getitem", "__setitem__": "setitem",
     "_softmax": "softmax", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose", "swapdims": "transpose",
     "T": "t", "moveaxis": "movedim",
+    "__eq__": "eq", "__ne__": "ne", "not_equal": "ne", "__lt__": "lt", "less": "lt", "__le__": "le", "less_equal": "le",
+    "__gt__": "gt", "greater": "gt", "__ge__": "ge", "greater_equal": "ge",
 }  # fmt: skip
 
 

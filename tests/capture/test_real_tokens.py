@@ -168,8 +168,18 @@ BY_SIZE = {
     "scores, then the mask": lambda s, hidden: _filled(s).masked_fill(hidden, -1e9).softmax(-1),
     "weights": lambda s, hidden: _filled(s.masked_fill(hidden, -1e9).softmax(-1), 0.0),
     "weights, then the mask": lambda s, hidden: _filled(s.softmax(-1), 0.0) * ~hidden,
+    "one mask for both": lambda s, hidden: s.masked_fill(_smallest_of(s, hidden) | hidden, -torch.inf).softmax(-1),
+    "one mask of what stays": lambda s, hidden: s.masked_fill(~(~_smallest_of(s, hidden) & ~hidden), -1e9).softmax(-1),
+    "one mask added": lambda s, hidden: (
+        s + torch.zeros_like(s).masked_fill(_smallest_of(s, hidden) | hidden, -torch.inf)
+    ).softmax(-1),
+    "one mask of weights": lambda s, hidden: s.softmax(-1) * ~(_smallest_of(s, hidden) | hidden),
     "a float mask": lambda s, hidden: (w := s.masked_fill(hidden, -1e9).softmax(-1)) * (~_smallest_left_out(w)).float(),
 }
+
+
+def _smallest_of(s: Tensor, hidden: Tensor) -> Tensor:
+    return _smallest_left_out(s.masked_fill(hidden, -1e9))
 
 
 def _filled(s: Tensor, value: float = -torch.inf) -> Tensor:
@@ -186,8 +196,56 @@ def test_what_is_left_out_for_being_small_is_real(form):
     assert records[1].key_mask is None
 
 
-def test_scores_overwritten_for_being_small_do_not_tell_what_is_padding():
-    attention = Attention(lambda s, hidden: s.masked_fill_(_smallest_left_out(s), -torch.inf).softmax(-1))
+@pytest.mark.parametrize("hidden", [HIDDEN, torch.zeros_like(HIDDEN)])
+def test_keys_that_a_fused_kernel_is_told_to_leave_out_for_being_small_are_real(hidden):
+    module, x = Attention(None), torch.randn(2, 5, 8)
+    real = None if not bool(hidden.any()) else REAL
+
+    def attend(x: Tensor, hidden: Tensor) -> Tensor:
+        q, k, v = (f(x).view(2, -1, 2, 4).transpose(1, 2) for f in (module.q, module.k, module.v))
+        sizes = (q @ k.mT).mean((1, 2), keepdim=True)  # one key is left out for all queries
+        smallest = sizes == sizes.masked_fill(hidden, torch.inf).amin(-1, keepdim=True)
+        mask = torch.zeros(2, 2, 5, 5).masked_fill(smallest | hidden, -torch.inf)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        return module.o(y.transpose(1, 2).flatten(2))
+
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x, hidden)
+    assert records[0].key_mask is None if real is None else torch.equal(records[0].key_mask, real)
+
+
+def test_rows_of_a_mask_in_the_order_of_sizes_hide_nothing_for_its_size():
+    def weights(s: Tensor, hidden: Tensor) -> Tensor:
+        order = s.norm(dim=-1).argsort(-1)[..., None].expand_as(s)
+        in_order = s.gather(2, order).masked_fill(hidden.expand_as(s).gather(2, order), -1e9).softmax(-1)
+        return torch.zeros_like(s).scatter(2, order, in_order)
+
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        Attention(weights)(x, HIDDEN)
+    assert torch.equal(records[0].key_mask, REAL)
+
+
+@pytest.mark.parametrize("kind", [nn.Buffer, nn.Parameter])
+def test_a_pattern_that_the_model_is_made_with_is_no_padding(kind):
+    attention = Attention(lambda s, _: s.softmax(-1) * attention.pattern)
+    attention.pattern = kind(torch.ones(5, 5))
+    attention.pattern.data[:, 3] = torch.eye(5)[3]
+    attention.pattern.data[3, 0] = 0
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x, HIDDEN)
+    assert records[0].key_mask is None
+
+
+def _smallest_written(s: Tensor) -> Tensor:
+    s[_smallest_left_out(s)] = -torch.inf
+    return s
+
+
+@pytest.mark.parametrize("write", [lambda s: s.masked_fill_(_smallest_left_out(s), -torch.inf), _smallest_written])
+def test_scores_overwritten_for_being_small_do_not_tell_what_is_padding(write):
+    attention = Attention(lambda s, hidden: write(s).softmax(-1))
     x = torch.randn(2, 5, 8)
     message = r"Attention overwrites .* \(masked_fill, where\)"
     with pytest.raises(InexactCaptureError, match=message), torch.no_grad(), recording(sources=(x,)):

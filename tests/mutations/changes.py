@@ -672,6 +672,8 @@ CHANGES: list[Change] = [
         "capture/mask_origins.py",
         ("seen = seen & ~sides[0][:, None]", "pass"),
         ("(not out.is_floating_point() and states) or", "False or"),
+        ("if by_size and not states and self._only", "if False and self._only"),
+        ("(seen if used is None else used)", "seen"),
         tests="capture/test_real_tokens.py",
     ),
     *changes_of("capture/ledger.py", ("covered |= softmax.ancestors", "covered |= 0"), tests="capture/test_ledger.py"),

@@ -212,6 +212,8 @@ class Attention(nn.Module):
 
     def softmax(self, scores: Tensor, bias: Tensor | None, visible: Tensor | None) -> Tensor:
         scores = scores if bias is None else scores + bias
+        if self.config.change.startswith("top-k at once"):
+            visible = _largest_seen(scores, visible)
         scores = scores if visible is None else MASKINGS[self.config.mask_form](scores, visible)
         if self.config.change == "sink":
             sink = self.sink[:, None, None].expand(*scores.shape[:-1], 1)
@@ -224,7 +226,7 @@ class Attention(nn.Module):
             return self.dropout(w)
         if change.startswith("talking heads"):
             return self._talked(w, change)
-        if change.startswith("top-k"):
+        if change.startswith("top-k") and not change.startswith("top-k at once"):
             return _largest(w, change)
         if change == "sharpened":
             w = w**2
@@ -509,6 +511,13 @@ def _largest(w: Tensor, change: str) -> Tensor:
         return torch.zeros_like(w).scatter(-1, index, top)
     w = w.masked_fill(w < top[..., -1:], 0.0)
     return w / w.sum(-1, keepdim=True) if change.endswith("renormalised") else w
+
+
+def _largest_seen(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """One mask of what may be seen and is among the largest."""
+    seen = scores if visible is None else scores.masked_fill(~visible, -torch.inf)
+    large = scores >= seen.topk(min(3, scores.shape[-1]), -1).values[..., -1:]
+    return large if visible is None else large & visible
 
 
 def make_attention(config: Config, p: AttentionParameters, cross: bool = False) -> nn.Module:

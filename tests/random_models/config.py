@@ -25,6 +25,7 @@ PADDING_FORMS = (
 CHANGES = (
     "dropout", "talking heads by linear", "talking heads by convolution", "talking heads by einsum",
     "talking heads by tensordot", "talking heads by matmul", "top-k by mask", "top-k by scatter", "top-k renormalised",
+    "top-k at once and renormalised",
     "sharpened", "masked after", "masked after and renormalised", "averaged over heads", "scaled", "scaled by head",
     "gate on heads", "gate on elements", "norm before the projection", "batch norm", "differential", "sink",
 )  # fmt: skip

@@ -108,9 +108,11 @@ def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
     """Whether zeros are put into x, or it is multiplied by a mask of zeros and ones, that is not made of x itself."""
     if flow.masks.hides_by_size(op):
         return False
+    others = [tensor for tensor in op.tensors if tensor is not x]
+    if any(flow.is_held(other) for other in others):  # a pattern that the model has learned or is made with
+        return False
     if name in ("masked_fill", "where"):
         return _is_linear_in(op, name, x)
-    others = [tensor for tensor in op.tensors if tensor is not x]
     if name != "mul" or len(others) != 1 or others[0].ndim < 2:
         return False
     return others[0].dtype is torch.bool or bool(((others[0] == 0) | (others[0] == 1)).all())

@@ -44,11 +44,13 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         places[1] = places[1] and places[1].then(step)
     weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
     lead = tuple(op.out.shape[:-2])
-    allowed = allowed_by_mask(mask, is_causal, *weights.shape[-2:])
+    allowed, used = allowed_by_mask(mask, is_causal, *weights.shape[-2:]), None
+    if mask is not None and flow.masks.is_chosen(mask):
+        allowed, used = None, allowed
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
         weights, value.detach(), lead, flow.callers, weights_place, places[1], problem, live=value,
-        allowed=allowed, softmaxes=softmax,
+        allowed=allowed, used=used, softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
     flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
@@ -221,10 +223,12 @@ def value_product(
     whose = places[0] and (where_weighted(flow, places[0], weights, -1) or places[0])
     if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
-    allowed = None if trace is None else allowed_at_product(trace.weights, weights, flow.unchosen())
+    unchosen = flow.unchosen()
+    allowed = None if trace is None else allowed_at_product(trace.weights, weights, unchosen)
+    chosen = unchosen is not None or (trace is not None and trace.weights is not None and trace.weights.chosen)
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
-        problem, live=values, allowed=allowed,
+        problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None,
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)

@@ -40,10 +40,10 @@ def _of_queries(flow: Dataflow, place: Place, shape: torch.Size, axis: int) -> P
 
 def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
     """The keys' axis, and what the softmax was allowed to look at."""
-    given = flow.unchosen((scores,))
-    given = scores if given is None else given
+    unchosen = flow.unchosen((scores,))
+    given = scores if unchosen is None else unchosen
     allowed = allowed_by_scores(given, flow.shallow[scores]) if out.ndim > 2 else None
-    return Columns(tuple(out.shape), axis, allowed=allowed)
+    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None)
 
 
 @rule("log_softmax")
@@ -80,7 +80,7 @@ def _div(flow: Dataflow, op: Operation) -> None:
     parts = [trace.softmax_part if (trace := flow.traces[tensor]) else "" for tensor in op.tensors[:2]]
     if parts == ["exponential", "normaliser"]:
         summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
-        of = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS
-        columns = Columns(tuple(op.out.shape), summed[0] if len(summed) == 1 else None, (), of.allowed, of.cut)
+        of, axis = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS, summed[0] if len(summed) == 1 else None
+        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces.update(op.out, weights=columns, softmax_part="")
