@@ -446,6 +446,8 @@ def consistent(config: Config) -> Config:
         changes["prefix"] = 0
     if config.mixer and config.padding:  # padding would be mixed in
         changes |= {"padding": "", "padding_form": ""}
+    if config.mixer == "halved" and (attention.endswith("windows") or config.branch):  # halves of one size, sums
+        changes["mixer"] = "roll"
     if config.mixer == "halved" and config.readout == "row in target":
         changes["readout"] = "every position"
     if config.prefix and config.readout == "every position":  # of tokens or of vectors?
