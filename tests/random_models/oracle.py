@@ -489,7 +489,8 @@ class Oracle:
             visible = self.visible(x.value.shape[1])
             inside = c.mixer_place == "inside" and (number == 0 or c.shared)
             if c.branch == "embedding again" and number:
-                x = self.total(x, start, reach=_mean(x.reach, start.reach), alti=None)
+                x, moved = self._in_place(start, x)  # what was moved since is added to rows that were not
+                x = self.total(x, start, reach=None if moved else _mean(x.reach, start.reach), alti=None)
             if c.branch == "interleaved":
                 other = self._layer(other, p.other[number], memory, visible)
             if c.branch == "unused":
