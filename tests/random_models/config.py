@@ -442,6 +442,8 @@ def consistent(config: Config) -> Config:
         changes["mask_form"] = "fill lowest" if config.dtype.endswith("16") else "fill -inf"
     if config.norm != "pre" or config.branch:  # only then is it clear what the residual of attention is
         changes["beside"] = False
+    if not (config.padding and config.padding_form):
+        changes |= {"padding": "", "padding_form": ""}
     if config.prefix and config.padding:  # one of them is enough
         changes["prefix"] = 0
     if config.mixer and config.padding:  # padding would be mixed in

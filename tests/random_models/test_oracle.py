@@ -46,6 +46,8 @@ def test_erasing_a_keys_values_below_torch_does_what_the_oracle_says(seed):
         return  # here padding sees other keys than in the oracle, and has other values
     if case.config.attention.endswith(("in numpy", "the rest mean")):
         return  # no operation of torch, or a mean of the values beside the products
+    if case.config.change == "norm before the projection":
+        return  # the deviation of what is left is another one
     truth = case.truth
     number = seed % len(truth.calls)
     key = int(truth.real[0].nonzero()[-1]) if truth.calls[number].values.shape[2] == truth.real.shape[1] else 0
