@@ -9,25 +9,33 @@ import torch
 from torch import Tensor
 
 
-def average_ranks(scores: Tensor) -> Tensor:
+def average_ranks(scores: Tensor, among: Tensor | None = None) -> Tensor:
     """Ranks from 1 along the last axis; equal scores share the mean of the ranks they take up.
 
     Args:
         scores: (..., entry), any real dtype.
+        among: bool, broadcastable to it or the other way round: which entries are ordered; None for all.
 
     Returns:
-        (..., entry), float64.
+        (..., entry), float64; 0 for entries that are left out.
 
     Example:
         >>> average_ranks(torch.tensor([0.2, 0.9, 0.2, 0.5]))
         tensor([1.5000, 4.0000, 1.5000, 3.0000], dtype=torch.float64)
+        >>> average_ranks(torch.tensor([0.2, 0.9, 0.2, 0.5]), torch.tensor([True, True, False, True]))
+        tensor([1., 3., 0., 2.], dtype=torch.float64)
     """
-    scores = scores.contiguous()
-    in_order = scores.sort(dim=-1).values
-    # How many are smaller, and how many are smaller or equal: equal scores take the places in between.
-    smaller = torch.searchsorted(in_order, scores)
-    not_larger = torch.searchsorted(in_order, scores, right=True)
-    return (smaller + not_larger + 1).double() / 2
+    in_order, order = scores.sort(dim=-1)
+    among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
+    order, among = torch.broadcast_tensors(order, among)  # type: ignore[no-untyped-call]
+    counted = among.gather(-1, order).double()
+    upto = counted.cumsum(-1)
+    ranks = upto
+    if bool((in_order[..., 1:] == in_order[..., :-1]).any()):
+        first = torch.searchsorted(in_order, in_order).expand_as(order)
+        last = torch.searchsorted(in_order, in_order, right=True).expand_as(order) - 1
+        ranks = (upto.gather(-1, last) + (upto - counted).gather(-1, first) + 1) / 2
+    return torch.zeros_like(ranks).scatter_(-1, order, ranks * counted)
 
 
 def spearman(a: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
@@ -36,7 +44,8 @@ def spearman(a: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
     Args:
         a: (..., entry).
         b: the same shape.
-        among: bool, broadcastable to it: which entries are ordered, the others being left out; None for all.
+        among: bool, broadcastable to it or the other way round: which entries are ordered, the others being left out;
+            None for all.
 
     Returns:
         (...), float64, in [-1, 1]; NaN where a list has fewer than two entries or is constant, for it has no order.
@@ -50,11 +59,9 @@ def spearman(a: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
     """
     if a.shape != b.shape:
         raise ValueError(f"spearman: a is {tuple(a.shape)} but b is {tuple(b.shape)}; they should be of one shape.")
-    if among is None:
-        centred = [ranks - ranks.mean(dim=-1, keepdim=True) for ranks in map(average_ranks, (a, b))]
-    else:  # what is left out stands behind all others, and counts for nothing
-        found = [average_ranks(scores.masked_fill(~among, torch.inf)).masked_fill_(~among, 0) for scores in (a, b)]
-        means = [ranks.sum(-1, keepdim=True) / among.sum(-1, keepdim=True) for ranks in found]
-        centred = [(ranks - mean).masked_fill_(~among, 0) for ranks, mean in zip(found, means, strict=True)]
+    among = torch.ones_like(a, dtype=torch.bool) if among is None else among
+    # Ranks add up to what as many entries always have, ties or none: the mean is half of one more than there are.
+    mean = (among.sum(-1, keepdim=True) + 1).double() / 2
+    centred = [(average_ranks(scores, among) - mean).masked_fill_(~among, 0) for scores in (a, b)]
     spread = [ranks.square().sum(dim=-1) for ranks in centred]
     return (centred[0] * centred[1]).sum(dim=-1) / (spread[0] * spread[1]).sqrt()

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from scipy.stats import spearmanr
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertModel
 
+from captum_norm.capture import record
 from captum_norm.maps import attention_maps
+from captum_norm.token_classes import class_shares
 from captum_norm.token_shares import MEASURES, ShareCounter, TokenShares, read_paragraphs
 
 NAMES = {0: "[PAD]", 2: "[CLS]", 3: "[SEP]", 4: "punctuation"}
@@ -56,6 +59,65 @@ def test_shares_and_sums_are_their_definition(bert, shares):
     for measure in MEASURES:
         torch.testing.assert_close(shares.shares[measure], found[measure, "shares"])
         torch.testing.assert_close(shares.sums[measure], found[measure, "sums"])
+
+
+class Gated(torch.nn.Module):
+    """Causal attention in torch's fused function, gated before its projection."""
+
+    def __init__(self, gate: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (torch.nn.Linear(12, 12) for _ in range(4))
+        self.gate = torch.nn.Linear(12, 12 if gate == "every element" else 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = mixed * self.gate(x).unflatten(-1, (3, -1)).transpose(1, 2)  # negative gates among them
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("gate", ["every head", "every element"])
+def test_shares_under_a_gate_and_in_blocks_of_queries_are_those_of_whole_maps(monkeypatch, gate):
+    torch.manual_seed(0)
+    model, x = Gated(gate), torch.randn(2, 9, 12)
+    names = [["[CLS]", "other", "punctuation", "other", "other", "[SEP]", "other", "other", "other"]] * 2
+    maps = attention_maps(model, x, tuple(MEASURES))
+    monkeypatch.setattr(record, "_BLOCK", 4 * 2 * 3 * 9)
+    counter = ShareCounter(model)
+    counter.add(x, names)
+    found = counter.result()
+    for measure in MEASURES:
+        for kind, normalize in (("shares", True), ("sums", False)):
+            expected = class_shares(getattr(maps, measure)[0], names, normalize=normalize)
+            for column, name in enumerate(found.classes):
+                mean = expected[name].double().mean()
+                assert float(getattr(found, kind)[measure][0, column]) == pytest.approx(float(mean), rel=1e-5)
+    assert bool(found.f_norms.isnan().all()) == (gate == "every element")
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_measure_alone_says_what_it_says_beside_others(bert, shares, measure):
+    counter = ShareCounter(bert, [measure])
+    for sentence in SENTENCES:
+        ids = torch.tensor([sentence])
+        counter.add({"input_ids": ids}, classes_of(ids))
+    found = counter.result()
+    assert list(found.shares) == list(found.sums) == [measure]
+    torch.testing.assert_close(found.shares[measure], shares.shares[measure])
+    torch.testing.assert_close(found.sums[measure], shares.sums[measure])
+    if measure == "weights":
+        assert found.f_norms.isnan().all()
+        assert found.correlation["all"].isnan().all()
+    else:
+        torch.testing.assert_close(found.f_norms, shares.f_norms)
+        torch.testing.assert_close(found.correlation, shares.correlation)
+
+
+def test_a_measure_that_is_not_counted_is_refused_by_name(bert):
+    with pytest.raises(ValueError, match=r"no measure 'head_norm'; it takes .* Did you mean head_norms\?"):
+        ShareCounter(bert, ["head_norm"])
+    with pytest.raises(ValueError, match="no measures were named"):
+        ShareCounter(bert, [])
 
 
 def test_f_norms_are_means_over_the_sequences_that_have_the_class(bert, shares):

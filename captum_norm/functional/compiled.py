@@ -24,8 +24,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 # The first with which the compiler succeeds; -march=native is no flag of every compiler, nor is -fopenmp-simd.
-_FLAGS = (["-O3", "-march=native", "-fopenmp-simd"], ["-O3", "-fopenmp-simd"], ["-O3"])
+_PLAIN = ["-O3", "-fopenmp-simd", "-fno-math-errno"]
+_FLAGS = (["-march=native", *_PLAIN], _PLAIN, ["-O3"])
 _SECONDS = 60
 
 
@@ -47,6 +50,30 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def call(name: str, function: str, *arguments: Tensor | tuple[int, ...] | float | None) -> None:
+    """A compiled function of a file that `library` has.
+
+    Args:
+        name, function: of the file and in it.
+        arguments: tensors, as where they lie, and integers in a row likewise; None for no tensor; numbers.
+
+    Raises:
+        MemoryError: if memory is short.
+    """
+    if getattr(library(name), function)(*map(_as_c, arguments)):
+        raise MemoryError(f"{function}: memory is short.")
+
+
+def _as_c(argument: Tensor | tuple[int, ...] | float | None) -> object:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    if isinstance(argument, tuple):
+        return (ctypes.c_int64 * len(argument))(*argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
 def _compiler() -> list[str] | None:
     """The command; None where there is none, or none is wanted."""
     if os.name != "posix" or os.environ.get("CAPTUM_NORM_COMPILED", "1") == "0":
@@ -66,7 +93,8 @@ def _digest(source: Path, compiler: list[str]) -> str:
     lines = known.read_text().splitlines() if known.exists() else [platform.node()]
     named = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
     processor = sorted(named) or lines
-    made_of = [source.read_text(), compiler, program.st_size, program.st_mtime_ns, platform.machine(), processor]
+    asked, made_by = [source.read_text(), *_FLAGS], [compiler, program.st_size, program.st_mtime_ns]
+    made_of = [asked, made_by, platform.machine(), processor]
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
 

@@ -11,7 +11,8 @@ whose centring and gamma fold into W_O.
 In float64 throughout.  Squaring costs half of the digits where heads cancel: with ||sum|| at 1e-3 of sum||.||, a Gram
 matrix in float32 is off by 24 %, one in float64 by 1e-10.
 
-Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those with h' >= h: M is symmetric.
+Axes: b batch, h head, k key, e head_dim, d model.  "Pairs" of heads are those with h' >= h, as M is symmetric: of M by
+rows, (0, 0), (0, 1) ..., (1, 1) ..., and of its triangular factor R by columns, (0, 0), (0, 1), (1, 1), (0, 2) ...
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from captum_norm.functional.normalization import Norms, fold
+from captum_norm.functional.sums import compiled_for, heads_of, sums_of_products, triangular_factors
 
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
@@ -38,15 +40,18 @@ _TINY = torch.finfo(torch.float64).tiny
 
 T = TypeVar("T")
 
-Pairs = list[Tensor]
-"""One entry per head h: that head with itself and each later head, so (head - h, ...)."""
+Middle = list[Tensor]
+"""W_O^h' W_O^h^T of each head h with itself and each later head h', ((head - h) * head_dim, head_dim)."""
 
-KeyParts = tuple[slice, slice, tuple[Pairs, Pairs, Tensor]]
-"""What some keys need: slices of batch and key, and their products, factor and lengths."""
+Parts = tuple[Tensor, Tensor, Tensor]
+"""M, (pair, batch, key) in float64; R, likewise in float32; the lengths of the heads' vectors, (head, batch, key)."""
+
+KeyParts = tuple[slice, slice, Parts]
+"""What some keys need: slices of batch and key, and their parts."""
 
 
-def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor], Pairs]:
-    """A function from values (batch, head, key, head_dim) to M: per head h, <f_h', f_h> as (head - h, batch, key).
+def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor], Tensor]:
+    """A function from values (batch, head, key, head_dim) to M, (pair, batch, key) in float64.
 
     Args:
         W_O: each head's slice of the output projection, (head, head_dim, model).
@@ -59,43 +64,60 @@ def head_products(W_O: Tensor, keys: int, after: Norms = ()) -> Callable[[Tensor
     return partial(_products_by_middle, middle=middle)
 
 
-def _products_by_middle(values: Tensor, middle: Pairs) -> Pairs:
+def _products_by_middle(values: Tensor, middle: Middle) -> Tensor:
     batch, head, key, _ = values.shape
     # Keys innermost: each product below runs over long rows, and so do those of the caller.
     v = values.permute(1, 3, 0, 2).to(torch.float64, memory_format=torch.contiguous_format).flatten(2)
     # One piece of memory for all heads: fresh pages would cost as much as the products.
-    images = torch.empty_like(v)
-    products = []
-    for h in range(head):
+    images, products = torch.empty_like(v), v.new_empty(head * (head + 1) // 2, batch * key)
+    compiled = compiled_for(products)
+    for h, row in enumerate(by_rows(products)):
         torch.mm(middle[h], v[h], out=images[h:].view(-1, batch * key))
-        products.append(images[h:].mul_(v[h:]).sum(dim=1).view(head - h, batch, key))
-    return products
+        if compiled:
+            sums_of_products(images[h:], v[h:], out=row)
+        else:
+            torch.sum(images[h:].mul_(v[h:]), dim=1, out=row)
+    return products.view(-1, batch, key)
 
 
-def _products_of_vectors(values: Tensor, projection: Tensor) -> Pairs:
+def _products_of_vectors(values: Tensor, projection: Tensor) -> Tensor:
     f = torch.einsum("bhke,hed->bkhd", values.double(), projection)
-    gram = (f @ f.mT).permute(3, 2, 0, 1)
-    return [gram[h, h:].contiguous() for h in range(len(gram))]
+    one, other = torch.triu_indices(len(projection), len(projection), device=f.device)
+    return (f @ f.mT)[:, :, one, other].permute(2, 0, 1).contiguous()
 
 
-def triangular_factor(products: Pairs) -> Pairs:
+def by_rows(products: Tensor) -> tuple[Tensor, ...]:
+    """M (pair, ...) by rows: of each head with itself and each later head, (head - h, ...)."""
+    heads = heads_of(products)
+    return products.split([heads - h for h in range(heads)])  # type: ignore[no-untyped-call]
+
+
+def by_columns(factor: Tensor) -> tuple[Tensor, ...]:
+    """R (pair, ...) by columns, each (h + 1, ...)."""
+    return factor.split([h + 1 for h in range(heads_of(factor))])  # type: ignore[no-untyped-call]
+
+
+def triangular_factor(products: Tensor) -> Tensor:
     """R with R^T R = M, upper triangular, so that ||sum_h a_h f_h|| = ||R a|| (Cholesky, for all keys at once).
 
     Applied in float32 it loses digits in proportion to what cancels, and not to its square as M does.
 
     Args:
-        products: M, which is overwritten.
+        products: M, (pair, batch, key) in float64.
 
     Returns:
-        The columns of R, each (h + 1, batch, key) in float32.
+        R, (pair, batch, key) in float32.
     """
-    smallest = [_SMALLEST_PIVOT * row[0] for row in products]
-    for i, row in enumerate(products):
+    if compiled_for(products):
+        return triangular_factors(products, _SMALLEST_PIVOT, _TINY)
+    rows = by_rows(products.clone())
+    smallest = [_SMALLEST_PIVOT * row[0] for row in rows]
+    for i, row in enumerate(rows):
         # A head whose vector the earlier ones span (or is zero) adds no row; what is left of its pivot is rounding.
         row *= torch.where(row[0] > smallest[i], row[0].clamp_min(_TINY).rsqrt(), 0.0)
         for later in range(1, len(row)):
-            products[i + later].addcmul_(row[later], row[later:], value=-1)
-    return [torch.stack([products[i][h - i] for i in range(h + 1)]).float() for h in range(len(products))]
+            rows[i + later].addcmul_(row[later], row[later:], value=-1)
+    return torch.stack([rows[i][h - i] for h in range(len(rows)) for i in range(h + 1)]).float()
 
 
 KeyFactors = dict[tuple[object, ...], tuple[object, object]]
@@ -170,17 +192,29 @@ def kept_once(make: Callable[[], T], what: object, made_of: tuple[Tensor | None,
         what: tells it from what else is made of the same tensors.
         made_of, how: what it depends on; tensors count as the same while nobody writes to them.
     """
-    kept, tensors = _factors.get(), [tensor for tensor in made_of if tensor is not None]
-    if kept is None or any(tensor.is_inference() for tensor in tensors[:1]):
+    kept, place = _factors.get(), _place(what, made_of, how)
+    if kept is None or place is None:
         return make()
-    versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-    place = (what, versions, *map(id, made_of), *how)
     if place not in kept:
         kept[place] = (made_of, make())
     return cast("T", kept[place][1])
 
 
-def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:
+def kept_before(what: object, made_of: tuple[Tensor | None, ...], *how: object) -> Any:
+    """What ``kept_once`` has kept; None where there is nothing, and nothing is made."""
+    kept, place = _factors.get(), _place(what, made_of, how)
+    return None if kept is None or place is None else kept.get(place, (None, None))[1]
+
+
+def _place(what: object, made_of: tuple[Tensor | None, ...], how: tuple[object, ...]) -> tuple[object, ...] | None:
+    tensors = [tensor for tensor in made_of if tensor is not None]
+    if any(tensor.is_inference() for tensor in tensors[:1]):
+        return None
+    versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    return (what, versions, *map(id, made_of), *how)
+
+
+def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Middle | None:
     """W_O^h' W_O^h^T of all pairs of heads, each ((head - h) * head_dim, head_dim) in float64, or None.
 
     Making them costs as much as ``model`` keys do by way of their vectors.  So they are made where there are as many
@@ -192,7 +226,7 @@ def middle_parts(W_O: Tensor, keys: int, after: Norms = ()) -> Pairs | None:
     return remembered(_make_middle_parts, W_O, keys >= rows, after)
 
 
-def _make_middle_parts(W: Tensor) -> Pairs:
+def _make_middle_parts(W: Tensor) -> Middle:
     return [W[h:].flatten(0, 1) @ W[h].mT for h in range(len(W))]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_norm.functional.gram import LARGEST_FACTORS, KeyParts, Pairs
+from captum_norm.functional.gram import LARGEST_FACTORS, KeyParts, Parts
 from captum_norm.functional.normalization import Norms
 
 Prepare = Callable[[Tensor, Tensor, Norms], Iterable[KeyParts]]
@@ -81,14 +81,12 @@ class _Grown:
             tensor = getattr(self, name)
             setattr(self, name, tensor.index_select(1, parents.to(tensor.device)))
 
-    def take_in(self, b: slice, k: slice, parts: tuple[Pairs, Pairs, Tensor], batch: int, key: int) -> None:
+    def take_in(self, b: slice, k: slice, parts: Parts, batch: int, key: int) -> None:
         products, factor, lengths = parts
-        self._make_room(len(products), batch, key, lengths.device)
+        self._make_room(len(lengths), batch, key, lengths.device)
         first = self.start + self.keys
         k = slice(first + k.start, first + k.start + lengths.shape[-1])
-        self.products[:, b, k] = torch.cat(products)
-        self.factor[:, b, k] = torch.cat(factor)[:, :, 0]
-        self.lengths[:, b, k] = lengths[:, :, 0]
+        self.products[:, b, k], self.factor[:, b, k], self.lengths[:, b, k] = products, factor, lengths
 
     def _make_room(self, head: int, batch: int, key: int, device: torch.device) -> None:
         if self.start + key <= self.products.shape[-1]:
@@ -104,11 +102,9 @@ class _Grown:
             setattr(self, name, wider)
         self.start = 0
 
-    def parts(self) -> tuple[Pairs, Pairs, Tensor]:
-        here, head = slice(self.start, self.start + self.keys), len(self.lengths)
-        products = self.products[..., here].split([head - h for h in range(head)])  # type: ignore[no-untyped-call]
-        factor = self.factor[:, :, None, here].split([h + 1 for h in range(head)])  # type: ignore[no-untyped-call]
-        return list(products), list(factor), self.lengths[:, :, None, here]
+    def parts(self) -> Parts:
+        here = slice(self.start, self.start + self.keys)
+        return self.products[..., here], self.factor[..., here], self.lengths[..., here]
 
 
 def _version(tensor: Tensor) -> int:

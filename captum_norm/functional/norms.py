@@ -20,7 +20,7 @@ All norms are L2, in the units of the residual stream.  They are computed in flo
 tensor is float64, else in float32, also for bfloat16 and float16.  No gradient flows through them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
 import torch
@@ -30,8 +30,11 @@ from torch.linalg import qr, vector_norm
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.gram import (
     KeyParts,
-    Pairs,
+    Parts,
+    by_columns,
+    by_rows,
     head_products,
+    kept_before,
     kept_once,
     keys_known,
     middle_parts,
@@ -41,6 +44,7 @@ from captum_norm.functional.gram import (
 )
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.row import fill_summed_norms_of_row
+from captum_norm.functional.sums import compiled_for, norms_of_sums
 
 _VALUES = "batch head key head_dim"
 _WEIGHTS = "batch head query key"
@@ -179,6 +183,11 @@ def _made_transformed_norms(values: Tensor, W_O: Tensor, dtype: torch.dtype) -> 
     if not result.numel():
         return result
     head, _, model = W_O.shape
+    known: list[KeyParts] | None = None if dtype == torch.float64 else kept_before(_key_factors, (values, W_O))
+    for b, k, (_, _, lengths) in known or ():
+        result[b, :, k] = lengths.transpose(0, 1)
+    if known:
+        return result
     middle = None if result.dtype == torch.float64 else middle_parts(W_O, result.shape[0] * result.shape[2])
     projection = W_O.double() if middle is None else torch.stack([part[: W_O.shape[1]] for part in middle])
     for b, k in _key_blocks(values, head * model):
@@ -204,34 +213,37 @@ def fill_summed_norms_by_products(
     result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None, after: Norms = ()
 ) -> None:
     """For float32 results: a triangular factor in float32, and in float64 what cancels too much for that."""
-    for b, k, (products, factor, lengths) in prepared_once(_key_factors, values, W_O, after):
-        for q in _query_blocks(weights[b, :, :, k], size=4):
-            if not bool(weights[b, :, q, k][..., -1, 0].any()) and all_zero(weights[b, :, q, k]):
-                result[b, q, k] = 0
-                continue
-            a = weights[b, :, q, k].float()
-            a = (a if gate is None else a * gate[b, :, q]).transpose(0, 1)
-            norms = _norms_by_factor(factor, a)
-            cancelling = norms < _CANCELS * _sum_of_products(a.abs(), lengths)
-            if cancelling.any():
-                _repeat_in_float64(norms, cancelling, products, a)
-            result[b, q, k] = norms
+    for b, k, parts in prepared_once(_key_factors, values, W_O, after):
+        own = None if gate is None else gate[b]
+        if compiled_for(parts[0]):
+            norms_of_sums(result[b, :, k], weights[b, :, :, k], own, parts, _CANCELS)
+        else:
+            _fill_by_parts(result[b, :, k], weights[b, :, :, k], own, parts)
+
+
+def _fill_by_parts(result: Tensor, weights: Tensor, gate: Tensor | None, parts: Parts) -> None:
+    products, factor, lengths = by_rows(parts[0]), by_columns(parts[1][:, :, None]), parts[2][:, :, None]
+    for q in _query_blocks(weights, size=4):
+        if not bool(weights[:, :, q][..., -1, 0].any()) and all_zero(weights[:, :, q]):
+            result[:, q] = 0
+            continue
+        a = weights[:, :, q].float()
+        a = (a if gate is None else a * gate[:, :, q]).transpose(0, 1)
+        norms = _norms_by_factor(factor, a)
+        cancelling = norms < _CANCELS * _sum_of_products(a.abs(), lengths)
+        if cancelling.any():
+            _repeat_in_float64(norms, cancelling, products, a)
+        result[:, q] = norms
 
 
 def _key_factors(values: Tensor, W_O: Tensor, after: Norms) -> Iterator[KeyParts]:
-    """What keys need, whatever the queries: of slices of batch and key M, R and the lengths of the heads' vectors.
-
-    The entries of M off its diagonal are doubled, as each pair of different heads stands for two; R is by columns.
-    """
+    """What keys need, whatever the queries: of slices of batch and key M, R and the lengths of the heads' vectors."""
     head, head_dim, _ = W_O.shape
     products_of = head_products(W_O, values.shape[0] * values.shape[2], after)
     for b, k in _key_blocks(values, head * head_dim):
         products = products_of(values[b, :, k])
-        lengths = torch.stack([part[0] for part in products]).clamp_min_(0).sqrt_().float().unsqueeze(2)
-        factor = [column.unsqueeze(2) for column in triangular_factor([part.clone() for part in products])]
-        for part in products:
-            part[1:] *= 2
-        yield b, k, (products, factor, lengths)
+        lengths = torch.stack([row[0] for row in by_rows(products)]).clamp_min_(0).sqrt_().float()
+        yield b, k, (products, triangular_factor(products), lengths)
 
 
 def all_zero(numbers: Tensor) -> bool:
@@ -239,7 +251,7 @@ def all_zero(numbers: Tensor) -> bool:
     return not numbers.numel() or bool((numbers.amax() == 0) & (numbers.amin() == 0))
 
 
-def _norms_by_factor(factor: Pairs, a: Tensor) -> Tensor:
+def _norms_by_factor(factor: Sequence[Tensor], a: Tensor) -> Tensor:
     """||R a||, (batch, query, key): R by columns, each (h + 1, batch, 1, key), and a (head, batch, query, key)."""
     last = len(a) - 1
     total = factor[last] * a[last]
@@ -256,16 +268,18 @@ def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
     return total
 
 
-def _repeat_in_float64(norms: Tensor, where: Tensor, products: Pairs, a: Tensor) -> None:
+def _repeat_in_float64(norms: Tensor, where: Tensor, products: Sequence[Tensor], a: Tensor) -> None:
     """Writes sqrt(a^T M a) into norms, (batch, query, key), where the mask of the same shape says so.
 
-    M is products, each (head - h, batch, key), the entries off its diagonal doubled; a is (head, batch, query, key).
+    M is products, each (head - h, batch, key); a is (head, batch, query, key).
     """
     example, query, key = where.nonzero(as_tuple=True)
     chosen = a[:, example, query, key].double()
-    total = products[0][:, example, key] * chosen[0]
-    for h in range(1, len(chosen)):  # sum_h a_h (sum_h' M[h', h] a_h') over pairs h' >= h
-        total[h:].addcmul_(products[h][:, example, key], chosen[h])
+    total = torch.zeros_like(chosen)
+    for h, row in enumerate(products):  # sum_h a_h (M[h, h] a_h + 2 sum_h' M[h', h] a_h') over h' > h
+        own = row[:, example, key]
+        own[1:] *= 2
+        total[h:].addcmul_(own, chosen[h])
     norms[example, query, key] = total.mul_(chosen).sum(0).clamp_min_(0).sqrt_().float()
 
 
@@ -339,7 +353,7 @@ def _key_blocks(values: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
     """Slices of batch and key that cover values (batch, head, key, head_dim), at ``width`` numbers to a key."""
     batch, _, key, _ = values.shape
     columns = max(32, work(values) // max(1, width))
-    keys = min(key, columns)
+    keys = -(-key // -(-key // columns)) if key else 1  # all about as large
     for b in slices(batch, columns // keys):
         for k in slices(key, keys):
             yield b, k

@@ -8,7 +8,6 @@ Axes: h head, q query (i), k key (j), d model.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_norm.functional.compiled import library
+from captum_norm.functional.compiled import call, library
 from captum_norm.functional.norms import slices
 
 KEYS = 64
@@ -164,14 +163,4 @@ def _agree() -> bool:
 
 
 def _call(name: str, *arguments: Tensor | int) -> None:
-    """A compiled function: tensors by where they lie, integers as they are.
-
-    Raises:
-        MemoryError: if memory is short.
-    """
-    given = [
-        ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_void_p(argument.data_ptr())
-        for argument in arguments
-    ]
-    if getattr(library("overshoot"), name)(*given):
-        raise MemoryError(f"{name}: memory is short.")
+    call("overshoot", name, *arguments)

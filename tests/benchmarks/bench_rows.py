@@ -42,7 +42,7 @@ from captum_norm import (
     attention_maps,
 )
 from captum_norm.forward import HFForward
-from captum_norm.token_shares import ShareCounter
+from captum_norm.token_shares import MEASURES, ShareCounter
 from tests.attr.test_llm import byte_level
 from tests.benchmarks.measuring import freed_memory_is_given_back, in_a_process, measured, ratios
 from tests.benchmarks.tables_of_rows import tables
@@ -128,6 +128,8 @@ def methods(model: LlamaForCausalLM, ids: Tensor, mask: Tensor) -> dict[str, Cal
     classes = [[("[CLS]", "punctuation", "other")[place % 3] for place in range(length)]] * len(ids)
     asked = {"input_ids": ids, "attention_mask": mask}
     found["token shares, all three"] = lambda: ShareCounter(model).add(asked, classes)
+    for name in MEASURES if length == LONG else ():
+        found[f"token shares, {name}"] = lambda name=name: ShareCounter(model, [name]).add(asked, classes)
     if len(ids) > 1:
         return {name: function for name, function in found.items() if name not in ("GlobEnc", "ALTI")}
     if length > 512:

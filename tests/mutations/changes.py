@@ -7,7 +7,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "functional/norms.py",
         ("result.abs_()", "result"),
-        ("part[1:] *= 2", "part[1:] *= 1"),
+        ("own[1:] *= 2", "own[1:] *= 1"),
         ("_CANCELS = 0.1", "_CANCELS = 0.0"),
     ),
     *changes_of("functional/gram.py", ("if not seen:", "if False:")),
@@ -151,6 +151,12 @@ CHANGES: list[Change] = [
         tests="functional/test_overshoot.py",
     ),
     *changes_of(
+        "functional/sums.py",
+        ("weights if weights.stride(-1) == 1 else weights.contiguous()", "weights"),
+        ("gate.stride()[:3]", "(0, 0, 0)"),
+        tests="functional/test_sums.py",
+    ),
+    *changes_of(
         "functional/compiled.py",
         ("known.st_uid == os.geteuid() and not known.st_mode & (stat.S_IWGRP | stat.S_IWOTH)", "True"),
         ("path.lstat()", "path.stat()"),
@@ -180,11 +186,11 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "ranks.py",
-        ("searchsorted(in_order, scores, right=True)", "searchsorted(in_order, scores)"),
-        ("(smaller + not_larger + 1)", "(smaller + not_larger)"),
+        ("searchsorted(in_order, in_order, right=True)", "searchsorted(in_order, in_order)"),
+        ("(upto - counted).gather(-1, first) + 1)", "(upto - counted).gather(-1, first))"),
         ("(spread[0] * spread[1]).sqrt()", "(spread[0] * spread[0]).sqrt()"),
-        ("masked_fill(~among, torch.inf)", "masked_fill(~among, 0)"),
-        ("(ranks - mean).masked_fill_(~among, 0)", "(ranks - mean)"),
+        ("ranks * counted", "ranks"),
+        ("among.sum(-1, keepdim=True) + 1", "among.shape[-1] + 1"),
     ),
     *changes_of(
         "suggestions.py",
@@ -310,10 +316,18 @@ CHANGES: list[Change] = [
     ),
     *changes_of("words/words.py", ("include_self=False", "include_self=True"), tests="test_words.py"),
     *changes_of(
-        "token_shares.py",
-        ("sums[name].total / self.sequences", "sums[name].mean()"),
-        ("one_hot[..., plain]", "one_hot"),
+        "token_shares/counting.py",
+        ("sums[name] / self.sequences", "sums[name]"),
+        ("one_hot[..., plain].any(-1)", "one_hot.any(-1)"),
         ("max(self._worst, record.certificate.error)", "record.certificate.error"),
+        tests="test_token_shares.py",
+    ),
+    *changes_of(
+        "token_shares/received.py",
+        ("block.gate.abs().mT", "block.gate.mT.square()"),
+        ("sums.masked_fill(~queries[:, :, None], 0)", "sums"),
+        ("f_norms[:, :, None]", "torch.ones(())"),
+        tests="test_token_shares.py",
     ),
     *changes_of(
         "token_classes.py",
