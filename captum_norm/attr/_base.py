@@ -87,12 +87,13 @@ class AttentionMethod:
         differentiable: bool = False,
         on_output: Callable[[Recorded, Any], None] | None = None,
         chain: bool = False,
+        over_windows: bool = False,
     ) -> Any:
         """The model's own output; each attention call goes to ``on_record`` as it finishes.
 
         Args:
             inputs, extras: what the forward function takes.
-            on_record, on_inexact, differentiable, chain: as for ``recording``.
+            on_record, on_inexact, differentiable, chain, over_windows: as for ``recording``.
             on_output: told of the recording, while it goes on, and of the output.
         """
         model = getattr(unwrapped(self.forward_func), "model", None)
@@ -107,6 +108,7 @@ class AttentionMethod:
                 blocks=self.reads_block,
                 chain=chain,
                 refuse_dropout=True,
+                over_windows=over_windows,
                 beside=tensors_beside(self.forward_func, (*inputs, *extras)),
             ) as recorded,
         ):
@@ -220,13 +222,15 @@ class MapMethod(InputMethod):
             if needed is not None:
                 reduction.add_measured(needed, record, self.measure, self.larger_blocks)
 
+        forward = partial(self._forward, inputs, extras, chain=reduction.composes, over_windows=True)
+
         def run(on_record: Callable[[AttentionRecord], None]) -> None:
-            self._forward(inputs, extras, on_record, reduction.skip, chain=reduction.composes)
+            forward(on_record, reduction.skip)
 
         reduction.kept = KeptCalls(type(self).__name__, self.max_memory, run)
         with torch.no_grad():
             told = reduction.explains(target)
-            self._forward(inputs, extras, take, reduction.skip, on_output=told, chain=reduction.composes)
+            forward(take, reduction.skip, on_output=told)
 
     def _reduction(
         self, position: PositionType, kind: KindType, call: int | None, device: torch.device, mixers_as_identity: bool

@@ -211,6 +211,7 @@ class Reduction:
         resting = {id(record) for record in self.resting([noted.record for noted in self._noted])}
         used = [noted for noted in self._noted if id(noted.record) in resting]
         self.unused = [noted.record.call for noted in self._noted if noted not in used]
+        self.asked.rest_on([(noted.record, noted.queries) for noted in used])
         for noted in used:
             self.mixers |= dict.fromkeys(noted.record.mixers)
             if noted.record.keys is None:
@@ -261,11 +262,16 @@ class Reduction:
             self._aggregate.add(one)
 
     def position_read(self, given: Sequence[Tensor]) -> PositionType:
-        """The position that the output was read from, where the default is another one; None where it is that.
+        """The position that the output was read from, where other rows were kept; None where they are these.
 
         Raises:
             ValueError: if the output was read from several rows in a way that was not followed.
         """
+        read = self._position_read(given)
+        return self.asked.default_row(self._route(0, given[0])[0]) if read is None else read
+
+    def _position_read(self, given: Sequence[Tensor]) -> PositionType:
+        """The position that the output was read from, where the default is another one; None where it is that."""
         read = self._read
         behind = [mixer for mixer in read.mixers if mixer not in self.mixers]
         queries, keys = self._route(0, given[0])  # what no position helps against comes first
@@ -325,9 +331,7 @@ class Reduction:
             return found
         made = [one for one in of if one.of_inputs]
         theirs = {one.sequence for one in made} | {one.queries.source for one in made if one.queries is not None}
-        return [
-            one for one in found if one.of_inputs or not isinstance(one.sequence, str) or one.sequence in theirs
-        ]
+        return [one for one in found if one.of_inputs or isinstance(one.sequence, int) or one.sequence in theirs]
 
     def answer(self, index: int, like: Tensor) -> Scores:
         """The scores of one input, ``like``, which is the one with this index.

@@ -8,11 +8,13 @@ Axes: b batch, q query, r row asked for, k key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
-from captum_norm.attr._maps import Route, SequenceName, at_rows
+from captum_norm.attr._maps import Route, SequenceName, at_rows, route_of
 from captum_norm.attr._position import Rows
 from captum_norm.attr._read_out import QueryAxis, same_rows
 from captum_norm.attr._sequences import Sequences
@@ -67,6 +69,15 @@ class RowsAsked:
         self._candidates.setdefault(queries, (rows, settled))
         return at_rows(record, rows if counted_in is None else self._same(record, rows, counted_in))
 
+    def rest_on(self, records: Sequence[tuple[AttentionRecord, int]]) -> None:
+        """The calls that the answer rests on, each with how many queries it has: others of a sequence may have more."""
+        for record, length in records:
+            route = route_of(record)
+            if route is not None and route[0] in self._shapes:
+                self._shapes[route[0]] = self._shapes[route[0]][0], length
+                if record.queries is not None:
+                    self._queries[route[0]] = record.queries
+
     def shares(self, queries: SequenceName) -> Tensor | None:
         """How much of each row of these queries is asked for, (batch, query), where a sum of rows is enough."""
         if self._rows.few or self._rows.all or self._aggregate.needs != "rows":
@@ -98,10 +109,24 @@ class RowsAsked:
             rows = self._rows.chosen(batch, length, real, causal, text)
             scores = self._aggregate.result(route, rows).scores.to(device)
             return scores if self._rows.several else scores[:, 0]
-        rows, settled = self._candidates[route[0]]
-        if not torch.equal(rows.cpu(), self._rows.candidates(batch, length, real, settled, text).cpu()):
+        if self._is_late(route[0], axis):
             raise ValueError(self._late("position= explicitly"))
         return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
+
+    def default_row(self, queries: SequenceName) -> Tensor | None:
+        """The default row of each example, (batch,), where others were kept before it was known which tokens are real,
+        as where a text attends to a picture first and to itself then; else None."""
+        axis = self.axis(queries)
+        if queries not in self._candidates or not self._is_late(queries, axis):
+            return None
+        row = self._rows.chosen(axis.batch, axis.length, axis.real, axis.causal, axis.text)[:, 0].cpu()
+        return row if axis.text is None else (row[:, None] == axis.text).int().argmax(1)
+
+    def _is_late(self, queries: SequenceName, axis: QueryAxis) -> bool:
+        """Whether the rows that were kept are not those that are asked for, now that it is known what is real."""
+        rows, settled = self._candidates[queries]
+        asked = self._rows.candidates(axis.batch, axis.length, axis.real, settled, axis.text)
+        return not torch.equal(rows.cpu(), asked.cpu())
 
     def axis(self, queries: SequenceName) -> QueryAxis:
         """What is known of the queries of a map."""

@@ -155,8 +155,9 @@ class AttentionRelevance(MapMethod):
                     reduction.explains(target)(recorded, output)
 
             output = self._forward(
-                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told, chain=True
-            )
+                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told, chain=True,
+                over_windows=True,
+            )  # fmt: skip
             for reduction, target in zip(reductions, targets, strict=True):
                 counted = reduction.resting(records)
                 explained = selected(output, target, title).sum() if counted else None

@@ -105,7 +105,7 @@ class Joined:
     def layout(self) -> Layout:
         """Where (batch, query) lie among the rows of what W_O wrote."""
         first = self.parts[0].layout
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and self.over_keys is None:
             return first
         rows = torch.zeros(self.weights.shape[:3], dtype=torch.long)
         return replace(first, rows=rows, queries=rows, tokens=self.tokens, rest=first.rest[:0])
@@ -132,8 +132,12 @@ def _numbered(place: Place | None, lead: tuple[int, ...], shape: torch.Size, lay
     return Numbered(rows, None if rows is None else place.anchor, unknown)
 
 
-def apart(parts: Sequence[Heads]) -> list[Joined]:
+def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
     """Each of these heads of one projection by itself.
+
+    Args:
+        parts: the heads.
+        over_windows: heads that attend within windows are asked for their positions, though there are no others.
 
     Raises:
         InexactCaptureError: if some of them are the same.
@@ -141,7 +145,13 @@ def apart(parts: Sequence[Heads]) -> list[Joined]:
     firsts = [(part.mixture, part.first) for part in parts]
     if len(set(firsts)) < len(firsts):
         raise InexactCaptureError("the same heads enter W_O in two different layouts")
-    return [Joined.of(part, len(parts) > 1) for part in parts]
+    return [Joined.of(part, len(parts) > 1 or (over_windows and _in_groups(part))) for part in parts]
+
+
+def _in_groups(part: Heads) -> bool:
+    """Whether attention ran in more groups than there are examples, as within windows."""
+    place = part.mixture.values_place
+    return place is not None and len(part.layout.tokens) > place.anchor.shape[0]
 
 
 def joined(alone: Sequence[Joined]) -> list[Joined]:

@@ -78,7 +78,9 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
             )
     index = torch.where(inputs, index, NOT_AN_INPUT)
     if not torch.equal(index, index[:1, :1].expand_as(index)):
-        return None, f"examples or heads order their {axis}s differently"
+        if torch.equal(index, index[:, :1].expand_as(index)):
+            return None, f"examples order their {axis}s differently: give it one example at a time"
+        return None, f"heads order their {axis}s differently"
     grid = anchor.grid if len(anchor.grid) > 1 else None
     told = torch.where(inputs, index, rows)
     alike = torch.equal(told, told[:1, :1].expand_as(told))
@@ -86,12 +88,20 @@ def positions_of(rows: Tensor, anchor: Anchor, axis: str) -> tuple[Positions | N
 
 
 def _way_out(rows: Tensor, anchor: Anchor) -> str:
-    """What helps where a model counts positions first, as torch's own do by default, or attends within windows."""
+    """What helps where a model counts positions first, as torch's own do by default, takes examples one behind the
+    other, or attends within windows."""
     examples = torch.arange(len(rows), device="cpu")[:, None, None]
-    turned = (len(rows), rows.shape[-1]) == (anchor.length, anchor.shape[0])
+    turned = (len(rows), rows.shape[-1]) == (anchor.length, anchor.shape[0]) and anchor.position_axes == (1,)
     if turned and torch.equal(rows % anchor.length, examples.expand_as(rows)):
         return (
             f" ({POSITIONS_FIRST}: explain the function lambda x: model(x.transpose(0, 1)).transpose(0, 1), on "
             "inputs.transpose(0, 1))"
         )
+    if anchor.length == 1 and rows[:, 0].numel() == anchor.shape[0]:
+        return (
+            " (one behind the other, without an axis of examples: give it one at a time, to the function "
+            "lambda x: model(x[0])[None], on inputs[None])"
+        )
+    if len(rows) == 1 and rows.shape[-1] == anchor.shape[0] * anchor.length:
+        return " (one behind the other in one row: give it one example at a time)"
     return " (within windows)" if len(rows) > anchor.shape[0] and not len(rows) % anchor.shape[0] else ""

@@ -75,16 +75,17 @@ class RecordReader:
 
     Args:
         names: what modules and parameters are called.
-        on_record, on_inexact: as for :func:`~captum_norm.capture.recording`.
+        on_record, on_inexact, over_windows: as for :func:`~captum_norm.capture.recording`.
         stream: what follows the blocks around the calls, or None.
     """
 
     def __init__(
-        self, names: Names, on_record: OnRecord, on_inexact: OnInexact | None, stream: ResidualStream | None
-    ) -> None:
+        self, names: Names, on_record: OnRecord, on_inexact: OnInexact | None, stream: ResidualStream | None,
+        over_windows: bool = False,
+    ) -> None:  # fmt: skip
         self._on_record, self._on_inexact = on_record, on_inexact
         self._stream, self._blocks = stream, BlockReader()
-        self._names = names
+        self._names, self._over_windows = names, over_windows
         self._heads, self._positions, self._kinds = HeadReader(), PositionReader(), KindReader()
         self._real = RealTokens()
         self._counts: dict[int, int] = {}
@@ -145,9 +146,10 @@ class RecordReader:
             raise InexactCaptureError("its weights or values were overwritten in place before they could be read")
         parts = self._heads.read(projection)
         offsets = something_else(parts)
-        pieces = apart(parts)
-        calls = whole_of(pieces) or joined(pieces)
-        if len(parts) > 1:
+        pieces = apart(parts, self._over_windows)
+        spread = whole_of(pieces)
+        calls = spread or joined(pieces)
+        if len(parts) > 1 or spread:
             return ReadProjection(projection, calls, certify(projection, parts, offsets), None, bool(offsets))
         weights, check = parts[0].weights, check_of(projection, parts[0], offsets)
         batch, _, query, _ = weights.shape
@@ -209,7 +211,7 @@ class RecordReader:
     def _positions_of(self, call: Joined, axis: str) -> tuple[Positions | None, str]:
         """Where the query or key axis lies in the input."""
         mixture, layout = call.parts[0].mixture, call.layout
-        if len(call.parts) > 1:
+        if len(call.parts) > 1 or call.over_keys is not None:
             numbered = call.queries if axis == "query" else call.keys
             if numbered.rows is None or numbered.anchor is None:
                 return None, numbered.unknown
@@ -300,7 +302,7 @@ def _mixed_values(call: Joined) -> MixedValues | None:
         if mixture.edge is None:
             return None
         found.append(MixedValues(mixture.edge, mixture.steps, mixture.lead, part.layout, mixture.live))
-    if len(found) == 1:
+    if len(found) == 1 and call.over_keys is None:
         return found[0]
     whole = call.over_keys is None and all(part.weights.shape[2] == call.weights.shape[2] for part in call.parts)
     return replace(found[0], beside=tuple(found[1:]), arrange=call.arrange, whole=whole)

@@ -39,6 +39,7 @@ def recording(
     refuse_dropout: bool = False,
     beside: Sequence[Tensor] = (),
     calls_only: bool = False,
+    over_windows: bool = False,
 ) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -62,6 +63,8 @@ def recording(
         beside: other tensors that are there before the model runs, such as masks.
         calls_only: read the calls, and follow neither positions nor what an output rests on: for more passes of a model
             of which that is known.
+        over_windows: lay a call within windows alone over all positions, as large as the map of one that attends to
+            all; by default each window is an example of its own.
         refuse_dropout: raise where the model drops anything out, as each of its runs is then another one.
 
     Yields:
@@ -82,7 +85,8 @@ def recording(
     stream = ResidualStream() if blocks else None
     names = Names(model)
     records = Recorded()
-    reader = RecordReader(names, on_record or (lambda record: _kept(records, record)), on_inexact, stream)
+    keep = on_record or (lambda record: _kept(records, record))
+    reader = RecordReader(names, keep, on_inexact, stream, over_windows)
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, calls_only)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:

@@ -6,8 +6,9 @@ their own.  The positions of queries and keys are known for each piece, so
 
     weights[b, h, i, j] = sum over pieces of the weight that query i gives to the key at position j
 
-is the one map of the call.  Where queries read different values at one position (Longformer's ``value`` and
-``value_global``), the keys are all positions once for each set of values.
+is the one map of the call.  Windows alone are one piece, with several groups for each example.  Where queries read
+different values at one position (Longformer's ``value`` and ``value_global``), the keys are all positions once for each
+set of values.
 
 Axes: b batch, h head, q query, k key, e head_dim.
 """
@@ -38,6 +39,8 @@ def _is_in_pieces(pieces: Sequence[Joined]) -> bool:
 
     Rows that two softmaxes write are two attention calls.
     """
+    if len(pieces) == 1:
+        return pieces[0].keys.rows is not None  # asked for where it is in more groups than examples: windows
     in_pieces = False
     for n, one in enumerate(pieces):
         mixture = one.parts[0].mixture
@@ -49,7 +52,7 @@ def _is_in_pieces(pieces: Sequence[Joined]) -> bool:
                 in_pieces = True
         written = sum(other.parts[0].layout.rows.numel() for other in pieces if other.parts[0].mixture is mixture)
         in_pieces |= written < math.prod(mixture.lead) * mixture.weights.shape[-2]
-    return in_pieces and len(pieces) > 1
+    return in_pieces
 
 
 def _spread(pieces: Sequence[Joined]) -> Joined | None:
@@ -120,18 +123,31 @@ class _Placed:
 
 
 def _rows_of_examples(pieces: Sequence[_Placed], anchor: Anchor) -> Tensor | None:
-    """Which rows W_O wrote for the positions of each example, (b, q) in order; None where examples have other numbers.
+    """Which rows W_O wrote for the positions of each example, (b, q) in their order; None where examples have other
+    numbers.
 
-    Rows of padding that the model has added are left out.
+    None, too, where two rows lie at one position.  Rows of padding that the model has added are left out.  Those of an
+    example's padding that has no weights stay: they lie where other examples have tokens.
     """
-    rows: list[set[int]] = [set() for _ in range(anchor.shape[0])]
+    rows: list[dict[int, int]] = [{} for _ in range(anchor.shape[0])]
     for piece in pieces:
-        real = (piece.queries >= 0).any(1).tolist()
-        for example, tokens, kept in zip(piece.examples.tolist(), piece.one.tokens.tolist(), real, strict=True):
-            rows[example].update(token for token, is_kept in zip(tokens, kept, strict=True) if is_kept)
-    if len({len(of_one) for of_one in rows}) != 1 or not rows[0]:
+        index = torch.where(piece.queries >= 0, piece.queries % anchor.length, NOT_AN_INPUT).amax(1).tolist()
+        for example, tokens, positions in zip(piece.examples.tolist(), piece.one.tokens.tolist(), index, strict=True):
+            for token, position in zip(tokens, positions, strict=True):
+                rows[example][token] = max(position, rows[example].get(token, NOT_AN_INPUT))
+    kept = [{token: position for token, position in of_one.items() if position >= 0} for of_one in rows]
+    if len({len(of_one) for of_one in kept}) != 1:
+        if len({len(of_one) for of_one in rows}) != 1:
+            return None
+        in_order = [sorted(of_one.items()) for of_one in rows]
+        somewhere = [max(position for _, position in of_all) for of_all in zip(*in_order, strict=True)]
+        kept = [
+            {token: position for (token, _), position in zip(of_one, somewhere, strict=True) if position >= 0}
+            for of_one in in_order
+        ]
+    if not kept[0] or any(len(set(of_one.values())) < len(of_one) for of_one in kept):
         return None
-    return torch.tensor([sorted(of_one) for of_one in rows])
+    return torch.tensor([sorted(of_one, key=of_one.__getitem__) for of_one in kept])
 
 
 def _sets_of_values(pieces: Sequence[_Placed], anchor: Anchor) -> list[tuple[int, Tensor]] | None:
@@ -209,7 +225,10 @@ class _Spread:
         return whole
 
     def queries(self) -> Tensor | None:
-        """The number of each query, (b, h, q); None where pieces differ."""
+        """The number of each query, (b, h, q); None where pieces differ.
+
+        Padding that has no weights lies where tokens of other examples do.
+        """
         numbers = [piece.queries[..., None] for piece in self._pieces]
         whole = numbers[0].new_full((*self._shape, numbers[0].shape[1], 1), NOT_AN_INPUT)
         places = self._places(whole.device)
@@ -219,7 +238,10 @@ class _Spread:
             known = tensor.transpose(1, 2)[kept]
             if bool(((known >= 0) & (known != whole[index])).any()):
                 return None
-        return whole.transpose(1, 2)[..., 0]
+        whole = whole.transpose(1, 2)[..., 0]
+        anywhere = (whole % self._length).masked_fill(whole < 0, NOT_AN_INPUT).amax((0, 1))
+        first = torch.arange(len(whole))[:, None, None] * self._length
+        return torch.where((whole < 0) & (anywhere >= 0), first + anywhere, whole)
 
     def reads(self) -> Tensor | None:
         """Which set of values each query reads, (b, q); None where one reads several."""

@@ -14,10 +14,12 @@ from transformers import (
 
 from captum_norm import (
     ALTI,
+    AttentionBlockNorm,
     AttentionNorm,
     AttentionRelevance,
     AttentionRollout,
     DecompX,
+    GlobEnc,
     LayerAttentionNorm,
     ValueZeroing,
     attention_maps,
@@ -118,16 +120,65 @@ def test_a_batch_with_padding_and_other_global_tokens_is_what_each_text_gives_al
     assert not both[1, 30:].any()
 
 
-def test_windows_are_self_attention_whose_keys_are_no_single_order():
+class InWindows(nn.Module):
+    """Layers that attend within windows of three, every second one within shifted ones; as groups or by a mask."""
+
+    def __init__(self, by_mask=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.by_mask = nn.Embedding(60, 16), by_mask
+        self.layers = nn.ModuleList(
+            [nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True) for _ in range(2)]
+        )
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for shift, layer in enumerate(self.layers):
+            if self.by_mask:
+                apart = torch.block_diag(*torch.ones(x.shape[1] // 3, 3, 3)).roll((shift, shift), (0, 1)) == 0
+                x = layer(x, src_mask=apart)
+            else:
+                windows = x.roll(-shift, 1).unflatten(1, (-1, 3)).flatten(0, 1)
+                x = layer(windows).unflatten(0, (len(x), -1)).flatten(1, 2).roll(shift, 1)
+        return x
+
+
+@pytest.mark.parametrize(
+    "method", [AttentionNorm, AttentionRollout, AttentionBlockNorm, GlobEnc, ALTI, AttentionRelevance]
+)
+def test_windows_alone_are_scored_as_the_same_attention_under_a_mask(method):
+    ids = IDS[:, :24].view(2, 12)
+    chosen = {"target": (3, 1)} if method is AttentionRelevance else {"position": 3}
+    scores = [method(InWindows(by_mask).eval()).attribute(ids, **chosen) for by_mask in (False, True)]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-6)
+    assert 1 < (scores[0] > 0).sum(1).min() < 12
+
+
+def test_maps_of_windows_alone_stay_window_by_window():
     model, nothing = longformer(), torch.zeros_like(IDS)
 
     def local(ids):
         return model(input_ids=ids, global_attention_mask=nothing)
 
-    assert {call.kind for call in attention_maps(local, IDS).calls} == {"self"}
-    with pytest.raises(ValueError, match=r"use a Layer class or attention_maps.*DecompX follows positions"):
-        AttentionNorm(local).attribute(IDS)
+    maps = attention_maps(local, IDS)
+    assert {call.kind for call in maps.calls} == {"self"}
+    assert maps.weights[0].shape[0] == 20  # windows of two queries
     assert adds_up(local, IDS)
+
+
+def test_a_batch_of_windows_with_padding_is_scored_as_each_text_alone():
+    model, mask = longformer(), torch.ones(2, 20, dtype=torch.long)
+    mask[1, 9:], ids = 0, IDS.view(2, 20)
+
+    def local(ids, mask):
+        return model.longformer(ids, attention_mask=mask, global_attention_mask=torch.zeros_like(ids))[0]
+
+    for method in (AttentionNorm, ALTI):
+        both = method(local).attribute(ids, additional_forward_args=(mask,))
+        for row, length in ((0, 20), (1, 9)):
+            alone = method(local).attribute(ids[row : row + 1, :length], additional_forward_args=(mask[:1, :length],))
+            torch.testing.assert_close(both[row : row + 1, :length], alone, rtol=1e-4, atol=1e-6)
+        assert not both[1, 9:].any()
 
 
 def test_block_sparse_attention_is_one_map_over_all_positions():
@@ -150,22 +201,29 @@ def test_block_sparse_attention_is_one_map_over_all_positions():
         ValueZeroing(model).attribute(IDS)
 
 
-def test_pooled_windows_are_refused_for_what_no_position_helps_against():
-    class Windows(nn.Module):
+@pytest.mark.parametrize("sorts", [True, False])
+def test_a_maximum_over_rows_is_refused_last_for_a_position_helps_against_it(sorts):
+    class Pooled(nn.Module):
         def __init__(self):
             super().__init__()
             self.table, self.qkv, self.o = nn.Embedding(60, 16), nn.Linear(16, 48), nn.Linear(16, 16)
 
         def forward(self, ids):
-            q, k, v = self.qkv(self.table(ids).unflatten(1, (-1, 4)).flatten(0, 1)).chunk(3, -1)
+            x = self.table(ids).unflatten(1, (-1, 4)).flatten(0, 1)
+            q, k, v = self.qkv(x.sort(1).values if sorts else x).chunk(3, -1)
             mixed = (q @ k.mT).softmax(-1) @ v
             return self.o(mixed.unflatten(0, (len(ids), -1)).flatten(1, 2)).amax(1)
 
     torch.manual_seed(0)
-    model = Windows().eval()
-    with pytest.raises(ValueError, match=r"not known to be input positions.*DecompX follows positions"):
-        AttentionNorm(model).attribute(IDS)
+    model = Pooled().eval()
     assert LayerAttentionNorm(model, model).attribute(IDS).shape[-2:] == (4, 4)
+    if sorts:
+        with pytest.raises(ValueError, match=r"not known to be input positions.*DecompX follows positions"):
+            AttentionNorm(model).attribute(IDS)
+        return
+    with pytest.raises(ValueError, match=r"in a way that was not followed.*position=<row>"):
+        AttentionNorm(model).attribute(IDS)
+    assert AttentionNorm(model).attribute(IDS, position=6)[0].nonzero()[:, 0].tolist() == [4, 5, 6, 7]
 
 
 def lxmert():

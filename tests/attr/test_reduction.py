@@ -29,19 +29,21 @@ def test_keys_that_are_not_known_are_refused_with_the_reason(aggregate, monkeypa
         AttentionNorm(nn.Identity(), aggregate=aggregate).attribute(torch.ones(2, 3))
 
 
-def test_a_mask_that_becomes_known_late_is_refused_where_it_moves_the_row_that_is_explained(monkeypatch):
-    """Rows of the first call were cut out before its mask was known; the mean would be of different tokens' rows."""
+def test_rows_that_were_cut_out_before_their_mask_was_known_are_asked_for_again(monkeypatch):
+    """As where a text attends to a picture first, and its padding is seen where it attends to itself."""
     first, second = drawn(), drawn()
     real = torch.tensor([[True, True, True], [False, True, True]])
     late = replace(second, query_mask=real, key_mask=real)
     monkeypatch.setattr("captum_norm.attr._base.recording", recording_of(first, late))
     method = AttentionNorm(nn.Identity())
-    with pytest.raises(ValueError, match="known only after their first attention call"):
-        method.attribute(torch.ones(2, 3))
-    # A row that is named is the same row before and after.
     clean = [replace(record, query_mask=real, key_mask=real) for record in (first, second)]
     norms = [AttentionNorm(nn.Identity()).measure(without_padding(record)) for record in clean]
-    close(method.attribute(torch.ones(2, 3), position=2)[1], (norms[0] + norms[1])[1, 2] / 2)
+    mean = (norms[0] + norms[1]) / 2
+    close(method.attribute(torch.ones(2, 3)), torch.stack([mean[0, 0], mean[1, 1]]))
+    # A row that is named is the same row before and after; a mean would be of different tokens' rows.
+    close(method.attribute(torch.ones(2, 3), position=2)[1], mean[1, 2])
+    with pytest.raises(ValueError, match="known only after their first attention call"):
+        method.attribute(torch.ones(2, 3), position="mean")
 
 
 def test_a_mask_that_becomes_known_late_is_no_matter_where_the_row_stays(monkeypatch):

@@ -166,7 +166,7 @@ def test_a_map_that_reads_the_softmax_axis_gives_no_weights(read):
     assert records == []
 
 
-def test_values_chosen_with_the_largest_weights_are_no_input_positions():
+def test_values_chosen_with_the_largest_weights_are_at_the_positions_that_they_were_chosen_from():
     def chosen(m, x):
         q, k, v = m.split(x)
         top, index = weights(q, k).topk(2, -1)
@@ -175,5 +175,9 @@ def test_values_chosen_with_the_largest_weights_are_no_input_positions():
         return m.o(join((top.unsqueeze(-2) @ some).squeeze(-2)))
 
     attention, x = Attention(chosen).eval(), torch.randn(BATCH, LENGTH, MODEL)
-    with pytest.raises(ValueError, match="not known to be input positions: its keys come in 10 groups of 2"):
-        captum_norm.AttentionNorm(attention).attribute(x)
+    dense = Attention(lambda m, x: m.o(join(largest(weights(*m.split(x)[:2])) @ m.split(x)[2]))).eval()
+    dense.load_state_dict(attention.state_dict())
+    assert captum_norm.attention_maps(attention, x).weights[0].shape == (BATCH * LENGTH, HEADS, 1, 2)
+    for position in (0, LENGTH - 1):
+        scores = [captum_norm.AttentionNorm(m).attribute(x, position=position) for m in (attention, dense)]
+        torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-6)

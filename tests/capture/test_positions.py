@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartModel
 
+from captum_norm.attr import AttentionNorm
 from captum_norm.capture import recording
 from tests.capture.hand_written import BATCH, HEAD_DIM, HEADS, LENGTH, MODEL, Attention, join, weights
 
@@ -71,6 +72,49 @@ def test_keys_that_were_moved_are_where_they_went_or_unknown(move, index):
 
 def _layer():
     return nn.TransformerEncoderLayer(MODEL, HEADS, 16, batch_first=True)
+
+
+def test_examples_that_keep_other_positions_are_given_one_at_a_time():
+    """As where patches are left out at random."""
+    kept = torch.tensor([[3, 0, 1], [2, 4, 0]])
+
+    def write(m, x):
+        some = x.gather(1, kept[: len(x), :, None].expand(-1, -1, MODEL))
+        q, k, v = (f(some).unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        return m.o(join(weights(q, k) @ v))
+
+    attention, x = Attention(write).eval(), torch.randn(BATCH, LENGTH, MODEL)
+    with pytest.raises(ValueError, match="examples order their keys differently: give it one example at a time"):
+        AttentionNorm(attention).attribute(x)
+    scores = AttentionNorm(attention).attribute(x[:1], position=0)
+    assert (scores[0].sum(-1) > 0).tolist() == [True, True, False, True, False]
+
+
+def test_examples_one_behind_the_other_are_given_one_at_a_time():
+    """As pictures in one row of patches: the way out that is named is taken."""
+    layer, cut, patches = _layer().eval(), nn.Conv3d(3, MODEL, 2, stride=2), torch.randn(8, 3, 2, 2, 2)
+
+    def packed(x):
+        return layer(cut(x).flatten(1).unflatten(0, (-1, 4))).flatten(0, 1)
+
+    with pytest.raises(ValueError, match=r"one behind the other, .*lambda x: model\(x\[0\]\)\[None\], on inputs"):
+        AttentionNorm(packed).attribute(patches)
+    row = AttentionNorm(lambda x: packed(x[0])[None]).attribute(patches[None, 4:], position=1)
+    vectors = cut(patches[4:]).flatten(1)[None]
+    assert torch.allclose(row.sum((2, 3, 4, 5)), AttentionNorm(layer).attribute(vectors, position=1).sum(2), atol=1e-6)
+
+
+def test_examples_that_a_model_puts_into_one_row_are_given_one_at_a_time():
+    layer, x = _layer().eval(), torch.randn(2, 3, MODEL)
+
+    def in_one_row(x):
+        mask = torch.block_diag(*torch.ones(len(x), 3, 3)) == 0
+        return layer(x.flatten(0, 1)[None], src_mask=mask)
+
+    with pytest.raises(ValueError, match="one behind the other in one row: give it one example at a time"):
+        AttentionNorm(in_one_row).attribute(x)
+    row = AttentionNorm(in_one_row).attribute(x[:1], position=1)
+    assert torch.allclose(row, AttentionNorm(layer).attribute(x[:1], position=1), atol=1e-6)
 
 
 def test_windows_are_no_input_positions():

@@ -537,7 +537,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/_rows_asked.py",
-        ("if not torch.equal(rows.cpu()", "if False and not torch.equal(rows.cpu()"),
+        ("return not torch.equal(rows.cpu()", "return False and not torch.equal(rows.cpu()"),
         tests="attr/test_reduction.py",
     ),
     *changes_of(
@@ -553,7 +553,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "attr/_reduction.py",
         ("if weights is None and read.rows is not None:", "if False:"),
-        tests="attr/test_answer.py",
+        ("one.of_inputs or isinstance(one.sequence, int) or", "not isinstance(one.sequence, str) or"),
+        tests="attr/test_answer.py attr/test_beside_the_answer.py",
     ),
     *changes_of(
         "attr/_sequences.py",
@@ -754,6 +755,8 @@ CHANGES: list[Change] = [
         ("torch.equal(written[seen], known[seen])", "True"),
         ("reads * anchor.length + queries", "queries"),
         ("if not any(softmax in theirs.softmaxes for softmax in mixture.softmaxes):", "if False:"),
+        ("sorted(of_one, key=of_one.__getitem__)", "sorted(of_one)"),
+        ("torch.where((whole < 0) & (anywhere >= 0), first + anywhere, whole)", "whole"),
         tests="capture/test_written_in_pieces.py attr/test_as_they_are_used.py",
     ),
     *changes_of(
