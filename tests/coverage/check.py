@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.forward.outputs import output_tensor
 from captum_norm.proof import Prover, compare_attentions
-from tests.coverage.inputs import Inputs, candidates, sizes
+from tests.coverage.inputs import BATCH, Inputs, candidates, sizes
 from tests.coverage.methods import METHODS, asked
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
@@ -169,7 +169,14 @@ def _record(model: PreTrainedModel, inputs: Inputs, result: Result) -> list[Atte
 
 
 class Explained(nn.Module):
-    """A model as a function of its main input alone, (batch, ...), with the tensor that is explained."""
+    """A model as a function of its main input alone, (batch, ...), with the tensor that is explained.
+
+    Pictures that a model takes one behind the other in one row have no axis of examples: the first of them is given,
+    with one in front.
+
+    Attributes:
+        given: the main input.
+    """
 
     def __init__(self, model: PreTrainedModel, inputs: Inputs) -> None:
         super().__init__()
@@ -177,21 +184,46 @@ class Explained(nn.Module):
         main = main if isinstance(main, list) else [main]
         names = (*main, *(n for n in inputs if isinstance(inputs[n], Tensor) and "mask" not in n))
         self.model, self.name = model, next(name for name in names if isinstance(inputs.get(name), Tensor))
-        self.others = {name: value for name, value in inputs.items() if name != self.name}
+        self.given, self.others = inputs[self.name], {n: value for n, value in inputs.items() if n != self.name}
+        self.is_packed = any(n in PACKED and len(value) < len(self.given) for n, value in self.others.items())
+        if self.is_packed or model.config.model_type in IN_ONE_ROW:
+            count = len(self.given) // BATCH
+            self.others = {n: _first(value, count) for n, value in self.others.items()}
+            self.given = self.given[None, :count] if self.is_packed else self.given[:count]
 
     def forward(self, given: Tensor) -> Tensor:
         torch.manual_seed(0)
-        output = self.model(**{self.name: given}, **self.others)
-        explained = output_tensor(output, axes=1)
-        return next(t for t in tensors(output) if t.is_floating_point()) if explained is None else explained
+        output = self.model(**{self.name: given[0] if self.is_packed else given}, **self.others)
+        if EXPLAINED.get(self.model.config.model_type) in output:
+            return output[EXPLAINED[self.model.config.model_type]]
+        found = output_tensor(output, axes=1)
+        found = next(t for t in tensors(output) if t.is_floating_point()) if found is None else found
+        return found[None] if self.is_packed and len(found) > 1 else found
+
+
+PACKED = ("grid_thw", "spatial_shapes", "target_sizes")
+"""Arguments with a row for each picture, where the pictures' patches lie one behind the other."""
+
+IN_ONE_ROW = ("pixtral",)
+"""Types that put pictures into one row themselves."""
+
+EXPLAINED = {"flava": "text_embeddings", "pe_audio": "text_audio_embeds", "tipsv2": "text_embeds"}
+"""What is explained where the first output is not made of the main input, or counts other examples than it does."""
+
+
+def _first(value: Any, count: int) -> Any:
+    """What is given of the first picture, of several of so many patches each."""
+    if not isinstance(value, Tensor):
+        return value
+    return value[: count if len(value) == BATCH * count else 1]
 
 
 def _answers(model: PreTrainedModel, inputs: Inputs) -> dict[str, str]:
     explained = Explained(model, inputs)
-    given = inputs[explained.name]
     with torch.no_grad():
-        target = (0,) * (explained(given).ndim - 1)
-    return {method: asked(method, explained, given, target[0] if len(target) == 1 else target) for method in METHODS}
+        target = (0,) * (explained(explained.given).ndim - 1)
+    chosen = target[0] if len(target) == 1 else target
+    return {method: asked(method, explained, explained.given, chosen) for method in METHODS}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -234,6 +234,8 @@ def images(shapes: Shapes, names: dict[str, bool]) -> Iterator[Inputs]:
             )
         } | more
     yield {name: shapes.picture(BATCH)} | extras
+    if sizes(shapes.vision, "num_frames"):
+        yield {name: shapes.picture(BATCH, shapes.frames)}
     if extras:
         yield {name: shapes.picture(BATCH)}
     if "aspect_ratio_ids" in names:

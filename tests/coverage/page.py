@@ -11,6 +11,7 @@ import transformers
 
 from tests.coverage.check import Result
 from tests.coverage.methods import METHODS, missing, reason
+from tests.coverage.refusals import STILL_REFUSED, rightly_refused
 
 STATUS = {
     "exact": "every attention call read exactly",
@@ -52,6 +53,8 @@ def page(results: Sequence[Result]) -> str:
     ]
     parts += _answered([r for r in results if r.answers])
     parts += ["## Refused, though there is an answer", OPEN, _table(["model", "methods", "why"], STILL_REFUSED)]
+    refused = rightly_refused({r.model_type: r.answers for r in results if r.answers})
+    parts += ["## Rightly refused", RIGHTLY, _table(["types", "what they are", "which"], refused)] if refused else []
     titles = {
         "refused": "Refused",
         "overlooked": "Overlooked",
@@ -128,26 +131,17 @@ LONG = (
 """What the first part does not show."""
 
 OPEN = (
-    "Those that were found: refused by name, never wrongly read, but more than the method's definition asks for. Not"
-    " counted are pictures packed into one row without an axis of examples (the vision towers of GLM, Pixtral, Qwen-VL:"
-    " give one at a time), residuals that are gated or kept in several streams (Muse Spark, HY V4), and streams side by"
-    " side (LiLT)."
+    "Those that were found, one by one: refused by name, never wrongly read, but more than the method's definition asks"
+    " for. Not counted are residuals that are gated or kept in several streams (Muse Spark, HY V4), and streams side by"
+    " side (LiLT). Pictures that a model takes one behind the other, without an axis of examples (the vision towers of"
+    " GLM, Pixtral, Qwen-VL), were given one at a time, as its error says."
 )
 """What the table of :data:`STILL_REFUSED` holds."""
 
-STILL_REFUSED = (
-    ("bridgetower", "those that compose calls",
-     "its bridges add a layer of each tower to a stream of the cross-modal encoder: a sum of several layers"),
-    ("gemma4_vision", "those of one row",
-     "patches are pooled by a matrix behind the last layer, which is not followed; position= answers"),
-    ("mobilebert", "all but maps",
-     "each row begins as three neighbouring tokens side by side, and is not told to be the middle one's"),
-    ("mllama, picture beside text", "all but maps",
-     "its cross-attention reads two tiles in one row, which are not told to be of one example"),
-    ("timm's CaiT", "all but maps and DecompX",
-     "its class token joins the tokens late and alone asks: its calls have no mean with those before, and no rows"),
-)  # fmt: skip
-"""(model, methods, why): what is refused although there is an answer."""
+RIGHTLY = (
+    "The other types for which calls are composed by no method, by what they are: their definitions have no answer in"
+    " positions of the input."
+)
 
 LIBRARIES = "## Models of other libraries"
 """The heading of the page's second part, which :mod:`tests.coverage.libraries` writes."""

@@ -94,7 +94,7 @@ def check_rows(model_type: str) -> RowsResult:
                        blocks=True):  # fmt: skip
             forward(model, inputs)
         if result.calls:
-            _compare_answers(Explained(model, inputs), inputs, result)
+            _compare_answers(Explained(model, inputs), result)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     result.reason = "" if result.calls else str(refused[0])[:240] if refused else "no softmax attention"
@@ -138,8 +138,8 @@ def _rows_of(whole: Tensor, rows: slice | Tensor) -> Tensor:
     return whole.take_along_dim(index, -2)
 
 
-def _compare_answers(explained: Explained, inputs: Any, result: RowsResult) -> None:
-    given = inputs[explained.name]
+def _compare_answers(explained: Explained, result: RowsResult) -> None:
+    given = explained.given
     for name, method in METHODS.items():
         try:
             whole = method(explained).attribute(given, position="all")

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from tests.coverage.check import Result, check
 from tests.coverage.page import libraries_part, page, summary
+from tests.coverage.refusals import answered_anyway
 
 MEMORY = 8 << 30  # bytes of address space per process
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = options.output.read_text() if options.output.exists() else ""
         _write(options.output, page(results) + libraries_part(before))
     print(summary(results))
+    for name in answered_anyway({r.model_type: r.answers for r in results if r.answers}):
+        print(f"{name} is told to be refused, and has an answer")
     return 1 if any(r.status == "wrong" for r in results) else 0
 
 

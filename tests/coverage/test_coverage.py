@@ -19,9 +19,11 @@ from torch import nn
 from captum_norm.capture import AttentionRecord, recording
 from captum_norm.proof import Prover, compare_attentions
 from tests.coverage import formats, libraries
-from tests.coverage.check import Result, build, check, forward
+from tests.coverage.check import Explained, Result, build, check, forward
 from tests.coverage.library_models import Example
+from tests.coverage.methods import asked
 from tests.coverage.page import libraries_part, page
+from tests.coverage.refusals import answered_anyway, rightly_refused
 from tests.coverage.rows import check_rows
 from tests.coverage.run import load, run
 from tests.coverage.tiny import tiny_config
@@ -176,8 +178,30 @@ def test_a_page_says_exact_refused_none_and_unbuilt(tmp_path):
         "requires the timm library",
         "| bert | BertModel |",
         "| ALTI | 1 | 1 a call is refused |",
+        "| 1 | patches overlap, or are merged or pooled on the way",
     ):
         assert words in text
+
+
+def test_types_are_told_apart_by_what_keeps_calls_from_being_composed():
+    mixed = "ValueError: positions are mixed by {}"
+    answers = {"bert": "", "swin": "no", "bridgetower": "no", "jamba": mixed.format("mul in 'layers.0.mamba'"),
+               "sam_vision_model": mixed.format("conv2d (neighbours, kernel (3, 3))"), "new": "no"}  # fmt: skip
+    rows = rightly_refused({name: {"AttentionRollout": why} for name, why in answers.items()})
+    kinds = {types: kind for _, kind, types in rows}
+    starts = {"swin": "patches", "jamba": "hybrids", "sam_vision_model": "convolutions", "new": "not gone"}
+    assert set(kinds) == set(starts)
+    for name, start in starts.items():
+        assert kinds[name].startswith(start)
+    assert list(answered_anyway({"swin": {"AttentionRollout": ""}, "bert": {"AttentionRollout": ""}})) == ["swin"]
+
+
+def test_pictures_one_behind_the_other_are_asked_for_one_at_a_time():
+    model, inputs = build("qwen2_5_vl_vision", Result("qwen2_5_vl_vision"))
+    explained = Explained(model, inputs)
+    assert len(inputs["hidden_states"]) == 2 * explained.given.shape[1]
+    assert explained(explained.given).shape[:2] == (1, 16)
+    assert asked("AttentionNorm", explained, explained.given, None) == ""
 
 
 def test_the_page_of_libraries_is_the_second_part_and_stays_when_the_first_is_written_anew(tmp_path):
