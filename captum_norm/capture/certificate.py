@@ -86,7 +86,7 @@ def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None
 
 def _values_along(values: Tensor, read: Tensor) -> Tensor:
     """V_h (W_O_h r), (batch, head, key)."""
-    return torch.einsum("bhke,he->bhk", values.to(read.dtype), read)
+    return (read[:, None] @ values.to(read.dtype).mT)[:, :, 0]
 
 
 def _summed(weights: Tensor, along_r: Tensor, gate: Tensor | None) -> Tensor:

@@ -126,15 +126,18 @@ class HiddenWeights:
         if self.mask is not None:
             mask = self.mask if self.mask.shape[-2] == 1 else _rows_of(self.mask, rows, self._lead)
             mask = mask[..., :keys] if mask.shape[-1] > 1 else mask
-            scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+            scores.add_(_added(mask, scores.dtype))
         nothing = None if self.mask is None or not keys else scores.amax(-1, keepdim=True) == -math.inf
         # In place where that is known to be sound: on a CPU fresh memory costs more than the softmax itself.
         weights = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
-        weights = weights if nothing is None else weights.masked_fill_(nothing, 0.0)
+        if nothing is not None and bool(nothing.any()):
+            weights = weights.masked_fill_(nothing, 0.0)
         return _with_nothing_behind(weights, self.shape[-1])
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """q k^T, (..., head, row, key); heads of a group side by side, so that no key is repeated for them."""
+        if len(key) > 1:  # torch copies the examples' keys for one product, and takes longer over columns of them
+            key = key.contiguous()
         if not self._grouped:
             scores = query @ key.mT
         else:
@@ -144,6 +147,13 @@ class HiddenWeights:
             scores = scores.view(*scores.shape[:-3], heads, rows, scores.shape[-1])
         wide = (*self._lead, *scores.shape[-2:])  # where a mask has more examples or heads than queries and keys
         return scores if scores.shape == wide else scores.expand(wide).clone()
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores, as torch's kernels do: writing where it says so takes several times as long."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
 
 
 def _with_nothing_behind(weights: Tensor, keys: int) -> Tensor:

@@ -90,13 +90,15 @@ def _count(loaded: Loaded, paragraphs: Sequence[str], max_tokens: int, batch_siz
 
     # These stand for a word of the text, unlike those that the tokenizer puts around it.
     words = {loaded.tokenizer.unk_token, loaded.tokenizer.mask_token}
-    counter = ShareCounter(loaded.text_model())
+    counter, known = ShareCounter(loaded.text_model()), dict[int, str]()
     with tqdm(total=len(paragraphs), unit="seq", disable=None, leave=False) as progress:
         for encoding in _batches(loaded, paragraphs, max_tokens, batch_size):
-            found = [token_classes(ids, loaded.tokenizer) for ids in encoding["input_ids"]]
-            classes = [["other" if name in words else name for name in names] for names in found]
-            counter.add(encoding, classes)
-            progress.update(len(classes))
+            ids = encoding["input_ids"].tolist()
+            new = list({one for row in ids for one in row} - known.keys())
+            found = token_classes(new, loaded.tokenizer)
+            known |= {one: "other" if name in words else name for one, name in zip(new, found, strict=True)}
+            counter.add(encoding, [[known[one] for one in row] for row in ids])
+            progress.update(len(ids))
     return counter.result()
 
 
