@@ -50,3 +50,9 @@ def test_entries_that_are_left_out_count_for_nothing():
         expected = spearman(a[example][:, chosen], b[example][:, chosen])
         torch.testing.assert_close(found[example], expected)
     assert found[2].isnan().all()  # one entry has no order
+
+
+def test_entries_that_are_left_out_have_no_rank():
+    among = torch.tensor([[True, True, False, True, True], [False, True, True, True, True]])
+    ranks = average_ranks(torch.tensor([0.2, 0.9, 0.2, 0.5, 0.5]), among)
+    assert ranks.tolist() == [[1, 4, 0, 2.5, 2.5], [0, 4, 1, 2.5, 2.5]]
