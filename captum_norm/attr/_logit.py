@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, square
 from captum_norm.capture import AttentionRecord, Positions
 from captum_norm.functional.aggregate import passed_on
+from captum_norm.functional.precision import full_precision
 from captum_norm.operations.precision import at_least_float32
 
 
@@ -66,7 +67,7 @@ class LogitParts:
         """Take in the logits: of each the gradient with respect to the last state at its row, (batch, logit, model)."""
         parts = [attention_parts(one.row, gradients) for one in self.maps if one.row is not None]
         self.parts = torch.stack([part.to(parts[-1].device) for part in parts], dim=2)
-        with torch.autocast(self.parts.device.type, enabled=False):
+        with full_precision(self.parts.device):
             self.tracked = self._tracked()
 
     def _tracked(self) -> Tensor:

@@ -20,6 +20,7 @@ from captum_norm.attr._kept import KeptCall
 from captum_norm.attr._position import take_rows
 from captum_norm.capture import AttentionCall, AttentionRecord, Positions
 from captum_norm.functional.gram import KeyFactors, kept_once, key_factors
+from captum_norm.functional.precision import full_precision
 from captum_norm.operations.precision import at_least_float32
 
 SequenceName = int | str
@@ -198,10 +199,10 @@ def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, 
     A position has two keys where some queries read values of their own from it (Longformer's global tokens).  Keys that
     one query reads at once stay apart: the norm of a sum is not the sum of the norms.
     """
+    if keys.all_distinct or not keys.all_inputs:
+        return scores, keys
     index = keys.index.to(scores.device)
     positions, place = torch.unique(index, return_inverse=True)
-    if len(positions) == len(index) or bool((index < 0).any()):
-        return scores, keys
     whole = scores.new_zeros(*scores.shape[:-1], len(positions))
     if bool((whole.index_add(-1, place, (scores != 0).to(whole)) > 1).any()):
         return scores, keys
@@ -227,7 +228,7 @@ def without_modules(call: AttentionCall) -> AttentionCall:
 def measured(record: AttentionRecord, measure: MeasureFunction) -> Tensor:
     """A measure of a record, (batch, ..., query, key), with zeros at padding."""
     # The model may be running under autocast, which would take products to half precision.
-    with torch.autocast(record.device.type, enabled=False):
+    with full_precision(record.device):
         scores = measure(without_padding(record))
     if record.block is None or record.query_mask is None:
         return scores

@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, SequenceName, check_same_keys, rows_of, square
 from captum_norm.capture import AttentionCall, Positions
 from captum_norm.functional.aggregate import cross_shares, passed_on, with_identity
+from captum_norm.functional.precision import full_precision
 from captum_norm.functional.relevance import crossed
 from captum_norm.functional.stacks import identity
 
@@ -117,7 +118,7 @@ class Rollout(Paths):
         step = next(iter(self._steps.get(route[0]) or self._reach[route[0]].values()))
         device = step.record.device if isinstance(step, LaterMap) else step.device
         # attribute() may stand in an autocast region, which would take products to half precision.
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             return super().result(route, rows)
 
     def _advance(self, one: CallMap | LaterMap) -> None:

@@ -61,6 +61,7 @@ from captum_norm.capture import (
     Recorded,
 )
 from captum_norm.forward.outputs import output_tensor
+from captum_norm.functional.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class Reduction:
         residual = None if one.residual is None else one.residual.to(self._device)
         one = replace(one, scores=one.scores.to(self._device), residual=residual)
         # The model may be running under autocast, which would take products of maps to half precision.
-        with torch.autocast(self._device.type, enabled=False):
+        with full_precision(self._device):
             self._aggregate.add(one)
 
     def position_read(self, given: Sequence[Tensor]) -> PositionType:

@@ -153,7 +153,7 @@ class RowsAsked:
         None where all rows are, or the sequence is no text, such as a picture with its class token.
         """
         known = self._queries.get(queries)
-        if known is None or queries not in self.texts:
+        if known is None or known.all_inputs or queries not in self.texts:
             return None
         rows = (known.index >= 0).nonzero()[:, 0].cpu()
         in_order = torch.equal(known.index[rows].cpu(), torch.arange(len(rows)))

@@ -22,6 +22,7 @@ from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._sequences import KindType
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.functional import gradient_weights
+from captum_norm.functional.precision import full_precision
 
 
 class AttentionRelevance(MapMethod):
@@ -224,5 +225,5 @@ def _of_weights(record: AttentionRecord, gradients: Sequence[Tensor]) -> Tensor:
     dtype = torch.promote_types(record.values.dtype, torch.float32)
     values = record.values.to(dtype)
     mixed = record.mixed.arranged(gradients, values.shape[-1]).to(dtype)
-    with torch.autocast(values.device.type, enabled=False):
+    with full_precision(values.device):
         return mixed @ values.mT

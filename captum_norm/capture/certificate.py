@@ -17,6 +17,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from captum_norm.capture.record import Certificate, InexactCaptureError
 from captum_norm.capture.weights import Rows
@@ -49,7 +50,7 @@ def tolerance_for(dtype: torch.dtype, keys: int, beside: float = 0.0) -> float:
 
 
 class Probe:
-    """One random direction for each size of model space.
+    """One random direction for each size of model space, as long as ones would be: y . r is about ||y||'s size.
 
     Drawn from a generator of its own: the user's random state is never touched.  W_O r is remembered for parameters,
     so that later recordings of the same model need not read W_O again.
@@ -60,11 +61,12 @@ class Probe:
         self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def direction(self, size: int, like: Tensor) -> Tensor:
-        """(model,) of normal numbers in at least float32, on the device of ``like``."""
+        """(model,) of length sqrt(model) in at least float32, on the device of ``like``."""
         key = (size, at_least_float32(like.dtype), like.device)
         if key not in self._directions:
             generator = torch.Generator(device="cpu").manual_seed(self._seed + size)
             drawn = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+            drawn *= size**0.5 / vector_norm(drawn)
             self._directions[key] = drawn.to(device=like.device, dtype=key[1])
         return self._directions[key]
 
@@ -104,7 +106,7 @@ class Check:
         values, W_O, gate: as in a record.
         reads: W_O r as it is remembered, and as it is read anew where that fails.
         actual: (y - b_O - rest) . r, (batch, query).
-        size: of the attention part, over all queries.
+        size: of the attention part, the largest of all queries.
         tolerance: what is allowed of it.
     """
 
@@ -113,7 +115,7 @@ class Check:
     gate: Tensor | None
     reads: Sequence[Callable[[], Tensor]]
     actual: Tensor
-    size: Tensor
+    size: float
     tolerance: float
 
     def certificate(self, weights: Tensor, rows: Rows) -> Certificate:
@@ -199,6 +201,6 @@ def _read_along(W_O: Tensor, r: Tensor) -> Tensor:
     return (W_O.to(r.dtype).flatten(0, 1) @ r).view(W_O.shape[:2])
 
 
-def relative_error(expected: Tensor, actual: Tensor, size: Tensor) -> float:
-    """max |expected - actual| / max(size): how far off, as a part of the attention part's own size."""
-    return float((expected - actual).abs().max() / size.max().clamp_min(torch.finfo(size.dtype).tiny))
+def relative_error(expected: Tensor, actual: Tensor, size: float) -> float:
+    """max |expected - actual| / size: how far off, as a part of the attention part's own size."""
+    return float(vector_norm(expected - actual, torch.inf)) / max(size, torch.finfo(expected.dtype).tiny)

@@ -28,6 +28,7 @@ from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.storages import storage_of
 
 _ADDS = names_of(OperationKind.SUM) | {"lerp"}
 _SUMS = _ADDS | {"addcmul", "addmm", "baddbmm"}
@@ -106,7 +107,7 @@ class Chain:
         """The marks of these tensors together."""
         marks = 0
         for tensor in tensors:
-            marks |= self._marks.get(self._reach.storage(tensor), 0)
+            marks |= self._marks.get(storage_of(tensor), 0)
         return marks
 
     def begin(self, tensor: Tensor) -> None:
@@ -168,7 +169,7 @@ class Chain:
 
     def _mark(self, out: Tensor, marks: int, whole: bool = True) -> None:
         """Give a result its marks; in a storage that holds something else, beside those that are there."""
-        storage = self._reach.hold(out)
+        storage = self._reach.storages.hold(out)
         if not storage:
             return
         if not whole or out.numel() * out.element_size() < out.untyped_storage().nbytes():

@@ -35,6 +35,7 @@ from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, along, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
+from captum_norm.operations.storages import storage_of
 
 OperationRule = Callable[[Operation], None]
 Rule = Callable[["Dataflow", Operation], None]
@@ -230,9 +231,9 @@ class Dataflow:
 
     def is_held(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer of a module that is running, or a view of one."""
-        storage = self.reach.storage(tensor)
+        storage = storage_of(tensor)
         held = (one for module, _ in self.callers for one in (*module._parameters.values(), *module._buffers.values()))
-        return any(storage == self.reach.storage(one) for one in held if one is not None)
+        return any(storage == storage_of(one) for one in held if one is not None)
 
     def is_constant(self, tensor: Tensor, beside: Tensor) -> bool:
         """Whether a tensor is made of no input, in contrast to the one beside it (a table of position embeddings)."""

@@ -5,6 +5,8 @@ Where queries and keys come from tells cross-attention; whether any query looks 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class KindReader:
             return "cross"  # queries of the module's own, such as a pooling head's; in more groups they are windows
         if queries is None and keys is not None and theirs is not None and numbers is not None:
             return "causal" if _looks_back(weights.whole(), numbers % theirs.anchor.length, keys) else "self"
-        written = queries is not None and bool((queries.index < 0).any())  # behind the input, as generation goes on
+        written = queries is not None and not queries.all_inputs  # behind the input, as generation goes on
         if queries is None or keys is None or queries.source != keys.source or written:
             queries = keys = None
             if query != key and not (query < key and has_cache(mixture.callers)):
@@ -120,8 +122,10 @@ class _Ahead:
             return not len(self.rows)  # one step of generation
         if not len(self.rows) or (weights.queries_in_order and self._is_forbidden(weights.weights)):
             return True
-        if read is not None and self._looks(read.weights[:, 0], torch.tensor(read.numbers))[0]:
-            return False
+        if read is not None:
+            looks = self._first_looks(read) or self._looks(read.weights[:, 0], torch.tensor(read.numbers))[0]
+            if looks:
+                return False
         told = len(self.rows) == 1
         for rows in _split(self.rows):
             looks, tells = self._looks(weights.at(_for_all(rows, weights.shape[0]))[:, 0], rows)
@@ -129,6 +133,17 @@ class _Ahead:
                 return False
             told = told or tells
         return told
+
+    def _first_looks(self, read: ReadRows) -> bool:
+        """Whether the first query gives weight to a later key in the first example, as that of an encoder does."""
+        row = read.weights[0, 0, 0]
+        ahead = row[self._behind_first.to(row.device)]
+        return bool(ahead.any()) and bool(row.amax() != row.amin())
+
+    @cached_property
+    def _behind_first(self) -> Tensor:
+        """The keys that come after the first query."""
+        return (self.keys > self.queries[0]).nonzero()[:, 0]
 
     def _looks(self, weights: Tensor, rows: Tensor) -> tuple[bool, bool]:
         """Whether a query gives weight to a later key, and whether any tells; weights (batch, row, key)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ class Layout:
     in_order: bool
     columns_in_order: bool
     values_in_order: bool
+
+    @cached_property
+    def tokens_in_order(self) -> bool:
+        """Whether the projection's rows are those of example 0, then those of example 1, ...."""
+        return torch.equal(self.tokens.flatten(), torch.arange(self.tokens.numel(), device=self.tokens.device))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -99,7 +99,7 @@ class MaskOrigins:
             if known:
                 found.update((id(one), one) for one in known)
         if found and (is_weights or base_name(op.name) not in _NO_MASKS):
-            for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
+            for out in op.written:
                 self._selections[out] = tuple(found.values())
 
     def _see_choices(self, op: Operation) -> None:
@@ -107,7 +107,7 @@ class MaskOrigins:
         by_size = self.hides_by_size(op)
         if by_size and not states and self._only_moves(op):
             return
-        for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
+        for out in op.written:
             if (not out.is_floating_point() and states) or (by_size and not states):
                 self._chosen[out] = self._any_chosen = True
             elif states and base_name(op.name) in _HIDING:

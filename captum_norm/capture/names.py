@@ -18,6 +18,7 @@ class Names:
 
     def __init__(self, model: Module | None) -> None:
         self._model = model
+        self._seen: WeakKeyDictionary[Module, str] = WeakKeyDictionary()  # by the innermost module that was running
 
     def _root(self, modules: tuple[Module, ...]) -> Module | None:
         return self._model if self._model is not None else (modules[0] if modules else None)
@@ -27,11 +28,12 @@ class Names:
         root = self._root(modules)
         if root is None or not modules:
             return ""
-        for module in reversed(modules):
-            name = self._name_of(module, root)
-            if name is not None:
-                return name or type(module).__name__
-        return type(modules[-1]).__name__
+        known = self._seen.get(modules[-1])
+        if known is None:
+            named = ((self._name_of(module, root), module) for module in reversed(modules))
+            name, module = next((one for one in named if one[0] is not None), ("", modules[-1]))
+            known = self._seen[modules[-1]] = name or type(module).__name__
+        return known
 
     def _name_of(self, module: Module, root: Module) -> str | None:
         names = self._modules.get(root, {})

@@ -23,6 +23,7 @@ from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDI
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.sharded import is_distributed
+from captum_norm.operations.storages import storage_of
 
 _LEAVES_UNWRITTEN = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
 # Another library's, or torch's for quantised weights, of which it is known what they do.
@@ -85,7 +86,7 @@ class OpaqueParts:
     def __init__(self, reach: Reach, names: Names) -> None:
         self.parts: list[Opaque] = []
         self._reach, self._names = reach, names
-        self._known: dict[int, StorageWeakRef] = {}
+        self._storages = reach.storages
         self._bits: dict[int, int] = {}
         self._unwritten: set[int] = set()
         self._looked_through: set[int] = set()
@@ -93,86 +94,79 @@ class OpaqueParts:
 
     def know(self, tensor: Tensor) -> None:
         """A tensor that was there before, or that a seen operation made."""
-        try:
-            storage = tensor.untyped_storage()
-        except (RuntimeError, NotImplementedError):  # a tensor without a storage of its own
-            return
-        if storage._cdata not in self._known:
-            self._known[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self._storages.hold(tensor)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, was there before, or was made by an operation that was seen."""
-        address = _address(tensor)
-        return isinstance(tensor, Parameter) or not address or address in self._known or self._is_held(address)
+        storage = storage_of(tensor)
+        return isinstance(tensor, Parameter) or not storage or storage in self._storages or self._is_held(storage)
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
         bits = 0
-        written = _address(op.tensors[0]) if op.writes else _address(op.kwargs.get("out"))
-        self._unwritten.discard(written)
-        for tensor in op.tensors:
+        if self._unwritten:
+            self._unwritten.discard(op.storages[0] if op.writes else storage_of(op.kwargs.get("out")))
+        for tensor, storage in zip(op.tensors, op.storages, strict=True):
             if tensor.is_floating_point() or tensor.is_complex():
-                address = _address(tensor)
-                if address and address not in self._known:
-                    self._first_sight(op, tensor, address)
-                elif address in self._unwritten and kind_of(op.name) is not OperationKind.MOVE:
-                    self._unwritten.discard(address)
+                if storage and storage not in self._storages:
+                    self._first_sight(op, tensor, storage)
+                elif storage in self._unwritten and kind_of(op.name) is not OperationKind.MOVE:
+                    self._unwritten.discard(storage)
                     self._note(op, tensor, "it reads memory that was not seen to be written")
                 if self._bits:
-                    bits |= self._bits.get(address, 0)
+                    bits |= self._bits.get(storage, 0)
         foreign = "" if op.name in _FOLLOWED else _foreign(op.func)
-        for out in (op.tensors[0], *op.outputs) if op.writes else op.outputs:
+        for out in op.written:
             self.know(out)
             if foreign and self._reach.of_all(op.tensors) > INPUT:
                 self._note(op, out, f"an operation of {foreign!r}, not of torch", constant=False)
             if bits and (out.is_floating_point() or out.is_complex()):
-                address = _address(out)
-                self._bits[address] = self._bits.get(address, 0) | bits
+                storage = storage_of(out)
+                self._bits[storage] = self._bits.get(storage, 0) | bits
         if base_name(op.name) in _LEAVES_UNWRITTEN:
-            self._unwritten |= {_address(out) for out in op.outputs}
+            self._unwritten |= {storage_of(out) for out in op.outputs}
 
     def on_the_way_to(self, tensor: Tensor) -> tuple[Opaque, ...]:
         """The parts that a tensor rests on; one that no seen operation made is one itself."""
-        address = _address(tensor)
-        bits = self._bits.get(address, 0)
+        storage = storage_of(tensor)
+        bits = self._bits.get(storage, 0)
         found = tuple(part for number, part in enumerate(self.parts) if bits >> number & 1)
-        if not found and address and address not in self._known and tensor.is_floating_point():
+        if not found and storage and storage not in self._storages and tensor.is_floating_point():
             return (Opaque("the output", "", "no operation that was seen made it"),)
         return found
 
     def clear(self) -> None:
         """Forget everything but the parts."""
-        self._known.clear()
         self._bits.clear()
 
-    def _first_sight(self, op: Operation, tensor: Tensor, address: int) -> None:
+    def _first_sight(self, op: Operation, tensor: Tensor, storage: int) -> None:
         gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
-        if not isinstance(tensor, Parameter) and not gathered and not self._is_held(address):
+        if not isinstance(tensor, Parameter) and not gathered and not self._is_held(storage):
             self._note(op, tensor, "it takes in numbers that no operation was seen to make")
         self.know(tensor)
 
     def _note(self, op: Operation, tensor: Tensor, why: str, constant: bool = True) -> None:
         module = self._names.module(tuple(caller.module for caller in running_modules()))
         value = tensor.detach().clone() if constant and tensor.numel() <= _SMALL else None
-        address = _address(tensor)
-        self._bits[address] = self._bits.get(address, 0) | 1 << len(self.parts)
-        storage = StorageWeakRef(tensor.untyped_storage()) if constant and address else None  # type: ignore[no-untyped-call]
-        self.parts.append(Opaque(op.name, module, why, value, storage))
+        storage = storage_of(tensor)
+        self._bits[storage] = self._bits.get(storage, 0) | 1 << len(self.parts)
+        held = StorageWeakRef(tensor.untyped_storage()) if constant and storage else None  # type: ignore[no-untyped-call]
+        self.parts.append(Opaque(op.name, module, why, value, held))
 
-    def _is_held(self, address: int) -> bool:
+    def _is_held(self, storage: int) -> bool:
         """Whether a module holds the storage: the innermost, or one of all, which are looked through once."""
         running = running_modules()
         if not running:
             return False
         root, innermost = running[0].module, running[-1].module
-        if any(_address(tensor) == address for tensor in _held(innermost)):
+        if any(storage_of(tensor) == storage for tensor in _held(innermost)):
             return True
         if id(root) not in self._looked_through:
             self._looked_through.add(id(root))
             for module in root.modules():
                 for tensor in _held(module):
                     self.know(tensor)
-        return address in self._known
+        return storage in self._storages
 
 
 def _held(module: Module) -> Iterator[Tensor]:
@@ -180,14 +174,6 @@ def _held(module: Module) -> Iterator[Tensor]:
     for value in module.__dict__.values():
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         yield from (item for item in inside if isinstance(item, Tensor))
-
-
-def _address(tensor: Any) -> int:
-    """What tells a storage from others while it lives; 0 where there is none."""
-    try:
-        return tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else 0
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def _foreign(func: Any) -> str:

@@ -5,11 +5,10 @@ What may be W_O is noted with what it wrote, before the model overwrites that, a
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import Probe
@@ -104,9 +103,8 @@ class Projections:
         y = y.to(r.dtype)
         if projection.bias is not None:
             y = y - projection.bias.detach().to(r.dtype)
-        size = torch.linalg.vector_norm(y, dim=-1) * (torch.linalg.vector_norm(r) / math.sqrt(len(r)))
         depth = how_many_run(projection.mixtures[0].callers)
-        projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=size, depth=depth)
+        projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=vector_norm(y, dim=-1), depth=depth)
         if number_format:
             projection = replace(projection, number_format=number_format, rounding=projection.rounded())
         for mixture in projection.mixtures:

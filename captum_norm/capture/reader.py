@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -311,13 +310,17 @@ def _mixed_values(call: Joined) -> MixedValues | None:
 def check_of(projection: Projection, part: Heads, offsets: list[tuple[Tensor, Tensor]]) -> Check:
     """What the weights of a projection's only heads must reproduce; arguments as for :func:`certify`."""
     r, actual, size, beside = _written(projection, offsets)
-    tokens = part.layout.tokens.to(actual.device)
+    tokens = part.layout.tokens
+    if part.layout.tokens_in_order and len(actual) == tokens.numel():
+        actual = actual.view(tokens.shape)
+    else:
+        actual, size = actual[tokens.to(actual.device)], size[tokens.to(actual.device)]
     parameter = projection.terms[0].parameter
     is_view = same_storage(part.W_O, parameter)
     reads = [partial(read_along, part.W_O, r, known) for known in ((parameter, None) if is_view else (None,))]
-    largest, keys = size[tokens].amax(), part.weights.shape[-1]
-    tolerance = _tolerance(projection, keys, beside, largest)
-    return Check(part.values, part.W_O, part.gate, reads, actual[tokens], largest, tolerance)
+    largest = float(size.amax())
+    tolerance = _tolerance(projection, part.weights.shape[-1], beside, largest)
+    return Check(part.values, part.W_O, part.gate, reads, actual, largest, tolerance)
 
 
 def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tensor, Tensor]]) -> Certificate:
@@ -338,9 +341,10 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
     for of_one, part in zip(tokens, parts, strict=True):
         expected = predicted(part.weights.whole(), part.values, read_along(part.W_O, r), part.gate)
         total.index_add_(0, of_one, expected.flatten().to(total.dtype))
-    error = relative_error(total[rows], actual[rows], size[rows])
+    largest = float(size[rows].amax())
+    error = relative_error(total[rows], actual[rows], largest)
     keys = max(part.weights.shape[-1] for part in parts)
-    tolerance = _tolerance(projection, keys, beside, size[rows].amax())
+    tolerance = _tolerance(projection, keys, beside, largest)
     if error <= tolerance:
         return Certificate(error, tolerance)
     tensors = [tensor for part in parts for tensor in (part.weights.whole(), part.values, part.W_O)]
@@ -356,7 +360,6 @@ def _written(
         raise InexactCaptureError("its output projection was seen only in part")
     # What was added to the attention part was rounded with it: a large bias hides the last digits of a small part.
     beside = 0.0 if projection.bias is None else float(vector_norm(projection.bias.detach().to(r.dtype)))
-    beside *= float(vector_norm(r)) / math.sqrt(len(r))
     for x, W in offsets:
         offset = x.to(r.dtype) @ (W.to(r.dtype) @ r)
         beside += float(offset.abs().max())
@@ -365,11 +368,11 @@ def _written(
     return r, actual, size, beside
 
 
-def _tolerance(projection: Projection, keys: int, beside: float, size: Tensor) -> float:
+def _tolerance(projection: Projection, keys: int, beside: float, size: float) -> float:
     """What rounding explains where this is the largest size of the attention part."""
     formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values.dtype)]
     dtype = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
-    largest = max(float(size), torch.finfo(size.dtype).tiny)
+    largest = max(size, torch.finfo(torch.float32).tiny)
     if projection.rounding / largest > _TOO_ROUNDED:
         raise InexactCaptureError(
             f"its output projection is in {projection.number_format}, whose rounding alone changes what it writes by "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -169,6 +170,16 @@ class Positions:
     index: Tensor
     grid: tuple[int, ...] | None = None
     rows: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def all_inputs(self) -> bool:
+        """Whether every entry of the axis is an input."""
+        return not bool((self.index < 0).any())
+
+    @cached_property
+    def all_distinct(self) -> bool:
+        """Whether no two entries of the axis are one."""
+        return len(torch.unique(self.index)) == len(self.index)
 
 
 FeedForward = Literal["", "behind", "beside", "several", "later"]
@@ -362,9 +373,10 @@ class AttentionRecord:
         """
         batch, _, query, _ = self.shape
         numbers = torch.arange(query)[rows].expand(batch, -1) if isinstance(rows, slice) else rows
-        same = bool((numbers == numbers[:1]).all())
+        same = batch == 1 or isinstance(rows, slice) or bool((numbers == numbers[:1]).all())
         if same and not isinstance(rows, slice) and numbers.shape[1] == 1:
-            rows = slice(int(numbers[0, 0]), int(numbers[0, 0]) + 1)
+            only = int(numbers[0, 0])
+            rows = slice(only, only + 1)
         certificate = self.certificate
         if "weights" in self.__dict__:
             weights = _taken(self.weights, rows)

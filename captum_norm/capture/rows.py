@@ -51,8 +51,8 @@ class Arranged:
         if not self._one_to_one:  # heads in the place of queries, as a static cache leaves them to one query: few
             whole = self.whole()
             return whole[:, :, rows] if isinstance(rows, slice) else whole.gather(2, _for_heads(rows, head, key))
-        if self.layout.in_order and isinstance(rows, slice):
-            found = self.weights.at(rows)
+        if self.layout.in_order and (isinstance(rows, slice) or batch == 1 or not rows.stride(0)):  # alike in all
+            found = self.weights.at(rows if isinstance(rows, slice) else rows[0].to(self.device))
             return found.expand(*self.lead, *found.shape[-2:]).reshape(batch, head, -1, key)
         if isinstance(rows, slice):
             rows = torch.arange(query, device=self.device)[rows].expand(batch, -1)
@@ -65,7 +65,9 @@ class Arranged:
     @cached_property
     def queries_in_order(self) -> bool:
         """Whether query n of the record is query n of the model."""
-        return self._one_to_one and bool((self.layout.queries == torch.arange(self.shape[2])).all())
+        if not self._one_to_one:
+            return False
+        return self.layout.in_order or bool((self.layout.queries == torch.arange(self.shape[2])).all())
 
     @cached_property
     def _one_to_one(self) -> bool:
@@ -120,7 +122,8 @@ class ReadRows:
             asked = rows[0].tolist()
         if not all(number in self.numbers for number in asked):
             return None
-        return self.weights[:, :, [self.numbers.index(number) for number in asked]]
+        where = [self.numbers.index(number) for number in asked]
+        return self.weights[:, :, where[0] : where[0] + 1] if len(where) == 1 else self.weights[:, :, where]
 
 
 def _for_heads(rows: Tensor, head: int, last: int) -> Tensor:

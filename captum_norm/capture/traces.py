@@ -172,8 +172,8 @@ class Projection:
         bias: (model,) added on the way, or None.
         roots: which first projections it goes through; branches that are added have different ones.
         parts_axis: axis of the tensor that still has to be summed (one part per head), or None.
-        r, actual, size: the random direction, (y - bias) . r and ||y - bias|| ||r|| / sqrt(model) of each row, taken
-            the moment y was written; None for a branch.
+        r, actual, size: the random direction, (y - bias) . r and ||y - bias|| of each row, taken the moment y was
+            written; None for a branch.
         depth: how many of the modules that ran at the value product were still running.
         base: what this is with one factor less, where W_O is a product of several.
         is_final: several maps read what it wrote, so that none of them is a factor of W_O.

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_norm.functional.precision import full_precision
 from captum_norm.operations.precision import at_least_float32
 
 Rows = slice | Tensor
-"""Which queries: some in a row of every example, or a tensor of indices for each."""
+"""Which queries: some in a row, or a tensor of indices, (row,) the same for all or (..., row)."""
 
 
 class Weights(Protocol):
@@ -37,8 +38,7 @@ class Weights(Protocol):
         """All of them."""
 
     def at(self, rows: Rows) -> Tensor:
-        """Those of some queries, (..., row, key); rows is a slice or (..., row) long."""
-
+        """Those of some queries, (..., row, key)."""
 
 
 class GivenWeights:
@@ -60,7 +60,7 @@ class GivenWeights:
 
     def at(self, rows: Rows) -> Tensor:
         # One map may serve all heads, of which rows are asked for one by one.
-        lead = self.shape[:-2] if isinstance(rows, slice) else rows.shape[:-1]
+        lead = self.shape[:-2] if isinstance(rows, slice) or rows.ndim == 1 else rows.shape[:-1]
         return _rows_of(self._weights, rows, lead)
 
 
@@ -118,7 +118,7 @@ class HiddenWeights:
         numbers = torch.arange(self.shape[-2], device=self.device)[rows] if isinstance(rows, slice) else rows
         if self.is_causal and isinstance(rows, slice) and len(numbers):  # none sees a key behind the last, all see some
             keys, first = min(keys, int(numbers.amax()) + 1), int(numbers.amin())
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.device):
             scores = self._scores(query, self._key[..., :keys, :].to(dtype))
         if self.is_causal:
             behind = torch.arange(first, keys, device=self.device) > numbers[..., None]
@@ -184,5 +184,7 @@ def _rows_of(tensor: Tensor, rows: Rows, lead: torch.Size) -> Tensor:
     """(..., row, last), with views where there is one slice for all."""
     if isinstance(rows, slice):
         return tensor[..., rows, :]
+    if rows.ndim == 1:
+        return tensor.index_select(-2, rows)
     wide = tensor.expand(*lead, *tensor.shape[-2:])
     return wide.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))

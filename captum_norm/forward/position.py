@@ -71,6 +71,8 @@ def resolve_position(position: Position, mask: Tensor | None, batch: int, length
         >>> resolve_position(-1, None, batch=2, length=3, causal=True)
         tensor([2, 2])
     """
+    if position is None and mask is None:
+        return torch.full((batch,), length - 1 if causal else 0)
     real = real_tokens(mask, batch, length)
     if position is None:
         return length - 1 - real.flip(1).int().argmax(1) if causal else real.int().argmax(1)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.maxflow import max_flows
+from captum_norm.functional.precision import full_precision
 from captum_norm.functional.stacks import check_chain, check_encoder_decoder, check_maps, identity, rows_at
 
 
@@ -68,7 +69,7 @@ def rollout(
     check_chain("rollout", maps, residual)
     dtype = result_dtype(*maps)
     # Attribution may run inside an autocast region, which would take these products to half precision.
-    with torch.autocast(maps[0].device.type, enabled=False):
+    with full_precision(maps[0].device):
         if position is None:
             last = maps[-1].to(dtype, copy=True)
             rows, rest = with_identity(last) if residual else last, maps[:-1]
@@ -168,7 +169,7 @@ def rollout_encoder_decoder(
     named = check_encoder_decoder(caller, encoder, decoder, cross, residual)
     dtype = result_dtype(*encoder, *decoder, *cross)
     # Attribution may run inside an autocast region, which would take these products to half precision.
-    with torch.autocast(decoder[0].device.type, enabled=False):
+    with full_precision(decoder[0].device):
         rows = rows_at(caller, position, decoder[-1], dtype)
         source = rows.new_zeros(*rows.shape[:2], cross[0].shape[2] - (not residual))
         for self_map, cross_map in zip(reversed(decoder), reversed(cross), strict=True):

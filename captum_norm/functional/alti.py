@@ -29,6 +29,7 @@ from captum_norm.functional.axes import check_finite
 from captum_norm.functional.block import Block, BlockOptions
 from captum_norm.functional.nearer import nearer
 from captum_norm.functional.normalization import FrozenNorm
+from captum_norm.functional.precision import full_precision
 
 # What the authors' code adds to each coordinate of a difference: a default of torch's pairwise_distance.
 _PUBLISHED_EPS = 1e-6
@@ -94,7 +95,7 @@ def alti(
     else:
         y = norm.output()
     # Attribution may run inside an autocast region, which would take these products to half precision.
-    with torch.autocast(weights.device.type, enabled=False):
+    with full_precision(weights.device):
         length = vector_norm(y, ord=p, dim=-1)
         y = y - _PUBLISHED_EPS if as_published else y
         shifted = vector_norm(y, ord=p, dim=-1)

@@ -29,6 +29,7 @@ from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.block import Block, BlockOptions, ResidualKey, own_keys_of, per_head
 from captum_norm.functional.normalization import FrozenNorm, divided
 from captum_norm.functional.norms import fill_summed_norms
+from captum_norm.functional.precision import full_precision
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def _quantity(block: Block, name: str = "") -> Tensor:
         if getattr(block, part) is None:
             raise ValueError(f"{block.caller}: {name} needs {part}, which is None.")
     # Attribution may run inside an autocast region, which would take these products to half precision.
-    with torch.autocast(block.weights.device.type, enabled=False):
+    with full_precision(block.weights.device):
         return check_finite(block.caller, make(block), **block.inputs)
 
 

@@ -19,6 +19,7 @@ from torch.linalg import vector_norm
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.norms import attention_inputs, narrow, pair_blocks
+from captum_norm.functional.precision import full_precision
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def drop_norms(weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
     result = torch.zeros(sizes["batch"], sizes["query"], sizes["key"], dtype=dtype, device=weights.device)
     if result.numel() == 0 or sizes["head"] == 0:
         return result
-    with torch.autocast(weights.device.type, enabled=False):
+    with full_precision(weights.device):
         _fill(result, weights, values, W_O, gate)
     return check_finite("drop_norms", result, **inputs)
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
+from captum_norm.functional.precision import full_precision
 
 ActivationName = Literal["gelu", "gelu_new", "silu", "relu"]
 
@@ -74,7 +75,7 @@ def feed_forward_parts(
     """
     inputs = _inputs(parts, W_1, b_1, W_2, W_gate, b_gate)
     check_axes("feed_forward_parts", **inputs)
-    with torch.autocast(parts.device.type, enabled=False):
+    with full_precision(parts.device):
         slopes = Slopes.of(parts.double().sum(-2), W_1, b_1, activation, W_gate, b_gate)
         y = parts.double()
         hidden = (y @ W_1.double().mT).mul_(slopes.up.unsqueeze(-2))

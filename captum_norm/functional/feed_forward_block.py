@@ -29,6 +29,7 @@ from captum_norm.functional.block import Block
 from captum_norm.functional.feed_forward import Slopes, activated
 from captum_norm.functional.normalization import FrozenNorm, at_rows
 from captum_norm.functional.norms import is_elementwise, slices
+from captum_norm.functional.precision import full_precision
 
 ACTIVATIONS = (("gelu", 1.0), ("gelu_new", 1.0), ("silu", 1.0), ("relu", 1.0), ("bloom_gelu", 1.0), ("silu", 1.702))
 """Activations with what stands beside x inside them and is taken off again: the last is the "quick" GELU."""
@@ -148,7 +149,7 @@ def feed_forward_vectors(block: Block, part: FeedForward) -> Iterator[Vectors]:
     """F_ij and t_ij, some queries at a time: example, queries, keys, and (query, key, model) each; elsewhere 0."""
     W_1, W_2 = part.W_1.to(block.dtype).mT, part.W_2.to(block.dtype).mT
     W_gate = None if part.W_gate is None else part.W_gate.to(block.dtype).mT
-    with torch.autocast(block.weights.device.type, enabled=False):
+    with full_precision(block.weights.device):
         for b, q, k, u in _block_vectors(block, W_1.shape[1]):
             t, y = _through(block.norm, u, b, q), _through(part.before, u, b, q)
             slopes = _of_rows(part, b, q).slopes(y.sum(1)[None])

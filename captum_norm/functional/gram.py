@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from captum_norm.functional.normalization import Norms, fold
+from captum_norm.functional.precision import full_precision
 from captum_norm.functional.sums import compiled_for, heads_of, sums_of_products, triangular_factors
 
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
@@ -284,7 +285,7 @@ def _fingerprint(W_O: Tensor) -> Tensor:
 
     A version counter would miss writes through ``.data``.  Costs 0.2 % of a BERT-base layer at 128 tokens.
     """
-    with torch.autocast(W_O.device.type, enabled=False):
+    with full_precision(W_O.device):
         return W_O.flatten(0, 1).float() @ _probe(W_O.shape[-1], W_O.device)
 
 

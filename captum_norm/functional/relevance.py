@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_norm.functional.aggregate import passed_on
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
+from captum_norm.functional.precision import full_precision
 from captum_norm.functional.stacks import check_encoder_decoder, check_square, identity, rows_at
 
 _MAP = "batch head query key"
@@ -49,7 +50,7 @@ def gradient_weights(weights: Tensor, gradients: Tensor) -> Tensor:
     check_axes("gradient_weights", **named)
     dtype = result_dtype(weights, gradients)
     # Attribution may run inside an autocast region, which products of half precision would not leave.
-    with torch.autocast(weights.device.type, enabled=False):
+    with full_precision(weights.device):
         result = (weights.to(dtype) * gradients.to(dtype)).clamp_min_(0).mean(1)
     return check_finite("gradient_weights", result, **named)
 
@@ -80,7 +81,7 @@ def relevance(maps: Sequence[Tensor], position: int | Sequence[int] | Tensor | N
     """
     named = check_square("relevance", maps)
     dtype = result_dtype(*maps)
-    with torch.autocast(maps[0].device.type, enabled=False):
+    with full_precision(maps[0].device):
         rows = rows_at("relevance", position, maps[-1], dtype)
         for layer in reversed(maps):
             rows = passed_on(rows, layer.to(dtype), own=rows)
@@ -116,7 +117,7 @@ def relevance_encoder_decoder(
     caller = "relevance_encoder_decoder"
     named = check_encoder_decoder(caller, encoder, decoder, cross, residual=True)
     dtype = result_dtype(*encoder, *decoder, *cross)
-    with torch.autocast(decoder[0].device.type, enabled=False):
+    with full_precision(decoder[0].device):
         source = identity(cross[0].mT, dtype) if not encoder else relevance(encoder).to(dtype)
         prefix, from_source = identity(decoder[0], dtype), cross[0].new_zeros(cross[0].shape, dtype=dtype)
         for own, other in zip(decoder, cross, strict=True):

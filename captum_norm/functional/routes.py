@@ -22,6 +22,7 @@ from torch import Tensor
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.norms import attention_inputs, is_elementwise, slices, work
+from captum_norm.functional.precision import full_precision
 from captum_norm.functional.span import proximity, towards
 
 
@@ -75,7 +76,7 @@ def route_shares(
     inputs |= {name: (tensor, "batch query model") for name, tensor in (("residual", residual), ("output", output))}
     check_axes("route_shares", **inputs)
     dtype = result_dtype(*[tensor for tensor, _ in inputs.values()])
-    with torch.autocast(weights.device.type, enabled=False):
+    with full_precision(weights.device):
         after = [*inner, *norm]
         scale = torch.ones_like(output[..., 0], dtype=torch.float64)
         for one in after:

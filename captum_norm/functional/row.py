@@ -9,6 +9,7 @@ W_O may be its triangular factor L (:func:`captum_norm.functional.gram.triangle`
 Axes: b batch, h head, q query (one), k key, e head_dim, d model.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,9 +35,9 @@ def fill_summed_norms_of_row(
     torch.mul(values.transpose(1, 2), alpha.permute(0, 3, 1, 2), out=mixed)
     mixed = mixed.flatten(0, 1).flatten(1)  # (batch * key, head * head_dim)
     squares = [(mixed[:, first:] @ columns).square_().sum(-1) for first, columns in factor]
-    norms = torch.stack(squares).sum(0).sqrt_()
-    size = vector_norm(torch.stack([vector_norm(columns) for _, columns in factor]))
-    norms, cancelling = norms.view(batch, key), (norms < _CANCELS * size * mixed.abs_().amax(-1)).view(batch, key)
+    norms = sum(squares[1:], squares[0]).sqrt_()
+    bound = _CANCELS * math.hypot(*(float(vector_norm(columns)) for _, columns in factor))
+    norms, cancelling = norms.view(batch, key), (norms < bound * mixed.abs_().amax(-1)).view(batch, key)
     if cancelling.any():
         norms[cancelling] = _in_float64(cancelling, weights, values, W_O, gate)
     result.copy_(norms[:, None])

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from captum_norm.functional.axes import check_axes, check_finite, result_dtype
 from captum_norm.functional.norms import slices, work
+from captum_norm.functional.precision import full_precision
 
 
 class SpanShares(NamedTuple):
@@ -108,7 +109,7 @@ def span_shares(mixed: Tensor, W_O: Tensor, residual: Tensor, state: Tensor, *, 
     }
     check_axes("span_shares", **inputs)
     dtype = result_dtype(*[tensor for tensor, _ in inputs.values()])
-    with torch.autocast(mixed.device.type, enabled=False):
+    with full_precision(mixed.device):
         mixed, W_O, residual, state = (tensor.to(dtype) for tensor in (mixed, W_O, residual, state))
         parts = _nearer(mixed, W_O, state)
         parts = torch.where(parts < threshold, 0, parts)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.capture import Dataflow, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
+from captum_norm.functional.precision import full_precision
 from captum_norm.intervention.calls import LayerCall, hooks_of, tensors_of
 from captum_norm.operations.modes import OperationRule, WatchingMode
 from captum_norm.operations.places import Place
@@ -322,7 +323,7 @@ def _without(key: Tensor, mixture: Mixture, dtype: torch.dtype) -> Tensor:
     weights, values = mixture.weights.whole().double(), mixture.values.double()
     key = key.to(values.device)
     at = key.clamp_min(0)[None]
-    with torch.autocast(weights.device.type, enabled=False):
+    with full_precision(weights.device):
         part = weights.index_select(-1, at) * values.index_select(-2, at) * (key >= 0)
         return (weights @ values - part).to(dtype)
 

@@ -20,6 +20,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from captum_norm.capture import AttentionRecord, InexactCaptureError
 from captum_norm.functional import value_zeroing
+from captum_norm.functional.precision import full_precision
 from captum_norm.intervention.calls import LayerCall, watch_layers
 from captum_norm.intervention.layers import layers_of
 from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay
@@ -191,5 +192,5 @@ def _turned(changed: Tensor, output: Tensor, real: Tensor | None) -> Tensor:
     if real is not None:
         padding = ~real[..., None].to(output.device)
         changed, output = changed.masked_fill(padding, 0), output.masked_fill(padding, 0)
-    with torch.autocast(output.device.type, enabled=False):
+    with full_precision(output.device):
         return value_zeroing(changed, output)

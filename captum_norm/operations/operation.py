@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm.operations.storages import storage_of
+
 _SPELLINGS = {
     "__matmul__": "matmul", "__rmatmul__": "rmatmul", "mm": "matmul", "bmm": "matmul",
     "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "multiply": "mul", "multiply_": "mul_",
@@ -63,7 +65,7 @@ class Operation:
         writes: whether it overwrites its first operand.
     """
 
-    __slots__ = ("args", "func", "in_place", "kwargs", "name", "out", "tensors", "writes")
+    __slots__ = ("_outputs", "_storages", "args", "func", "in_place", "kwargs", "name", "out", "tensors", "writes")
 
     def __init__(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None
@@ -75,6 +77,8 @@ class Operation:
         self.in_place = name.endswith("_") and not name.endswith("__")
         writes = self.in_place or name == "setitem" or bool(kwargs and kwargs.get("inplace"))
         self.writes = writes and bool(args) and isinstance(args[0], Tensor)
+        self._outputs: list[Tensor] | None = None
+        self._storages: list[int] | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or by keyword, whichever way the model passed it."""
@@ -83,7 +87,21 @@ class Operation:
     @property
     def outputs(self) -> list[Tensor]:
         """The tensors it returned."""
-        return [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
+        if self._outputs is None:
+            self._outputs = [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
+        return self._outputs
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The tensors it wrote: those it returned, and the one that it overwrote."""
+        return [self.tensors[0], *self.outputs] if self.writes else self.outputs
+
+    @property
+    def storages(self) -> list[int]:
+        """What the storage of each of ``tensors`` is known by, see :func:`storage_of`."""
+        if self._storages is None:
+            self._storages = [storage_of(tensor) for tensor in self.tensors]
+        return self._storages
 
     @property
     def drops_out(self) -> bool:

@@ -1,0 +1,44 @@
+"""The memory that a tensor and its views share, known by a number for as long as someone holds on to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def storage_of(tensor: Any) -> int:
+    """What tells a storage from others while it lives; 0 where there is none.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, 3)
+        >>> storage_of(x) == storage_of(x[0]), storage_of(x) == storage_of(x + 1), storage_of(None)
+        (True, False, 0)
+    """
+    try:
+        return tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else 0
+    except (RuntimeError, NotImplementedError):  # a tensor without a storage of its own
+        return 0
+
+
+class Storages:
+    """Storages that were seen: no other one gets the number of one of them, even if that is given back."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, StorageWeakRef] = {}
+
+    def __contains__(self, storage: int) -> bool:
+        return storage in self._held
+
+    def hold(self, tensor: Tensor) -> int:
+        """The number of a tensor's storage, which stands for no other one from now on; 0 where there is none."""
+        storage = storage_of(tensor)
+        if storage and storage not in self._held:
+            self._held[storage] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        return storage
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
