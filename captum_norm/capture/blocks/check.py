@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.record import Certificate
@@ -40,7 +41,7 @@ class BlockCheck:
             expected = expected / norm.deviation
         if norm.bias is not None:
             expected = expected + norm.bias.double() @ r
-        self._compare(what, expected, actual.double() @ r, rows, precision or actual.dtype)
+        self._compare(what, expected, actual, r, rows, precision or actual.dtype)
 
     def equal(
         self, what: str, expected: Tensor | None, actual: Tensor, rows: Tensor, precision: torch.dtype | None = None,
@@ -60,15 +61,18 @@ class BlockCheck:
         r = _PROBE.direction(actual.shape[-1], actual)
         along = expected.to(r.dtype) if expected.ndim < actual.ndim else expected.to(r.dtype) @ r
         size = 0.0 if beside is None else _largest(beside.to(r.dtype) @ r)
-        self._compare(what, along, actual.to(r.dtype) @ r, rows, precision or actual.dtype, size)
+        self._compare(what, along, actual, r, rows, precision or actual.dtype, size)
 
     def _compare(
-        self, what: str, expected: Tensor, actual: Tensor, rows: Tensor, precision: torch.dtype, beside: float = 0.0
-    ) -> None:
+        self, what: str, expected: Tensor, actual: Tensor, r: Tensor, rows: Tensor, precision: torch.dtype,
+        beside: float = 0.0,
+    ) -> None:  # fmt: skip
         self._tolerance = max(self._tolerance, tolerance("record", precision))
-        kept = (rows >= 0).to(actual.device)
-        size = max(_largest(actual[kept]), beside)
-        error = _largest((expected - actual)[kept]) / size if size else 0.0
+        kept, along = (rows >= 0).to(actual.device), actual.to(r.dtype) @ r
+        size, off = max(_largest(along[kept]), beside), _largest((expected - along)[kept])
+        if off > self._tolerance * size:  # one row may stand at right angles to r: it is as large as it is long
+            size = max(size, _largest(vector_norm(actual[kept].to(r.dtype), dim=-1)))
+        error = off / size if size else 0.0
         if not error <= self._tolerance:
             raise UnreadableBlockError(
                 f"{what}, read from the model, does not reproduce its output: relative error {error:.1e}, allowed "

@@ -1,9 +1,12 @@
 """A block that does not reproduce what the model computed is refused, by as little as its dtype allows."""
 
+import contextlib
+
 import pytest
 import torch
 
 from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
+from captum_norm.capture.certificate import Probe
 from captum_norm.functional import FrozenNorm
 
 ROWS = torch.arange(6).view(2, 3)
@@ -45,3 +48,13 @@ def test_what_was_added_to_something_large_is_known_to_the_digits_of_the_sum(sta
     BlockCheck(torch.float32).equal("the part", rounded, state, ROWS, beside=large)
     with pytest.raises(UnreadableBlockError):
         BlockCheck(torch.float32).equal("the part", rounded, state, ROWS)
+
+
+@pytest.mark.parametrize(("off", "is_one"), [(1e-6, True), (1e-3, False)])
+def test_a_row_at_right_angles_to_the_random_direction_is_as_large_as_it_is_long(off, is_one):
+    x = torch.randn(1, 1, 16)
+    r = Probe().direction(16, x)
+    row = x - (x @ r)[..., None] / (r @ r) * r
+    check, moved = BlockCheck(torch.float32), row + off * row.norm() * r / r.norm()
+    with contextlib.nullcontext() if is_one else pytest.raises(UnreadableBlockError, match="relative error"):
+        check.equal("the row", moved, row, torch.zeros(1, 1))
