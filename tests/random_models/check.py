@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -139,8 +139,25 @@ class Case:
         if check == "attention_maps":
             wrong = wrong_maps(answer, self.truth, self.tolerance)
         else:
-            wrong = wrong_scores(answer, self.answers[check], self.tolerance)
+            expected = self.answers[check]
+            wrong = wrong_scores(answer, expected, self.tolerance)
+            if wrong and expected is not None and self.config.dtype.endswith("16"):
+                wrong = wrong_scores(answer, expected, max(self.tolerance, 3 * self._moved_by_rounding(check)))
         return Finding(check, "silent" if wrong else "right", wrong)
+
+    def _moved_by_rounding(self, check: str) -> float:
+        """How far the definition itself moves where parameters are rounded otherwise, as a part of the largest score.
+
+        ALTI takes differences of lengths, and may magnify what a format of 16 bits rounds to any size.
+        """
+        generator, true = torch.Generator().manual_seed(0), self.answers[check]
+        size, errors = torch.finfo(getattr(torch, self.config.dtype)).eps, [0.0]
+        for _ in range(3):
+            rounded = _rounded(self.parameters, size, generator)
+            moved = definitions(Oracle(self.config, rounded, self.inputs).run())[check]
+            if moved is not None and true is not None:
+                errors += [distance(ours, theirs) for ours, theirs in zip(moved, true, strict=True)]
+        return max(errors)
 
     def _error(self, check: str, error: Exception) -> Finding:
         names = {name for name, _ in self.model.named_modules() if name}
@@ -148,6 +165,19 @@ class Case:
         named = any(name in message for name in names)
         status: Status = "refused" if _is_ours(error) else "crash"
         return Finding(check, status, type(error).__name__, message, named)
+
+
+def _rounded(told: Any, size: float, generator: torch.Generator) -> Any:
+    """Parameters of any structure, each number changed by a random part of this size."""
+    if isinstance(told, Tensor) and told.is_floating_point():
+        return told * (1 + size * torch.randn(told.shape, generator=generator, dtype=told.dtype))
+    if isinstance(told, list | tuple):
+        return type(told)(_rounded(one, size, generator) for one in told)
+    if isinstance(told, dict):
+        return {name: _rounded(one, size, generator) for name, one in told.items()}
+    if is_dataclass(told) and not isinstance(told, type):
+        return replace(told, **{one.name: _rounded(getattr(told, one.name), size, generator) for one in fields(told)})
+    return told
 
 
 def _is_ours(error: Exception) -> bool:
