@@ -11,22 +11,14 @@ Other parts of the package import from here and from no module inside.
 """
 
 from captum_norm.capture.answer import Answer, Recorded
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
 from captum_norm.capture.ledger import Softmax
 from captum_norm.capture.opaque import Opaque, no_constants
-from captum_norm.capture.record import (
-    AttentionBlock,
-    AttentionCall,
-    AttentionRecord,
-    Certificate,
-    InexactCaptureError,
-    Kind,
-    Mixer,
-    Positions,
-)
+from captum_norm.capture.record import AttentionBlock, AttentionRecord
 from captum_norm.capture.recorder import recording
 from captum_norm.capture.running import blocks_in_float32, in_float32, run_recorded
 from captum_norm.capture.traces import Mixture, RowsRead, Term

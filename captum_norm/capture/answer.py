@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import Mixer
 from captum_norm.capture.chain import Starts
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.ledger import Softmax
 from captum_norm.capture.opaque import Opaque
 from captum_norm.capture.reach import INPUT
-from captum_norm.capture.record import AttentionRecord, Mixer
+from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.traces import RowsRead
 
 HowRead = Literal["rows", "every position", "unseen", "no attention"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from captum_norm.capture.record import Certificate, InexactCaptureError
+from captum_norm.capture.call import Certificate, InexactCaptureError
 from captum_norm.capture.weights import Rows
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.precision import at_least_float32, tolerance

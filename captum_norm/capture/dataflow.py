@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.blocks.stream import ResidualStream
+from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
@@ -24,7 +25,6 @@ from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.projections import Projections
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.readout import ReadOuts
-from captum_norm.capture.record import InexactCaptureError, Mixer
 from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
 from captum_norm.operations.callers import Caller, running_modules
 from captum_norm.operations.facts import Facts

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import InexactCaptureError
 from captum_norm.capture.layout import Layout, measure, measured
-from captum_norm.capture.record import InexactCaptureError
 from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term

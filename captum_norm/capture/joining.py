@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import InexactCaptureError
 from captum_norm.capture.heads import Heads
 from captum_norm.capture.layout import Layout
 from captum_norm.capture.positions import numbers_of
-from captum_norm.capture.record import InexactCaptureError
 from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.operations.places import Anchor, Place
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from captum_norm.capture.record import Kind, Positions
+from captum_norm.capture.call import Kind, Positions
 from captum_norm.capture.rows import Arranged, ReadRows, Whole
 from captum_norm.capture.traces import Mixture
 from captum_norm.capture.weights import Rows, Weights, version_of

@@ -8,8 +8,8 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import ONE_EXAMPLE, POSITIONS_FIRST, Positions
 from captum_norm.capture.layout import Layout
-from captum_norm.capture.record import ONE_EXAMPLE, POSITIONS_FIRST, Positions
 from captum_norm.operations.places import Anchor, Features, Place
 from captum_norm.operations.steps import NOT_AN_INPUT
 

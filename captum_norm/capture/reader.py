@@ -16,6 +16,7 @@ from torch.nn import Module
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import ResidualStream
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Mixer, Positions
 from captum_norm.capture.certificate import (
     Check,
     predicted,
@@ -33,15 +34,7 @@ from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
 from captum_norm.capture.positions import PositionReader, numbers_of, positions_of
 from captum_norm.capture.real_tokens import RealTokens
-from captum_norm.capture.record import (
-    AttentionBlock,
-    AttentionCall,
-    AttentionRecord,
-    Certificate,
-    InexactCaptureError,
-    Mixer,
-    Positions,
-)
+from captum_norm.capture.record import AttentionBlock, AttentionRecord
 from captum_norm.capture.rows import CheckedRows, ReadRows, refusal, sample
 from captum_norm.capture.spreading import whole_of
 from captum_norm.capture.traces import Mixture, Projection

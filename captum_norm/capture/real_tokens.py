@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import Kind, Positions
 from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
 from captum_norm.capture.mask_origins import without_padding
-from captum_norm.capture.record import Kind, Positions
 from captum_norm.operations.places import Source
 
 

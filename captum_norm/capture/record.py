@@ -1,124 +1,32 @@
-"""What one attention call did: the tensors the maths needs, who made the call, and how exactly it was read.
-
-An *attention call* is one softmax that mixes values.  One module may make many of them: ALBERT runs four layers through
-one module, generation calls every layer once per token.
+"""What one attention call did: the tensors the maths needs, whole or of some queries, now or when the model has run.
 
 Axes: b batch, h head, q query, k key, e head_dim (d_v), d model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
+from captum_norm.capture.call import (
+    ONE_EXAMPLE,
+    POSITIONS_FIRST,
+    AttentionCall,
+    Certificate,
+    Mixer,
+    Positions,
+)
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
-from captum_norm.capture.modules import Modules
 from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.feed_forward_block import FeedForward as ProvedPart
 from captum_norm.functional.normalization import FrozenNorm, at_rows
 from captum_norm.operations.places import Source
-
-Kind = Literal["self", "causal", "cross"]
-
-
-class InexactCaptureError(RuntimeError):
-    """An attention call could not be read exactly, so nothing is reported for it.
-
-    The message names the call, what was compared or sought, what was found, and the way out.
-
-    Attributes:
-        call: what is known of the call, or None.
-        bit: the call's own, of all that was made of it (:mod:`captum_norm.capture.reach`); 0 where none is known.
-    """
-
-    call: AttentionCall | None = None
-    bit: int = 0
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """Which attention call: the unit of records, maps, certificates and layer classes.
-
-    Attributes:
-        name: dotted name of the innermost module that mixed the values, from the outermost module that was running,
-            for example ``"encoder.layer.0.attention.self"``; ``""`` where no module was running.
-        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead) or ``"cross"``.
-        call: how many calls this module had made before, in this recording.
-        heads: number of heads.
-        projection: name of the parameter used as W_O, for example ``"encoder.layer.0.attention.output.dense.weight"``.
-        modules: the modules that were running, outermost first; the last one is the module of ``name``.  The call does
-            not keep them: they are there as long as the model is, and neither in copies nor in what is pickled.
-    """
-
-    name: str
-    kind: Kind
-    call: int
-    heads: int
-    projection: str
-    modules: Sequence[Module] = field(default=(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "modules", Modules(self.modules))
-
-    @property
-    def module(self) -> Module | None:
-        """The innermost module that mixed the values; None where the model is gone."""
-        return self.modules[-1] if self.modules else None
-
-
-@dataclass(frozen=True)
-class Mixer:
-    """Something beside attention that mixed positions: a convolution, a recurrence, a sum of two positions.
-
-    Attributes:
-        operation: the torch operation that did.
-        module: dotted name of the innermost module that was running; ``""`` where there was none.
-        why: how it is known, in words for a report.
-    """
-
-    operation: str
-    module: str
-    why: str
-
-    def __str__(self) -> str:
-        where = f" in {self.module!r}" if self.module else ""
-        return f"{self.operation}{where} ({self.why})"
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How far the record is from what the model computed: max |predicted - actual| / max |attention part of actual|.
-
-    Attributes:
-        error: the relative error found, dimensionless; ``float(certificate)`` gives it.
-        tolerance: what was allowed for the model's dtype.
-        covers: what a larger error would have shown wrong: ``("weights", "values", "layout", "W_O")``.
-        rows: of each example, the queries whose weights were checked; None: all.
-    """
-
-    error: float
-    tolerance: float
-    covers: tuple[str, ...] = ("weights", "values", "layout", "W_O")
-    rows: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
-
-    def __float__(self) -> float:
-        return self.error
-
-    def joined(self, other: Certificate) -> Certificate:
-        """Of what either has checked: the larger error."""
-        rows = None
-        if self.rows is not None and other.rows is not None:
-            pairs = zip(self.rows, other.rows, strict=True)
-            rows = tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in pairs)
-        return replace(self, error=max(self.error, other.error), rows=rows)
 
 
 class ReadPart(Protocol):
@@ -150,36 +58,6 @@ class RowsOnDemand(Protocol):
 
     @property
     def written(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where an axis of a record lies in the model's input.
-
-    Attributes:
-        source: what the positions count in: the index of the tensor in ``recording(sources=...)``, or a name such as
-            ``"embedding 0"`` for tokens embedded during the recording that were not named as sources.
-        index: (position,) long, the input position of each entry of the axis; -1 where the entry is no input (a class
-            token, a memory key, a sink).
-        grid: the spatial shape of the positions where they come from a convolution over pixels, else None.
-        rows: as ``index``, but that entries that are no input have numbers of their own below 0; None where examples
-            differ in these.
-    """
-
-    source: int | str
-    index: Tensor
-    grid: tuple[int, ...] | None = None
-    rows: Tensor | None = field(default=None, repr=False, compare=False)
-
-    @cached_property
-    def all_inputs(self) -> bool:
-        """Whether every entry of the axis is an input."""
-        return not bool((self.index < 0).any())
-
-    @cached_property
-    def all_distinct(self) -> bool:
-        """Whether no two entries of the axis are one."""
-        return len(torch.unique(self.index)) == len(self.index)
 
 
 FeedForward = Literal["", "behind", "beside", "several", "later"]
@@ -246,13 +124,6 @@ class AttentionBlock:
             behind=at_rows(self.behind, rows),
             part=self.part and self.part.at(rows),
         )
-
-
-POSITIONS_FIRST = "positions first"
-"""What ``AttentionRecord.unknown_keys`` says of keys whose input has its positions on axis 0."""
-
-ONE_EXAMPLE = "it attends example by example"
-"""What it says of keys that are those of one example of several."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from random import Random
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError
 from captum_norm.capture.certificate import Check
 from captum_norm.capture.layout import Layout
-from captum_norm.capture.record import AttentionCall, Certificate, InexactCaptureError
 from captum_norm.capture.weights import GivenWeights, HiddenWeights, Rows, Weights
 
 # How many queries are checked before any is asked for, the first and the last among them.

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.capture.answer import Recorded
-from captum_norm.capture.record import AttentionRecord, InexactCaptureError
+from captum_norm.capture.call import InexactCaptureError
+from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.recorder import recording
 from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources

@@ -18,7 +18,7 @@ from captum_norm.capture import AttentionRecord, recording
 from captum_norm.capture.blocks import read
 from captum_norm.capture.blocks.forms import Kept, State
 from captum_norm.capture.blocks.read import UnreadableBlockError, residual_key
-from captum_norm.capture.record import Positions
+from captum_norm.capture.call import Positions
 from captum_norm.functional import rollout_encoder_decoder
 from captum_norm.measures import alti_contributions
 from tests.architectures import ARCHITECTURES

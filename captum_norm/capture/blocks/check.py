@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from captum_norm.capture.call import Certificate
 from captum_norm.capture.certificate import Probe
-from captum_norm.capture.record import Certificate
 from captum_norm.functional.normalization import FrozenNorm
 from captum_norm.operations.precision import tolerance
 

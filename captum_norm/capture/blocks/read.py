@@ -12,8 +12,9 @@ from captum_norm.capture.blocks.check import BlockCheck, UnreadableBlockError
 from captum_norm.capture.blocks.feed_forward import PartState, SeenPart
 from captum_norm.capture.blocks.forms import Form, Kept, coarsest
 from captum_norm.capture.blocks.stream import OpenBlock, Stage
+from captum_norm.capture.call import Positions
 from captum_norm.capture.layout import Layout
-from captum_norm.capture.record import AttentionBlock, Positions
+from captum_norm.capture.record import AttentionBlock
 from captum_norm.capture.traces import Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.normalization import FrozenNorm

@@ -5,7 +5,7 @@ import torch
 
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import residual_key
-from captum_norm.capture.record import Positions
+from captum_norm.capture.call import Positions
 
 
 def at(*index, source=0):
