@@ -230,7 +230,7 @@ def _fill_by_parts(result: Tensor, weights: Tensor, gate: Tensor | None, parts: 
         a = weights[:, :, q].float()
         a = (a if gate is None else a * gate[:, :, q]).transpose(0, 1)
         norms = _norms_by_factor(factor, a)
-        cancelling = norms < _CANCELS * _sum_of_products(a.abs(), lengths)
+        cancelling = ~(norms >= _CANCELS * _sum_of_products(a.abs(), lengths))  # where there is no R, too
         if cancelling.any():
             _repeat_in_float64(norms, cancelling, products, a)
         result[:, q] = norms

@@ -38,9 +38,9 @@ int sums_of_products(double *restrict sums, const double *restrict first, const 
 }
 
 /* From M (p, k) R (p, k), upper triangular.  A head whose vector the earlier ones span adds no row: what is left of its
-   pivot, below `smallest` of its square, is rounding. */
+   pivot, below `smallest` of its square, is rounding.  R is not a number from a pivot on that is below `lost` of it. */
 int triangular_factors(float *restrict factor, const double *restrict products, int64_t heads, int64_t keys,
-                       double smallest, double tiny) {
+                       double smallest, double lost, double tiny) {
     const int64_t pairs = heads * (heads + 1) / 2;
     double *restrict m = malloc(sizeof(double) * DOUBLES * pairs);
     if (!m) return 1;
@@ -53,7 +53,7 @@ int triangular_factors(float *restrict factor, const double *restrict products, 
             const double *restrict own = products + (row - m) / DOUBLES * keys + start;
             double scale[DOUBLES] = {0};
             for (int64_t k = 0; k < count; ++k)
-                scale[k] = row[k] > smallest * own[k] ? 1 / sqrt(fmax(row[k], tiny)) : 0;
+                scale[k] = row[k] > smallest * own[k] ? 1 / sqrt(fmax(row[k], tiny)) : row[k] < lost * own[k] ? NAN : 0;
             for (int64_t other = 0; other < heads - h; ++other)
 #pragma omp simd
                 for (int64_t k = 0; k < DOUBLES; ++k) row[other * DOUBLES + k] *= scale[k];
@@ -132,11 +132,11 @@ static inline void of_tile(float *restrict norms, const singles *restrict r, con
 #pragma omp simd reduction(| : cancelling)
         for (int64_t l = 0; l < LANES; ++l) {
             found[l] = sqrtf(found[l]);
-            cancelling |= found[l] < cancels * bound[l];
+            cancelling |= !(found[l] >= cancels * bound[l]);
         }
         const int64_t count = keys < LANES ? keys : LANES;
         for (int64_t l = 0; cancelling && l < count; ++l)
-            if (found[l] < cancels * bound[l])
+            if (!(found[l] >= cancels * bound[l]))
                 found[l] = in_doubles((const float *)(a + n) + l, products + l, heads, next->products[0]);
         memcpy(norms + n * next->norms[1], found, sizeof(float) * count);
     }

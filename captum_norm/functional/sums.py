@@ -42,11 +42,11 @@ def sums_of_products(first: Tensor, second: Tensor, out: Tensor) -> None:
     call("sums", "sums_of_products", out, first, second, *first.shape)
 
 
-def triangular_factors(products: Tensor, smallest: float, tiny: float) -> Tensor:
-    """R by columns, (pair, batch, key) in float32, of M by rows, (pair, batch, key) in float64."""
+def triangular_factors(products: Tensor, smallest: float, lost: float, tiny: float) -> Tensor:
+    """R by columns, (pair, batch, key) in float32, of M by rows, likewise in float64; NaN where it is lost."""
     products = products.contiguous()
     factor, heads = products.new_empty(products.shape, dtype=torch.float32), heads_of(products)
-    call("sums", "triangular_factors", factor, products, heads, products[0].numel(), smallest, tiny)
+    call("sums", "triangular_factors", factor, products, heads, products[0].numel(), smallest, lost, tiny)
     return factor
 
 
@@ -111,7 +111,8 @@ def _agree() -> bool:
     sums_of_products(f[one].flatten(2), f[other].flatten(2), products)
     lengths = f.norm(dim=1)
     norms = torch.empty(batch, query, key)
-    norms_of_sums(norms, weights, None, (products, triangular_factors(products, 1e-14, 1e-300), lengths.float()), 0.1)
+    factor = triangular_factors(products, 1e-16, -1e-9, 1e-300)
+    norms_of_sums(norms, weights, None, (products, factor, lengths.float()), 0.1)
     expected = torch.einsum("bhqk,hebk->bqke", weights.double(), f).norm(dim=-1)
     exact = torch.allclose(products, (f[one] * f[other]).sum(1))
     return exact and torch.allclose(norms.double(), expected, rtol=1e-5, atol=1e-6)
