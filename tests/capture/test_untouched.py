@@ -225,6 +225,7 @@ def test_gradient_checkpointing_changes_no_score(name):
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs if b.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["FSDP", "DDP"])
 def test_sharded_and_synchronised_models_are_read_and_train_on(wrapper, tmp_path):
     """In a process of its own, as weights that were freed end the interpreter."""

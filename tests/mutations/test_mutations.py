@@ -105,6 +105,7 @@ def test_tests_that_cannot_run_kill_nothing(root):
         list(outcomes(root, [change("def doubled(x)", "def doubled(x")]))
 
 
+@pytest.mark.slow  # each change has a process of its own
 def test_the_command_prints_a_table_and_fails_for_a_survivor(root, monkeypatch, capsys):
     killed, survivor = change("2 * x", "3 * x"), change("x > 10", "x > 12")
     monkeypatch.setattr("sys.argv", ["mutations"])

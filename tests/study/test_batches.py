@@ -72,6 +72,7 @@ def test_what_the_model_cannot_take_is_refused_with_its_place():
         tokenized([Example("\u200b\x01")])
 
 
+@pytest.mark.slow
 def test_results_in_batches_are_those_of_one_by_one(tmp_path):
     methods = [
         "AttentionNorm",

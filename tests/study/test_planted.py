@@ -17,6 +17,7 @@ from captum_norm.study.planted.texts import DECOYS, FILLERS, TRIGGERS, draw_exam
 
 SEEDS = range(5)
 HAND_BUILT = ("copy_head", "zero_value_head", "sink_head")
+NAMES = [name if name in HAND_BUILT else pytest.param(name, marks=pytest.mark.slow) for name in PLANTED]
 
 
 @cache
@@ -70,7 +71,7 @@ def test_gradients_are_not_blind_to_the_hand_built_models(name):
     assert auprc(truth(name), InputXGradient) >= 0.99
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_oracle_scores_1_and_a_random_order_what_is_expected_of_it(name):
     batch = scored(truth(name))
     through = HFForward(truth(name).model)
@@ -88,7 +89,7 @@ def test_the_oracle_scores_1_and_a_random_order_what_is_expected_of_it(name):
 
 
 @pytest.mark.parametrize("removal", ["delete", "mask", "pad", "gate", "mean_embedding"])
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_answer_falls_with_the_evidence_and_stands_with_it_alone(name, removal):
     """What is said to matter matters: without it the models cannot know the class, with it alone they do."""
     batch, through = scored(truth(name)), HFForward(truth(name).model)
@@ -102,14 +103,14 @@ def test_the_answer_falls_with_the_evidence_and_stands_with_it_alone(name, remov
     assert enough < 0.15
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_texts_are_classified_as_they_are_labelled(name):
     batch = scored(truth(name))
     with torch.no_grad():
         assert (truth(name).model(**batch.inputs).logits.argmax(-1) == batch.target).all()
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_model_and_leaves_the_callers_random_numbers_alone(name):
     state = torch.get_rng_state()
     again = planted(name, seed=0, count=40)
