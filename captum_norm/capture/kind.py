@@ -56,7 +56,8 @@ class KindReader:
         structure = (query, key, id(queries), id(keys))
         if structure not in self._ahead:
             self._ahead[structure] = _Ahead(query, key, queries, keys)
-        return "causal" if self._ahead[structure].is_avoided(weights, read) else "self"
+        allowed = mixture.allowed if mixture.used is None and isinstance(weights, Arranged) else None
+        return "causal" if self._ahead[structure].is_avoided(weights, read, allowed) else "self"
 
 
 def _looks_back(weights: Tensor, queries: Tensor, keys: Positions) -> bool:
@@ -109,12 +110,13 @@ class _Ahead:
         self._kept = (queries, keys)  # the cache is keyed by their identity
         self._masks: dict[tuple[int, int], tuple[bool, Tensor]] = {}
 
-    def is_avoided(self, weights: Arranged | Whole, read: ReadRows | None) -> bool:
+    def is_avoided(self, weights: Arranged | Whole, read: ReadRows | None, allowed: Tensor | None) -> bool:
         """No query gives weight to later keys; rows without an allowed key (left padding) are uniform: no sign.
 
         Args:
-            weights: (batch, head, query, key); where no mask tells, those of one head are looked at.
+            weights: (batch, head, query, key).
             read: those of some queries, which settle it for most encoders.
+            allowed: which keys each query may attend to, (..., query, key) bool, where a mask tells.
         """
         if len(self.keys) == 1:
             return False
@@ -122,13 +124,17 @@ class _Ahead:
             return not len(self.rows)  # one step of generation
         if not len(self.rows) or (weights.queries_in_order and self._is_forbidden(weights.weights)):
             return True
-        if read is not None:
-            looks = self._first_looks(read) or self._looks(read.weights[:, 0], torch.tensor(read.numbers))[0]
-            if looks:
-                return False
+        if read is not None and self._first_looks(read):
+            return False
+        if allowed is not None and weights.queries_in_order and allowed.shape[-2:] == weights.shape[-2:]:
+            ahead = self._is_allowed(allowed)
+            if ahead is not None:
+                return not ahead
+        if read is not None and self._looks(read.weights, torch.tensor(read.numbers))[0]:
+            return False
         told = len(self.rows) == 1
         for rows in _split(self.rows):
-            looks, tells = self._looks(weights.at(_for_all(rows, weights.shape[0]))[:, 0], rows)
+            looks, tells = self._looks(weights.at(_for_all(rows, weights.shape[0])), rows)
             if looks:
                 return False
             told = told or tells
@@ -146,10 +152,24 @@ class _Ahead:
         return (self.keys > self.queries[0]).nonzero()[:, 0]
 
     def _looks(self, weights: Tensor, rows: Tensor) -> tuple[bool, bool]:
-        """Whether a query gives weight to a later key, and whether any tells; weights (batch, row, key)."""
+        """Whether a query gives weight to a later key, and whether any tells; weights (batch, head, row, key)."""
         tells = weights.amax(-1) != weights.amin(-1)
         looks = (weights * self._later(rows).to(weights.device)).abs().amax(-1) > 0
         return bool((looks & tells).any()), bool(tells.any())
+
+    def _is_allowed(self, allowed: Tensor) -> bool | None:
+        """Whether a mask lets queries see later keys; None where only such do for which it leaves out nothing.
+
+        A weight that is nothing may be that of a small score; and a row of padding alone may see everything.
+        """
+        everything = False
+        for rows in _split(self.rows):
+            some = allowed[..., rows.to(allowed.device), :]
+            ahead = (some & self._later(rows).to(allowed.device)).any(-1)
+            if bool((ahead & ~some.all(-1)).any()):
+                return True
+            everything = everything or bool(ahead.any())
+        return None if everything else False
 
     def _is_forbidden(self, weights: Weights) -> bool:
         """Whether a mask leaves out all later keys."""

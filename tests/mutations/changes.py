@@ -769,8 +769,14 @@ CHANGES: list[Change] = [
     *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_changed_weights.py"),
     *changes_of(
         "capture/kind.py",
-        ('if self._ahead[structure].is_avoided(weights, read) else "self"', 'if query == key else "self"'),
+        ('if self._ahead[structure].is_avoided(weights, read, allowed) else "self"', 'if query == key else "self"'),
         tests="capture/test_positions.py attr/test_what_is_computed.py",
+    ),
+    *changes_of(
+        "capture/kind.py",
+        ("if bool((ahead & ~some.all(-1)).any()):", "if False:"),
+        ("weights.at(_for_all(rows, weights.shape[0])), rows)", "weights.at(_for_all(rows, weights.shape[0]))[:, :1], rows)"),
+        tests="capture/test_kind.py",
     ),
     # --------------------------------------------------------------------------------------------------- capture/blocks
     *changes_of(
