@@ -775,7 +775,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/kind.py",
         ("if bool((ahead & ~some.all(-1)).any()):", "if False:"),
-        ("weights.at(_for_all(rows, weights.shape[0])), rows)", "weights.at(_for_all(rows, weights.shape[0]))[:, :1], rows)"),
+        ("weights.shape[0])), rows)", "weights.shape[0]))[:, :1], rows)"),
         tests="capture/test_kind.py",
     ),
     # --------------------------------------------------------------------------------------------------- capture/blocks
