@@ -1,37 +1,40 @@
 """A call is causal where no query sees later keys in any head, not where small scores give them nothing."""
 
+from random import Random
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from captum_norm.capture import recording
+from captum_norm.capture.rows import sample
 
 LATER = torch.ones(4, 4, dtype=torch.bool).triu(1)
 
 
 class Attention(nn.Module):
-    """Two heads of these scores."""
+    """Two heads of these scores, whose weights are multiplied with a factor."""
 
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, scores: Tensor, factor: Tensor | float) -> None:
         super().__init__()
-        self.scores, self.output = nn.Buffer(scores), nn.Linear(8, 8)
+        self.scores, self.factor, self.output = nn.Buffer(scores), factor, nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = x.view(len(x), 4, 2, 4).transpose(1, 2)
+        values = x.unflatten(-1, (2, 4)).transpose(1, 2)
         scores = (x @ x.mT)[:, None] * 0 + self.scores
-        return self.output((scores.softmax(-1) @ values).transpose(1, 2).flatten(2))
+        return self.output((scores.softmax(-1) * self.factor @ values).transpose(1, 2).flatten(2))
 
 
-def kind(scores: Tensor) -> str:
-    x = torch.randn(2, 4, 8)
-    with torch.no_grad(), recording(sources=(x,)) as records:
-        Attention(scores)(x)
-    return records[0].call.kind
+def kind(scores: Tensor, factor: Tensor | float = 1.0) -> str:
+    x, found = torch.randn(2, scores.shape[-1], 8), []
+    with torch.no_grad(), recording(lambda record: found.append(record.call.kind), sources=(x,)):
+        Attention(scores, factor)(x)
+    return found[0]
 
 
 def small(later: Tensor) -> Tensor:
     """Scores of which those of later keys are so small that their weights are 0, though no mask leaves them out."""
-    return torch.randn(4, 4).masked_fill(later, -1000.0)
+    return torch.randn(later.shape).masked_fill(later, -1000.0)
 
 
 @pytest.mark.parametrize("head", [0, 1])
@@ -46,3 +49,17 @@ def test_a_prefix_that_a_mask_lets_everyone_see_is_seen_where_its_scores_are_sma
     hidden = LATER.clone()
     hidden[:, :prefix] = False
     assert kind(torch.stack([small(LATER), small(LATER)]).masked_fill(hidden, -torch.inf)) == expected
+
+
+def test_a_query_that_was_not_among_those_checked_beforehand_may_be_the_one_that_looks_ahead():
+    later = torch.ones(2, 20, 20, dtype=torch.bool).triu(1)
+    query = next(n for n in range(20) if n not in sample(20, Random(0)))
+    later[1, query, query + 1] = False
+    assert kind(small(later)) == "self"
+
+
+def test_weights_below_nothing_look_ahead():
+    factor = torch.ones(4, 4).tril()
+    factor[1, 2] = -1
+    assert kind(torch.randn(2, 4, 4), factor) == "self"
+    assert kind(torch.randn(2, 4, 4), factor.clamp_min(0)) == "causal"

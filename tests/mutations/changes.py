@@ -766,7 +766,7 @@ CHANGES: list[Change] = [
         ("torch.where(some.any(axis, keepdim=True), row, NOTHING_YET)", "row"),
         tests="attr/test_as_they_are_used.py",
     ),
-    *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_changed_weights.py"),
+    *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_kind.py"),
     *changes_of(
         "capture/kind.py",
         ('if self._ahead[structure].is_avoided(weights, read, allowed) else "self"', 'if query == key else "self"'),
