@@ -58,6 +58,22 @@ class QueryAxis:
         row = Rows(None).chosen(self.batch, self.length, self.real, self.causal, self.text)
         return torch.zeros(self.batch, self.length, dtype=torch.float64).scatter(1, row.cpu(), 1.0)
 
+    def leaves_out_the_default(self, records: Sequence[AttentionRecord]) -> bool:
+        """Whether some positions alone are queries, and the default row is another one of them than the first position,
+        or the last where attention looks back.
+
+        Args:
+            records: the calls, among them those of these queries.
+        """
+        if self.positions is None or not self.positions.all_inputs:
+            return False
+        keys = [one.keys for one in records if one.keys is not None]
+        last = max((int(one.index.amax()) for one in keys if one.source == self.positions.source), default=0)
+        if self.length > last:
+            return False
+        row = self.default_weights().argmax(1)
+        return bool((self.positions.index.cpu()[row] != (last if self.causal else 0)).any())
+
     def has_several_for(self, read: RowsRead) -> bool:
         """Whether rows that are no input were read, and there are several of these."""
         if self.positions is None:

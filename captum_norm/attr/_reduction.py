@@ -280,6 +280,8 @@ class Reduction:
         within = queries not in (keys, self._last) and self._kind is None and axis.length > 1
         if read.how == "unseen" or behind or within:
             raise ValueError(unseen_rows(self._title, behind))
+        if read.rows is None and axis.leaves_out_the_default([noted.record for noted in self._noted]):
+            raise ValueError(different_queries(self._title, [axis.length]))
         if queries != self._last or (read.rows is None and not self._differ):
             return None  # also of an encoder by itself, whose output is not what was returned
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)

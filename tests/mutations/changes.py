@@ -768,6 +768,12 @@ CHANGES: list[Change] = [
     ),
     *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_kind.py"),
     *changes_of(
+        "attr/_read_out.py",
+        ("self.positions.index.cpu()[row] != (last", "self.positions.index.cpu()[row] < (last"),
+        ("and count < int((record.keys.index >= 0).sum())", "and False"),
+        tests="random_models/test_random_models.py",
+    ),
+    *changes_of(
         "capture/kind.py",
         ('if self._ahead[structure].is_avoided(weights, read, allowed) else "self"', 'if query == key else "self"'),
         tests="capture/test_positions.py attr/test_what_is_computed.py",

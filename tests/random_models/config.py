@@ -440,6 +440,8 @@ def consistent(config: Config) -> Config:
     written = changes.get("attention", config.attention) not in ("sdpa", *WHOLE_MODULES)
     if written and config.mask_form not in MASK_FORMS:
         changes["mask_form"] = "fill lowest" if config.dtype.endswith("16") else "fill -inf"
+    if config.norm == "none" and config.mask_form == "add -10000":  # scores may be as large
+        changes["mask_form"] = "fill -inf" if written else "add -inf"
     if config.norm != "pre" or config.branch:  # only then is it clear what the residual of attention is
         changes["beside"] = False
     if not (config.padding and config.padding_form):
