@@ -197,7 +197,10 @@ def test_types_are_told_apart_by_what_keeps_calls_from_being_composed():
 
 
 def test_pictures_one_behind_the_other_are_asked_for_one_at_a_time():
-    model, inputs = build("qwen2_5_vl_vision", Result("qwen2_5_vl_vision"))
+    built = build("qwen2_5_vl_vision", Result("qwen2_5_vl_vision"))
+    if built is None:
+        pytest.skip("these transformers have no such model by itself")
+    model, inputs = built
     explained = Explained(model, inputs)
     assert len(inputs["hidden_states"]) == 2 * explained.given.shape[1]
     assert explained(explained.given).shape[:2] == (1, 16)
