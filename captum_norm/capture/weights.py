@@ -136,8 +136,6 @@ class HiddenWeights:
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """q k^T, (..., head, row, key); heads of a group side by side, so that no key is repeated for them."""
-        if len(key) > 1:  # torch copies the examples' keys for one product, and takes longer over columns of them
-            key = key.contiguous()
         if not self._grouped:
             scores = query @ key.mT
         else:

@@ -27,20 +27,21 @@ from torch import Tensor, UntypedStorage
 
 from captum_norm.functional.normalization import Norms, fold
 from captum_norm.functional.precision import full_precision
-from captum_norm.functional.sums import compiled_for, heads_of, sums_of_products, triangular_factors
+from captum_norm.functional.sums import (
+    NO_ROUNDING,
+    SMALLEST_PIVOT,
+    TINY,
+    compiled_for,
+    heads_of,
+    sums_of_products,
+    triangular_factors,
+)
 
 # Middle parts larger than (2048, 2048), 17 MB for the pairs, are not kept: in large models they would outgrow W_O.
 _LARGEST_KEPT = 2048
 
 # For fewer keys than this, W_O is not looked at twice, however small it is.
 _FEW = 64
-
-# As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
-_SMALLEST_PIVOT = 1e-16
-
-# Less than nothing by this part of it is more than rounding: heads that all but cancel span the others, and R is lost.
-_NO_ROUNDING = -1e-9
-_TINY = torch.finfo(torch.float64).tiny
 
 T = TypeVar("T")
 
@@ -113,13 +114,13 @@ def triangular_factor(products: Tensor) -> Tensor:
         R, (pair, batch, key) in float32.
     """
     if compiled_for(products):
-        return triangular_factors(products, _SMALLEST_PIVOT, _NO_ROUNDING, _TINY)
+        return triangular_factors(products)
     rows = by_rows(products.clone())
     squares = [row[0].clone() for row in rows]
     for i, row in enumerate(rows):
         # A head whose vector the earlier ones span (or is zero) adds no row; what is left of its pivot is rounding.
-        without = torch.where(row[0] < _NO_ROUNDING * squares[i], torch.nan, 0.0)
-        row *= torch.where(row[0] > _SMALLEST_PIVOT * squares[i], row[0].clamp_min(_TINY).rsqrt(), without)
+        without = torch.where(row[0] < NO_ROUNDING * squares[i], torch.nan, 0.0)
+        row *= torch.where(row[0] > SMALLEST_PIVOT * squares[i], row[0].clamp_min(TINY).rsqrt(), without)
         for later in range(1, len(row)):
             rows[i + later].addcmul_(row[later], row[later:], value=-1)
     return torch.stack([rows[i][h - i] for h in range(len(rows)) for i in range(h + 1)]).float()

@@ -16,6 +16,13 @@ from torch import Tensor
 
 from captum_norm.functional.compiled import call, library
 
+# As a part of ||f_h||^2, what is left of it beside the earlier heads is rounding below this.
+SMALLEST_PIVOT = 1e-16
+
+# Less than nothing by this part of it is more than rounding: heads that all but cancel span the others, and R is lost.
+NO_ROUNDING = -1e-9
+TINY = torch.finfo(torch.float64).tiny
+
 # From so many numbers of R on the compiled way is taken; with fewer, torch is done before a compiler would be.
 _COMPILED_FROM = 1 << 13
 
@@ -42,11 +49,11 @@ def sums_of_products(first: Tensor, second: Tensor, out: Tensor) -> None:
     call("sums", "sums_of_products", out, first, second, *first.shape)
 
 
-def triangular_factors(products: Tensor, smallest: float, lost: float, tiny: float) -> Tensor:
+def triangular_factors(products: Tensor) -> Tensor:
     """R by columns, (pair, batch, key) in float32, of M by rows, likewise in float64; NaN where it is lost."""
     products = products.contiguous()
     factor, heads = products.new_empty(products.shape, dtype=torch.float32), heads_of(products)
-    call("sums", "triangular_factors", factor, products, heads, products[0].numel(), smallest, lost, tiny)
+    call("sums", "triangular_factors", factor, products, heads, products[0].numel(), SMALLEST_PIVOT, NO_ROUNDING, TINY)
     return factor
 
 
@@ -111,7 +118,7 @@ def _agree() -> bool:
     sums_of_products(f[one].flatten(2), f[other].flatten(2), products)
     lengths = f.norm(dim=1)
     norms = torch.empty(batch, query, key)
-    factor = triangular_factors(products, 1e-16, -1e-9, 1e-300)
+    factor = triangular_factors(products)
     norms_of_sums(norms, weights, None, (products, factor, lengths.float()), 0.1)
     expected = torch.einsum("bhqk,hebk->bqke", weights.double(), f).norm(dim=-1)
     exact = torch.allclose(products, (f[one] * f[other]).sum(1))

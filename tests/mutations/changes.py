@@ -166,7 +166,7 @@ CHANGES: list[Change] = [
     *changes_of("functional/relevance.py", (".clamp_min_(0).mean(1)", ".mean(1)")),
     *changes_of("functional/row.py", ("_CANCELS = 0.03", "_CANCELS = 0.0")),
     *changes_of("functional/gram.py", ('mode="r").R.mT', 'mode="r").R'), tests="functional/test_row.py"),
-    *changes_of("functional/gram.py", ("_NO_ROUNDING = -1e-9", "_NO_ROUNDING = -1e9"), tests="functional/test_sums.py"),
+    *changes_of("functional/sums.py", ("NO_ROUNDING = -1e-9", "NO_ROUNDING = -1e9"), tests="functional/test_sums.py"),
     *changes_of("functional/split.py", ("0, vectors / lengths, 0", "0, vectors, 0")),
     *changes_of("functional/value_zeroing.py", ("- (lengths == 0).to(dtype) ", "")),
     # ----------------------------------------------------------------------------------------------------- files, ranks
