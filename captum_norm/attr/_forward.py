@@ -36,11 +36,13 @@ def readable(
         ValueError: for replicas in other threads, or for what a Hugging Face model cannot take (empty or too long
             texts, ids it does not know).
     """
-    check_model(forward_func)
     forward = unwrapped(forward_func)
+    checks = isinstance(forward, Module) and not isinstance(forward, HFForward)  # which checks for itself
+    if not checks:
+        check_model(forward_func)
     _refuse_replicas(title, forward_func)
     try:
-        if isinstance(forward, Module) and not isinstance(forward, HFForward):  # which checks for itself
+        if checks:
             check_inputs(forward, (*inputs, *extras))
         gated = getattr(forward, "mode", None) == "gate" and extras and isinstance(extras[0], Tensor)
         yield (extras[0], *inputs[1:]) if gated else inputs

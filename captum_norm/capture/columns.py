@@ -26,6 +26,7 @@ class Columns:
         allowed: which weights the softmax was allowed to give, of ``shape``; None where all, or where nobody knows.
         cut: whether weights were set to zero by a mask afterwards.
         chosen: whether others were left out before the softmax for being small.
+        given: whether something given to the model may have told which: all else is a pattern of the model's own.
 
     Example:
         >>> columns = Columns((2, 3, 5, 7), 3).then(Step("swap", lambda t: t.transpose(1, 3)))
@@ -33,23 +34,27 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "chosen", "cut", "shape", "start", "steps")
+    __slots__ = ("_known", "allowed", "chosen", "cut", "given", "shape", "start", "steps")
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
-        cut: bool = False, chosen: bool = False,
+        cut: bool = False, chosen: bool = False, given: bool = True,
     ) -> None:  # fmt: skip
         self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
-        self.cut, self.chosen = cut, chosen
+        self.cut, self.chosen, self.given = cut, chosen, given
         self._known = axis if not steps else _UNASKED
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen)
+        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen, self.given)
 
     def after_a_mask(self) -> Columns:
         """The same where some weights have been set to zero."""
-        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen)
+        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen, self.given)
+
+    def changed_by_what_is_given(self) -> Columns:
+        """The same where something given to the model has a part in the numbers."""
+        return Columns(self.shape, self.start, self.steps, self.allowed, self.cut, self.chosen)
 
     @property
     def axis(self) -> int | None:

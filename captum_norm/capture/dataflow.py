@@ -26,7 +26,7 @@ from captum_norm.capture.projections import Projections
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.readout import ReadOuts
 from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
-from captum_norm.operations.callers import Caller, running_modules
+from captum_norm.operations.callers import Caller, innermost_module, running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
@@ -95,6 +95,11 @@ class Dataflow:
         axes = (1,) if source.ndim < 4 else tuple(range(2, source.ndim))
         self.traces[source] = Trace(place=Place(Anchor(index, tuple(source.shape), axes, self.next_anchor())))
 
+    def tell(self, tensor: Tensor) -> None:
+        """A tensor that was there before the model ran, and is no input: a mask."""
+        self.opaque.know(tensor)
+        self.reach.tell(tensor)
+
     @property
     def callers(self) -> tuple[Caller, ...]:
         """The modules in which the operation that is running was called, read from the stack once."""
@@ -129,11 +134,13 @@ class Dataflow:
         rule = RULES.of(name)
         if rule is None:
             if name in COMPARISONS:
-                return self.masks.see
+                return self._compare
             return self.opaque.see if kind_of(name) is OperationKind.FRESH else None
         see = None if self._stream is None else self._stream.see
         if self._calls_only:
             return self._of_calls(rule, name in _BEGIN, see)
+
+        moves = kind_of(name) is OperationKind.MOVE
 
         def all_of(op: Operation) -> None:
             self._operation, self._callers = op, None
@@ -141,13 +148,16 @@ class Dataflow:
                 rule(self, op)
                 if see is not None:
                     see(op)
-                self.opaque.see(op)
+                is_view = moves and self._is_known_view(op)
+                if not is_view:
+                    self.opaque.see(op)
                 trace = self.traces[op.out] if isinstance(op.out, Tensor) else None
                 self.masks.see(op, trace is not None and trace.weights is not None)
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
                 born, self._born, self._operation, self._callers = self._born, 0, None, None
-                self.reach.see(op, born)
+                if born or not is_view:
+                    self.reach.see(op, born)
                 if self.chain is not None:
                     self.chain.see(op, begins=bool(born))
                 if self.calls:
@@ -159,6 +169,20 @@ class Dataflow:
                 raise
 
         return all_of
+
+    def _is_known_view(self, op: Operation) -> bool:
+        """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""
+        storages = op.storages
+        if len(storages) != 1 or not isinstance(op.out, Tensor) or not storages[0]:
+            return False
+        return storage_of(op.out) == storages[0] and storages[0] in self.reach.storages
+
+    def _compare(self, op: Operation) -> None:
+        """A mask is made of sizes, or of ids."""
+        self.masks.see(op)
+        given = any(map(self.is_given, op.tensors))
+        for out in op.written:
+            self.tell(out) if given else self.opaque.know(out)
 
     def _of_calls(self, rule: Rule, begins: bool, see: OperationRule | None) -> OperationRule:
         """What to do with operations where calls are read, and positions and what reaches what are not followed."""
@@ -229,6 +253,10 @@ class Dataflow:
         """
         return self.reach.of(tensor) > INPUT and not self.is_constant(tensor, beside)
 
+    def is_given(self, tensor: Tensor) -> bool:
+        """Whether something given to the model has a part in a tensor, in contrast to one that it makes of itself."""
+        return self.reach.is_given(tensor) or not self.opaque.knows(tensor)
+
     def is_held(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer of a module that is running, or a view of one."""
         storage = storage_of(tensor)
@@ -249,7 +277,8 @@ class Dataflow:
 
     def _module(self) -> str:
         """The name of the module that is running."""
-        return self._names.module(tuple(caller.module for caller in self.callers))
+        known = self._names.known(innermost_module()) if self._callers is None else None
+        return known or self._names.module(tuple(caller.module for caller in self.callers))
 
     def read_whole(self, place: Place, out: Tensor, axis: int = -1) -> Place | None:
         """Where the result lies that an operation made of all entries along an axis, writing as many as it likes.

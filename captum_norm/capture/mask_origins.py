@@ -139,30 +139,39 @@ def _is_selection(mask: Tensor) -> bool:
     return mask.ndim > 1 and mask.shape[-1] > 1 and mask.numel() == mask.shape[0] * mask.shape[-1]
 
 
-def without_padding(seen: Tensor, selections: Sequence[Tensor], used: Tensor | None = None) -> Tensor:
+def without_padding(
+    seen: Tensor, selections: Sequence[Tensor], used: Tensor | None = None
+) -> tuple[Tensor, bool]:
     """What queries may attend to without the padding that sees itself alone, or is hidden together with small weights.
 
-    A selection tells padding where each token in it, or each outside of it, is seen by no other token in any example.
+    A selection tells padding where each token in it, or each outside of it, is seen by no other token in any example;
+    one of all tokens tells that there is none.
 
     Args:
         seen: (b, q, k) bool, which keys each query may attend to.
         selections: of what the mask was made, each (b, k).
         used: (b, q, k) bool, which of them it does attend to, where masks left out others for being small.
 
+    Returns:
+        The same (b, q, k), and whether a selection tells.
+
     Example:
         >>> causal = torch.ones(3, 3).tril().bool()[None]
-        >>> without_padding(causal, [torch.tensor([[True, True, False]])])[0, -1]
+        >>> seen, _ = without_padding(causal, [torch.tensor([[True, True, False]])])
+        >>> seen[0, -1]
         tensor([ True,  True, False])
     """
     query, key = seen.shape[1:]
     if query != key:
-        return seen
+        return seen, False
+    tells = False
     by_others = ((seen if used is None else used) & ~torch.eye(key, dtype=torch.bool, device=seen.device)).any(1)
     for selection in selections:
         if selection.shape != by_others.shape:
             continue
         sides = [side for side in (selection, ~selection) if bool(side.any()) and not bool((side & by_others).any())]
         sides = [side for side in sides if not bool(side.all(1).any())]
+        tells |= len(sides) == 1 or bool(selection.all())
         if len(sides) == 1:
             seen = seen & ~sides[0][:, None]
-    return seen
+    return seen, tells

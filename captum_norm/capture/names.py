@@ -23,6 +23,10 @@ class Names:
     def _root(self, modules: tuple[Module, ...]) -> Module | None:
         return self._model if self._model is not None else (modules[0] if modules else None)
 
+    def known(self, innermost: Module | None) -> str | None:
+        """The name that was found before while this module was the innermost; None if none was."""
+        return None if innermost is None else self._seen.get(innermost)
+
     def module(self, modules: tuple[Module, ...]) -> str:
         """Name of the innermost module that the root knows."""
         root = self._root(modules)

@@ -115,6 +115,10 @@ class OpaqueParts:
                     self._note(op, tensor, "it reads memory that was not seen to be written")
                 if self._bits:
                     bits |= self._bits.get(storage, 0)
+            elif storage and storage not in self._storages:
+                if not self._is_held(storage):
+                    self._reach.tell(tensor)
+                self.know(tensor)
         foreign = "" if op.name in _FOLLOWED else _foreign(op.func)
         for out in op.written:
             self.know(out)
@@ -143,6 +147,7 @@ class OpaqueParts:
         gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
         if not isinstance(tensor, Parameter) and not gathered and not self._is_held(storage):
             self._note(op, tensor, "it takes in numbers that no operation was seen to make")
+            self._reach.tell(tensor)
         self.know(tensor)
 
     def _note(self, op: Operation, tensor: Tensor, why: str, constant: bool = True) -> None:

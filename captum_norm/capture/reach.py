@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from captum_norm.operations.formats import ROUNDINGS
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.storages import Storages, storage_of
 
 # What else they are given says where entries go, or in which shape or format.
 _OF_THE_FIRST = names_of(OperationKind.MOVE, OperationKind.IDENTITY)
+_LIKE = names_with(Property.LIKE)
 
 INPUT = 1
 """The bit of everything that was made of an input."""
@@ -33,6 +34,7 @@ class Reach:
     def __init__(self) -> None:
         self.storages = Storages()
         self._bits: dict[int, int] = {}
+        self._told: set[int] = set()
         self._next = INPUT << 1
 
     def new_bit(self) -> int:
@@ -50,6 +52,15 @@ class Reach:
         if storage:
             self._bits[storage] = self._bits.get(storage, 0) | bits
 
+    def tell(self, tensor: Tensor) -> None:
+        """A tensor that the model was told beside its inputs, such as a mask: it has no bit."""
+        self._told.add(self.storages.hold(tensor))
+
+    def is_given(self, tensor: Tensor) -> bool:
+        """Whether an input, or what the model was told beside them, has a part in a tensor."""
+        storage = storage_of(tensor)
+        return storage in self._bits or storage in self._told
+
     def of_all(self, tensors: Iterable[Tensor]) -> int:
         """The bits of several tensors together."""
         return self._of_storages(map(storage_of, tensors))
@@ -62,11 +73,16 @@ class Reach:
 
     def see(self, op: Operation, born: int = 0) -> None:
         """Take in one operation: what it wrote was made of its operands, and of what is ``born`` here."""
-        bits = self._of_storages(op.storages)
-        if len(op.tensors) > 1 and op.name in _OF_THE_FIRST:
-            bits = self._bits.get(op.storages[0], 0) | bits & INPUT
+        storages = op.storages
+        if len(storages) > 1 and op.name in _LIKE:
+            storages = storages[:1]
+        bits = self._of_storages(storages)
+        if len(storages) > 1 and op.name in _OF_THE_FIRST:
+            bits = self._bits.get(storages[0], 0) | bits & INPUT
         bits |= born
         if not bits:
+            if not self._told.isdisjoint(storages):
+                self._told.update(map(storage_of, op.written))
             return
         for out in op.written:
             numbers = out.is_floating_point() or out.is_complex() or op.name in ROUNDINGS
@@ -77,4 +93,5 @@ class Reach:
     def clear(self) -> None:
         """Forget everything."""
         self._bits.clear()
+        self._told.clear()
         self.storages.clear()

@@ -90,7 +90,7 @@ def recording(
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, calls_only)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:
-        flow.opaque.know(tensor)
+        flow.tell(tensor)
     mode = WatchingMode(flow.rule_for)
     try:
         with _uncompiled(), mode:

@@ -126,9 +126,11 @@ def check_model(model: Any) -> None:
             "operations. Give the model that it was made of, or torch.export.export(model, inputs).module()."
         )
     if isinstance(model, nn.Module):
-        empty = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+        weights = (weight for module in model.modules() for weight in module._parameters.values())
         # accelerate keeps weights there, too, and brings each in when its module runs
-        if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        is_empty = any(weight is not None and weight.is_meta for weight in weights)
+        if is_empty and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+            empty = next(name for name, weight in model.named_parameters() if weight.is_meta)
             raise ValueError(
                 f"{title(model)}: its weight {empty} is on the meta device, so it has a shape and no numbers. Load the "
                 "weights, for example with from_pretrained(...) outside torch.device('meta')."

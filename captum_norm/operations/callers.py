@@ -48,6 +48,19 @@ def running_modules() -> tuple[Caller, ...]:
     return tuple(reversed(callers))
 
 
+def innermost_module() -> Module | None:
+    """The last of :func:`running_modules`, a few frames away."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
+            module = frame.f_locals.get("self")
+            if isinstance(module, Module):
+                return module
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
 def how_many_run(callers: tuple[Caller, ...]) -> int:
     """How many of these modules, outermost first, are still running."""
     running = set()

@@ -115,6 +115,7 @@ class Property(Enum):
     SHUFFLES = auto()  # same shape in and out, but positions change places in a way that nobody follows
     KEEPS_WEIGHTS = auto()  # of attention weights it makes what then multiplies the values
     SATURATES = auto()  # does not become the identity for large numbers
+    LIKE = auto()  # all operands but the first tell a shape or a format, and none of their numbers
     LIGHT = auto()  # cheap enough to be made twice
 
 
@@ -134,6 +135,7 @@ PROPERTIES: dict[Property, str] = {
         "count_nonzero all any softmax log_softmax softmin logsumexp gumbel_softmax normalize glu gather "
         "take_along_dim tril triu"
     ),
+    Property.LIKE: f"{KINDS[OperationKind.IDENTITY]} expand_as view_as reshape_as",
     Property.SHUFFLES: (
         "sort argsort gather take take_along_dim scatter scatter_add index_add index_copy cumsum cumprod flipud "
         "fliplr rot90 topk masked_select masked_scatter msort cummax cummin"

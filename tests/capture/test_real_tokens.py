@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.capture.real_tokens import real_keys
@@ -236,6 +237,80 @@ def test_a_pattern_that_the_model_is_made_with_is_no_padding(kind):
     with torch.no_grad(), recording(sources=(x,)) as records:
         attention(x, HIDDEN)
     assert records[0].key_mask is None
+
+
+def _alone() -> Tensor:
+    """The fourth token is seen by itself alone."""
+    pattern = torch.ones(5, 5)
+    pattern[:, 3] = torch.eye(5)[3]
+    pattern[3, 0] = 0
+    return pattern
+
+
+ISOLATED = {
+    "filled": lambda s, seen: s.masked_fill(seen == 0, -torch.inf).softmax(-1),
+    "filled in place": lambda s, seen: s.masked_fill_(~seen.bool(), -1e9).softmax(-1),
+    "chosen": lambda s, seen: torch.where(seen > 0, s, torch.finfo(s.dtype).min).softmax(-1),
+    "added": lambda s, seen: (s + (1 - seen) * -1e9).softmax(-1),
+    "-100 added": lambda s, seen: (s - 100 * (1 - seen)).softmax(-1),
+    "written": lambda s, seen: _setitem(s, seen == 0),
+    "weights filled": lambda s, seen: s.softmax(-1).masked_fill(seen == 0, 0.0),
+    "weights written": lambda s, seen: _weights_written(s.softmax(-1), seen == 0),
+    "by hand": lambda s, seen: _by_hand(s, seen == 0),
+    "of some tokens": lambda s, seen: s.masked_fill(seen[: s.shape[-1], : s.shape[-1]] == 0, -1e9).softmax(-1),
+}
+
+
+def _weights_written(w: Tensor, hidden: Tensor) -> Tensor:
+    w[hidden.expand_as(w)] = 0
+    return w
+
+
+def _real(weights, given: Tensor) -> Tensor | None:
+    attention, x = Attention(weights), torch.randn(2, 5, 8)
+    attention.pattern = nn.Buffer(_alone())
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention.weights = lambda s, told: weights(s, told, attention.pattern)
+        attention(x, given)
+    return records[0].key_mask
+
+
+@pytest.mark.parametrize("form", ISOLATED)
+def test_what_a_pattern_of_the_model_hides_from_all_others_is_no_padding(form):
+    assert _real(lambda s, _, pattern: ISOLATED[form](s, pattern), HIDDEN) is None
+
+
+@pytest.mark.parametrize("form", ISOLATED)
+def test_what_a_mask_that_is_made_anew_of_nothing_given_hides_from_all_others_is_no_padding(form):
+    assert _real(lambda s, *_: ISOLATED[form](s, _alone()), HIDDEN) is None
+
+
+@pytest.mark.parametrize("form", ISOLATED)
+def test_what_a_mask_that_is_given_hides_from_all_others_is_padding(form):
+    real = _real(lambda s, told, _: ISOLATED[form](s, told), _alone())
+    assert torch.equal(real, (torch.eye(5)[3] == 0).expand(2, 5))
+
+
+@pytest.mark.parametrize("form", ISOLATED)
+def test_a_selection_of_positions_tells_padding_from_what_a_pattern_hides(form):
+    real = _real(lambda s, told, pattern: ISOLATED[form](s, pattern * ~told), HIDDEN)
+    assert torch.equal(real, REAL)
+
+
+def test_the_mask_of_a_kernel_that_is_a_pattern_hides_no_padding():
+    def attend(given: Tensor | None) -> Tensor | None:
+        projection, pattern, x = nn.Linear(8, 8), nn.Buffer(_alone()), torch.randn(2, 1, 5, 8)
+        module = nn.ModuleList([projection])
+        module.pattern = pattern
+        module.forward = lambda x, told: projection(
+            scaled_dot_product_attention(x, x, x, (module.pattern if told is None else told) > 0)
+        )
+        with torch.no_grad(), recording(sources=(x[:, 0],)) as records:
+            module(x, given)
+        return records[0].key_mask
+
+    assert attend(None) is None
+    assert not attend(_alone())[:, 3].any()
 
 
 def _smallest_written(s: Tensor) -> Tensor:

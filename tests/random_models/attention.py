@@ -56,6 +56,9 @@ def _pattern(mask: str, n: int) -> Tensor | None:
         visible = square.tril()
         visible[:2, :2] = True
         return visible
+    if mask == "isolated":
+        square[:, 1] = torch.arange(n) == 1
+        return square
     return None
 
 

@@ -241,7 +241,7 @@ def _encoder_decoder(random: Random, config: Config) -> Config:
 
 
 def _masks(random: Random, config: Config) -> Config:
-    mask = random.choice(("none", "causal", "window", "causal window", "prefix"))
+    mask = random.choice(("none", "causal", "window", "causal window", "prefix", "isolated"))
     position = random.choice(POSITIONS)
     stack = "decoder" if mask in ("causal", "causal window") else "encoder"
     readout = random.choice(("every position", "last" if stack == "decoder" else "first"))

@@ -362,6 +362,7 @@ class Oracle:
                     "window": abs(i - j) <= 1,
                     "causal window": i - 2 <= j <= i,
                     "prefix": j <= i or (i < 2 and j < 2),
+                    "isolated": j != 1 or i == 1,  # no other token sees the second
                 }[c.mask]
                 for example in range(c.batch):
                     is_real = not c.padding or bool(real[example, j])

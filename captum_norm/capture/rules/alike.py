@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
@@ -95,6 +96,21 @@ def _is_weighed(trace: Trace | None) -> bool:
 def _constant_among(flow: Dataflow, op: Operation, tensor: Tensor) -> bool:
     """Whether an operand is made of no input while another is."""
     return any(flow.is_constant(tensor, other) for other in op.tensors if other is not tensor)
+
+
+def told_by_given(flow: Dataflow, op: Operation, x: Tensor, columns: Columns) -> Columns:
+    """Columns of scores or weights x after an operation, whose other operands may be made of something given.
+
+    One that is the same for all keys hides none of them.
+    """
+    if columns.given:
+        return columns
+    axis = columns.axis
+    for other in op.tensors:
+        alike = axis is not None and (from_the_end := x.ndim - axis) <= other.ndim and other.shape[-from_the_end] == 1
+        if other is not x and other.ndim and not alike and flow.is_given(other):
+            return columns.changed_by_what_is_given()
+    return columns
 
 
 def broadcasts(small: torch.Size, large: torch.Size) -> bool:

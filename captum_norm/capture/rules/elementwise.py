@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import RULES, Dataflow, rule
-from captum_norm.capture.rules.alike import Operands, broadcasts, place_after
+from captum_norm.capture.rules.alike import Operands, broadcasts, place_after, told_by_given
 from captum_norm.capture.traces import Mixed, Projection, SoftmaxPart, Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
@@ -54,7 +54,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
     if not any(trace.in_attention for _, trace in operands):  # most operations of a model
         for out in op.outputs:
             place = place_after(flow, op, name, operands, out)
-            flow.traces[out] = Trace(place=place, scores=_still_scores(operands, out))
+            flow.traces[out] = Trace(place=place, scores=_still_scores(flow, op, operands, out))
         return
     reading = [mixed.mixture for _, trace in operands for mixed in trace.mixed]
     if name in _IDENTITIES:  # x.type_as(other) is x
@@ -66,7 +66,7 @@ def carry(flow: Dataflow, op: Operation) -> None:
             projection=_still_projection(op, name, operands, out),
             place=place_after(flow, op, name, operands, out),
             softmax_part=_softmax_part(name, operands, out),
-            scores=_still_scores(operands, out),
+            scores=_still_scores(flow, op, operands, out),
         )
         _still_allowed(flow, op, name, operands, out)
         if reading and not (flow.traces[out] or Trace()).in_attention:
@@ -84,6 +84,7 @@ def _still_weights(
         if tensor.shape == out.shape:
             if name in _SHUFFLES:
                 return UNKNOWN_COLUMNS
+            columns = told_by_given(flow, op, tensor, columns)
             return columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
     for tensor, columns in weights:  # one map of weights, scaled for each head
         if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
@@ -91,9 +92,12 @@ def _still_weights(
     return None
 
 
-def _still_scores(operands: Operands, out: Tensor) -> Columns | None:
+def _still_scores(flow: Dataflow, op: Operation, operands: Operands, out: Tensor) -> Columns | None:
     """Scaled, masked or biased scores have the keys where they had them."""
-    return next((t.scores for tensor, t in operands if t.scores is not None and tensor.shape == out.shape), None)
+    for tensor, trace in operands:
+        if trace.scores is not None and tensor.shape == out.shape:
+            return told_by_given(flow, op, tensor, trace.scores)
+    return None
 
 
 def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor) -> None:
@@ -101,6 +105,7 @@ def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands,
     for tensor, trace in operands:
         columns = flow.exponentials[tensor] if trace.softmax_part and tensor.shape == out.shape else None
         if columns is not None:
+            columns = told_by_given(flow, op, tensor, columns)
             flow.exponentials[out] = columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
 
 

@@ -50,7 +50,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
         weights, value.detach(), lead, flow.callers, weights_place, places[1], problem, live=value,
-        allowed=allowed, used=used, softmaxes=softmax,
+        allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
     flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
@@ -175,6 +175,9 @@ def added_product(flow: Dataflow, op: Operation) -> None:
     added, left, right = op.tensors[:3]
     if not _meets_values(flow, left, -1, right, -2):
         _product_place(flow, left, right, op.out)
+        trace = flow.traces[op.out]
+        if trace is not None and trace.scores is not None and flow.is_given(added):
+            flow.traces.update(op.out, scores=trace.scores.changed_by_what_is_given())
         return
     alpha = op.kwargs.get("alpha", 1)
     scale = Step(("alpha", object()), lambda t: t * alpha, True)
@@ -210,7 +213,7 @@ def scores_of_product(
         return None
     place = place_of(flow, right)
     one = place is not None and flow.places.holds_one(place, (axis,)) and right.shape[axis] > 1
-    return None if one else Columns(tuple(out.shape), out_axis)
+    return None if one else Columns(tuple(out.shape), out_axis, given=False)
 
 
 def value_product(
@@ -226,9 +229,10 @@ def value_product(
     unchosen = flow.unchosen()
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, unchosen)
     chosen = unchosen is not None or (trace is not None and trace.weights is not None and trace.weights.chosen)
+    given = trace is None or trace.weights is None or trace.weights.given
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
-        problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None,
+        problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None, given=given,
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)

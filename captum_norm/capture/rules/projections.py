@@ -115,9 +115,10 @@ def _add(flow: Dataflow, op: Operation) -> None:
 
 def _note_shallow_mask(flow: Dataflow, op: Operation, operands: list[Tensor]) -> None:
     """Scores to which a mask of 0 and -100 or the like was added."""
-    for mask in operands:
+    sign = _sign(op)
+    for number, mask in enumerate(operands):
         if mask.ndim > 1 and op.out.ndim > 2 and flow.reach.of(mask) <= INPUT and type(mask) is Tensor:
-            allowed = two_numbers(mask)
+            allowed = two_numbers(mask if sign == 1 or not number else sign * mask)
             if allowed is not None:
                 flow.shallow[op.out] = allowed
 

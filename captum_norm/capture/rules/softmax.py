@@ -41,9 +41,11 @@ def _of_queries(flow: Dataflow, place: Place, shape: torch.Size, axis: int) -> P
 def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
     """The keys' axis, and what the softmax was allowed to look at."""
     unchosen = flow.unchosen((scores,))
-    given = scores if unchosen is None else unchosen
-    allowed = allowed_by_scores(given, flow.shallow[scores]) if out.ndim > 2 else None
-    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None)
+    taken = scores if unchosen is None else unchosen
+    allowed = allowed_by_scores(taken, flow.shallow[scores]) if out.ndim > 2 else None
+    trace = flow.traces[scores]
+    given = trace is None or trace.scores is None or trace.scores.given
+    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, given=given)
 
 
 @rule("log_softmax")
@@ -81,6 +83,6 @@ def _div(flow: Dataflow, op: Operation) -> None:
     if parts == ["exponential", "normaliser"]:
         summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
         of, axis = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS, summed[0] if len(summed) == 1 else None
-        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen)
+        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen, of.given)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces.update(op.out, weights=columns, softmax_part="")

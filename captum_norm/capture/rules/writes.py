@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.alike import put_back, replaced_rows, written_place
+from captum_norm.capture.rules.alike import put_back, replaced_rows, told_by_given, written_place
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
@@ -21,14 +22,32 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     into = op.tensors[0]
     trace = flow.traces[into] or Trace()
     weights = trace.weights or written_weights(flow, into, op.tensors[-1])
+    weights = weights and _after_zeros(flow, op, told_by_given(flow, op, into, weights))
+    scores = trace.scores and told_by_given(flow, op, into, trace.scores)
     mixed = _written_mixed(flow, op, trace) if op.name == "setitem" else ()
-    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op), scores=trace.scores)
+    flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op), scores=scores)
+
+
+_VALUE = {
+    "setitem": (2, "value"), "copy": (1, "src"), "fill": (1, "value"), "index_put": (2, "values"),
+    "index_copy": (3, "source"), "index_fill": (3, "value"),
+}  # fmt: skip
 
 
 @rule("index_add")
 def _index_add(flow: Dataflow, op: Operation) -> None:
     """Rows are added to others, as an expert's to those of the tokens it was given."""
     flow.traces[op.out] = Trace(place=written_place(flow, op))
+
+
+def _after_zeros(flow: Dataflow, op: Operation, weights: Columns) -> Columns:
+    """The columns of weights of which some have been set to zero, or were written with others that had been."""
+    value = op.argument(*_VALUE[op.name], 0) if op.name in _VALUE else 0
+    trace = flow.traces[value] if isinstance(value, Tensor) else None
+    if trace is not None and trace.weights is not None:
+        return weights.after_a_mask() if trace.weights.cut else weights
+    zeros = not bool(value.any()) if isinstance(value, Tensor) else value == 0
+    return weights.after_a_mask() if zeros and not flow.masks.hides_by_size(op) else weights
 
 
 def _written_mixed(flow: Dataflow, op: Operation, before: Trace) -> tuple[Mixed, ...]:
