@@ -265,7 +265,7 @@ def _with_real_rows(record: AttentionRecord, mask: Tensor) -> AttentionRecord:
 
 def at_rows(record: AttentionRecord, rows: Tensor) -> AttentionRecord:
     """The record of some queries alone, none of which is padding; rows (batch, row) long."""
-    return replace(record.at(rows), queries=None, query_mask=None)
+    return record.at(rows, placed=False)
 
 
 def square(one: CallMap) -> CallMap:

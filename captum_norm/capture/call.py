@@ -57,7 +57,8 @@ class AttentionCall:
     modules: Sequence[Module] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modules", Modules(self.modules))
+        if not isinstance(self.modules, Modules):
+            object.__setattr__(self, "modules", Modules(self.modules))
 
     @property
     def module(self) -> Module | None:

@@ -144,8 +144,10 @@ class OpaqueParts:
         self._bits.clear()
 
     def _first_sight(self, op: Operation, tensor: Tensor, storage: int) -> None:
+        if isinstance(tensor, Parameter):
+            return
         gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
-        if not isinstance(tensor, Parameter) and not gathered and not self._is_held(storage):
+        if not gathered and not self._is_held(storage):
             self._note(op, tensor, "it takes in numbers that no operation was seen to make")
             self._reach.tell(tensor)
         self.know(tensor)

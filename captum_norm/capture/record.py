@@ -220,11 +220,12 @@ class AttentionRecord:
         kept: Any = self.weights if "weights" in self.__dict__ else self._rows
         return replace(self, **({"weights": kept} | changes))
 
-    def at(self, rows: slice | Tensor) -> AttentionRecord:
+    def at(self, rows: slice | Tensor, placed: bool = True) -> AttentionRecord:
         """The record of some queries alone, whose weights alone are computed and checked.
 
         Args:
             rows: a slice of the queries, or (batch, row) long, from 0.
+            placed: with the positions and masks of these queries.
 
         Returns:
             The record with weights (batch, head, row, key), gate, block, masks and positions of these queries
@@ -254,7 +255,7 @@ class AttentionRecord:
         else:
             weights, certificate = self._rows.at(rows)
             self.__dict__["certificate"] = certificate
-        positions, mask = self.queries if same else None, self.query_mask
+        positions, mask = (self.queries if same else None, self.query_mask) if placed else (None, None)
         return replace(
             self,
             weights=weights,
