@@ -8,12 +8,15 @@ which gives weights again, from one that reads the keys, which does not.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from captum_norm.operations.places import UnplacedError
 from captum_norm.operations.steps import Step
+
+ToldBy = Literal["nothing", "the model", "inputs"]
 
 
 class Columns:
@@ -26,7 +29,8 @@ class Columns:
         allowed: which weights the softmax was allowed to give, of ``shape``; None where all, or where nobody knows.
         cut: whether weights were set to zero by a mask afterwards.
         chosen: whether others were left out before the softmax for being small.
-        given: whether something given to the model may have told which: all else is a pattern of the model's own.
+        told_by: what may have told which keys are hidden: ``"nothing"`` where none are; ``"the model"``, by a pattern
+            of its own; or ``"inputs"``, something that it was given.
 
     Example:
         >>> columns = Columns((2, 3, 5, 7), 3).then(Step("swap", lambda t: t.transpose(1, 3)))
@@ -34,27 +38,29 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "chosen", "cut", "given", "shape", "start", "steps")
+    __slots__ = ("_known", "allowed", "chosen", "cut", "shape", "start", "steps", "told_by")
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
-        cut: bool = False, chosen: bool = False, given: bool = True,
+        cut: bool = False, chosen: bool = False, told_by: ToldBy = "inputs",
     ) -> None:  # fmt: skip
         self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
-        self.cut, self.chosen, self.given = cut, chosen, given
+        self.cut, self.chosen, self.told_by = cut, chosen, told_by
         self._known = axis if not steps else _UNASKED
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen, self.given)
+        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen, self.told_by)
 
     def after_a_mask(self) -> Columns:
         """The same where some weights have been set to zero."""
-        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen, self.given)
+        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen, self.told_by)
 
-    def changed_by_what_is_given(self) -> Columns:
-        """The same where something given to the model has a part in the numbers."""
-        return Columns(self.shape, self.start, self.steps, self.allowed, self.cut, self.chosen)
+    def after_telling(self, who: ToldBy) -> Columns:
+        """The same where the model, or something given to it, may have hidden keys."""
+        if who == "nothing" or self.told_by in (who, "inputs"):
+            return self
+        return Columns(self.shape, self.start, self.steps, self.allowed, self.cut, self.chosen, who)
 
     @property
     def axis(self) -> int | None:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.columns import Columns
+from captum_norm.capture.columns import Columns, ToldBy
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
-from captum_norm.operations.kinds import Property, names_with
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import NOTHING_YET, Place, Settled, WholeAxes, broadcast
 from captum_norm.operations.steps import step_of
@@ -24,6 +24,7 @@ from captum_norm.operations.steps import step_of
 Operands = list[tuple[Tensor, Trace]]
 
 _POSITIONWISE = names_with(Property.POSITIONWISE)
+_HIDE_NOTHING = names_of(OperationKind.IDENTITY, OperationKind.SUM, OperationKind.SCALE)  # without a mask
 _ALONG_AXES = names_with(Property.ALONG_AXES)
 _SHUFFLES = names_with(Property.SHUFFLES)
 _AXES_AT = dict.fromkeys("norm vector_norm linalg_vector_norm linalg_norm topk kthvalue normalize".split(), 2)
@@ -98,19 +99,23 @@ def _constant_among(flow: Dataflow, op: Operation, tensor: Tensor) -> bool:
     return any(flow.is_constant(tensor, other) for other in op.tensors if other is not tensor)
 
 
-def told_by_given(flow: Dataflow, op: Operation, x: Tensor, columns: Columns) -> Columns:
-    """Columns of scores or weights x after an operation, whose other operands may be made of something given.
+def told_after(flow: Dataflow, op: Operation, x: Tensor, columns: Columns) -> Columns:
+    """Columns of scores or weights x after an operation, by which the model or its inputs may tell what is hidden.
 
-    One that is the same for all keys hides none of them.
+    A number, and an operand that is the same for all keys, hide none of them.
     """
-    if columns.given:
+    if columns.told_by == "inputs":
         return columns
     axis = columns.axis
+    told_by: ToldBy = "nothing" if base_name(op.name) in _HIDE_NOTHING else "the model"
     for other in op.tensors:
         alike = axis is not None and (from_the_end := x.ndim - axis) <= other.ndim and other.shape[-from_the_end] == 1
-        if other is not x and other.ndim and not alike and flow.is_given(other):
-            return columns.changed_by_what_is_given()
-    return columns
+        if other is x or not other.ndim or alike:
+            continue
+        if flow.is_given(other):
+            return columns.after_telling("inputs")
+        told_by = "the model"
+    return columns.after_telling(told_by)
 
 
 def broadcasts(small: torch.Size, large: torch.Size) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import RULES, Dataflow, rule
-from captum_norm.capture.rules.alike import Operands, broadcasts, place_after, told_by_given
+from captum_norm.capture.rules.alike import Operands, broadcasts, place_after, told_after
 from captum_norm.capture.traces import Mixed, Projection, SoftmaxPart, Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
@@ -84,7 +84,7 @@ def _still_weights(
         if tensor.shape == out.shape:
             if name in _SHUFFLES:
                 return UNKNOWN_COLUMNS
-            columns = told_by_given(flow, op, tensor, columns)
+            columns = told_after(flow, op, tensor, columns)
             return columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
     for tensor, columns in weights:  # one map of weights, scaled for each head
         if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
@@ -96,7 +96,7 @@ def _still_scores(flow: Dataflow, op: Operation, operands: Operands, out: Tensor
     """Scaled, masked or biased scores have the keys where they had them."""
     for tensor, trace in operands:
         if trace.scores is not None and tensor.shape == out.shape:
-            return told_by_given(flow, op, tensor, trace.scores)
+            return told_after(flow, op, tensor, trace.scores)
     return None
 
 
@@ -105,7 +105,7 @@ def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands,
     for tensor, trace in operands:
         columns = flow.exponentials[tensor] if trace.softmax_part and tensor.shape == out.shape else None
         if columns is not None:
-            columns = told_by_given(flow, op, tensor, columns)
+            columns = told_after(flow, op, tensor, columns)
             flow.exponentials[out] = columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
 
 

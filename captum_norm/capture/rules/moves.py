@@ -25,6 +25,8 @@ def move(flow: Dataflow, op: Operation) -> None:
     is_idle = op.tensors and op.out is op.tensors[0] and not op.in_place  # contiguous() and reshape() may be
     if trace is None or is_idle:
         return
+    if op.name == "pad" and trace.scores is not None:  # with minus infinity, maybe
+        trace = trace._replace(scores=trace.scores.after_telling("the model"))
     for k, out in enumerate(op.outputs):
         step = strided_step(op) if op.name == "as_strided" else step_of(op, k if op.out is not out else None)
         flow.traces[out] = trace.after(step)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped as unwrapped
 from torch._C._functorch import is_batchedtensor as is_batched
 
-from captum_norm.capture.columns import Columns
+from captum_norm.capture.columns import Columns, ToldBy
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
 from captum_norm.capture.reach import INPUT
@@ -176,8 +176,9 @@ def added_product(flow: Dataflow, op: Operation) -> None:
     if not _meets_values(flow, left, -1, right, -2):
         _product_place(flow, left, right, op.out)
         trace = flow.traces[op.out]
-        if trace is not None and trace.scores is not None and flow.is_given(added):
-            flow.traces.update(op.out, scores=trace.scores.changed_by_what_is_given())
+        if trace is not None and trace.scores is not None:
+            who: ToldBy = "inputs" if flow.is_given(added) else "the model"
+            flow.traces.update(op.out, scores=trace.scores.after_telling(who))
         return
     alpha = op.kwargs.get("alpha", 1)
     scale = Step(("alpha", object()), lambda t: t * alpha, True)
@@ -213,7 +214,7 @@ def scores_of_product(
         return None
     place = place_of(flow, right)
     one = place is not None and flow.places.holds_one(place, (axis,)) and right.shape[axis] > 1
-    return None if one else Columns(tuple(out.shape), out_axis, given=False)
+    return None if one else Columns(tuple(out.shape), out_axis, told_by="nothing")
 
 
 def value_product(
@@ -229,7 +230,7 @@ def value_product(
     unchosen = flow.unchosen()
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, unchosen)
     chosen = unchosen is not None or (trace is not None and trace.weights is not None and trace.weights.chosen)
-    given = trace is None or trace.weights is None or trace.weights.given
+    given = trace is None or trace.weights is None or trace.weights.told_by == "inputs"
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
         problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None, given=given,

@@ -40,12 +40,12 @@ def _of_queries(flow: Dataflow, place: Place, shape: torch.Size, axis: int) -> P
 
 def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> Columns:
     """The keys' axis, and what the softmax was allowed to look at."""
-    unchosen = flow.unchosen((scores,))
+    trace, unchosen = flow.traces[scores], flow.unchosen((scores,))
+    told_by = "inputs" if trace is None or trace.scores is None else trace.scores.told_by
     taken = scores if unchosen is None else unchosen
-    allowed = allowed_by_scores(taken, flow.shallow[scores]) if out.ndim > 2 else None
-    trace = flow.traces[scores]
-    given = trace is None or trace.scores is None or trace.scores.given
-    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, given=given)
+    masked = out.ndim > 2 and (told_by != "nothing" or unchosen is not None)
+    allowed = allowed_by_scores(taken, flow.shallow[scores]) if masked else None
+    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, told_by=told_by)
 
 
 @rule("log_softmax")
@@ -83,6 +83,6 @@ def _div(flow: Dataflow, op: Operation) -> None:
     if parts == ["exponential", "normaliser"]:
         summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
         of, axis = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS, summed[0] if len(summed) == 1 else None
-        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen, of.given)
+        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen, of.told_by)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces.update(op.out, weights=columns, softmax_part="")

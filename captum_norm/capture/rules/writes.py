@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.rules.alike import put_back, replaced_rows, told_by_given, written_place
+from captum_norm.capture.rules.alike import put_back, replaced_rows, told_after, written_place
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
@@ -22,8 +22,8 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     into = op.tensors[0]
     trace = flow.traces[into] or Trace()
     weights = trace.weights or written_weights(flow, into, op.tensors[-1])
-    weights = weights and _after_zeros(flow, op, told_by_given(flow, op, into, weights))
-    scores = trace.scores and told_by_given(flow, op, into, trace.scores)
+    weights = weights and _after_zeros(flow, op, told_after(flow, op, into, weights))
+    scores = trace.scores and told_after(flow, op, into, trace.scores)
     mixed = _written_mixed(flow, op, trace) if op.name == "setitem" else ()
     flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op), scores=scores)
 
