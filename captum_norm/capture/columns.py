@@ -102,7 +102,7 @@ def _numbered(count: int) -> Tensor:
 
 def is_constant_along(numbers: Tensor, axis: int) -> bool:
     """Whether all entries along an axis are the same."""
-    if numbers.shape[axis] == 1 or not numbers.stride(axis):
+    if numbers.shape[axis] < 2 or not numbers.stride(axis):
         return True
     return torch.equal(numbers, numbers.narrow(axis, 0, 1).expand_as(numbers))
 
