@@ -138,6 +138,12 @@ class Positions:
         return not bool((self.index < 0).any())
 
     @cached_property
+    def in_order(self) -> bool:
+        """Whether the entries that are inputs follow one another as they do in the input."""
+        inputs = self.index[self.index >= 0]
+        return not bool((inputs[1:] < inputs[:-1]).any())
+
+    @cached_property
     def all_distinct(self) -> bool:
         """Whether no two entries of the axis are one."""
         return len(torch.unique(self.index)) == len(self.index)

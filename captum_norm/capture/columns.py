@@ -8,7 +8,7 @@ which gives weights again, from one that reads the keys, which does not.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Columns:
         allowed: which weights the softmax was allowed to give, of ``shape``; None where all, or where nobody knows.
         cut: whether weights were set to zero by a mask afterwards.
         chosen: whether others were left out before the softmax for being small.
+        patterned: whether weights were multiplied afterwards with what the model holds, which may set some to zero.
         told_by: what may have told which keys are hidden: ``"nothing"`` where none are; ``"the model"``, by a pattern
             of its own; or ``"inputs"``, something that it was given.
 
@@ -38,29 +39,37 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "chosen", "cut", "shape", "start", "steps", "told_by")
+    __slots__ = ("_known", "allowed", "chosen", "cut", "patterned", "shape", "start", "steps", "told_by")
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
         cut: bool = False, chosen: bool = False, told_by: ToldBy = "inputs",
+        patterned: bool = False,
     ) -> None:  # fmt: skip
         self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
-        self.cut, self.chosen, self.told_by = cut, chosen, told_by
+        self.cut, self.chosen, self.told_by, self.patterned = cut, chosen, told_by, patterned
         self._known = axis if not steps else _UNASKED
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return Columns(self.shape, self.start, (*self.steps, step), self.allowed, self.cut, self.chosen, self.told_by)
+        return self._but(steps=(*self.steps, step))
 
     def after_a_mask(self) -> Columns:
         """The same where some weights have been set to zero."""
-        return Columns(self.shape, self.start, self.steps, self.allowed, True, self.chosen, self.told_by)
+        return self._but(cut=True)
+
+    def after_a_pattern(self) -> Columns:
+        """The same where weights have been multiplied with what the model holds."""
+        return self._but(patterned=True)
 
     def after_telling(self, who: ToldBy) -> Columns:
         """The same where the model, or something given to it, may have hidden keys."""
-        if who == "nothing" or self.told_by in (who, "inputs"):
-            return self
-        return Columns(self.shape, self.start, self.steps, self.allowed, self.cut, self.chosen, who)
+        return self if who == "nothing" or self.told_by in (who, "inputs") else self._but(told_by=who)
+
+    def _but(self, **changes: Any) -> Columns:
+        kept = {"steps": self.steps, "allowed": self.allowed, "cut": self.cut, "chosen": self.chosen,
+                "told_by": self.told_by, "patterned": self.patterned}  # fmt: skip
+        return Columns(self.shape, self.start, **(kept | changes))
 
     @property
     def axis(self) -> int | None:

@@ -49,14 +49,16 @@ class KindReader:
         if queries is None and keys is not None and theirs is not None and numbers is not None:
             return "causal" if _looks_back(weights.whole(), numbers % theirs.anchor.length, keys) else "self"
         written = queries is not None and not queries.all_inputs  # behind the input, as generation goes on
-        if queries is None or keys is None or queries.source != keys.source or written:
+        in_order = written and all(one is None or one.in_order for one in (queries, keys))
+        if queries is None or keys is None or queries.source != keys.source or in_order:
             queries = keys = None
             if query != key and not (query < key and has_cache(mixture.callers)):
                 return "self"
         structure = (query, key, id(queries), id(keys))
         if structure not in self._ahead:
             self._ahead[structure] = _Ahead(query, key, queries, keys)
-        allowed = mixture.allowed if mixture.used is None and isinstance(weights, Arranged) else None
+        tells = mixture.used is None and not mixture.patterned and isinstance(weights, Arranged)
+        allowed = mixture.allowed if tells else None
         return "causal" if self._ahead[structure].is_avoided(weights, read, allowed) else "self"
 
 
@@ -104,6 +106,8 @@ class _Ahead:
     def __init__(self, query: int, key: int, queries: Positions | None, keys: Positions | None) -> None:
         if queries is not None and keys is not None:
             self.queries, self.keys = queries.index, keys.index
+            if not queries.all_inputs and len(self.keys):  # what is no input comes behind all
+                self.queries = self.queries.masked_fill(self.queries < 0, int(self.keys.amax()))
         else:
             self.queries, self.keys = (torch.arange(start, key, device="cpu") for start in (key - query, 0))
         self.rows = (self.queries < self.keys.amax()).nonzero()[:, 0] if key else self.queries[:0]

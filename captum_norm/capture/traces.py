@@ -41,6 +41,7 @@ class Mixture:
         softmaxes: where its weights come from.
         allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
         used: which keys each query gave weight to, where some were left out for being small; else None.
+        patterned: whether its weights were multiplied with what the model holds, which may set some to zero.
         given: whether something given to the model may have told it; otherwise it is a pattern of the model's own.
         selections: of which selections of positions, (batch, position) bool, its mask was made.
         last_reader: the operation that read the mixed values last, where it made nothing of them that is followed.
@@ -64,6 +65,7 @@ class Mixture:
     fed: Fed | None = None
     allowed: Tensor | None = None
     used: Tensor | None = None
+    patterned: bool = False
     given: bool = True
     selections: tuple[Tensor, ...] = ()
     softmaxes: tuple[Softmax, ...] = ()

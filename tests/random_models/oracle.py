@@ -241,6 +241,7 @@ class Oracle:
         gate = self._gate(x.value, mixed, p)
         number = len(self.calls)
         edges = edges_of(visible, p.change, p.extra["keep"], alpha)
+        edges = edges & (alpha != 0).any(-1).any(1)[..., None]  # a query that is not answered looks nowhere
         kind = "cross" if cross else "causal" if _looks_back(edges, x.index, memory.index) else "self"
         call = Call(
             alpha, values, p.W_O, p.b_O, gate, kind, x.source, x.index, memory.source, memory.index,
@@ -622,7 +623,9 @@ class Oracle:
         readout, (b, n, _) = self.config.readout, x.value.shape
         rows = torch.zeros(b, n, dtype=torch.float64)
         if readout == "every position":
-            readout = "last" if self.config.causal else "first"
+            calls = [call for call in self.calls if call.query_source == call.key_source == x.source]
+            kinds = {call.kind for call in calls}
+            readout = "last" if kinds == {"causal"} else "first"
         for example in range(b):
             positions = [i for i in range(n) if real[example, i]]
             if readout in ("first", "pooler", "hidden layer"):

@@ -84,8 +84,7 @@ def _still_weights(
         if tensor.shape == out.shape:
             if name in _SHUFFLES:
                 return UNKNOWN_COLUMNS
-            columns = told_after(flow, op, tensor, columns)
-            return columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
+            return _after_masks(flow, op, name, tensor, columns)
     for tensor, columns in weights:  # one map of weights, scaled for each head
         if broadcasts(tensor.shape, out.shape) and tensor.shape[-1] == out.shape[-1] and columns.axis is not None:
             return columns.then(broadcast(out.shape))
@@ -105,8 +104,15 @@ def _still_allowed(flow: Dataflow, op: Operation, name: str, operands: Operands,
     for tensor, trace in operands:
         columns = flow.exponentials[tensor] if trace.softmax_part and tensor.shape == out.shape else None
         if columns is not None:
-            columns = told_after(flow, op, tensor, columns)
-            flow.exponentials[out] = columns.after_a_mask() if _masks(flow, op, name, tensor) else columns
+            flow.exponentials[out] = _after_masks(flow, op, name, tensor, columns)
+
+
+def _after_masks(flow: Dataflow, op: Operation, name: str, x: Tensor, columns: Columns) -> Columns:
+    """The columns of weights x after an operation that may be a mask, or a pattern that the model holds."""
+    columns = told_after(flow, op, x, columns)
+    if any(flow.is_held(other) for other in op.tensors if other is not x):
+        return columns.after_a_pattern()
+    return columns.after_a_mask() if _masks(flow, op, name, x) else columns
 
 
 def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
@@ -114,8 +120,6 @@ def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
     if flow.masks.hides_by_size(op):
         return False
     others = [tensor for tensor in op.tensors if tensor is not x]
-    if any(flow.is_held(other) for other in others):  # a pattern that the model has learned or is made with
-        return False
     if name in ("masked_fill", "where"):
         return _is_linear_in(op, name, x)
     if name != "mul" or len(others) != 1 or others[0].ndim < 2:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped as unwrapped
 from torch._C._functorch import is_batchedtensor as is_batched
 
-from captum_norm.capture.columns import Columns, ToldBy
+from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns, ToldBy
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
 from captum_norm.capture.reach import INPUT
@@ -229,11 +229,12 @@ def value_product(
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     unchosen = flow.unchosen()
     allowed = None if trace is None else allowed_at_product(trace.weights, weights, unchosen)
-    chosen = unchosen is not None or (trace is not None and trace.weights is not None and trace.weights.chosen)
-    given = trace is None or trace.weights is None or trace.weights.told_by == "inputs"
+    columns = UNKNOWN_COLUMNS if trace is None or trace.weights is None else trace.weights
+    chosen = unchosen is not None or columns.chosen
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
-        problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None, given=given,
+        problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None,
+        patterned=columns.patterned, given=columns.told_by == "inputs",
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)

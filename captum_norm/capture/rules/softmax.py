@@ -83,6 +83,6 @@ def _div(flow: Dataflow, op: Operation) -> None:
     if parts == ["exponential", "normaliser"]:
         summed = [axis for axis, count in enumerate(op.tensors[1].shape) if count == 1 < op.out.shape[axis]]
         of, axis = flow.exponentials[op.tensors[0]] or UNKNOWN_COLUMNS, summed[0] if len(summed) == 1 else None
-        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen, of.told_by)
+        columns = Columns(tuple(op.out.shape), axis, (), of.allowed, of.cut, of.chosen, of.told_by, of.patterned)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces.update(op.out, weights=columns, softmax_part="")
