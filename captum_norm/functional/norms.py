@@ -54,6 +54,10 @@ _PROJECTION = "head head_dim model"
 # right to about 1e-6.
 _CANCELS = 0.1
 
+# So many queries are computed one by one: what a key needs for any number of them costs as much as two, and of the two
+# rows that may be the answer while all calls look back, the first reads one key.
+_FEW_ROWS = 2
+
 
 @torch.no_grad()
 def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
@@ -164,12 +168,11 @@ def fill_summed_norms(
         _fill_gated_summed_norms(result, weights, values, fold(W_O, after), gate)
     elif result.dtype == torch.float64:
         _fill_summed_norms_by_factors(result, weights, values, fold(W_O, after), gate)
-    elif weights.shape[2] == 1 and not after:
-        known = keys_known(_key_factors, values, W_O)
-        if known:
-            fill_summed_norms_by_products(result[..., :known], weights[..., :known], values[:, :, :known], W_O, gate)
-        if known < values.shape[2]:
-            _fill_summed_norms_of_row(result[..., known:], weights[..., known:], values[:, :, known:], W_O, gate)
+    elif weights.shape[2] <= _FEW_ROWS and not after:
+        for q in range(weights.shape[2]):
+            row = slice(q, q + 1)
+            own = None if gate is None else gate[:, :, row]
+            _fill_summed_norms_of_row(result[:, row], weights[:, :, row], values, W_O, own)
     else:
         fill_summed_norms_by_products(result, weights, values, W_O, gate, after)
 
@@ -201,12 +204,25 @@ def _made_transformed_norms(values: Tensor, W_O: Tensor, dtype: torch.dtype) -> 
 def _fill_summed_norms_of_row(
     result: Tensor, weights: Tensor, values: Tensor, W_O: Tensor, gate: Tensor | None
 ) -> None:
-    """For one query in float32: W_O, or its triangle, over keys that stay in cache."""
-    keys = result.shape[0] * result.shape[2]
-    factor = triangle(W_O, keys) or [(0, W_O.flatten(0, 1).float())]
+    """For one query in float32: what is known of keys, else W_O, or its triangle, over keys that stay in cache."""
+    used = _used_keys(weights)
+    result[..., used:] = 0
+    known = min(keys_known(_key_factors, values, W_O), used)
+    if known:
+        fill_summed_norms_by_products(result[..., :known], weights[..., :known], values[:, :, :known], W_O, gate)
+    result, weights, values = result[..., known:used], weights[..., known:used], values[:, :, known:used]
+    factor = triangle(W_O, len(result) * (used - known)) or [(0, W_O.flatten(0, 1).float())]
     for b, k in _key_blocks(values, W_O.shape[0] * W_O.shape[1]):
         own = None if gate is None else gate[b]
         fill_summed_norms_of_row(result[b, :, k], weights[b, :, :, k], values[b, :, k], W_O, own, factor)
+
+
+def _used_keys(weights: Tensor) -> int:
+    """How many keys there are up to the last that gets any weight; a query that looks back leaves out all behind it."""
+    if bool((weights[..., -1] != 0).any()):
+        return weights.shape[-1]
+    used = (weights != 0).flatten(0, -2).any(0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
 
 
 def fill_summed_norms_by_products(

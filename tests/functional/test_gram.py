@@ -45,7 +45,7 @@ def test_a_projection_met_twice_is_kept_even_through_fresh_views(linear, attenti
 
 
 def test_a_projection_met_with_many_keys_is_kept_at_once(linear):
-    summed_norms(torch.rand(1, HEADS, 2, 50), torch.randn(1, HEADS, 50, 4), projection_of(linear))
+    summed_norms(torch.rand(1, HEADS, 3, 50), torch.randn(1, HEADS, 50, 4), projection_of(linear))
     assert entry(linear)[1] is not None
 
 

@@ -30,6 +30,19 @@ def test_a_row_alone_is_that_row_of_the_map(dtype):
     torch.testing.assert_close(row, summed_norms(weights, values, W_O)[:, 2:3], rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_two_rows_are_each_the_row_alone_and_keys_behind_both_are_not_read(gated):
+    weights, values, W_O = draw()
+    gate = torch.rand(BATCH, HEADS, 2, 1) if gated else None
+    weights = weights[:, :, :2].clone()
+    weights[:, :, 0, 1:], weights[:, :, 1, 4:] = 0, 0
+    rows = summed_norms(weights, values, W_O, gate)
+    torch.testing.assert_close(rows.double(), definition(weights, values, W_O, gate), rtol=1e-6, atol=0)
+    for q in range(2):
+        own = None if gate is None else gate[:, :, q : q + 1]
+        assert torch.equal(rows[:, q : q + 1], summed_norms(weights[:, :, q : q + 1], values, W_O, own))
+
+
 def test_a_gate_on_heads_scales_the_row():
     weights, values, W_O = draw()
     gate = torch.rand(BATCH, HEADS, 1, 1)

@@ -10,6 +10,7 @@ CHANGES: list[Change] = [
         ("own[1:] *= 2", "own[1:] *= 1"),
         ("_CANCELS = 0.1", "_CANCELS = 0.0"),
     ),
+    *changes_of("functional/norms.py", ("int(used[-1]) + 1 if", "int(used[-1]) if"), tests="functional/test_row.py"),
     *changes_of("functional/gram.py", ("if not seen:", "if False:")),
     *changes_of(
         "functional/dropping.py",
