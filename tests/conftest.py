@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that asks for a hub name fails at once
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ torch.set_num_threads(1)
 # No deadlines (a busy machine is no bug) and the same examples in every run.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a ``wide`` test every n-th case runs with the quick tests; the others are slow."""
+    seen = Counter[str]()
+    for item in items:
+        wide = item.get_closest_marker("wide")
+        if wide is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % wide.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -84,6 +84,7 @@ def as_list(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, list | tuple) else [result]
 
 
+@pytest.mark.wide(7)
 @every_case
 def test_hooks_are_removed(number):
     method, model, arguments = read(number)
@@ -96,6 +97,7 @@ def test_hooks_are_removed(number):
     assert hooks_of(model) == before
 
 
+@pytest.mark.wide(7)
 @every_case
 def test_a_batch_of_targets_equals_each_example_with_its_own(number):
     """Captum's suite runs each example alone with its own target and compares."""
@@ -109,6 +111,7 @@ def test_a_batch_of_targets_equals_each_example_with_its_own(number):
             torch.testing.assert_close(found, expected[[example]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.wide(7)
 @every_case
 def test_data_parallel_gives_the_same(number):
     if torch.cuda.is_available():

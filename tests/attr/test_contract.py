@@ -174,6 +174,7 @@ def test_a_gate_written_by_hand_is_understood(row):
     close(method.attribute(torch.ones(3, 6), additional_forward_args=TOKENS), built(row, model).attribute(TOKENS))
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_results_are_plain_tensors_whatever_surrounds_the_call(row, surrounding):
@@ -189,6 +190,7 @@ def test_results_are_plain_tensors_whatever_surrounds_the_call(row, surrounding)
     close(result, expected, rtol=0, atol=0)
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize(
     ("dtype", "expected"),
@@ -299,6 +301,7 @@ GOOD_TARGETS = [1, torch.tensor(1), [0, 1, 2], torch.tensor([0, 1, 2]), (1,), [(
 BAD_TARGETS = [[0, 1], (0, 1, 2), torch.tensor([0, 1]), "a", [None, None, None], 7]
 
 
+@pytest.mark.wide(4)
 @every_method
 def test_the_class_is_validated_and_changes_nothing(row):
     method = built(row)
@@ -322,6 +325,7 @@ def assert_each_example_has_its_target(method: Any) -> None:
         close(method.attribute(TOKENS, target), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("target", BAD_TARGETS, ids=str)
 def test_a_wrong_class_is_captums_own_error(row, target):
@@ -381,6 +385,7 @@ def assert_hooks_are_as_before(build: Callable[[Any], Any], forward: HFForward) 
     method.attribute(**given, target=1)  # and it still works
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("mode", ["ids", "gate"])
 def test_no_hook_is_left_behind(row, mode):
@@ -450,6 +455,7 @@ def test_the_model_is_untouched(row):
 # 8: batches
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama"])
@@ -479,6 +485,7 @@ def test_a_padded_batch_equals_one_by_one(row, side, family):
 # 9: forward functions
 
 
+@pytest.mark.wide(4)
 @every_method
 def test_any_forward_function_gives_the_same_numbers(row):
     model = tiny(row.family)
@@ -507,6 +514,7 @@ def test_replicas_in_other_threads_are_refused(row):
             row.build(forward, layer_of(model) if row.layer else None).attribute(TOKENS)
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama"])
 def test_eager_and_sdpa_agree(row, family):
@@ -523,6 +531,7 @@ def test_eager_and_sdpa_agree(row, family):
 # 10: Captum's own tools
 
 
+@pytest.mark.wide(5)
 @every_input_method
 @pytest.mark.parametrize("mode", ["gate", "embeds"])
 @pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
@@ -562,6 +571,7 @@ def test_noise_on_token_ids_is_refused(row, wrapped):
         NoiseTunnel(method).attribute(TOKENS, nt_samples=2, target=1)
 
 
+@pytest.mark.wide(5)
 @every_input_method
 @pytest.mark.parametrize("batch", [1, 3])
 def test_sensitivity_max_is_what_one_computes_by_hand(row, batch):
@@ -587,6 +597,7 @@ def test_sensitivity_max_is_what_one_computes_by_hand(row, batch):
     close(found, (change.norm(dim=-1) / plain.norm(dim=-1)).amax(0))
 
 
+@pytest.mark.wide(5)
 @every_input_method
 @pytest.mark.parametrize("mode", ["ids", "gate", "embeds"])
 def test_infidelity_takes_our_scores(row, mode):
@@ -615,6 +626,7 @@ def test_infidelity_takes_our_scores(row, mode):
 # 10 to 12: positions, copies, threads
 
 
+@pytest.mark.wide(4)
 @every_method_by_position
 def test_positions_follow_the_examples(row):
     method = built(row)
@@ -645,6 +657,7 @@ def test_several_rows_are_given_one_by_one(row):
         method.attribute(TOKENS, additional_forward_args=MASK, position=rows)
 
 
+@pytest.mark.wide(5)
 @every_method_by_position
 @pytest.mark.parametrize(
     ("position", "error", "message"),
@@ -665,6 +678,7 @@ def test_a_wrong_position_is_refused(row, position, error, message):
         built(row).attribute(TOKENS, additional_forward_args=MASK, position=position)
 
 
+@pytest.mark.wide(4)
 @every_method_by_position
 def test_the_forward_functions_position_holds_unless_another_is_asked_for(row):
     model = tiny(row.family)
@@ -686,6 +700,7 @@ def _of_example(given: dict[str, Any], number: int) -> tuple[Any, ...]:
     return tuple(None if extra is None else extra[number : number + 1] for extra in extras)
 
 
+@pytest.mark.wide(4)
 @every_method
 def test_copies_and_pickles_work_alike(row):
     forward = HFForward(tiny(row.family))
@@ -705,6 +720,7 @@ def test_the_layer_may_be_exchanged(row):
     assert torch.equal(method.attribute(TOKENS), row.build(model, layer_of(model, 1)).attribute(TOKENS))
 
 
+@pytest.mark.wide(7)
 @every_method
 @pytest.mark.parametrize("shared", [True, False], ids=["one model", "two models"])
 def test_threads_do_not_disturb_each_other(row, shared):

@@ -50,6 +50,7 @@ def test_there_are_forty_five_types():
     assert len(TYPES) == len(set(TYPES)) == 45
 
 
+@pytest.mark.wide(4)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_every_attention_call_is_read_exactly(model_type):
     result = check(model_type)
@@ -140,6 +141,7 @@ def test_true_records_are_proved_at_every_key(proved):
     assert {_every_key(prover, record) for record in records} == {"proved"}
 
 
+@pytest.mark.wide(5)
 @pytest.mark.parametrize("mistake", WRONG)
 def test_a_wrong_record_is_caught(proved, mistake):
     prover, records = proved

@@ -128,6 +128,7 @@ def test_float32_contributions_are_those_of_float64_over_many_keys(p):
     torch.testing.assert_close(alti(**block, p=p).double(), alti(**doubled, p=p), rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.wide(3)
 @pytest.mark.parametrize("gate", ["none", "one per head"])
 @pytest.mark.parametrize("left", [1.0, 0.1, 1e-3, 1e-5])
 def test_float32_is_right_to_a_millionth_of_the_row_however_much_the_heads_cancel(left, gate):
@@ -156,6 +157,7 @@ def test_sizes_that_are_worked_on_in_blocks_give_the_same(monkeypatch, gate, p):
     torch.testing.assert_close(quietly(**block, p=p), in_one)
 
 
+@pytest.mark.wide(5)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

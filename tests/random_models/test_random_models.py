@@ -22,6 +22,7 @@ def findings(seed: int) -> dict[str, Finding]:
     return {finding.check: finding for finding in Case(drawn(seed)).findings()}
 
 
+@pytest.mark.wide(5)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_answer_about_an_ordinary_model_is_wrong_without_a_word(seed):
     wrong = [f for f in findings(seed).values() if f.status not in TRUTHFUL and (seed, f.check) not in KNOWN]

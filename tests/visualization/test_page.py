@@ -29,6 +29,7 @@ EVERY = {
 every = pytest.mark.parametrize("draw", EVERY.values(), ids=EVERY)
 
 
+@pytest.mark.wide(5)
 @every
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_every_figure_can_be_saved(draw, kind, tmp_path):
