@@ -49,8 +49,8 @@ class KindReader:
         if queries is None and keys is not None and theirs is not None and numbers is not None:
             return "causal" if _looks_back(weights.whole(), numbers % theirs.anchor.length, keys) else "self"
         written = queries is not None and not queries.all_inputs  # behind the input, as generation goes on
-        in_order = written and all(one is None or one.in_order for one in (queries, keys))
-        if queries is None or keys is None or queries.source != keys.source or in_order:
+        goes_on = written and all(one is None or one.in_order for one in (queries, keys))
+        if queries is None or keys is None or queries.source != keys.source or goes_on:
             queries = keys = None
             if query != key and not (query < key and has_cache(mixture.callers)):
                 return "self"

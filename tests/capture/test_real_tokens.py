@@ -297,6 +297,20 @@ def test_a_selection_of_positions_tells_padding_from_what_a_pattern_hides(form):
     assert torch.equal(real, REAL)
 
 
+SMALL = torch.tensor([0.0, 0.0, 0.0, -200.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.copy_(2 * w), lambda w: w.index_copy_(2, torch.arange(5), 2 * w),
+        lambda w: w.index_put_((torch.tensor([0]),), w[:1].clone()), lambda w: w.index_fill_(2, torch.tensor([0]), 0.2),
+    ],
+)  # fmt: skip
+def test_weights_that_underflow_and_are_written_again_hide_nothing(write):
+    assert _real(lambda s, *_: write((s + SMALL).softmax(-1)), HIDDEN) is None
+
+
 def test_the_mask_of_a_kernel_that_is_a_pattern_hides_no_padding():
     def attend(given: Tensor | None) -> Tensor | None:
         projection, pattern, x = nn.Linear(8, 8), nn.Buffer(_alone()), torch.randn(2, 1, 5, 8)

@@ -769,6 +769,42 @@ CHANGES: list[Change] = [
     ),
     *changes_of("capture/kind.py", (".abs().amax(-1) > 0", ".amax(-1) > 0"), tests="capture/test_kind.py"),
     *changes_of(
+        "capture/kind.py",
+        ("mixture.used is None and not mixture.patterned and", "mixture.used is None and"),
+        ("all(one is None or one.in_order for one in (queries, keys))", "True"),
+        tests="random_models/test_random_models.py",
+    ),
+    *changes_of(
+        "capture/rules/alike.py", ("if flow.is_given(other):", "if other.ndim:"), tests="capture/test_real_tokens.py"
+    ),
+    *changes_of(
+        "capture/reach.py",
+        ("storage in self._bits or storage in self._told", "storage in self._bits"),
+        ("storages = storages[:1]", "pass"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/mask_origins.py",
+        ("tells |= len(sides) == 1 or bool(selection.all())", "tells |= bool(selection.all())"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/rules/writes.py",
+        ("return weights.after_a_mask() if zeros and", "return weights if zeros and"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/rules/projections.py",
+        ("mask if sign == 1 or not number else sign * mask", "mask"),
+        tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/columns.py",
+        ("numbers.shape[axis] < 2", "numbers.shape[axis] == 1"),
+        ('self.told_by in (who, "inputs")', "self.told_by == who"),
+        tests="capture/test_columns.py",
+    ),
+    *changes_of(
         "attr/_read_out.py",
         ("self.positions.index.cpu()[row] != (last", "self.positions.index.cpu()[row] < (last"),
         ("and count < int((record.keys.index >= 0).sum())", "and False"),

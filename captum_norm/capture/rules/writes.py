@@ -10,7 +10,7 @@ from captum_norm.capture.rules.alike import put_back, replaced_rows, told_after,
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.steps import NOT_AN_INPUT, Step, written_index
 
 
@@ -42,7 +42,8 @@ def _index_add(flow: Dataflow, op: Operation) -> None:
 
 def _after_zeros(flow: Dataflow, op: Operation, weights: Columns) -> Columns:
     """The columns of weights of which some have been set to zero, or were written with others that had been."""
-    value = op.argument(*_VALUE[op.name], 0) if op.name in _VALUE else 0
+    name = base_name(op.name)
+    value = op.argument(*_VALUE[name], 0) if name in _VALUE else 0
     trace = flow.traces[value] if isinstance(value, Tensor) else None
     if trace is not None and trace.weights is not None:
         return weights.after_a_mask() if trace.weights.cut else weights
