@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
 
 COMPARISONS = frozenset({"eq", "ne", "lt", "gt", "le", "ge"})
@@ -24,7 +24,8 @@ _NO_MASKS = names_of(
     OperationKind.MAP, OperationKind.PRODUCT, OperationKind.EMBEDDING, OperationKind.ATTENTION, OperationKind.NORM
 )
 _BY_SIZE = COMPARISONS | {"topk", "sort", "argsort", "max", "min", "argmax", "argmin", "kthvalue", "median"}
-_MOVES = names_of(OperationKind.MOVE)
+_MOVES = names_of(OperationKind.MOVE) | {"gather", "take_along_dim"}
+_LIKE = names_with(Property.LIKE)
 _HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE) | {"setitem"}
 
 
@@ -68,7 +69,7 @@ class MaskOrigins:
 
     def hides_by_size(self, op: Operation) -> bool:
         """Whether an operation hides numbers by a mask that was made of such numbers: all but the largest."""
-        return self._any_chosen and any(tensor in self._chosen for tensor in op.tensors)
+        return self._any_chosen and any(tensor in self._chosen for tensor in _operands(op))
 
     def unchosen(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """What scores or weights would be if none had been left out for being small; None where none was.
@@ -103,7 +104,7 @@ class MaskOrigins:
                 self._selections[out] = tuple(found.values())
 
     def _see_choices(self, op: Operation) -> None:
-        states = [one for one in op.tensors if one.is_floating_point() and self._reach.of(one) > INPUT]
+        states = [one for one in _operands(op) if one.is_floating_point() and self._reach.of(one) > INPUT]
         by_size = self.hides_by_size(op)
         if by_size and not states and self._only_moves(op):
             return
@@ -133,6 +134,11 @@ class MaskOrigins:
             self._unchosen[out] = before if before is None or self._unchosen[before] is None else self._unchosen[before]
         elif any(one is not None for one in known):
             self._unchosen[out] = op.again(lambda one: one if self._unchosen[one] is None else self._unchosen[one])
+
+
+def _operands(op: Operation) -> list[Tensor]:
+    """The tensors of which the numbers are read."""
+    return op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors
 
 
 def _is_selection(mask: Tensor) -> bool:

@@ -46,6 +46,7 @@ class TestFamilies:
             assert len({t for _, t in one}) == len(one)
             assert all(0 <= s < len(source) and 0 <= t < len(target) for s, t in one)
 
+    @pytest.mark.wide(4)
     @pytest.mark.parametrize("method", METHODS)
     def test_company_in_a_batch_changes_nothing(self, name, method):
         model, pieces = family(name)

@@ -156,6 +156,7 @@ def test_a_tensor_gives_a_tensor_and_a_tuple_a_tuple(row):
     close(within, alone, rtol=0, atol=0)
 
 
+@pytest.mark.wide(4)
 @every_input_method
 def test_ids_gate_and_embeddings_have_the_same_scores(row):
     model = tiny(row.family)
@@ -210,6 +211,7 @@ def test_the_mean_over_heads_is_not_rounded_to_half_precision():
     close(found, each.mean(1), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.wide(4)
 @every_input_method
 def test_a_gate_belongs_to_the_encoders_tokens(row):
     """Also where the prefix is as long as the source, so that nothing but the data flow tells them apart."""
@@ -553,6 +555,7 @@ def test_noise_tunnel_is_what_noise_gives_by_hand(row, mode, kind):
     close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.wide(4)
 @every_input_method
 def test_noise_tunnel_without_noise_is_the_plain_method(row):
     forward = HFForward(tiny(row.family), "gate")
@@ -644,6 +647,7 @@ def test_positions_follow_the_examples(row):
     )
 
 
+@pytest.mark.wide(4)
 @every_method_by_position
 @pytest.mark.filterwarnings("ignore:alti")
 def test_several_rows_are_given_one_by_one(row):
@@ -792,6 +796,7 @@ def test_texts_the_model_cannot_take_are_refused(row, tokens, message):
             built(row, forward).attribute(tokens)
 
 
+@pytest.mark.wide(4)
 @every_method_by_position
 def test_one_tensor_for_encoder_and_decoder_is_never_mixed_up(row):
     """Both stacks attend to the one input: cross-attention can be told, their self-attention cannot."""

@@ -56,6 +56,7 @@ def reference(request, oracles):
     return model, inputs, np.load(oracles / "tiny_decompx.npz")
 
 
+@pytest.mark.wide(3)
 @pytest.mark.parametrize(
     ("bias", "activation", "published"),
     [
@@ -113,6 +114,7 @@ def test_without_biases_nothing_is_left_over(make):
             assert delta.abs().max() < tolerance(make)
 
 
+@pytest.mark.wide(5)
 @every_architecture
 @pytest.mark.parametrize("bias", ["equal", "cls", "absdot", "norm"])
 def test_rules_that_share_biases_leave_nothing(make, bias):

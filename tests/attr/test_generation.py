@@ -53,6 +53,7 @@ def expected(method, sequence):
     return method.attribute(real[None, :-1], position="all")[0]
 
 
+@pytest.mark.wide(3)
 @pytest.mark.parametrize(
     ("name", "way", "attention"),
     [*((name, way, "sdpa") for name in MODELS for way in WAYS), ("a window", "greedy", "eager")],

@@ -81,6 +81,7 @@ def counted(model: nn.Module) -> list[int]:
 # what the scores are
 
 
+@pytest.mark.wide(5)
 @every_input_method
 @pytest.mark.parametrize("family", ["GPT2", "Llama"])
 @pytest.mark.filterwarnings("ignore:alti")  # of rows that are nobody's target

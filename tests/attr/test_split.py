@@ -33,6 +33,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).abs() / expected).max())
 
 
+@pytest.mark.wide(4)
 @every_architecture
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_split_and_delta_add_up_to_the_norms_of_the_row(one, dtype):

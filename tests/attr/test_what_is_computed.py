@@ -359,6 +359,7 @@ def test_sequence_classes_of_torch_have_scores_too():
     close(found.sum(dim=(1, 2)), torch.ones(2))
 
 
+@pytest.mark.wide(5)
 @pytest.mark.parametrize("row", INPUT_METHODS, ids=lambda row: row.name)
 @pytest.mark.parametrize("family", [*TEXT_ONLY, "Bart"])
 def test_scores_are_non_negative_and_sum_to_what_the_table_says(row, family):

@@ -215,7 +215,8 @@ def test_keys_that_a_fused_kernel_is_told_to_leave_out_for_being_small_are_real(
     assert records[0].key_mask is None if real is None else torch.equal(records[0].key_mask, real)
 
 
-def test_rows_of_a_mask_in_the_order_of_sizes_hide_nothing_for_its_size():
+@pytest.mark.parametrize("given", [HIDDEN, HIDDEN.expand(2, 1, 5, 5).clone()])
+def test_rows_of_a_mask_in_the_order_of_sizes_hide_nothing_for_its_size(given):
     def weights(s: Tensor, hidden: Tensor) -> Tensor:
         order = s.norm(dim=-1).argsort(-1)[..., None].expand_as(s)
         in_order = s.gather(2, order).masked_fill(hidden.expand_as(s).gather(2, order), -1e9).softmax(-1)
@@ -223,7 +224,7 @@ def test_rows_of_a_mask_in_the_order_of_sizes_hide_nothing_for_its_size():
 
     x = torch.randn(2, 5, 8)
     with torch.no_grad(), recording(sources=(x,)) as records:
-        Attention(weights)(x, HIDDEN)
+        Attention(weights)(x, given)
     assert torch.equal(records[0].key_mask, REAL)
 
 

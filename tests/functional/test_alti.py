@@ -148,6 +148,7 @@ def test_float32_is_right_to_a_millionth_of_the_row_however_much_the_heads_cance
     assert ((quietly(**block) - expected).abs().amax(-1) < 1e-6 * expected.amax(-1)).all()
 
 
+@pytest.mark.wide(5)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("p", [1, 2])
 def test_sizes_that_are_worked_on_in_blocks_give_the_same(monkeypatch, gate, p):

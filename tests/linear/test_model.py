@@ -28,6 +28,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [layer for stack in stacks for layer in stack if sum(1 for _ in layer.parameters()) > 4]
 
 
+@pytest.mark.wide(4)
 @every_architecture
 def test_every_architecture_passes_the_four_tests(make):
     found = FrozenModel(make.build(), make.batch()).check()

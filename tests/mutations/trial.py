@@ -90,8 +90,9 @@ class Copy:
 
     def _pytest(self, arguments: list[str], limit: float) -> tuple[int | None, str]:
         """Exit status, None if there was no end to it, and what was printed."""
-        # what is imported already cannot be rewritten, and need not be
-        quiet = ("-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+        # what is imported already cannot be rewritten, and need not be; of wide tests all cases run
+        quiet = ("-m", "not slow or wide", "-q", "-rfE", "-p", "no:cacheprovider")
+        quiet += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
         assert self._pytests.stdin is not None
         assert self._pytests.stdout is not None
         print(json.dumps([[*quiet, *arguments], str(self._printed), limit]), file=self._pytests.stdin, flush=True)

@@ -46,6 +46,7 @@ def test_ordinary_models_are_answered_in_nine_of_ten():
     assert {check for _, check in KNOWN} <= set(CHECKS)
 
 
+@pytest.mark.wide(3)
 @pytest.mark.parametrize("case", named_cases(), ids=lambda case: case.name)
 def test_a_named_case_is_wrong_only_where_it_says(case: NamedCase):
     """When a check becomes right or refused, take its name off the file in ``cases/``."""

@@ -68,6 +68,7 @@ def pixels(figure):
     return buffer.getvalue()
 
 
+@pytest.mark.wide(3)
 @every
 def test_the_users_rc_params_neither_matter_nor_change(draw):
     torch.manual_seed(1)

@@ -49,6 +49,7 @@ def test_every_metric_says_what_it_is(name):
     assert "max_rows" not in metric.arguments()
 
 
+@pytest.mark.wide(3)
 @pytest.mark.parametrize(
     "metric",
     [
