@@ -119,9 +119,11 @@ def test_a_row_that_nothing_brings_nearer_is_zeros_with_a_warning(dtype, p):
     torch.testing.assert_close(found[0].sum(-1), torch.ones(3, dtype=dtype))
 
 
+@pytest.mark.parametrize("unseen", [0, 64])
 @pytest.mark.parametrize("p", [1, 2])
-def test_float32_contributions_are_those_of_float64_over_many_keys(p):
+def test_float32_contributions_are_those_of_float64_over_many_keys(p, unseen):
     block, _ = draw_alti((1, 4, 100, 0, 8, 32), dtype=torch.float32)
+    block["weights"][..., :unseen] = -torch.inf  # padding on the left, which no query looks at
     block["weights"] = (block["weights"] * 2).softmax(-1)
     block["output"] = None
     doubled = {name: part.double() if isinstance(part, Tensor) else part for name, part in block.items()}
