@@ -28,7 +28,7 @@ CHECKS = ("attention_maps", *METHODS)
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """How far numbers may be from the truth, relative to the largest: rounding of a whole model, and no more."""
 
-ROUNDED_MODELS = 32
+ROUNDED_MODELS = 256
 """How many models a rounding away are tried before a 16-bit answer is called wrong."""
 
 _PACKAGE = str(Path(captum_norm.__file__).parent)
