@@ -30,6 +30,7 @@ class Columns:
         cut: whether weights were set to zero by a mask afterwards.
         chosen: whether others were left out before the softmax for being small.
         patterned: whether weights were multiplied afterwards with what the model holds, which may set some to zero.
+        before: the same before some entries along the keys' axis were chosen, which scattering puts back.
         told_by: what may have told which keys are hidden: ``"nothing"`` where none are; ``"the model"``, by a pattern
             of its own; or ``"inputs"``, something that it was given.
 
@@ -39,16 +40,16 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "chosen", "cut", "patterned", "shape", "start", "steps", "told_by")
+    __slots__ = ("_known", "allowed", "before", "chosen", "cut", "patterned", "shape", "start", "steps", "told_by")
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
         cut: bool = False, chosen: bool = False, told_by: ToldBy = "inputs",
-        patterned: bool = False,
+        patterned: bool = False, before: Columns | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
         self.cut, self.chosen, self.told_by, self.patterned = cut, chosen, told_by, patterned
-        self._known = axis if not steps else _UNASKED
+        self._known, self.before = axis if not steps else _UNASKED, before
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
@@ -68,7 +69,7 @@ class Columns:
 
     def _but(self, **changes: Any) -> Columns:
         kept = {"steps": self.steps, "allowed": self.allowed, "cut": self.cut, "chosen": self.chosen,
-                "told_by": self.told_by, "patterned": self.patterned}  # fmt: skip
+                "told_by": self.told_by, "patterned": self.patterned, "before": self.before}  # fmt: skip
         return Columns(self.shape, self.start, **(kept | changes))
 
     @property

@@ -92,7 +92,7 @@ class MaskOrigins:
 
     def _see_selections(self, op: Operation, is_weights: bool) -> None:
         found: dict[int, Tensor] = {}
-        for tensor in op.tensors:
+        for tensor in _operands(op):
             known = self._selections[tensor] if self._any_selection else None
             if known is None and tensor.dtype is torch.bool and _is_selection(tensor):
                 known = self._selections[tensor] = (tensor,)

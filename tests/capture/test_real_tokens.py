@@ -23,6 +23,11 @@ def _renormalised(s: Tensor, hidden: Tensor) -> Tensor:
     return w / w.sum(-1, keepdim=True)
 
 
+def _largest(w: Tensor) -> Tensor:
+    largest = w.topk(4, -1)
+    return torch.zeros_like(w).scatter(-1, largest.indices, largest.values)
+
+
 def _by_hand(s: Tensor, hidden: Tensor) -> Tensor:
     e = (s - s.amax(-1, keepdim=True)).exp() * (~hidden).float()
     return e / e.sum(-1, keepdim=True)
@@ -38,6 +43,7 @@ FORMS = {
     "renormalised": _renormalised,
     "weights filled": lambda s, hidden: s.softmax(-1).masked_fill(hidden, 0.0),
     "by hand": _by_hand,
+    "chosen and put back": lambda s, hidden: _largest(s.masked_fill(hidden, -1e9).softmax(-1)),
     "causal": lambda s, hidden: s.masked_fill(hidden | FUTURE, -1e9).softmax(-1),
     "one map for all heads": lambda s, hidden: s.masked_fill(hidden, -1e9).softmax(-1).mean(1, keepdim=True),
 }

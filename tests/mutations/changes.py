@@ -775,7 +775,9 @@ CHANGES: list[Change] = [
         tests="random_models/test_random_models.py",
     ),
     *changes_of(
-        "capture/rules/alike.py", ("if flow.is_given(other):", "if other.ndim:"), tests="capture/test_real_tokens.py"
+        "capture/rules/alike.py",
+        ("if any(map(flow.is_given, others)):", "if others:"),
+        tests="capture/test_real_tokens.py",
     ),
     *changes_of(
         "capture/reach.py",

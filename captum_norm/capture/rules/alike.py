@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.columns import Columns, ToldBy
+from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
@@ -106,16 +106,16 @@ def told_after(flow: Dataflow, op: Operation, x: Tensor, columns: Columns) -> Co
     """
     if columns.told_by == "inputs":
         return columns
-    axis = columns.axis
-    told_by: ToldBy = "nothing" if base_name(op.name) in _HIDE_NOTHING else "the model"
-    for other in op.tensors:
-        alike = axis is not None and (from_the_end := x.ndim - axis) <= other.ndim and other.shape[-from_the_end] == 1
-        if other is x or not other.ndim or alike:
-            continue
-        if flow.is_given(other):
-            return columns.after_telling("inputs")
-        told_by = "the model"
-    return columns.after_telling(told_by)
+    others = [one for one in op.tensors if one is not x and one.ndim and not _is_alike_for_all(columns.axis, x, one)]
+    if any(map(flow.is_given, others)):
+        return columns.after_telling("inputs")
+    return columns.after_telling("the model" if others or base_name(op.name) not in _HIDE_NOTHING else "nothing")
+
+
+def _is_alike_for_all(axis: int | None, x: Tensor, other: Tensor) -> bool:
+    """Whether another operand, broadcast to x, is the same for all keys, which x has along this axis."""
+    from_the_end = None if axis is None else x.ndim - axis
+    return from_the_end is not None and from_the_end <= other.ndim and other.shape[-from_the_end] == 1
 
 
 def broadcasts(small: torch.Size, large: torch.Size) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns, is_constant_along, mapped
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.masks import allowed_at_product
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -102,7 +103,8 @@ def _choose(flow: Dataflow, trace: Trace, axis: int, out: Tensor) -> None:
     """Some entries along an axis, in another order; along the keys, they are keys again, and nobody knows which."""
     assert trace.weights is not None
     step, column = mapped(axis, out.shape), trace.weights.axis
-    columns = Columns(tuple(out.shape), axis) if column == axis else trace.weights.then(step)
+    chosen = Columns(tuple(out.shape), axis, before=trace.weights.before or trace.weights)
+    columns = chosen if column == axis else trace.weights.then(step)
     flow.traces[out] = Trace(weights=columns, place=trace.place and trace.place.then(step))
 
 
@@ -116,8 +118,17 @@ def scattered_weights(flow: Dataflow, op: Operation) -> Trace | None:
     step = mapped(axis, tuple(op.tensors[0].shape))
     columns = trace.weights.then(step)
     if trace.weights.axis == axis:
-        columns = Columns(tuple(op.tensors[0].shape), axis)
+        columns = _put_back(trace.weights, op.out) or Columns(tuple(op.tensors[0].shape), axis)
     return Trace(weights=columns, place=trace.place and trace.place.then(step))
+
+
+def _put_back(chosen: Columns, out: Tensor) -> Columns | None:
+    """The columns as they were before some weights were chosen that are scattered now; None if others were hidden."""
+    before = chosen.before
+    allowed = None if before is None else allowed_at_product(before, out, None)
+    if before is None or allowed is None or bool(((out != 0) & ~allowed).any()):
+        return None
+    return before
 
 
 def written_weights(flow: Dataflow, into: Tensor, value: object) -> Columns | None:
