@@ -248,7 +248,8 @@ def _fill_by_parts(result: Tensor, weights: Tensor, gate: Tensor | None, parts: 
         norms = _norms_by_factor(factor, a)
         cancelling = ~(norms >= _CANCELS * _sum_of_products(a.abs(), lengths))  # where there is no R, too
         if cancelling.any():
-            _repeat_in_float64(norms, cancelling, products, a)
+            of_gate = None if gate is None else gate[:, :, q]
+            _repeat_in_float64(norms, cancelling, products, weights[:, :, q], of_gate)
         result[:, q] = norms
 
 
@@ -284,13 +285,18 @@ def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
     return total
 
 
-def _repeat_in_float64(norms: Tensor, where: Tensor, products: Sequence[Tensor], a: Tensor) -> None:
+def _repeat_in_float64(
+    norms: Tensor, where: Tensor, products: Sequence[Tensor], weights: Tensor, gate: Tensor | None
+) -> None:
     """Writes sqrt(a^T M a) into norms, (batch, query, key), where the mask of the same shape says so.
 
-    M is products, each (head - h, batch, key); a is (head, batch, query, key).
+    M is products, each (head - h, batch, key).  a is weights (batch, head, query, key) times gate (batch, head, query,
+    1), whose product is not rounded to float32 either: where heads cancel, its last digit is the norm's first.
     """
     example, query, key = where.nonzero(as_tuple=True)
-    chosen = a[:, example, query, key].double()
+    chosen = weights[example, :, query, key].double().T
+    if gate is not None:
+        chosen = chosen * gate[example, :, query, 0].T
     total = torch.zeros_like(chosen)
     for h, row in enumerate(products):  # sum_h a_h (M[h, h] a_h + 2 sum_h' M[h', h] a_h') over h' > h
         own = row[:, example, key]

@@ -82,20 +82,28 @@ static inline singles lanes_of(const float *from, int64_t count) {
     return found;
 }
 
-/* sqrt(a^T M a) of weights a[h][query][lane]; M (p, k) from its key on. */
-static float in_doubles(const float *restrict a, const double *restrict products, int64_t heads, int64_t next_pair) {
-    double total = 0;
-    for (int64_t h = 0; h < heads; ++h)
-        for (int64_t other = h; other < heads; ++other, products += next_pair)
-            total += (other == h ? 1 : 2) * (double)a[h * QUERIES * LANES] * a[other * QUERIES * LANES] * *products;
-    return (float)sqrt(fmax(total, 0));
-}
-
 /* How far it is from one entry to the next, by axis: of norms (b, q), weights and factors (b, h, q), R and M (p, b), and
    lengths (h, b).  Keys are dense. */
 typedef struct {
     int64_t norms[2], weights[3], factors[3], factor[2], lengths[2], products[2];
 } strides;
+
+static inline double weight_of(const float *weights, const float *factors, int64_t h, const strides *next) {
+    const double weight = weights[h * next->weights[1]];
+    return factors ? weight * factors[h * next->factors[1]] : weight;
+}
+
+/* sqrt(a^T M a) of one query and key, whose weights (h) times factors (h) are a; M (p) likewise. */
+static float in_doubles(const float *weights, const float *factors, const double *products, int64_t heads,
+                        const strides *next) {
+    double total = 0;
+    for (int64_t h = 0; h < heads; ++h) {
+        const double own = weight_of(weights, factors, h, next);
+        for (int64_t other = h; other < heads; ++other, products += next->products[0])
+            total += (other == h ? 1 : 2) * own * weight_of(weights, factors, other, next) * *products;
+    }
+    return (float)sqrt(fmax(total, 0));
+}
 
 /* R and lengths of some keys as tiles of LANES keys, of heads * (heads + 1) / 2 and heads rows each. */
 static void bring_together(singles *restrict to, const float *restrict factor, const float *restrict lengths,
@@ -107,10 +115,10 @@ static void bring_together(singles *restrict to, const float *restrict factor, c
     }
 }
 
-/* norms (q, k) of a tile of keys and a[h][query]. */
+/* norms (q, k) of a tile of keys and a[h][query], which are weights (h, q, k) times factors (h, q) rounded. */
 static inline void of_tile(float *restrict norms, const singles *restrict r, const singles *restrict a,
-                           const double *restrict products, int64_t heads, int64_t queries, int64_t keys,
-                           const strides *next, float cancels) {
+                           const float *weights, const float *factors, const double *restrict products, int64_t heads,
+                           int64_t queries, int64_t keys, const strides *next, float cancels) {
     const singles *restrict length = r + heads * (heads + 1) / 2;
     singles total[QUERIES] = {{0}}, most[QUERIES] = {{0}};
     for (int64_t row = 0; row < heads; ++row) {
@@ -137,7 +145,8 @@ static inline void of_tile(float *restrict norms, const singles *restrict r, con
         const int64_t count = keys < LANES ? keys : LANES;
         for (int64_t l = 0; cancelling && l < count; ++l)
             if (!(found[l] >= cancels * bound[l]))
-                found[l] = in_doubles((const float *)(a + n) + l, products + l, heads, next->products[0]);
+                found[l] = in_doubles(weights + n * next->weights[2] + l, factors ? factors + n * next->factors[2] : 0,
+                                      products + l, heads, next);
         memcpy(norms + n * next->norms[1], found, sizeof(float) * count);
     }
 }
@@ -180,9 +189,10 @@ int norms_of_sums(float *norms, const float *weights, const float *factors, cons
                            here, next);
             for (int64_t q = 0; q < queries; q += QUERIES) {
                 float *restrict to = norms + b * next->norms[0] + q * next->norms[1] + start;
-                if (!gather(gathered, weights + b * next->weights[0] + q * next->weights[2] + start,
-                            factors ? factors + b * next->factors[0] + q * next->factors[2] : 0, heads, queries - q,
-                            here, next)) { /* behind a causal mask, outside a window, padding */
+                const float *from = weights + b * next->weights[0] + q * next->weights[2] + start;
+                const float *times = factors ? factors + b * next->factors[0] + q * next->factors[2] : 0;
+                if (!gather(gathered, from, times, heads, queries - q, here, next)) {
+                    /* behind a causal mask, outside a window, padding */
                     for (int64_t n = q; n < queries && n < q + QUERIES; ++n)
                         memset(to + (n - q) * next->norms[1], 0, sizeof(float) * here);
                     continue;
@@ -190,7 +200,7 @@ int norms_of_sums(float *norms, const float *weights, const float *factors, cons
                 for (int64_t k = 0; k < here; k += LANES) {
                     const singles *restrict r = kept + k / LANES * tile, *restrict a = gathered + k / LANES * wide;
                     const double *restrict exact = products + b * next->products[1] + start + k;
-                    of_tile(to + k, r, a, exact, heads, queries - q, here - k, next, (float)cancels);
+                    of_tile(to + k, r, a, from + k, times, exact, heads, queries - q, here - k, next, (float)cancels);
                 }
             }
         }

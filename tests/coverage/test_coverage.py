@@ -68,7 +68,8 @@ def test_rows_asked_for_alone_are_those_of_whole_maps(model_type):
     assert result.calls == {"gemma2": 2, "swin": 5, "t5": 6}[model_type]
     assert result.rows > 100
     assert (result.answers > 0) == (model_type != "swin")
-    assert max(result.each.values()) <= 1e-6
+    assert max(result.worst.values()) <= 1e-6
+    assert max(result.each.values()) <= result.allowed  # swin's masks of -100 leave a score few digits: 6e-6
 
 
 @pytest.mark.slow
