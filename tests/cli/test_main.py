@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from captum_norm.__main__ import main as entry_point
 from captum_norm.cli import main
 from tests.cli.models import TEXT
 from tests.cli.running import answer
@@ -139,6 +140,22 @@ def test_an_interrupt_from_outside_ends_a_running_command_cleanly(tmp_path):
     assert running.returncode in (130, -signal.SIGINT)  # a shell says 130 of both
     assert (out, err) == ("", "captum-norm: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("heard")
+def test_an_interrupt_that_python_loses_in_a_destructor_comes_again(capsys, monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def command():
+        Interrupted()
+        time.sleep(10)
+        return 0
+
+    monkeypatch.setattr("captum_norm.cli.main", command)
+    assert entry_point() == 130
+    assert capsys.readouterr().err == "captum-norm: interrupted\n"
 
 
 INTERRUPTED_AT = """
