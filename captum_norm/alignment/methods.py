@@ -9,7 +9,7 @@ run layers again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -105,7 +105,7 @@ def _rollout(model: nn.Module, inputs: ModelInputs, heads: bool, layer: int | No
             )
         route = (queries.source, keys.source)
         scores = mean_weights(without_padding(in_float32(record)))
-        rollout.add(CallMap(replace(record.call, modules=()), route, scores, keys))
+        rollout.add(CallMap(record.call.without_modules, route, scores, keys))
         if record.call.kind == "cross":
             maps.append(CrossMap(rollout.result(route).scores))
 

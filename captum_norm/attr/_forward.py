@@ -16,6 +16,7 @@ from captum_norm.forward import HFForward
 from captum_norm.forward.at_hand import held_by
 from captum_norm.forward.inputs import check_inputs, check_model
 from captum_norm.forward.keywords import unwrapped
+from captum_norm.forward.modules import modules_within
 from captum_norm.operations.operation import swapped
 
 Forward = Callable[..., Any]
@@ -69,7 +70,7 @@ def refuse_fused_path(
     Raises:
         ValueError: if a plain call gives something else.
     """
-    if not any(_may_fuse(module) for model in models_in(forward_func) for module in model.modules()):
+    if not any(_may_fuse(module) for model in models_in(forward_func) for module in modules_within(model)):
         return
     with torch.no_grad():
         plain = chosen(run_forward(forward_func, inputs, extras))
@@ -135,7 +136,7 @@ def outside_inference_mode(given: Given) -> Iterator[Given]:
 
 
 def _refuse_replicas(title: str, forward_func: Forward) -> None:
-    modules = forward_func.modules() if isinstance(forward_func, Module) else ()
+    modules = modules_within(forward_func) if isinstance(forward_func, Module) else ()
     for module in modules:
         if isinstance(module, DataParallel) and len(module.device_ids) > 1:
             raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class KeptCalls:
                 del self._records[min(self._records)]
         kept = record.kept()
         assert kept is not None
-        self._records[number] = kept.but(call=replace(kept.call, modules=()))
+        self._records[number] = kept.but(call=kept.call.without_modules)
         return True
 
     def record(self, number: int) -> AttentionRecord:

@@ -97,7 +97,7 @@ class LaterMap:
         route, keys = route_of(record), record.keys
         if route is None or keys is None or route[0] != route[1] or record.shape[2] != record.shape[3]:
             return None
-        kept, call = keep(record), without_modules(record.call)
+        kept, call = keep(record), record.call.without_modules
         kept = kept.but(call=call) if isinstance(kept, AttentionRecord) else kept
         dtype = at_least_float32(record.values.dtype)
         return None if kept is None else cls(kept, measure, call, route, keys, dtype, larger=larger)
@@ -190,7 +190,7 @@ def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) 
     if scores.shape[-1] > record.shape[-1]:
         scores, residual = scores[..., :-1], scores[..., -1]
     scores, keys = one_key_for_each_position(scores, keys)
-    return CallMap(without_modules(record.call), route, scores, keys, residual, layer)
+    return CallMap(record.call.without_modules, route, scores, keys, residual, layer)
 
 
 def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, Positions]:
@@ -218,11 +218,6 @@ def route_of(record: AttentionRecord) -> Route | None:
         return keys, keys
     queries: SequenceName = UNNAMED if record.queries is None else record.queries.source
     return UNNAMED if queries == keys else queries, keys
-
-
-def without_modules(call: AttentionCall) -> AttentionCall:
-    """The call as it is kept: without the modules, which would keep the model alive."""
-    return replace(call, modules=())
 
 
 def measured(record: AttentionRecord, measure: MeasureFunction) -> Tensor:

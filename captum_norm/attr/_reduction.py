@@ -28,7 +28,6 @@ from captum_norm.attr._maps import (
     measured,
     route_of,
     sum_of_rows,
-    without_modules,
 )
 from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
@@ -135,7 +134,7 @@ class Reduction:
             self._special = special_ids(record.call.modules)
         counts = self.counts(record.call)
         needed = self.asked.needed(record, route[0]) if counts and route is not None else None
-        call = without_modules(record.call)
+        call = record.call.without_modules
         self.certificates.append((call, record.certificate))
         light = record.but(
             weights=_NOTHING, call=call, values=_NOTHING, W_O=_NOTHING, b_O=None, gate=None, mixed=None, block=None

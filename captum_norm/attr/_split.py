@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.attr._maps import at_rows, without_modules, without_padding
+from captum_norm.attr._maps import at_rows, without_padding
 from captum_norm.attr._position import Rows
 from captum_norm.attr._sequences import KindType, Sequences, matches
 from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, InexactCaptureError
@@ -141,7 +141,7 @@ class Splits:
 
     def add(self, record: AttentionRecord) -> None:
         """Take in the next record, whose forward ran with :class:`LayerInputs`."""
-        self.seen.append((without_modules(record.call), record.certificate))
+        self.seen.append((record.call.without_modules, record.certificate))
         route = self._sequences.note(record)
         causal = record.call.kind == "causal" if route is None else self._sequences.looks_back(route[0])
         for owner in self.owners(record.call):
@@ -165,7 +165,7 @@ class Splits:
         dtype = at_least_float32(record.values.dtype)
         split = leaf.detach().to(dtype) * gradient.to(dtype)
         norms = summed_norms(plain.weights, plain.values, plain.W_O, gate=gate).sum((1, 2))
-        return CallSplit(without_modules(record.call), given, split, gradients, norms.to(dtype))
+        return CallSplit(record.call.without_modules, given, split, gradients, norms.to(dtype))
 
     def _back_to_input(self, record: AttentionRecord, owner: int, gradients: Tensor) -> tuple[Given, Tensor, Tensor]:
         leaves = self.inputs.of(owner)

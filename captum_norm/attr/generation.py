@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._base import MapMethod
-from captum_norm.attr._maps import CallMap, measured, without_modules
+from captum_norm.attr._maps import CallMap, measured
 from captum_norm.attr._unread import refuse_lost, refuse_opaque
 from captum_norm.attr.llm import model_of
 from captum_norm.capture import Answer, AttentionCall, AttentionRecord, Certificate, Positions, Recorded, recording
@@ -207,7 +207,7 @@ class GenerationAttribution:
         """The map of one call: the last query's row over the text's positions."""
         number = len(self._running)
         if not self._steps:
-            self._calls.append(_Call(without_modules(record.call), record.certificate))
+            self._calls.append(_Call(record.call.without_modules, record.certificate))
         elif number >= len(self._calls) or self._calls[number].call.name != record.call.name:
             raise _unlike(record, f"another attention call than at the first step ran as number {number}")
         call, last = self._calls[number], record.shape[2] - 1

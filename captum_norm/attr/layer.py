@@ -13,7 +13,7 @@ from torch.nn import Module
 from captum_norm.attr._base import AttentionMethod
 from captum_norm.attr._captum import LayerAttribution, as_tuple, check_target, extra_arguments, logged
 from captum_norm.attr._encoding import takes_encodings
-from captum_norm.attr._maps import MeasureFunction, measured, without_modules
+from captum_norm.attr._maps import MeasureFunction, measured
 from captum_norm.attr._placing import finished
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._sequences import KindType, check_kind, matches
@@ -41,7 +41,7 @@ class _LayerMaps:
             scores = measured(record, self.measure).to(at_least_float32(record.values.dtype))
             for owner in owners:
                 self.found.setdefault(owner, []).append(scores)
-        self.seen.append((without_modules(record.call), record.certificate))
+        self.seen.append((record.call.without_modules, record.certificate))
 
     def skip(self, error: InexactCaptureError) -> None:
         """Let a call pass that could not be read and is in no layer asked for (its kind is not known)."""

@@ -60,6 +60,11 @@ class AttentionCall:
         if not isinstance(self.modules, Modules):
             object.__setattr__(self, "modules", Modules(self.modules))
 
+    @cached_property
+    def without_modules(self) -> AttentionCall:
+        """The call as it is kept: without the modules, of which it says nothing more once they are gone."""
+        return replace(self, modules=())
+
     @property
     def module(self) -> Module | None:
         """The innermost module that mixed the values; None where the model is gone."""

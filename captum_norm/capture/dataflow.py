@@ -32,7 +32,7 @@ from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.modes import OfKnownTensors
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, Places, WholeAxes, along, patches
+from captum_norm.operations.places import Anchor, Place, Places, WholeAxes, along, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 from captum_norm.operations.storages import storage_of
@@ -173,9 +173,9 @@ class Dataflow:
     def _is_known_view(self, op: Operation) -> bool:
         """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""
         storages = op.storages
-        if len(storages) != 1 or not isinstance(op.out, Tensor) or not storages[0]:
+        if len(storages) != 1 or not storages[0] or not isinstance(op.out, Tensor):
             return False
-        return storage_of(op.out) == storages[0] and storages[0] in self.reach.storages
+        return storages[0] in self.reach.storages and storage_of(op.out) == storages[0]
 
     def _compare(self, op: Operation) -> None:
         """A mask is made of sizes, or of ids."""
@@ -289,12 +289,14 @@ class Dataflow:
         axis %= out.ndim
         place = self.cut_into_patches(place, (axis,)) or place
         if self.places.holds_one(place, (axis,)):
-            return place.then(Features(out.shape[-1]) if axis == out.ndim - 1 else WholeAxes((axis,), out.shape))
+            if axis == out.ndim - 1:
+                return place.of_features(out.shape[-1])
+            return place.then(WholeAxes((axis,), out.shape))
         numbers = place.numbers()
         if numbers is None:
             return None
         if len(set(numbers.movedim(axis, 0).flatten(1)[:, 0].tolist())) < numbers.shape[axis]:  # features of several
-            return self.mixed_by(place.then(Features(out.shape[-1])), "it reads several positions at once")
+            return self.mixed_by(place.of_features(out.shape[-1]), "it reads several positions at once")
         if numbers.shape != out.shape:
             return None
         return self.mixed_by(place, "it reads several positions at once")
@@ -369,7 +371,8 @@ class Dataflow:
         self.calls |= mixture.bit
         if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
-        place = place and Place(place.anchor, place.steps)  # what moved the queries moves no value
+        if place is not None and place.mixers:  # what moved the queries moves no value
+            place = Place(place.anchor, place.steps)
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
 
     def lose(self, mixtures: list[Mixture]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -183,6 +184,7 @@ def _held(module: Module) -> Iterator[Tensor]:
         yield from (item for item in inside if isinstance(item, Tensor))
 
 
+@cache
 def _foreign(func: Any) -> str:
     """The library that brought an operation along; ``""`` for torch's own."""
     name = getattr(func, "_qualified_op_name", None) or getattr(func, "_name", None)

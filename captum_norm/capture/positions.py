@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_norm.capture.call import ONE_EXAMPLE, POSITIONS_FIRST, Positions
 from captum_norm.capture.layout import Layout
-from captum_norm.operations.places import Anchor, Features, Place
+from captum_norm.operations.places import Anchor, Place
 from captum_norm.operations.steps import NOT_AN_INPUT
 
 
@@ -50,7 +50,7 @@ def numbers_of(
     place: Place, lead: tuple[int, ...], shape: torch.Size, layout: Layout, axis: str
 ) -> tuple[Tensor | None, str]:
     """The anchor's number of each query or key, (batch, head, query or key), or None and the reason; as ``read``."""
-    numbers = place.then(Features(1)).numbers()
+    numbers = place.of_features(1).numbers()
     if numbers is None:
         return None, f"the {axis} positions were taken apart on the way: an operation reads several at once"
     try:

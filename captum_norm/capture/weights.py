@@ -9,6 +9,7 @@ Axes: ... the model's own leading axes (batch, head), q query, r row asked for, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -82,10 +83,12 @@ class HiddenWeights:
         self._query, self._key = query.detach(), key.detach()
         self.mask = mask = None if mask is None else mask.detach().expand(*(1,) * (2 - mask.ndim), *mask.shape)
         self.is_causal, self._scale = is_causal, query.shape[-1] ** -0.5 if scale is None else scale
-        leads = [query.shape[:-2], () if mask is None else mask.shape[:-2]]
+        leads: list[Sequence[int]] = [query.shape[:-2]]
         self._grouped = key.ndim > 2 and query.ndim > 2 and key.shape[-3] != query.shape[-3]
         leads.append((*key.shape[:-3], 1) if self._grouped else key.shape[:-2])
-        self._lead = torch.Size(np.broadcast_shapes(*leads))  # torch's own takes as long as a product of a few rows
+        leads += [] if mask is None else [mask.shape[:-2]]
+        alike = all(lead == leads[0] for lead in leads)
+        self._lead = torch.Size(leads[0] if alike else np.broadcast_shapes(*leads))  # torch's own takes far longer
         self.shape, self.device = torch.Size((*self._lead, query.shape[-2], key.shape[-2])), query.device
         self._versions = self._versions_now()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_norm.forward.keywords import title
+from captum_norm.forward.modules import modules_within
 
 ModelInputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
 
@@ -126,10 +127,11 @@ def check_model(model: Any) -> None:
             "operations. Give the model that it was made of, or torch.export.export(model, inputs).module()."
         )
     if isinstance(model, nn.Module):
-        weights = (weight for module in model.modules() for weight in module._parameters.values())
+        modules = modules_within(model)
+        weights = (weight for module in modules for weight in module._parameters.values())
         # accelerate keeps weights there, too, and brings each in when its module runs
         is_empty = any(weight is not None and weight.is_meta for weight in weights)
-        if is_empty and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        if is_empty and not any(hasattr(module, "_hf_hook") for module in modules):
             empty = next(name for name, weight in model.named_parameters() if weight.is_meta)
             raise ValueError(
                 f"{title(model)}: its weight {empty} is on the meta device, so it has a shape and no numbers. Load the "
@@ -199,7 +201,7 @@ def longest_input(model: Callable[..., Any]) -> int | None:
     limit = next((getattr(config, n) for n in ("max_position_embeddings", "n_positions") if hasattr(config, n)), None)
     if not isinstance(limit, int) or not isinstance(model, nn.Module):
         return None
-    named = [(name.rpartition(".")[2], m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    named = [(name, m) for m, name in modules_within(model).items() if isinstance(m, nn.Embedding)]
     tables = [m for name, m in named if "position" in name or name == "wpe"]
     # Some tables start after the padding id (RoBERTa), some are two rows longer than the config says (BART, OPT); a
     # table of quite another size holds relative distances.

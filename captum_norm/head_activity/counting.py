@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -176,7 +176,7 @@ class HeadCounter:
             if record.call.kind == "cross":
                 return
             certificates.append((record.certificate.error, record.certificate.tolerance))
-            records.append((replace(record.call, modules=()), _of_record(record, special)))
+            records.append((record.call.without_modules, _of_record(record, special)))
 
         with torch.no_grad():
             run_recorded(self.model, inputs, take)

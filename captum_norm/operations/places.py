@@ -95,10 +95,20 @@ class Place:
         return numbers
 
     def then(self, step: Step) -> Place:
-        """The place after one more step; of two that only change the features, the last one counts."""
-        if isinstance(step, Features) and self.steps and isinstance(self.steps[-1], Features):
-            return Place(self.anchor, (*self.steps[:-1], step), self.mixers)
+        """The place after one more step."""
         return Place(self.anchor, (*self.steps, step), self.mixers)
+
+    def of_features(self, count: int) -> Place:
+        """The place after an operation that reads all features of a position and writes ``count`` new ones.
+
+        Of two such operations in a row the last one counts: where as many are written, this is the place itself.
+        """
+        last = self.steps[-1] if self.steps else None
+        if not isinstance(last, Features):
+            return self.then(Features(count))
+        if last.count == count:
+            return self
+        return Place(self.anchor, (*self.steps[:-1], Features(count)), self.mixers)
 
     def mixed_by(self, mixers: frozenset[Hashable]) -> Place:
         """The place with these among its mixers."""
@@ -112,10 +122,11 @@ class UnplacedError(ValueError):
 class Features(Step):
     """The step of an operation that reads all features of a position and writes ``count`` new ones."""
 
-    __slots__ = ()
+    __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
         super().__init__(("features", count), lambda numbers: self._apply(numbers, count))
+        self.count = count
 
     @staticmethod
     def _apply(numbers: Tensor, count: int) -> Tensor:
@@ -242,7 +253,7 @@ class Places:
 
         Positions of two sequences of one length are the same where their numbers are.
         """
-        if one.steps is other.steps and one.anchor is other.anchor:
+        if one is other or (one.steps is other.steps and one.anchor is other.anchor):
             return True
         key = (one.key, other.key, tuple(shape))
         if key not in self._known:

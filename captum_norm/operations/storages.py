@@ -23,22 +23,12 @@ def storage_of(tensor: Any) -> int:
         return 0
 
 
-class Storages:
-    """Storages that were seen: no other one gets the number of one of them, even if that is given back."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, StorageWeakRef] = {}
-
-    def __contains__(self, storage: int) -> bool:
-        return storage in self._held
+class Storages(dict[int, StorageWeakRef]):
+    """Storages that were seen, by number: no other one gets the number of one of them, even if that is given back."""
 
     def hold(self, tensor: Tensor) -> int:
         """The number of a tensor's storage, which stands for no other one from now on; 0 where there is none."""
         storage = storage_of(tensor)
-        if storage and storage not in self._held:
-            self._held[storage] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        if storage and storage not in self:
+            self[storage] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         return storage
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._held.clear()

@@ -2,7 +2,7 @@
 
 import torch
 
-from captum_norm.operations.places import Anchor, Features, Place, patches
+from captum_norm.operations.places import Anchor, Place, patches
 from captum_norm.operations.steps import Step
 
 
@@ -14,14 +14,14 @@ def test_of_two_sequences_the_named_one_stays_and_else_the_one_that_was_first():
 
 
 def test_entries_are_numbered_by_example_and_position_wherever_they_are_moved():
-    place = Place(Anchor(0, (2, 3, 4), (1,))).then(Features(5)).then(Step("t", lambda t: t.transpose(0, 1)))
+    place = Place(Anchor(0, (2, 3, 4), (1,))).of_features(5).then(Step("t", lambda t: t.transpose(0, 1)))
     assert torch.equal(place.numbers(), torch.arange(6).view(2, 3, 1).expand(2, 3, 5).transpose(0, 1))
 
 
 def test_what_reads_several_positions_at_once_has_no_place():
     flattened = Place(Anchor(0, (2, 3, 4), (1,))).then(Step("flatten", lambda t: t.flatten(1)))
     assert flattened.numbers() is not None
-    assert flattened.then(Features(5)).numbers() is None
+    assert flattened.of_features(5).numbers() is None
 
 
 def test_a_patch_holds_every_cell_between_its_corners():

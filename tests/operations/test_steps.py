@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from captum_norm.operations.modes import WatchingMode
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, broadcast
+from captum_norm.operations.places import Anchor, Place, broadcast
 from captum_norm.operations.steps import NOT_AN_INPUT, step_of
 
 
@@ -65,9 +65,9 @@ def test_a_place_numbers_batch_and_position_and_is_lost_where_positions_are_torn
     anchor = Anchor(0, (2, 3, 4), (1,))
     place = Place(anchor)
     assert place.numbers()[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
-    wide = place.then(Features(5)).then(Features(7))
+    wide = place.of_features(5).of_features(7)
     assert len(wide.steps) == 1  # of two that change the features alone, the last one counts
     assert wide.numbers().shape == (2, 3, 7)
     assert place.then(broadcast(torch.Size([2, 3, 4]))).numbers().shape == (2, 3, 4)
-    torn = place.then(step_of(moved(lambda x: x.transpose(1, 2), torch.ones(2, 3, 4)), None)).then(Features(1))
+    torn = place.then(step_of(moved(lambda x: x.transpose(1, 2), torch.ones(2, 3, 4)), None)).of_features(1)
     assert torn.numbers() is None

@@ -14,7 +14,7 @@ from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import NOTHING_YET, Features, Place, Settled, UnplacedError
+from captum_norm.operations.places import NOTHING_YET, Place, Settled, UnplacedError
 from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of, strided_step
 
 
@@ -157,7 +157,7 @@ def _cat_place(
     if axis == out.ndim - 1:
         beside = _beside_place(flow, pieces, places, mixers)
         if beside is not None:
-            return beside.then(Features(out.shape[axis]))
+            return beside.of_features(out.shape[axis])
     joined = _numbers_side_by_side([p if p is None or p.anchor is anchor else None for p in places], shapes, axis)
     # More scores of the same queries; a single key's axis cannot be told.
     of_keys = any(trace.scores is not None and trace.scores.axis in (axis, None) for trace in traces)
@@ -244,6 +244,6 @@ def _beside_place(
             return flow.mixed_by(start, "beside something that was made of several positions").mixed_by(mixers)
         if place is None or flow.is_constant(tensor, pieces[first]):
             continue
-        if not flow.places.agree(start.then(Features(1)), place.then(Features(1)), torch.Size(rows)):
+        if not flow.places.agree(start.of_features(1), place.of_features(1), torch.Size(rows)):
             return None
     return start.mixed_by(mixers)

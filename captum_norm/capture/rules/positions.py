@@ -13,7 +13,7 @@ from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Anchor, Features, Place, broadcast, patches
+from captum_norm.operations.places import Anchor, Place, broadcast, patches
 from captum_norm.operations.steps import Step
 
 
@@ -29,7 +29,7 @@ def embedded(flow: Dataflow, ids: Tensor, out: Tensor) -> None:
     if place is not None and place.named:
         for _ in range(out.ndim - ids.ndim):
             place = place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1)))
-        place = place.then(broadcast(out.shape)) if out.ndim > ids.ndim + 1 else place.then(Features(out.shape[-1]))
+        place = place.then(broadcast(out.shape)) if out.ndim > ids.ndim + 1 else place.of_features(out.shape[-1])
         # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
         anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
         flow.begins(ids)
@@ -45,7 +45,7 @@ def _one_hot(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
     if trace is not None and trace.place is not None:
         place = trace.place.then(Step(("unsqueeze", -1), lambda n: n.unsqueeze(-1)))
-        flow.traces[op.out] = Trace(place=place.then(Features(op.out.shape[-1])))
+        flow.traces[op.out] = Trace(place=place.of_features(op.out.shape[-1]))
 
 
 @rule("index_select")

@@ -16,7 +16,7 @@ from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_val
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Features, Place, along
+from captum_norm.operations.places import Place, along
 from captum_norm.operations.steps import Step
 
 
@@ -42,7 +42,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         with torch.set_grad_enabled(value.requires_grad):
             value = _repeated(value, repeats)
         places[1] = places[1] and places[1].then(step)
-    weights_place = places[0] and places[0].then(Features(weights.shape[-1]))
+    weights_place = places[0] and places[0].of_features(weights.shape[-1])
     lead = tuple(op.out.shape[:-2])
     allowed, used = allowed_by_mask(mask, is_causal, *weights.shape[-2:]), None
     if mask is not None and flow.masks.is_chosen(mask):
@@ -53,7 +53,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
-    flow.mix(mixture, op.out, (), places[0] and places[0].then(Features(value.shape[-1])))
+    flow.mix(mixture, op.out, (), places[0] and places[0].of_features(value.shape[-1]))
 
 
 def _places(flow: Dataflow, queries: Tensor, shape: torch.Size, values: Tensor) -> list[Place | None]:
@@ -239,7 +239,7 @@ def value_product(
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)
     place = None if whose is not places[0] and is_empty_somewhere(whose) else whose
-    place = place and place.then(Features(shape[-1]))
+    place = place and place.of_features(shape[-1])
     for step in steps:
         place = place if step.scales else place and place.then(step)
     flow.mix(mixture, out, steps, place)
