@@ -8,6 +8,7 @@ Axes: b batch, h head, q query, k key.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
 from captum_norm.capture.mask_origins import without_padding
 from captum_norm.operations.places import Source
+
+
+class Seen(NamedTuple):
+    """What attention was allowed to look at.
+
+    Attributes:
+        keys: which keys each query may attend to in any head, (b, q, k) bool.
+        unseen_are_padding: whether a token that sees others and that no other one sees is padding: not where a pattern
+            of the model's own hides it, nor where a selection of positions tells what padding is.
+    """
+
+    keys: Tensor
+    unseen_are_padding: bool
 
 
 class RealTokens:
@@ -38,11 +52,11 @@ class RealTokens:
         seen = _seen(call)
         if seen is None:
             return (self._known(queries) if kind == "cross" else None), None
-        real = real_keys(*seen)
+        real = real_keys(seen.keys, seen.unseen_are_padding)
         if kind == "cross":
             return self._known(queries), real
         cached = has_cache(call.parts[0].mixture.callers)
-        ours = None if real is None else _of_queries(real, seen[0], queries, keys, cached)
+        ours = None if real is None else _of_queries(real, seen.keys, queries, keys, cached)
         if ours is not None and queries is not None:
             self._of[queries.source] = queries.index, ours
         return ours, real
@@ -52,23 +66,19 @@ class RealTokens:
         return real if index is not None and queries is not None and torch.equal(index, queries.index) else None
 
 
-def _seen(call: Joined) -> tuple[Tensor, bool] | None:
-    """Which keys each query may attend to in any head, (b, q, k) bool; None where it may to all, or nobody knows.
-
-    With it, whether a token that no other one sees is padding: not where a pattern of the model's own hides it, nor
-    where a selection of positions tells what padding is.
-    """
+def _seen(call: Joined) -> Seen | None:
+    """What a call was allowed to look at; None where that is everything, or nobody knows."""
     mixtures = [part.mixture for part in call.parts]
     allowed, used = [mixture.allowed for mixture in mixtures], [mixture.used for mixture in mixtures]
     some_left_out = any(one is not None for one in used)
     if not some_left_out and all(one is None for one in allowed):
         return None
-    seen = _in_any_head(call, allowed)
-    if seen is None:
+    keys = _in_any_head(call, allowed)
+    if keys is None:
         return None
     selections = [one for mixture in mixtures for one in mixture.selections]
-    seen, told = without_padding(seen, selections, _in_any_head(call, used) if some_left_out else None)
-    return seen, not told and any(mixture.given for mixture in mixtures)
+    keys, told = without_padding(keys, selections, _in_any_head(call, used) if some_left_out else None)
+    return Seen(keys, not told and any(mixture.given for mixture in mixtures))
 
 
 def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -86,7 +96,7 @@ def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | No
     return found if found.shape[1:] == call.weights.shape[2:] else None
 
 
-def real_keys(seen: Tensor, hidden_from_others: bool = True) -> Tensor | None:
+def real_keys(seen: Tensor, unseen_are_padding: bool = True) -> Tensor | None:
     """Which keys are real tokens.
 
     Where a row of nothing but padding would have no key at all, some models let it attend to everything, and some let
@@ -94,7 +104,7 @@ def real_keys(seen: Tensor, hidden_from_others: bool = True) -> Tensor | None:
 
     Args:
         seen: (b, q, k) bool, which keys each query may attend to.
-        hidden_from_others: whether tokens that see others, and that no other one sees, are padding.
+        unseen_are_padding: whether tokens that see others, and that no other one sees, are padding.
 
     Returns:
         (b, k) bool; None where all are real.
@@ -115,7 +125,7 @@ def real_keys(seen: Tensor, hidden_from_others: bool = True) -> Tensor | None:
         tells[:, -1] |= everything[:, -1]
     else:
         tells = everything
-    if query == key and hidden_from_others:
+    if query == key and unseen_are_padding:
         real &= ~_only_by_themselves(partly, real & ~backwards[:, None])
     real = real | (tells.any(-1) | ~partly.flatten(1).any(-1) & everything.any(-1))[:, None]
     return None if bool(real.all()) else real
