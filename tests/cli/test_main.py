@@ -1,5 +1,6 @@
 """Every mistake is answered in one line, and nothing is left behind."""
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -150,11 +151,12 @@ def test_an_interrupt_that_python_loses_in_a_destructor_comes_again(capsys, monk
 
     def command():
         Interrupted()
-        time.sleep(10)
+        time.sleep(5)
         return 0
 
     monkeypatch.setattr("captum_norm.cli.main", command)
-    assert entry_point() == 130
+    with contextlib.suppress(KeyboardInterrupt):  # which would end the tests
+        assert entry_point() == 130
     assert capsys.readouterr().err == "captum-norm: interrupted\n"
 
 

@@ -50,6 +50,14 @@ def test_a_gate_on_heads_scales_the_row():
     torch.testing.assert_close(row.double(), definition(weights[:, :, :1], values, W_O, gate), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("model", [1, 2, 4])
+def test_a_row_of_a_model_much_narrower_than_its_heads_keeps_its_digits(model):
+    weights, values = (3 * torch.randn(16, 12, 1, 64)).softmax(-1), torch.randn(16, 12, 64, 64)
+    W_O = torch.randn(12, 64, model)
+    row = summed_norms(weights, values, W_O)
+    torch.testing.assert_close(row.double(), definition(weights, values, W_O), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("left", [1e-1, 1e-3, 1e-5, 0.0])
 def test_heads_that_cancel_keep_their_digits(left):
     weights, values, W_O = draw()
