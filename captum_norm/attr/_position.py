@@ -6,12 +6,13 @@ Axes: b batch, r row asked for, q query, k key.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Literal, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
-from captum_norm.forward import real_tokens, resolve_position
+from captum_norm.forward import Position, real_tokens, resolve_position
+from captum_norm.forward.position import as_indices, resolve_rows
 
 PositionType = SupportsIndex | Sequence[int] | Tensor | Literal["mean", "all"] | None
 
@@ -46,9 +47,9 @@ class Rows:
         self.few = not isinstance(position, str) and not _are_weights(position)
         self.all = isinstance(position, str) and position == "all"
         self.several = self.all
-        self._columns: tuple[Any, ...] = (position,)
+        self._of_each: Tensor | None = None
         if isinstance(position, Tensor) and position.ndim == 2 and not _are_weights(position):
-            self.several, self._columns = True, position.unbind(1)
+            self.several, self._of_each = True, as_indices(position.flatten()).view_as(position)
 
     def candidates(
         self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False, text: Tensor | None = None
@@ -138,8 +139,9 @@ class Rows:
         if text is not None:
             of_text = None if real is None else real[:, text.to(real.device)]
             return text[self.chosen(batch, len(text), of_text, causal).cpu()]
-        rows = [resolve_position(row, real, batch, queries, causal) for row in self._columns]
-        return torch.stack(rows, dim=1)
+        if self._of_each is not None:
+            return resolve_rows(self._of_each, real, batch, queries)
+        return resolve_position(cast(Position, self.position), real, batch, queries, causal)[:, None]
 
 
 def _are_weights(position: PositionType) -> bool:

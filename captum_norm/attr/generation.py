@@ -262,12 +262,14 @@ class _Call:
         call: which.
         certificate: of all steps.
         values: of the keys that were read last, (row, head, key, head_dim); their last one is the last position.
+        room: memory of which they are a part, with more behind them.
         factors: what was prepared for them.
     """
 
     call: AttentionCall
     certificate: Certificate
     values: Tensor = field(default_factory=lambda: torch.empty(0))
+    room: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, 0))
     factors: GrowingFactors = field(default_factory=GrowingFactors)
 
     def first(self, record: AttentionRecord, passes: _Pass) -> Tensor:
@@ -278,7 +280,7 @@ class _Call:
             raise _unlike(record, f"its keys are not known to be the text's positions ({why}); was the cache empty?")
         if record.shape[2] > 1 and record.call.kind != "causal":
             raise _unlike(record, "it looks ahead or at another sequence")
-        self.values = record.values[:, :, : passes.length].clone()
+        self._keep(record.values[:, :, : passes.length], 0)
         self.factors = GrowingFactors()
         return torch.where(torch.arange(len(index)) < passes.length, index, -1)
 
@@ -295,10 +297,21 @@ class _Call:
             raise _unlike(record, "its older keys are not those of the step before")
         passes.found.append(parents)
         self.factors.go_on(parents, known - old)
-        self.values = values.clone()
+        stays = known == old and torch.equal(parents, torch.arange(len(kept)))
+        self._keep(values, old if stays else 0)
         positions = torch.full((keys,), -1)
         positions[:end] = torch.arange(length - end, length)
         return positions
+
+
+    def _keep(self, values: Tensor, old: int) -> None:
+        """Copies the values, of which the first ``old`` lie there already: a cache grows by one key at a time."""
+        keys = values.shape[2]
+        if self.room.shape[:2] != values.shape[:2] or keys > self.room.shape[2]:
+            old = 0
+            self.room = values.new_empty(*values.shape[:2], keys + keys // 4 + 1, values.shape[3])
+        self.room[:, :, old:keys] = values[:, :, old:]
+        self.values = self.room[:, :, :keys]
 
 
 def _tensors(given: Any) -> list[Tensor]:

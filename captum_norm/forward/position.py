@@ -73,21 +73,41 @@ def resolve_position(position: Position, mask: Tensor | None, batch: int, length
     """
     if position is None and mask is None:
         return torch.full((batch,), length - 1 if causal else 0)
-    real = real_tokens(mask, batch, length)
     if position is None:
+        real = real_tokens(mask, batch, length)
         return length - 1 - real.flip(1).int().argmax(1) if causal else real.int().argmax(1)
-    indices = as_indices(position).to(real.device)
-    if indices.ndim and batch % len(indices):
+    return resolve_rows(as_indices(position).view(-1, 1), mask, batch, length)[:, 0]
+
+
+def resolve_rows(positions: Tensor, mask: Tensor | None, batch: int, length: int) -> Tensor:
+    """The rows that several positions mean in each example.
+
+    Args:
+        positions: (n, row) long, of n examples that were repeated in place; arguments else as for
+            :func:`resolve_position`.
+
+    Returns:
+        (batch, row) long, 0 to length - 1.
+
+    Raises:
+        ValueError: if they are of another number of examples, or one is out of range or padding.
+
+    Example:
+        >>> resolve_rows(torch.tensor([[0, -1]]), None, batch=2, length=3)
+        tensor([[0, 2],
+                [0, 2]])
+    """
+    real = real_tokens(mask, batch, length)
+    if batch % len(positions):
         raise ValueError(
-            f"position has {len(indices)} entries for a batch of {batch}: give one index, or one per example."
+            f"position has {len(positions)} entries for a batch of {batch}: give one index, or one per example."
         )
-    indices = indices.expand(batch) if not indices.ndim else indices.repeat_interleave(batch // len(indices))
-    rows = in_range(indices, length)
-    padding = (~real.gather(1, rows[:, None])[:, 0]).nonzero().flatten().tolist()
+    rows = in_range(positions.to(real.device).repeat_interleave(batch // len(positions), dim=0), length)
+    padding = (~real.gather(1, rows)).nonzero().tolist()
     if padding:
-        example = padding[0]
+        example, row = padding[0]
         raise ValueError(
-            f"position {int(rows[example])} of example {example} is padding: its real tokens are "
+            f"position {int(rows[example, row])} of example {example} is padding: its real tokens are "
             f"{real[example].nonzero().flatten().tolist()}. Give one position per example, or none for the token that "
             "the kind of model suggests."
         )
@@ -107,26 +127,29 @@ def check_kind(position: Any) -> None:
 
 def as_indices(position: Any) -> Tensor:
     """A 0-d or 1-d long tensor on the CPU."""
-    wrong = TypeError(
-        f'position should be None, an integer, one integer per example or "mean", got {position!r}. '
-        "(The class to explain is target.)"
-    )
     if isinstance(position, Tensor):
         indices = position.detach().cpu()
         if indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool:
-            raise wrong
+            raise _no_position(position)
     else:
         entries: Any = position if isinstance(position, Sequence) else getattr(position, "tolist", lambda: position)()
         several = isinstance(entries, Sequence) and not isinstance(entries, str)
         if any(isinstance(entry, bool) for entry in (entries if several else [entries])):
-            raise wrong
+            raise _no_position(position)
         try:
             indices = torch.tensor([operator.index(e) for e in entries] if several else operator.index(entries))
         except TypeError:
-            raise wrong from None
+            raise _no_position(position) from None
     if indices.ndim > 1 or indices.numel() == 0:
-        raise wrong
+        raise _no_position(position)
     return indices.long()
+
+
+def _no_position(found: Any) -> TypeError:
+    return TypeError(
+        f'position should be None, an integer, one integer per example or "mean", got {found!r}. '
+        "(The class to explain is target.)"
+    )
 
 
 def in_range(indices: Tensor, length: int) -> Tensor:

@@ -13,6 +13,10 @@ Fact = TypeVar("Fact")
 class Facts(Generic[Fact]):
     """Tensor -> what is known of it; a tensor that dies takes it along.  What is false, such as None, is no fact.
 
+    Attributes:
+        numbers: the ids of all tensors of which something is known, and maybe of some that died: most tensors are told
+            apart from these faster than by asking.
+
     Example:
         >>> import torch
         >>> names: Facts[str] = Facts()
@@ -26,6 +30,7 @@ class Facts(Generic[Fact]):
 
     def __init__(self) -> None:
         self._of: dict[int, tuple[weakref.ref[Tensor], Fact]] = {}
+        self.numbers = self._of.keys()
 
     def __getitem__(self, tensor: Any) -> Fact | None:
         entry = self._of.get(id(tensor))
