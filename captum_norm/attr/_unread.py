@@ -170,13 +170,26 @@ def of_frames(like: Tensor) -> str:
     )
 
 
-def unseen_rows(title: str, behind: Sequence[Mixer]) -> str:
-    """What to say where it is not known which rows the output was read from; ``behind`` is what mixed them, if it was
-    that."""
-    how = f"positions are mixed behind the last attention call by {behind[0]}" if behind else (
-        "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
-        "windows), or from one of several that are no input (class tokens)"
-    )  # fmt: skip
+def unseen_rows(title: str, behind: Sequence[Mixer], out_of_order: bool = False) -> str:
+    """What to say where it is not known which rows the output was read from.
+
+    Args:
+        title: the method's name.
+        behind: what mixed them, if it was that.
+        out_of_order: whether it has a row for every position, but not in their order.
+    """
+    if behind:
+        how = f"positions are mixed behind the last attention call by {behind[0]}"
+    elif out_of_order:
+        how = (
+            "it has a row for every position, which do not lie in their order (they were rolled, or turned round): its "
+            "first or last row is not the first or last token's"
+        )
+    else:
+        how = (
+            "the output was read from several of them in a way that was not followed (a maximum, attention pooling, "
+            "windows), or from one of several that are no input (class tokens)"
+        )
     return (
         f"{title}: which rows the output was read from is not known, for {how}. Say whose representation is "
         'to be explained: position=<row>, one for each example, "mean" over the real tokens, or "all".'

@@ -21,7 +21,7 @@ from captum_norm.capture.reach import INPUT
 from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.traces import RowsRead
 
-HowRead = Literal["rows", "every position", "unseen", "no attention"]
+HowRead = Literal["rows", "every position", "out of order", "unseen", "no attention"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Answer:
     Attributes:
         reach: the bits of the attention calls that they were made of; 0 where none is known to reach them.
         how: ``"rows"``: they were read from the rows in ``rows``; ``"every position"``: each position has its own;
-            ``"unseen"``: they were read from several in a way that was not followed; ``"no attention"``: no attention
-            call is known to reach them.
+            ``"out of order"``: likewise, and they lie otherwise than the positions do; ``"unseen"``: they were read
+            from several in a way that was not followed; ``"no attention"``: no attention call is known to reach them.
         rows: the rows, for ``"rows"``.
         mixers: what mixed positions beside attention on the way to them.
         marks: what they were made of (:mod:`captum_norm.capture.chain`), if that is asked for; ``where`` more than one
@@ -110,9 +110,23 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
     chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
     if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
-        return Answer(reach, "every position", None, _listed(place.mixers))
+        how: HowRead = "every position" if _in_order(numbers) else "out of order"
+        return Answer(reach, how, None, _listed(place.mixers))
     rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
     return Answer(reach, "rows", rows, _listed(place.mixers))
+
+
+def _in_order(numbers: Tensor) -> bool:
+    """Whether the rows of an output (batch, row, ...) lie as the positions do; in doubt they do.
+
+    Which of rows that were rolled or turned round is meant by the first or the last cannot be told.
+    """
+    rows = _without_repeats(numbers).flatten(2) if numbers.ndim > 2 else numbers[..., None]
+    if not torch.equal(rows, rows[..., :1].expand_as(rows)):  # an axis of channels, or of windows
+        return True
+    rows = rows[..., 0]
+    behind = rows.cummax(1).values
+    return not bool(((rows < behind) & (rows >= 0)).any())
 
 
 def _without_repeats(numbers: Tensor) -> Tensor:

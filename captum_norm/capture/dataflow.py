@@ -20,6 +20,7 @@ from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
 from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins, OverwrittenError
+from captum_norm.capture.masks import HIDDEN, LargeScoresError, allowed_by_scores
 from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.projections import Projections
@@ -219,6 +220,21 @@ class Dataflow:
             raise InexactCaptureError(
                 f"{self._module() or 'the model'} overwrites attention scores or weights where they are small: which "
                 "tokens a mask had left out before is not known. Write them into a new tensor (masked_fill, where)."
+            ) from None
+
+    def allowed_by(self, scores: Tensor, shallow: Tensor | None) -> Tensor | None:
+        """Which entries of a softmax may be attended to, see :mod:`captum_norm.capture.masks`; None where all may.
+
+        Raises:
+            InexactCaptureError: where the scores themselves are too small to tell.
+        """
+        try:
+            return allowed_by_scores(scores, shallow)
+        except LargeScoresError:
+            raise InexactCaptureError(
+                f"{self._module() or 'the model'} has attention scores below {HIDDEN:.0f}, which may be small or stand "
+                "for minus infinity: which tokens a mask has left out is not known. Let the mask write minus infinity "
+                "(masked_fill(mask, -torch.inf))."
             ) from None
 
     # ---- what mixes positions

@@ -120,7 +120,7 @@ class MaskOrigins:
         Rows that mark one entry each are no such mask: taken by an index, they mark what was chosen.
         """
         mask = op.tensors[0]
-        if base_name(op.name) not in _MOVES or mask in self._chosen:
+        if base_name(op.name) not in _MOVES or mask in self._chosen or not mask.numel():
             return False
         return bool(((mask != mask.amin(-1, keepdim=True)).sum(-1) != 1).any())
 

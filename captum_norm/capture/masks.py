@@ -19,19 +19,49 @@ _SHALLOW = -30.0
 """A mask of two numbers, 0 and one below this, is meant as one, too (-100 is common)."""
 
 
+# So many numbers of masks, and sums of them, may stand in one softmax, each give or take what the scores differ by.
+_NUMBERS = 4
+_WIDTH = 1000.0
+_QUERIES = 32
+
+
+class LargeScoresError(Exception):
+    """Scores themselves are so small that what a mask has left out cannot be told from them."""
+
+
 def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor | None:
     """Which entries of a softmax's input may be attended to; None where all may.
 
     Args:
         scores: what the softmax was given.
         shallow: what a shallow mask that was added to them allows.
+
+    Raises:
+        LargeScoresError: if numbers below ``HIDDEN`` are as many as scores are, and none is minus infinity.
     """
     if is_batched(scores):  # under vmap, where a product of weights is refused
         return None
     allowed = scores > HIDDEN
+    if not bool(allowed.all()) and not _are_of_masks(scores, allowed):
+        allowed = scores > -torch.inf
+        if bool(allowed.all()):
+            raise LargeScoresError
     if shallow is not None:
         allowed = allowed & shallow
     return None if bool(allowed.all()) else allowed
+
+
+def _are_of_masks(scores: Tensor, allowed: Tensor) -> bool:
+    """Whether the scores that are not allowed lie around a few numbers, as those of masks do; of some queries."""
+    step = max(1, scores.shape[-2] // _QUERIES)
+    scores, allowed = scores[..., ::step, :], allowed[..., ::step, :]
+    left = scores.masked_fill(allowed | (scores == -torch.inf), 0).float()
+    for _ in range(_NUMBERS):
+        least = float(left.amin())
+        if least == 0:
+            return True
+        left = left.masked_fill(left <= least + _WIDTH, 0)
+    return float(left.amin()) == 0
 
 
 def allowed_by_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -> Tensor | None:

@@ -162,5 +162,6 @@ def _in_words(answer: Answer) -> str:
         return "it is read from one row of each example" if counts == {1} else "it is a mean of rows"
     return {
         "every position": "each position has a row of its own",
+        "out of order": "each position has a row of its own, in another order",
         "unseen": "it is read from several rows in a way that was not followed",
     }.get(answer.how, "no attention call is known to reach it")

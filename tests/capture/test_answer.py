@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from captum_norm import AttentionNorm
 from captum_norm.capture import recording
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -52,6 +53,22 @@ def test_the_rows_that_an_output_was_read_from_are_seen(encoder, what):
 def test_a_target_chooses_the_row(encoder):
     assert answer_of(encoder, lambda h: h).how == "every position"
     assert answer_of(encoder, lambda h: h, lambda tensor: tensor[:, 3, 1]).rows.positions.tolist() == [[3], [3]]
+
+
+@pytest.mark.parametrize("turn", [lambda h: h.roll(1, 1), lambda h: h.flip(1)], ids=["rolled", "turned round"])
+def test_rows_that_do_not_lie_as_positions_do_have_neither_first_nor_last(encoder, turn):
+    assert answer_of(encoder, turn).how == "out of order"
+    assert answer_of(encoder, lambda h: h[:, 1:]).how == "every position"
+    assert answer_of(encoder, turn, lambda tensor: tensor[:, 0, 1]).rows.positions.tolist() == [[4], [4]]
+
+    def model(x):
+        return turn(encoder(x))
+
+    with pytest.raises(ValueError, match="do not lie in their order"):
+        AttentionNorm(model).attribute(X)
+    torch.testing.assert_close(
+        AttentionNorm(model).attribute(X, position=2), AttentionNorm(encoder).attribute(X, position=2)
+    )
 
 
 def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):

@@ -88,6 +88,39 @@ def test_tokens_that_attract_no_weight_are_still_real():
     assert records[0].key_mask is None
 
 
+def _in_millions(number: float) -> tuple[Attention, Tensor]:
+    """Scores of all sizes, the largest of which is 0, and what a mask leaves out set to a number."""
+    attention = Attention(lambda s, _: (s - s.amax(-1, keepdim=True)).masked_fill(FUTURE, number).softmax(-1))
+    return attention, 1e4 * torch.randn(2, 5, 8)
+
+
+def test_scores_in_millions_are_not_taken_for_masked_ones():
+    attention, x = _in_millions(-torch.inf)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention(x, HIDDEN)
+    assert records[0].key_mask is records[0].query_mask is None
+    assert records[0].call.kind == "causal"
+
+
+def test_scores_that_may_be_those_of_a_mask_are_refused_with_a_way_out():
+    attention, x = _in_millions(-1e9)
+    with pytest.raises(InexactCaptureError, match="Let the mask write minus infinity"), recording(sources=(x,)):
+        attention(x, HIDDEN)
+
+
+def test_an_empty_mask_whose_rows_are_chosen_by_size_hides_nothing():
+    x = torch.randn(2, 5, 8)
+
+    def weights(s: Tensor, hidden: Tensor) -> Tensor:
+        rows = s.topk(2, -1).indices[:, 0]
+        torch.ones(2, 5, 0, dtype=torch.bool).gather(1, rows[..., :0])
+        return s.masked_fill(hidden, -1e9).softmax(-1)
+
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        Attention(weights)(x, HIDDEN)
+    assert torch.equal(records[0].key_mask, REAL)
+
+
 @pytest.mark.parametrize("mask", [~HIDDEN, HIDDEN.float() * -1e9, HIDDEN.float() * -100])
 def test_the_mask_of_scaled_dot_product_attention_says_which_tokens_are_real(mask):
     x, module = torch.randn(2, 5, 8), nn.MultiheadAttention(8, 2, batch_first=True)

@@ -683,6 +683,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/masks.py",
         ("allowed = allowed & shallow", "pass"),
+        ("allowed = scores > -torch.inf", "pass"),
+        ("            raise LargeScoresError", "            pass"),
         ("if columns.cut:", "if False:"),
         tests="capture/test_real_tokens.py",
     ),
