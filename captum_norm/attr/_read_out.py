@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_norm.attr._maps import route_of
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.capture import AttentionRecord, Positions, RowsRead
+from captum_norm.operations.places import Source
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ class QueryAxis:
             return False
         row = self.default_weights().argmax(1)
         return bool((self.positions.index.cpu()[row] != (last if self.causal else 0)).any())
+
+    def default_missing(self, source: Source, given: Tensor) -> int | None:
+        """The position that is explained by default, where an output that leaves out some has no row for it.
+
+        Args:
+            source: the sequence that the output's rows are positions of.
+            given: which, (batch, row).
+        """
+        if self.positions is None or self.positions.source != source or not self.positions.all_inputs:
+            return None
+        if given.shape[1] >= self.length or bool((given < 0).any()):
+            return None
+        asked = self.positions.index.cpu()[self.default_weights().argmax(1)]
+        missing = (given != asked[:, None]).all(1).nonzero().flatten()
+        return int(asked[missing[0]]) if len(missing) else None
 
     def has_several_for(self, read: RowsRead) -> bool:
         """Whether rows that are no input were read, and there are several of these."""

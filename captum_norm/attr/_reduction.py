@@ -39,6 +39,7 @@ from captum_norm.attr._rows_asked import RowsAsked
 from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
 from captum_norm.attr._unread import (
     different_queries,
+    no_such_row,
     not_read,
     nothing_seen,
     refuse_lost,
@@ -282,6 +283,9 @@ class Reduction:
             raise ValueError(unseen_rows(self._title, behind, out_of_order))
         if read.rows is None and axis.leaves_out_the_default([noted.record for noted in self._noted]):
             raise ValueError(different_queries(self._title, [axis.length]))
+        missing = None if read.given is None else axis.default_missing(*read.given)
+        if missing is not None:
+            raise ValueError(no_such_row(self._title, missing))
         if queries != self._last or (read.rows is None and not self._differ):
             return None  # also of an encoder by itself, whose output is not what was returned
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)

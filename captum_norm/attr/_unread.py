@@ -170,6 +170,15 @@ def of_frames(like: Tensor) -> str:
     )
 
 
+def no_such_row(title: str, position: int) -> str:
+    """What to say where an output has rows for some positions, and not for that which is explained by default."""
+    return (
+        f"{title}: position {position} is explained by default, but the output has rows for other positions alone. Say "
+        "whose representation is to be explained: position=<row>, one for each example, \"mean\" over the real tokens, "
+        'or "all".'
+    )
+
+
 def unseen_rows(title: str, behind: Sequence[Mixer], out_of_order: bool = False) -> str:
     """What to say where it is not known which rows the output was read from.
 

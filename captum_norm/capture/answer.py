@@ -20,6 +20,7 @@ from captum_norm.capture.opaque import Opaque
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.traces import RowsRead
+from captum_norm.operations.places import Source
 
 HowRead = Literal["rows", "every position", "out of order", "unseen", "no attention"]
 
@@ -34,6 +35,8 @@ class Answer:
             ``"out of order"``: likewise, and they lie otherwise than the positions do; ``"unseen"``: they were read
             from several in a way that was not followed; ``"no attention"``: no attention call is known to reach them.
         rows: the rows, for ``"rows"``.
+        given: for ``"every position"``, the sequence and which positions of it the output's rows are, (batch, row),
+            less than 0 for what is no input; None where its rows are not along its second axis.
         mixers: what mixed positions beside attention on the way to them.
         marks: what they were made of (:mod:`captum_norm.capture.chain`), if that is asked for; ``where`` more than one
             thing was put together in them, and the ``starts`` of all sequences.
@@ -46,6 +49,7 @@ class Answer:
     reach: int = 0
     how: HowRead = "no attention"
     rows: RowsRead | None = None
+    given: tuple[Source, Tensor] | None = None
     mixers: tuple[Mixer, ...] = ()
     marks: int | None = None
     where: str = ""
@@ -106,27 +110,27 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
         rows = flow.rows.of(explained)
         known = place if rows is None else rows
         mixers: frozenset[object] = frozenset() if known is None else known.mixers
-        return Answer(reach, "unseen" if rows is None else "rows", rows, _listed(mixers))
+        return Answer(reach, "unseen" if rows is None else "rows", rows, mixers=_listed(mixers))
     chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
     if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
-        how: HowRead = "every position" if _in_order(numbers) else "out of order"
-        return Answer(reach, how, None, _listed(place.mixers))
+        rows_given = _rows_given(numbers)
+        if rows_given is None:
+            return Answer(reach, "every position", mixers=_listed(place.mixers))
+        if bool(((rows_given < rows_given.cummax(1).values) & (rows_given >= 0)).any()):
+            return Answer(reach, "out of order", mixers=_listed(place.mixers))
+        given = torch.where(rows_given < 0, rows_given, rows_given % place.anchor.length)
+        return Answer(reach, "every position", given=(place.anchor.source, given), mixers=_listed(place.mixers))
     rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
-    return Answer(reach, "rows", rows, _listed(place.mixers))
+    return Answer(reach, "rows", rows, mixers=_listed(place.mixers))
 
 
-def _in_order(numbers: Tensor) -> bool:
-    """Whether the rows of an output (batch, row, ...) lie as the positions do; in doubt they do.
-
-    Which of rows that were rolled or turned round is meant by the first or the last cannot be told.
-    """
+def _rows_given(numbers: Tensor) -> Tensor | None:
+    """The number of each row of an output (batch, row, ...), (batch, row); None where a row is of several positions."""
     rows = _without_repeats(numbers).flatten(2) if numbers.ndim > 2 else numbers[..., None]
     if not torch.equal(rows, rows[..., :1].expand_as(rows)):  # an axis of channels, or of windows
-        return True
-    rows = rows[..., 0]
-    behind = rows.cummax(1).values
-    return not bool(((rows < behind) & (rows >= 0)).any())
+        return None
+    return rows[..., 0]
 
 
 def _without_repeats(numbers: Tensor) -> Tensor:

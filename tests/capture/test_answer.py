@@ -71,6 +71,22 @@ def test_rows_that_do_not_lie_as_positions_do_have_neither_first_nor_last(encode
     )
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_output_without_the_row_that_is_explained_by_default_asks_for_another(encoder, causal):
+    mask = nn.Transformer.generate_square_subsequent_mask(5) if causal else None
+
+    def without(rows):
+        return lambda x: encoder(x, mask=mask, is_causal=causal)[:, rows]
+
+    has_it, has_not = (slice(1, None), slice(None, -1))[:: 1 if causal else -1]
+    assert AttentionNorm(without(has_it)).attribute(X).shape == X.shape
+    with pytest.raises(ValueError, match=f"position {4 if causal else 0} is explained by default"):
+        AttentionNorm(without(has_not)).attribute(X)
+    torch.testing.assert_close(
+        AttentionNorm(without(has_not)).attribute(X, position=2), AttentionNorm(without(has_it)).attribute(X, position=2)
+    )
+
+
 def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):
     assert answer_of(encoder, lambda h: h.amax(1)).how == "unseen"
     assert [mixer.operation for mixer in answer_of(encoder, lambda h: h[:, 0] + h[:, 1]).mixers] == ["add"]

@@ -627,6 +627,11 @@ CHANGES: list[Change] = [
     *changes_of("operations/places.py", ("if last.count == count:", "if True:"), tests="operations/test_steps.py"),
     *changes_of("forward/modules.py", ("in reversed(module", "in list(module")),
     *changes_of(
+        "attr/_read_out.py", ("missing = (given != asked[:, None]).all(1)", "missing = (given != asked[:, None]).any(1)"),
+        tests="capture/test_answer.py",
+    ),
+    *changes_of("capture/answer.py", ("& (rows_given >= 0)).any()", ").all()"), tests="capture/test_answer.py"),
+    *changes_of(
         "operations/places.py",
         ("if size in (1, anchor.length) or bool((distinct != size).any()):", "if size in (1, anchor.length):"),
         ("cell * grid[-1] + first // width, size * width", "cell * grid[-1] + first // width, size"),
