@@ -82,9 +82,8 @@ def test_an_output_without_the_row_that_is_explained_by_default_asks_for_another
     assert AttentionNorm(without(has_it)).attribute(X).shape == X.shape
     with pytest.raises(ValueError, match=f"position {4 if causal else 0} is explained by default"):
         AttentionNorm(without(has_not)).attribute(X)
-    torch.testing.assert_close(
-        AttentionNorm(without(has_not)).attribute(X, position=2), AttentionNorm(without(has_it)).attribute(X, position=2)
-    )
+    found, expected = (AttentionNorm(without(rows)).attribute(X, position=2) for rows in (has_not, has_it))
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):

@@ -627,7 +627,7 @@ CHANGES: list[Change] = [
     *changes_of("operations/places.py", ("if last.count == count:", "if True:"), tests="operations/test_steps.py"),
     *changes_of("forward/modules.py", ("in reversed(module", "in list(module")),
     *changes_of(
-        "attr/_read_out.py", ("missing = (given != asked[:, None]).all(1)", "missing = (given != asked[:, None]).any(1)"),
+        "attr/_read_out.py", ("(given != asked[:, None]).all(1)", "(given != asked[:, None]).any(1)"),
         tests="capture/test_answer.py",
     ),
     *changes_of("capture/answer.py", ("& (rows_given >= 0)).any()", ").all()"), tests="capture/test_answer.py"),
