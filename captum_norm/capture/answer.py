@@ -20,7 +20,7 @@ from captum_norm.capture.opaque import Opaque
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.traces import RowsRead
-from captum_norm.operations.places import Source
+from captum_norm.operations.places import Anchor, Source
 
 HowRead = Literal["rows", "every position", "out of order", "unseen", "no attention"]
 
@@ -112,7 +112,11 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
         mixers: frozenset[object] = frozenset() if known is None else known.mixers
         return Answer(reach, "unseen" if rows is None else "rows", rows, mixers=_listed(mixers))
     chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
+    of_each = _one_row_of_each(chosen, place.anchor)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
+    if of_each is not None:
+        rows = RowsRead(of_each, torch.ones(of_each.shape), place.mixers)
+        return Answer(reach, "rows", rows, mixers=_listed(place.mixers))
     if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
         rows_given = _rows_given(numbers)
         if rows_given is None:
@@ -123,6 +127,17 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
         return Answer(reach, "every position", given=(place.anchor.source, given), mixers=_listed(place.mixers))
     rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
     return Answer(reach, "rows", rows, mixers=_listed(place.mixers))
+
+
+def _one_row_of_each(chosen: Tensor, anchor: Anchor) -> Tensor | None:
+    """The position of each example that was read, (batch, 1), whatever examples each row of an output (row, entry) is
+    made of, as where each text is compared with each picture; None where of one none or several were read."""
+    examples, length = anchor.shape[0], anchor.length
+    if examples == 1 or not chosen.numel() or bool((chosen < 0).any()):
+        return None
+    example, position = (chosen // length).flatten(), (chosen % length).flatten()
+    read = torch.full((examples,), -1).scatter(0, example, position)
+    return read[:, None] if bool((read >= 0).all() and (read[example] == position).all()) else None
 
 
 def _rows_given(numbers: Tensor) -> Tensor | None:

@@ -55,6 +55,13 @@ def test_a_target_chooses_the_row(encoder):
     assert answer_of(encoder, lambda h: h, lambda tensor: tensor[:, 3, 1]).rows.positions.tolist() == [[3], [3]]
 
 
+def test_of_an_output_that_compares_all_examples_each_has_the_row_that_was_read_of_it(encoder):
+    pictures = torch.randn(3, 16)
+    read = answer_of(encoder, lambda h: (h[torch.arange(2), torch.tensor([2, 4])] @ pictures.T).T)
+    assert read.how == "rows"
+    assert read.rows.positions.tolist() == [[2], [4]]
+
+
 @pytest.mark.parametrize("turn", [lambda h: h.roll(1, 1), lambda h: h.flip(1)], ids=["rolled", "turned round"])
 def test_rows_that_do_not_lie_as_positions_do_have_neither_first_nor_last(encoder, turn):
     assert answer_of(encoder, turn).how == "out of order"
