@@ -20,7 +20,7 @@ from captum_norm.capture.mask_origins import without_padding
 from captum_norm.operations.places import Source
 
 
-class Seen(NamedTuple):
+class Allowed(NamedTuple):
     """What attention was allowed to look at.
 
     Attributes:
@@ -66,7 +66,7 @@ class RealTokens:
         return real if index is not None and queries is not None and torch.equal(index, queries.index) else None
 
 
-def _seen(call: Joined) -> Seen | None:
+def _seen(call: Joined) -> Allowed | None:
     """What a call was allowed to look at; None where that is everything, or nobody knows."""
     mixtures = [part.mixture for part in call.parts]
     allowed, used = [mixture.allowed for mixture in mixtures], [mixture.used for mixture in mixtures]
@@ -78,7 +78,7 @@ def _seen(call: Joined) -> Seen | None:
         return None
     selections = [one for mixture in mixtures for one in mixture.selections]
     keys, told = without_padding(keys, selections, _in_any_head(call, used) if some_left_out else None)
-    return Seen(keys, not told and any(mixture.given for mixture in mixtures))
+    return Allowed(keys, not told and any(mixture.given for mixture in mixtures))
 
 
 def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:
