@@ -50,12 +50,19 @@ def test_a_gate_on_heads_scales_the_row():
     torch.testing.assert_close(row.double(), definition(weights[:, :, :1], values, W_O, gate), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("model", [1, 2, 4])
+@pytest.mark.parametrize("model", [1, 3, 4, 16])
 def test_a_row_of_a_model_much_narrower_than_its_heads_keeps_its_digits(model):
-    weights, values = (3 * torch.randn(16, 12, 1, 64)).softmax(-1), torch.randn(16, 12, 64, 64)
-    W_O = torch.randn(12, 64, model)
+    weights, values = (3 * torch.randn(16, 3, 1, 64)).softmax(-1), torch.randn(16, 3, 64, 512)
+    W_O = torch.randn(3, 512, model)
     row = summed_norms(weights, values, W_O)
     torch.testing.assert_close(row.double(), definition(weights, values, W_O), rtol=1e-6, atol=0)
+
+
+def test_heads_as_many_as_the_model_is_wide_are_summed_in_float64():
+    weights, values, W_O = torch.rand(4, 5, 3, 40), torch.randn(4, 5, 40, 6), torch.randn(5, 6, 5)
+    for rows in (slice(None), slice(0, 1)):
+        found = summed_norms(weights[:, :, rows], values, W_O)
+        assert torch.equal(found, summed_norms(weights[:, :, rows].double(), values.double(), W_O.double()).float())
 
 
 @pytest.mark.parametrize("left", [1e-1, 1e-3, 1e-5, 0.0])
