@@ -23,6 +23,7 @@ from torch import Tensor
 import captum_norm
 from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.measures import compute_measures
+from captum_norm.operations.operation import swapped
 from tests.coverage.check import Explained, Result, build, forward
 from tests.coverage.run import every_type, load, run, versions
 
@@ -77,8 +78,8 @@ class RowsResult:
             self.different.append(f"{where}, {name}: off by {error:.1e}")
 
 
-def check_rows(model_type: str) -> RowsResult:
-    """Build one type and compare; what cannot be built or read is for ``run`` to tell of."""
+def check_rows(model_type: str, dtype: torch.dtype | None = None) -> RowsResult:
+    """Build one type and compare, in its own precision or another; what cannot be built or read, ``run`` tells of."""
     result, found = RowsResult(model_type), Result(model_type)
     built = build(model_type, found)
     if built is None:
@@ -89,6 +90,8 @@ def check_rows(model_type: str) -> RowsResult:
     generator = torch.Generator().manual_seed(0)
     refused: list[InexactCaptureError] = []
     model, inputs = built
+    if dtype is not None:
+        model, inputs = model.to(dtype), swapped(inputs, lambda t: t.to(dtype) if t.is_floating_point() else t)
     try:
         with recording(lambda one: _compare_rows(one, generator, result), model=model, on_inexact=refused.append,
                        blocks=True):  # fmt: skip

@@ -69,7 +69,9 @@ def test_rows_asked_for_alone_are_those_of_whole_maps(model_type):
     assert result.rows > 100
     assert (result.answers > 0) == (model_type != "swin")
     assert max(result.worst.values()) <= 1e-6
-    assert max(result.each.values()) <= result.allowed  # swin's masks of -100 leave a score few digits: 6e-6
+    # Swin's small weights differ by 1.04e-6 of themselves where a processor sums up scores of 10 in another order.
+    assert model_type == "swin" or max(result.each.values()) <= 1e-6
+    assert max(check_rows(model_type, torch.float64).each.values()) <= 1e-12
 
 
 @pytest.mark.slow
