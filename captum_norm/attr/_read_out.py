@@ -76,15 +76,13 @@ class QueryAxis:
         return bool((self.positions.index.cpu()[row] != (last if self.causal else 0)).any())
 
     def default_missing(self, source: Source, given: Tensor) -> int | None:
-        """The position that is explained by default, where an output that leaves out some has no row for it.
+        """The position that is explained by default, where an output has no row for it; less than 0 for a class token.
 
         Args:
             source: the sequence that the output's rows are positions of.
             given: which, (batch, row).
         """
-        if self.positions is None or self.positions.source != source or not self.positions.all_inputs:
-            return None
-        if given.shape[1] >= self.length or bool((given < 0).any()):
+        if self.positions is None or self.positions.source != source or bool((given < 0).any()):
             return None
         asked = self.positions.index.cpu()[self.default_weights().argmax(1)]
         missing = (given != asked[:, None]).all(1).nonzero().flatten()

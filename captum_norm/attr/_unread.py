@@ -172,8 +172,9 @@ def of_frames(like: Tensor) -> str:
 
 def no_such_row(title: str, position: int) -> str:
     """What to say where an output has rows for some positions, and not for that which is explained by default."""
+    row = f"position {position}" if position >= 0 else "a row that is no position of the input (a class token)"
     return (
-        f"{title}: position {position} is explained by default, but the output has rows for other positions alone. Say "
+        f"{title}: {row} is explained by default, but the output has rows for other positions alone. Say "
         "whose representation is to be explained: position=<row>, one for each example, \"mean\" over the real tokens, "
         'or "all".'
     )

@@ -303,7 +303,6 @@ class _Call:
         positions[:end] = torch.arange(length - end, length)
         return positions
 
-
     def _keep(self, values: Tensor, old: int) -> None:
         """Copies the values, of which the first ``old`` lie there already: a cache grows by one key at a time."""
         keys = values.shape[2]

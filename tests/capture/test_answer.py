@@ -93,6 +93,17 @@ def test_an_output_without_the_row_that_is_explained_by_default_asks_for_another
     torch.testing.assert_close(found, expected)
 
 
+def test_an_output_without_the_class_token_asks_for_a_row(encoder):
+    token = nn.Parameter(torch.randn(1, 1, 16))
+
+    def states(x):
+        return encoder(torch.cat([token.expand(len(x), 1, 16), x], 1))
+
+    assert AttentionNorm(states).attribute(X).shape == X.shape
+    with pytest.raises(ValueError, match=r"no position of the input \(a class token\) is explained by default"):
+        AttentionNorm(lambda x: states(x)[:, 1:]).attribute(X)
+
+
 def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):
     assert answer_of(encoder, lambda h: h.amax(1)).how == "unseen"
     assert [mixer.operation for mixer in answer_of(encoder, lambda h: h[:, 0] + h[:, 1]).mixers] == ["add"]
