@@ -19,8 +19,8 @@ from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
-from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins, OverwrittenError
-from captum_norm.capture.masks import HIDDEN, LargeScoresError, allowed_by_scores
+from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins
+from captum_norm.capture.masks import UnknownMaskError
 from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.projections import Projections
@@ -144,9 +144,8 @@ class Dataflow:
         moves = kind_of(name) is OperationKind.MOVE
 
         def all_of(op: Operation) -> None:
-            self._operation, self._callers = op, None
             try:
-                rule(self, op)
+                self._apply(rule, op)
                 if see is not None:
                     see(op)
                 is_view = moves and self._is_known_view(op)
@@ -171,6 +170,13 @@ class Dataflow:
 
         return all_of
 
+    def _apply(self, rule: Rule, op: Operation) -> None:
+        self._operation, self._callers = op, None
+        try:
+            rule(self, op)
+        except UnknownMaskError as error:
+            raise InexactCaptureError(f"{self._module() or 'the model'} {error}") from None
+
     def _is_known_view(self, op: Operation) -> bool:
         """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""
         storages = op.storages
@@ -189,8 +195,7 @@ class Dataflow:
         """What to do with operations where calls are read, and positions and what reaches what are not followed."""
 
         def on_the_way(op: Operation) -> None:
-            self._operation, self._callers = op, None
-            rule(self, op)
+            self._apply(rule, op)
             self._born, self._operation, self._callers = 0, None, None
 
         of_known = OfKnownTensors(on_the_way, (self.traces, self.exponentials, self.unrounded))
@@ -209,33 +214,9 @@ class Dataflow:
 
         Args:
             tensors: which; by default what the operation that is running takes.
-
-        Raises:
-            InexactCaptureError: if they were overwritten, so that it is not known what masks had left out before.
         """
         operation = self._operation
-        try:
-            return self.masks.unchosen(operation.tensors if tensors is None and operation else tensors or ())
-        except OverwrittenError:
-            raise InexactCaptureError(
-                f"{self._module() or 'the model'} overwrites attention scores or weights where they are small: which "
-                "tokens a mask had left out before is not known. Write them into a new tensor (masked_fill, where)."
-            ) from None
-
-    def allowed_by(self, scores: Tensor, shallow: Tensor | None) -> Tensor | None:
-        """Which entries of a softmax may be attended to, see :mod:`captum_norm.capture.masks`; None where all may.
-
-        Raises:
-            InexactCaptureError: where the scores themselves are too small to tell.
-        """
-        try:
-            return allowed_by_scores(scores, shallow)
-        except LargeScoresError:
-            raise InexactCaptureError(
-                f"{self._module() or 'the model'} has attention scores below {HIDDEN:.0f}, which may be small or stand "
-                "for minus infinity: which tokens a mask has left out is not known. Let the mask write minus infinity "
-                "(masked_fill(mask, -torch.inf))."
-            ) from None
+        return self.masks.unchosen(operation.tensors if tensors is None and operation else tensors or ())
 
     # ---- what mixes positions
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_norm.capture.masks import UnknownMaskError
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
@@ -30,10 +31,6 @@ _HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE)
 
 
 _OVERWRITTEN = torch.empty(0, device="cpu")
-
-
-class OverwrittenError(Exception):
-    """What scores or weights were, before some were left out for being small, is no longer there."""
 
 
 class MaskOrigins:
@@ -75,13 +72,16 @@ class MaskOrigins:
         """What scores or weights would be if none had been left out for being small; None where none was.
 
         Raises:
-            OverwrittenError: if they were overwritten.
+            UnknownMaskError: if they were overwritten.
         """
         if not self._any_chosen:
             return None
         found = next((self._unchosen[one] for one in tensors if self._unchosen[one] is not None), None)
         if found is _OVERWRITTEN:
-            raise OverwrittenError
+            raise UnknownMaskError(
+                "overwrites attention scores or weights where they are small: which tokens a mask had left out before "
+                "is not known. Write them into a new tensor (masked_fill, where)."
+            )
         return found
 
     def clear(self) -> None:

@@ -25,8 +25,8 @@ _WIDTH = 1000.0
 _QUERIES = 32
 
 
-class LargeScoresError(Exception):
-    """Scores themselves are so small that what a mask has left out cannot be told from them."""
+class UnknownMaskError(Exception):
+    """Which tokens a mask has left out cannot be told.  The message says of a module, whose name goes in front, why."""
 
 
 def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor | None:
@@ -37,7 +37,8 @@ def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor |
         shallow: what a shallow mask that was added to them allows.
 
     Raises:
-        LargeScoresError: if numbers below ``HIDDEN`` are as many as scores are, and none is minus infinity.
+        UnknownMaskError: if there are as many different scores below ``HIDDEN`` as no masks write, and none of them is
+            minus infinity.
     """
     if is_batched(scores):  # under vmap, where a product of weights is refused
         return None
@@ -45,7 +46,11 @@ def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor |
     if not bool(allowed.all()) and not _are_of_masks(scores, allowed):
         allowed = scores > -torch.inf
         if bool(allowed.all()):
-            raise LargeScoresError
+            raise UnknownMaskError(
+                f"has attention scores below {HIDDEN:.0f}, which may be small or stand for minus infinity: which "
+                "tokens a mask has left out is not known. Let the mask write minus infinity (masked_fill(mask, "
+                "-torch.inf))."
+            )
     if shallow is not None:
         allowed = allowed & shallow
     return None if bool(allowed.all()) else allowed

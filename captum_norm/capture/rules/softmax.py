@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.masks import allowed_by_scores
 from captum_norm.capture.rules.alike import is_empty_somewhere, place_after, where_weighted
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.traces import Trace
@@ -43,7 +44,7 @@ def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> C
     told_by = "inputs" if trace is None or trace.scores is None else trace.scores.told_by
     taken = scores if unchosen is None else unchosen
     masked = out.ndim > 2 and (told_by != "nothing" or unchosen is not None)
-    allowed = flow.allowed_by(taken, flow.shallow[scores]) if masked else None
+    allowed = allowed_by_scores(taken, flow.shallow[scores]) if masked else None
     return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, told_by=told_by)
 
 
