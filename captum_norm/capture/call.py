@@ -41,7 +41,8 @@ class AttentionCall:
     Attributes:
         name: dotted name of the innermost module that mixed the values, from the outermost module that was running,
             for example ``"encoder.layer.0.attention.self"``; ``""`` where no module was running.
-        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead) or ``"cross"``.
+        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead; where positions are not known, that no
+            query in a row gives weight to keys behind it) or ``"cross"``.
         call: how many calls this module had made before, in this recording.
         heads: number of heads.
         projection: name of the parameter used as W_O, for example ``"encoder.layer.0.attention.output.dense.weight"``.

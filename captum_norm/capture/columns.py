@@ -67,6 +67,13 @@ class Columns:
         """The same where the model, or something given to it, may have hidden keys."""
         return self if who == "nothing" or self.told_by in (who, "inputs") else self._but(told_by=who)
 
+    def changed_as(self, other: Columns) -> Columns:
+        """The same where weights in the same memory were changed as the others were."""
+        told = self.after_telling(other.told_by)
+        return told._but(
+            cut=self.cut or other.cut, chosen=self.chosen or other.chosen, patterned=self.patterned or other.patterned
+        )
+
     def _but(self, **changes: Any) -> Columns:
         kept = {"steps": self.steps, "allowed": self.allowed, "cut": self.cut, "chosen": self.chosen,
                 "told_by": self.told_by, "patterned": self.patterned, "before": self.before}  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from captum_norm.capture.aliases import follow_facts, follow_traces
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
@@ -30,7 +31,7 @@ from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
 from captum_norm.operations.callers import Caller, innermost_module, running_modules
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
-from captum_norm.operations.kinds import OperationKind, kind_of
+from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_with
 from captum_norm.operations.modes import OfKnownTensors
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Place, Places, WholeAxes, along, patches
@@ -43,6 +44,10 @@ Rule = Callable[["Dataflow", Operation], None]
 RULES: RuleTable[Rule] = RuleTable()
 rule = RULES.rule
 
+
+# In place these give a tensor other axes, or another format.
+_KEEP_NUMBERS = (OperationKind.MOVE, OperationKind.IDENTITY)
+_LENDS, _GIVES_OUT = names_with(Property.LENDS), names_with(Property.GIVES_OUT)
 
 # What makes something that is followed of tensors that are not.
 _BEGIN = {
@@ -132,6 +137,8 @@ class Dataflow:
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         """What to do with operations of this name."""
+        if name in _LENDS | _GIVES_OUT and not self._calls_only:
+            return self.opaque.lend if name in _LENDS else self.opaque.give_out
         rule = RULES.of(name)
         if rule is None:
             if name in COMPARISONS:
@@ -145,14 +152,18 @@ class Dataflow:
 
         def all_of(op: Operation) -> None:
             try:
+                is_view = moves and not op.overwritten and self._is_known_view(op)
+                for changed in () if is_view else self.opaque.see_operands(op):
+                    self.traces[changed] = None
                 self._apply(rule, op)
                 if see is not None:
                     see(op)
-                is_view = moves and self._is_known_view(op)
                 if not is_view:
-                    self.opaque.see(op)
+                    self.opaque.see_results(op)
                 trace = self.traces[op.out] if isinstance(op.out, Tensor) else None
                 self.masks.see(op, trace is not None and trace.weights is not None)
+                for into in op.overwritten:
+                    self.masks.follow(into, self.traces.beside(into))
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
                 born, self._born, self._operation, self._callers = self._born, 0, None, None
@@ -162,6 +173,8 @@ class Dataflow:
                     self.chain.see(op, begins=bool(born))
                 if self.calls:
                     self.rows.see(op)
+                    for into in op.overwritten:
+                        follow_facts(into, self.rows.known)
             except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
                 strange = what_is_strange(op)
                 if strange:
@@ -172,10 +185,16 @@ class Dataflow:
 
     def _apply(self, rule: Rule, op: Operation) -> None:
         self._operation, self._callers = op, None
+        before = [self.traces[into] for into in op.overwritten] if op.overwritten else ()
         try:
             rule(self, op)
         except UnknownMaskError as error:
             raise InexactCaptureError(f"{self._module() or 'the model'} {error}") from None
+        if before and op.name != "data_" and kind_of(op.name) not in _KEEP_NUMBERS:
+            for into, trace in zip(op.overwritten, before, strict=True):
+                follow_traces(into, trace, self.traces)
+                for facts in (self.shallow, self.exponentials, self.unrounded):
+                    follow_facts(into, facts)
 
     def _is_known_view(self, op: Operation) -> bool:
         """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""

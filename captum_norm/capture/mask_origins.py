@@ -53,6 +53,18 @@ class MaskOrigins:
         if self._any_chosen or op.name in _BY_SIZE:
             self._see_choices(op)
 
+    def follow(self, into: Tensor, aliases: Sequence[Tensor]) -> None:
+        """What was written into a tensor was written into others that share its memory."""
+        selections, unchosen = self._selections[into] or (), self._unchosen[into]
+        for alias in aliases:
+            if selections:
+                both = {id(one): one for one in (*(self._selections[alias] or ()), *selections)}
+                self._selections[alias] = tuple(both.values())
+            if unchosen is not None:
+                self._unchosen[alias] = _OVERWRITTEN
+            if into in self._chosen:
+                self._chosen[alias] = True
+
     def selections(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The selections that these tensors were made of, each (batch, position) bool."""
         if not self._any_selection:

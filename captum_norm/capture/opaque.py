@@ -1,8 +1,9 @@
 """Parts of a model whose inside cannot be seen: TorchScript, a kernel of another library, numpy, a compiled graph.
 
-What they give out is told by three signs: numbers that no seen operation made and that no module holds; numbers read
-from memory that was never seen to be written; the result of an operation that another library brought along.  Such a
-tensor has a bit, and so has what is made of it, so that an answer says whether it rests on one.
+What they give out is told by four signs: numbers that no seen operation made and that no module holds; numbers read
+from memory that was never seen to be written; numbers that are no longer those that were seen to be written; the result
+of an operation that another library brought along.  Such a tensor has a bit, and so has what is made of it, so that an
+answer says whether it rests on one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Module, Parameter
 
+from captum_norm.capture.lent import LentMemory
 from captum_norm.capture.names import Names
 from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.capture.weights import version_of
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS
 from captum_norm.operations.kinds import OperationKind, kind_of
@@ -91,11 +95,26 @@ class OpaqueParts:
         self._bits: dict[int, int] = {}
         self._unwritten: set[int] = set()
         self._looked_through: set[int] = set()
+        self._lent = LentMemory()
+        self._has_given_out = False
+        self._versions: dict[int, int] = {}
         self._distributed = is_distributed()
 
     def know(self, tensor: Tensor) -> None:
         """A tensor that was there before, or that a seen operation made."""
-        self._storages.hold(tensor)
+        storage = self._storages.hold(tensor)
+        self._versions[storage] = max(self._versions.get(storage, 0), version_of(tensor))
+
+    def give_out(self, op: Operation) -> None:
+        """Take in an operation that hands over numbers; those made of an input may come back unseen."""
+        self._has_given_out |= any(_is_numbers(tensor) and self._reach.is_given(tensor) for tensor in op.tensors)
+
+    def lend(self, op: Operation) -> None:
+        """Take in an operation that hands over the memory of a tensor, which may be written out of sight."""
+        self.give_out(op)
+        for tensor in op.tensors:
+            if not isinstance(tensor, Parameter):
+                self._lent.lend(tensor)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether it is a parameter, was there before, or was made by an operation that was seen."""
@@ -104,32 +123,56 @@ class OpaqueParts:
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
-        bits = 0
+        self.see_operands(op)
+        self.see_results(op)
+
+    def see_operands(self, op: Operation) -> list[Tensor]:
+        """Take in what one operation reads; those of its operands that were changed out of sight."""
         if self._unwritten:
-            self._unwritten.discard(op.storages[0] if op.writes else storage_of(op.kwargs.get("out")))
+            self._unwritten.difference_update(map(storage_of, op.overwritten))
+        changed = []
         for tensor, storage in zip(op.tensors, op.storages, strict=True):
-            if tensor.is_floating_point() or tensor.is_complex():
-                if storage and storage not in self._storages:
-                    self._first_sight(op, tensor, storage)
-                elif storage in self._unwritten and kind_of(op.name) is not OperationKind.MOVE:
-                    self._unwritten.discard(storage)
-                    self._note(op, tensor, "it reads memory that was not seen to be written")
-                if self._bits:
-                    bits |= self._bits.get(storage, 0)
-            elif storage and storage not in self._storages:
-                if not self._is_held(storage):
-                    self._reach.tell(tensor)
-                self.know(tensor)
+            if not storage:
+                continue
+            if storage not in self._storages:
+                self._first_sight(op, tensor, storage)
+            elif storage in self._unwritten and _is_numbers(tensor) and kind_of(op.name) is not OperationKind.MOVE:
+                self._unwritten.discard(storage)
+                self._note(op, tensor, "it reads memory that was not seen to be written", tensor)
+            elif self._is_changed(tensor, storage, op.overwritten):
+                self._note(op, tensor, "it reads numbers that were changed out of sight")
+                changed.append(tensor)
+        return changed
+
+    def see_results(self, op: Operation) -> None:
+        """Take in what it wrote, which rests on opaque parts if it is one or an operand does."""
+        bits = 0
+        for storage in op.storages if self._bits else ():
+            bits |= self._bits.get(storage, 0)
+        given = _numbers_among((op.args, op.kwargs)) if self._has_given_out else []
         foreign = "" if op.name in _FOLLOWED else _foreign(op.func)
         for out in op.written:
             self.know(out)
             if foreign and self._reach.of_all(op.tensors) > INPUT:
-                self._note(op, out, f"an operation of {foreign!r}, not of torch", constant=False)
-            if bits and (out.is_floating_point() or out.is_complex()):
+                self._note(op, out, f"an operation of {foreign!r}, not of torch")
+            if given and _is_numbers(out):
+                self._note(op, out, "it may take in numbers that were handed to Python", torch.tensor(given))
+            if bits and _is_numbers(out):
                 storage = storage_of(out)
                 self._bits[storage] = self._bits.get(storage, 0) | bits
         if base_name(op.name) in _LEAVES_UNWRITTEN:
             self._unwritten |= {storage_of(out) for out in op.outputs}
+
+    def _is_changed(self, tensor: Tensor, storage: int, overwritten: Sequence[Tensor] = ()) -> bool:
+        """Whether a tensor's numbers are not those that operations were seen to write, the one included that has just
+        ``overwritten`` some."""
+        if storage in self._lent.storages and self._lent.was_written(tensor):
+            return True
+        version, known = version_of(tensor), self._versions.get(storage, 0)
+        if version <= known or self._distributed or isinstance(tensor, Parameter):
+            return False
+        self._versions[storage] = version
+        return all(storage_of(into) != storage for into in overwritten)
 
     def on_the_way_to(self, tensor: Tensor) -> tuple[Opaque, ...]:
         """The parts that a tensor rests on; one that no seen operation made is one itself."""
@@ -138,27 +181,37 @@ class OpaqueParts:
         found = tuple(part for number, part in enumerate(self.parts) if bits >> number & 1)
         if not found and storage and storage not in self._storages and tensor.is_floating_point():
             return (Opaque("the output", "", "no operation that was seen made it"),)
+        if not found and storage and self._is_changed(tensor, storage):
+            return (Opaque("the output", "", "its numbers were changed out of sight"),)
         return found
 
     def clear(self) -> None:
         """Forget everything but the parts."""
         self._bits.clear()
+        self._lent.clear()
 
     def _first_sight(self, op: Operation, tensor: Tensor, storage: int) -> None:
+        if not _is_numbers(tensor):
+            if not self._is_held(storage):
+                self._reach.tell(tensor)
+            self.know(tensor)
+            return
         if isinstance(tensor, Parameter):
             return
+        self._lent.doubt(other for other in self._storages.overlapping(tensor))
         gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
         if not gathered and not self._is_held(storage):
-            self._note(op, tensor, "it takes in numbers that no operation was seen to make")
+            self._note(op, tensor, "it takes in numbers that no operation was seen to make", tensor)
             self._reach.tell(tensor)
         self.know(tensor)
 
-    def _note(self, op: Operation, tensor: Tensor, why: str, constant: bool = True) -> None:
+    def _note(self, op: Operation, tensor: Tensor, why: str, given: Tensor | None = None) -> None:
+        """A part that gave out a tensor, or what was ``given`` of it, which a constant gives again."""
         module = self._names.module(tuple(caller.module for caller in running_modules()))
-        value = tensor.detach().clone() if constant and tensor.numel() <= _SMALL else None
+        value = None if given is None or given.numel() > _SMALL else given.detach().clone()
         storage = storage_of(tensor)
         self._bits[storage] = self._bits.get(storage, 0) | 1 << len(self.parts)
-        held = StorageWeakRef(tensor.untyped_storage()) if constant and storage else None  # type: ignore[no-untyped-call]
+        held = StorageWeakRef(tensor.untyped_storage()) if given is tensor and storage else None  # type: ignore[no-untyped-call]
         self.parts.append(Opaque(op.name, module, why, value, held))
 
     def _is_held(self, storage: int) -> bool:
@@ -175,6 +228,22 @@ class OpaqueParts:
                 for tensor in _held(module):
                     self.know(tensor)
         return storage in self._storages
+
+
+def _is_numbers(tensor: Tensor) -> bool:
+    """Whether it holds numbers, and no ids, masks or routes."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _numbers_among(arguments: Any) -> list[float]:
+    """All that are no integers among the arguments of an operation, arrays of another library included."""
+    if isinstance(arguments, float | complex):
+        return [arguments.real, arguments.imag]
+    if isinstance(arguments, np.ndarray | np.generic):
+        return arguments.ravel().real.tolist() if arguments.dtype.kind in "fc" else []
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    return [one for part in arguments for one in _numbers_among(part)] if isinstance(arguments, list | tuple) else []
 
 
 def _held(module: Module) -> Iterator[Tensor]:

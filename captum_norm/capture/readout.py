@@ -20,28 +20,31 @@ class ReadOuts:
 
     Args:
         traces, reach, places: what is known of the running model.
+
+    Attributes:
+        known: the rows of each tensor without a place.
     """
 
     def __init__(self, traces: Traces, reach: Reach, places: Places) -> None:
         self._traces, self._reach, self._places = traces, reach, places
-        self._rows: Facts[RowsRead] = Facts()
+        self.known: Facts[RowsRead] = Facts()
         self._factors: Facts[Tensor] = Facts()
 
     def of(self, tensor: Tensor) -> RowsRead | None:
         """The rows that a tensor without a place was made of; None where they are not known."""
-        return self._rows[tensor]
+        return self.known[tensor]
 
     def see(self, op: Operation) -> None:
         """Take in one operation, after everything else."""
         if op.name in ("mul", "mul_"):
             self._note_factor(op)
-        for out in op.outputs:
+        for out in op.written:
             if self._place(out) is None and out.is_floating_point():
-                self._rows[out] = self._pooled(op) or self._rows_of_all(op)
+                self.known[out] = self._pooled(op) or self._rows_of_all(op)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._rows.clear()
+        self.known.clear()
         self._factors.clear()
 
     def _place(self, tensor: Tensor) -> Place | None:
@@ -54,7 +57,7 @@ class ReadOuts:
         for tensor in op.tensors:
             if self._reach.of(tensor) <= INPUT or not tensor.is_floating_point():
                 continue
-            rows = self._rows[tensor] or self._one_row(tensor)
+            rows = self.known[tensor] or self._one_row(tensor)
             if rows is None or (found is not None and not rows.equals(found)):
                 return None
             found = rows if found is None else found.joined(rows)

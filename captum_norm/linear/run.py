@@ -22,6 +22,7 @@ from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.modes import SubstitutingMode
 from captum_norm.operations.operation import Operation, swapped
 from captum_norm.operations.sharded import is_distributed
+from captum_norm.operations.storages import Storages, storage_of
 
 Start = tuple[int, int]
 
@@ -74,6 +75,7 @@ class FrozenRun:
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutingMode(self._rule_for)
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
+        self._copied = Storages()  # memory of which another piece is a copy where the model has a view
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -90,6 +92,7 @@ class FrozenRun:
         finally:
             self.known.clear()
             self._twins.clear()
+            self._copied.clear()
             if self.sources is not None:
                 self.sources.clear()
 
@@ -162,7 +165,7 @@ class FrozenRun:
         self.count += 1
         if peek_interpreter_stack() is not None:
             self._refuse_batched(op)
-        if not any(self.is_live(tensor) for tensor in op.tensors):
+        if not self._concerns(op):
             before = self._kept(op)
             out = _on_constants(op, known=rule is not _refuse)
             op.out = out
@@ -198,6 +201,12 @@ class FrozenRun:
                 if is_token or self.is_live(tensor):
                     raise self.refusal(op, "it runs under torch.vmap, out of sight; write the axis out")
 
+    def _concerns(self, op: Operation) -> bool:
+        try:
+            return any(self.is_live(tensor) for tensor in op.tensors)
+        except RuntimeError as error:  # autograd's, of a view that is no longer one
+            raise self.refusal(op, f"it reads a view that was overwritten ({str(error).splitlines()[0]})") from error
+
     def _tokens(self, op: Operation, sources: TokenSources) -> tuple[Tensor, ...]:
         """The operands that are tokens' own; gates of mixed states are not, but held fixed as in later layers."""
         own = tuple(tensor for tensor in op.tensors if sources.place(tensor) is not None)
@@ -222,11 +231,16 @@ class FrozenRun:
         )
 
     def _follow(self, rule: Rule, op: Operation) -> Any:
+        if any(storage_of(into) in self._copied for into in op.overwritten):
+            raise self.refusal(op, "it writes to memory that as_strided reads as well; take the entries by an index")
         try:
             frozen = rule(self, op)
             if not isinstance(frozen, Frozen):
                 return frozen
             out = self.carry(op, frozen)
+            if op.name == "as_strided":
+                self._copied.hold(op.tensors[0])
+                self._copied.hold(out)
             return self._write(op, op.args[0], out) if op.writes else out
         except RuntimeError as error:
             raise self.refusal(op, f"its frozen form does not run ({str(error).splitlines()[0]})") from error

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from captum_norm.operations.storages import storage_of
+
 Fact = TypeVar("Fact")
 
 
@@ -52,6 +54,12 @@ class Facts(Generic[Fact]):
         fact = self[tensor]
         self[tensor] = None
         return fact
+
+    def beside(self, tensor: Tensor) -> list[Tensor]:
+        """The other tensors of which something is known that share the memory of this one."""
+        storage = storage_of(tensor)
+        others = [other for ref, _ in list(self._of.values()) if (other := ref()) is not None and other is not tensor]
+        return [other for other in others if storage and storage_of(other) == storage]
 
     def clear(self) -> None:
         """Forget everything."""

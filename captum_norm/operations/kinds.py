@@ -46,10 +46,10 @@ KINDS: dict[OperationKind, str] = {
         "shape dtype device layout ndim requires_grad is_leaf grad grad_fn is_cuda is_cpu is_meta is_sparse "
         "is_quantized is_nested is_mps is_xla is_mkldnn size dim stride numel data_ptr storage untyped_storage "
         "storage_offset itemsize nbytes names is_contiguous is_floating_point is_complex is_inference element_size "
-        "get_device __len__ __bool__ __hash__ __repr__ __format__ item all any equal allclose eq ne lt gt "
-        "le ge is_same_size _version register_hook backward retain_grad finfo iinfo set_ is_conj is_neg"
+        "get_device __len__ __bool__ __hash__ __repr__ __format__ all any equal allclose eq ne lt gt "
+        "le ge is_same_size _version register_hook backward retain_grad finfo iinfo is_conj is_neg"
     ),
-    OperationKind.EXIT: "numpy tolist",
+    OperationKind.EXIT: "item tolist __float__ __complex__ numpy __array__ __dlpack__ __cuda_array_interface__",
     OperationKind.SETTING: "_set_grad_enabled set_grad_enabled _set_deterministic manual_seed",
     OperationKind.FRESH: (
         "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like "
@@ -66,7 +66,7 @@ KINDS: dict[OperationKind, str] = {
     ),
     OperationKind.JOIN: "cat stack hstack vstack",
     OperationKind.WRITE: (
-        "setitem copy fill zero index_copy index_put index_fill index_add scatter scatter_add masked_scatter"
+        "setitem copy fill zero index_copy index_put index_fill index_add scatter scatter_add masked_scatter data_"
     ),
     OperationKind.CHOICE: "where masked_fill",
     OperationKind.DROPOUT: "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout",
@@ -101,8 +101,9 @@ KINDS: dict[OperationKind, str] = {
         "cummin median kthvalue one_hot bincount histc floor ceil round sign floor_divide remainder fmod isnan isinf "
         "isfinite linalg_vector_norm vector_norm linalg_norm cdist searchsorted bucketize unique nonzero multinomial "
         "bernoulli cosine_similarity gumbel_softmax hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
-        "logical_or logical_not bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ entropy maximum "
-        "minimum lerp addcmul addcdiv tan sinh cosh float_power glu xlogy hypot polar complex nansum"
+        "logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift "
+        "bitwise_right_shift __rpow__ entropy maximum minimum lerp addcmul addcdiv tan sinh cosh float_power glu xlogy "
+        "hypot polar complex nansum"
     ),
 }
 
@@ -117,6 +118,8 @@ class Property(Enum):
     SATURATES = auto()  # does not become the identity for large numbers
     LIKE = auto()  # all operands but the first tell a shape or a format, and none of their numbers
     LIGHT = auto()  # cheap enough to be made twice
+    LENDS = auto()  # hands over memory, which may be written out of sight from then on
+    GIVES_OUT = auto()  # hands over numbers, which may come back unseen as arguments
 
 
 PROPERTIES: dict[Property, str] = {
@@ -126,8 +129,9 @@ PROPERTIES: dict[Property, str] = {
         "neg real imag conj resolve_conj view_as_complex view_as_real exp sigmoid logsigmoid log_sigmoid exp2 expm1 "
         "log log1p log2 erf erfc sin cos tan sinh cosh sqrt rsqrt reciprocal rdiv floor ceil round trunc sign "
         "floor_divide remainder fmod isnan isinf isfinite bernoulli hardsigmoid relu6_gate atan2 atan logical_and "
-        "logical_or logical_not bitwise_not bitwise_and bitwise_or __invert__ __and__ __or__ __rpow__ maximum minimum "
-        "lerp addcmul addcdiv float_power xlogy hypot polar complex one_hot bucketize"
+        "logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift "
+        "bitwise_right_shift __rpow__ maximum minimum lerp addcmul addcdiv float_power xlogy hypot polar complex "
+        "one_hot bucketize"
     ),
     Property.ALONG_AXES: (
         "sum mean nanmean nansum norm std var var_mean std_mean topk sort msort argsort argmax argmin max min amax "
@@ -145,6 +149,8 @@ PROPERTIES: dict[Property, str] = {
     Property.LIGHT: (
         "mul div add sub rsub neg masked_fill where sum mean tril triu gather index_select take_along_dim"
     ),
+    Property.GIVES_OUT: "item tolist __float__ __complex__ __format__ __repr__",
+    Property.LENDS: "numpy __array__ __dlpack__ __cuda_array_interface__ data_ptr storage untyped_storage",
 }
 
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}

@@ -26,6 +26,10 @@ _SPELLINGS = {
     "_softmax": "softmax", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose", "swapdims": "transpose",
     "T": "t", "moveaxis": "movedim",
     "__eq__": "eq", "__ne__": "ne", "not_equal": "ne", "__lt__": "lt", "less": "lt", "__le__": "le", "less_equal": "le",
+    "__and__": "bitwise_and", "__iand__": "bitwise_and_", "__or__": "bitwise_or", "__ior__": "bitwise_or_",
+    "__xor__": "bitwise_xor", "__ixor__": "bitwise_xor_", "__invert__": "bitwise_not",
+    "__lshift__": "bitwise_left_shift", "__ilshift__": "bitwise_left_shift_",
+    "__rshift__": "bitwise_right_shift", "__irshift__": "bitwise_right_shift_",
     "__gt__": "gt", "greater": "gt", "__ge__": "ge", "greater_equal": "ge",
 }  # fmt: skip
 
@@ -36,10 +40,12 @@ def operation_name(func: Callable[..., Any]) -> str:
 
     >>> operation_name(torch.Tensor.__rmul__), operation_name(torch.softmax), operation_name(torch.Tensor.mul_)
     ('mul', 'softmax', 'mul_')
+    >>> operation_name(torch.Tensor.data.__get__), operation_name(torch.Tensor.data.__set__)
+    ('data', 'data_')
     """
     name = getattr(func, "__name__", str(func))
-    if name == "__get__":  # a property such as x.T or x.shape
-        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    if name in ("__get__", "__set__"):  # a property such as x.T or x.shape; one that is set, such as x.data
+        name = getattr(getattr(func, "__self__", None), "__name__", name) + ("_" if name == "__set__" else "")
     name = name.partition(".")[0]  # an overload, as exported programs call it: softmax.int
     return _SPELLINGS.get(name, name)
 
@@ -63,9 +69,14 @@ class Operation:
         tensors: all tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened.
         in_place: whether its name is that of an in-place form.
         writes: whether it overwrites its first operand.
+        overwritten: the tensors whose numbers it replaces: its first operand, each of a list of these
+            (``_foreach_add_``), or what it was given as ``out``.
     """
 
-    __slots__ = ("_outputs", "_storages", "args", "func", "in_place", "kwargs", "name", "out", "tensors", "writes")
+    __slots__ = (
+        "_outputs", "_storages", "args", "func", "in_place", "kwargs", "name", "out", "overwritten", "tensors",
+        "writes",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any = None
@@ -77,6 +88,9 @@ class Operation:
         self.in_place = name.endswith("_") and not name.endswith("__")
         writes = self.in_place or name == "setitem" or bool(kwargs and kwargs.get("inplace"))
         self.writes = writes and bool(args) and isinstance(args[0], Tensor)
+        self.overwritten = [args[0]] if self.writes else _tensors(args[:1]) if self.in_place else []
+        if kwargs and "out" in kwargs:
+            self.overwritten += _tensors((kwargs["out"],))
         self._outputs: list[Tensor] | None = None
         self._storages: list[int] | None = None
 
@@ -93,8 +107,8 @@ class Operation:
 
     @property
     def written(self) -> list[Tensor]:
-        """The tensors it wrote: those it returned, and the one that it overwrote."""
-        return [self.tensors[0], *self.outputs] if self.writes else self.outputs
+        """The tensors it wrote: those that it overwrote, and those it returned."""
+        return [*self.overwritten, *self.outputs] if self.overwritten else self.outputs
 
     @property
     def storages(self) -> list[int]:

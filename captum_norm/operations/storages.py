@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
@@ -32,3 +32,21 @@ class Storages(dict[int, StorageWeakRef]):
         if storage and storage not in self:
             self[storage] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         return storage
+
+    def overlapping(self, tensor: Tensor) -> list[int]:
+        """Those that lie where another storage, that of a tensor, lies too: one memory under two numbers."""
+        own, found = _addresses(tensor.untyped_storage()), []
+        for storage, ref in self.items():
+            one = None if ref.expired() else UntypedStorage._new_with_weak_ptr(ref.cdata)  # type: ignore[no-untyped-call]
+            theirs = range(0) if one is None else _addresses(one)
+            if theirs.start < own.stop and own.start < theirs.stop and storage != storage_of(tensor):
+                found.append(storage)
+        return found
+
+
+def _addresses(storage: UntypedStorage) -> range:
+    """Where a storage lies; nowhere, where it is one in name only."""
+    try:
+        return range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+    except RuntimeError:
+        return range(0)

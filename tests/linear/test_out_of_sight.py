@@ -122,3 +122,36 @@ def test_a_gate_made_of_all_tokens_is_held_fixed_and_what_comes_after_is_no_toke
 
     found = token_contributions(model, [x], Conventions())
     close(found.tokens[0], torch.einsum("bqk,bkd->bk", shares, x * torch.sigmoid(x.mean(1, keepdim=True))))
+
+
+def _through_strides(y):
+    y.as_strided(y.size(), y.stride()).mul_(2)
+    return y
+
+
+def _row_by_row(y):
+    for row in y.unbind(1):
+        row.mul_(2)
+    return y
+
+
+def _another(y):
+    z = y * 1
+    z.data = y
+    return z
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (_through_strides, "it writes to memory that as_strided reads as well; take the entries by an index"),
+        (_row_by_row, "held fixed"),
+        (_another, "it puts another tensor in the place of one; give that one on instead"),
+        (lambda y: y + y.sum().item(), "its numbers go on out of sight"),
+        (lambda y: y * float(y.mean()), "its numbers go on out of sight"),
+    ],
+    ids=["strides", "rows", "data", "item", "float"],
+)
+def test_what_is_written_or_read_past_the_linear_form_is_refused_by_name(function, reason, x):
+    with pytest.raises(NotFrozenError, match=reason):
+        token_contributions(lambda: function(attended(x)).sum((1, 2)), [x], Conventions())

@@ -45,3 +45,12 @@ def test_a_fact_that_is_taken_or_cleared_is_forgotten():
     assert x not in facts
     facts.clear()
     assert y not in facts
+
+
+def test_tensors_of_one_memory_are_found():
+    facts: Facts[str] = Facts()
+    x, other = torch.ones(4), torch.ones(4)
+    view = x[1:]
+    facts[x], facts[view], facts[other] = "x", "view", "other"
+    assert [facts[one] for one in facts.beside(view)] == ["x"]
+    assert facts.beside(other) == []

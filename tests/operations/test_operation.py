@@ -42,6 +42,9 @@ def x() -> Tensor:
         (lambda x: torch.concat([x, x]), ["cat"]),
         (lambda x: 1 / x, ["rdiv"]),
         (lambda x: x.shape, ["shape"]),
+        (lambda x: setattr(x, "data", x.detach()), ["detach", "data_"]),
+        (lambda x: (x > 1).__ior__(x < 0), ["gt", "lt", "bitwise_or_"]),
+        (lambda x: (x > 1) & ~(x < 0), ["gt", "lt", "bitwise_not", "bitwise_and"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -117,3 +120,14 @@ def test_tensors_are_swapped_inside_lists_and_tuples_but_sizes_stay(x):
     swapped_arguments = swapped((x, [x, 1], size), lambda tensor: "x")
     assert swapped_arguments == ("x", ["x", 1], size)
     assert type(swapped_arguments[2]) is torch.Size
+
+
+def test_what_is_overwritten_is_the_first_operand_each_of_a_list_of_these_or_what_out_names(x):
+    def overwritten(function):
+        return [id(tensor) for tensor in seen_alone(function, x).overwritten]
+
+    other, out = x.clone(), torch.empty(2, 3)
+    assert overwritten(lambda x: x.mul_(2)) == overwritten(lambda x: x.__setitem__(0, 1.0)) == [id(x)]
+    assert overwritten(lambda x: torch._foreach_add_([x, other], 1)) == [id(x), id(other)]
+    assert overwritten(lambda x: torch.mul(x, 2, out=out)) == [id(out)]
+    assert overwritten(lambda x: x * 2) == []

@@ -75,12 +75,19 @@ MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add -10000": lambda s, visible: s + (1.0 - visible.to(s.dtype)) * -10000.0,
     "add -inf": lambda s, visible: s + additive(visible, s, float("-inf")),
     "setitem": lambda s, visible: _set(s, visible),
+    "fill through a view": lambda s, visible: _filled_through_a_view(s, visible),
 }
 
 
 def _set(scores: Tensor, visible: Tensor) -> Tensor:
     scores = scores.clone()
     scores[~visible.expand_as(scores)] = float("-inf")
+    return scores
+
+
+def _filled_through_a_view(scores: Tensor, visible: Tensor) -> Tensor:
+    scores = scores.clone()
+    scores.unsqueeze(0).masked_fill_(~visible.expand_as(scores), float("-inf"))
     return scores
 
 

@@ -16,7 +16,7 @@ PROJECTIONS = ("split", "fused", "interleaved", "keys and values fused", "parame
 ATTENTIONS = ("written", "einsum", "einsum heads last", "bmm", "by hand", "sdpa", "sdpa")
 OUTPUTS = ("linear", "addmm", "matmul", "einsum", "sum over heads", "adapter")
 WHOLE_MODULES = ("MultiheadAttention", "MultiheadAttention time first", "TransformerEncoderLayer")
-MASK_FORMS = ("fill -inf", "fill lowest", "where", "add -10000", "add -inf", "setitem")
+MASK_FORMS = ("fill -inf", "fill lowest", "where", "add -10000", "add -inf", "setitem", "fill through a view")
 SDPA_MASK_FORMS = ("boolean", "add -inf", "add lowest")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "alibi", "relative")
 PADDING_FORMS = (
@@ -33,8 +33,10 @@ ORDINARY_CHANGES = ("none", "none", "none", "none", "dropout")
 LINEAR_MIXERS = (
     "convolution", "depthwise convolution", "causal convolution", "fourier", "roll", "flip", "average", "halved",
     "cumsum", "cumsum in numpy", "cumsum in torchscript", "cumsum in a function", "token linear", "token shift",
-    "recurrence", "centred",
+    "recurrence", "centred", "roll through a view", "cumsum through a view", "roll by numpy",
 )  # fmt: skip
+WRITTEN_ELSEWHERE = {"roll through a view": "roll", "cumsum through a view": "cumsum", "roll by numpy": "roll"}
+"""Mixers that write into the memory of a tensor by another way than the tensor itself, and what they compute."""
 MIXERS = (*LINEAR_MIXERS, "gru", "token mlp", "squeeze", "norm over positions")
 MIXER_PLACES = ("before", "between", "beside", "inside", "end")
 BRANCHES = (
@@ -42,7 +44,7 @@ BRANCHES = (
     "parallel blocks", "parallel blocks scaled", "shared softmax", "weights again", "class attention", "one row last",
 )  # fmt: skip
 ORDINARY_READOUTS = ("mean", "last", "first", "fixed row", "row in target", "hidden layer")
-READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling")
+READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view")
 LATENT_READOUTS = ("first", "last", "mean", "every position", "attention pooling")
 REARRANGED = (
     "queries ordered by example", "queries ordered by head", "longest queries, the rest mean",
@@ -456,7 +458,8 @@ def consistent(config: Config) -> Config:
         changes["readout"] = "every position"
     if config.prefix and config.readout == "every position":  # of tokens or of vectors?
         changes["readout"] = "last" if config.stack == "decoder" else "first"
-    if config.mixer in ("roll", "flip") and config.readout == "every position":  # first and last are then two things
+    moves = WRITTEN_ELSEWHERE.get(config.mixer, config.mixer) in ("roll", "flip")
+    if moves and config.readout == "every position":  # first and last are then two things
         changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.shared:
         changes["special"] = "all"

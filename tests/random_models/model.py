@@ -5,6 +5,7 @@ Axes: b batch, n position, d model, c class.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -107,6 +108,23 @@ class Mixer(nn.Module):
 
     def _roll(self, x: Tensor) -> Tensor:
         return x.roll(1, 1)
+
+    def _roll_through_a_view(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y.flatten(1).copy_(x.roll(1, 1).flatten(1))
+        return y
+
+    def _cumsum_through_a_view(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        for position in range(1, x.shape[1]):
+            y[:, position].add_(y[:, position - 1])
+        return y
+
+    def _roll_by_numpy(self, x: Tensor) -> Tensor:
+        y = x.detach().clone()
+        memory = y.numpy()
+        memory[:] = np.roll(memory, 1, 1)
+        return y
 
     def _flip(self, x: Tensor) -> Tensor:
         return x.flip(1)
@@ -375,6 +393,10 @@ class RandomTransformer(nn.Module):
             x = x[:, -1] if real is None else x[examples, x.shape[1] - 1 - real.flip(1).int().argmax(1)]
         elif readout == "fixed row":
             x = x[:, row]
+        elif readout == "row through a view":
+            read = x[:, 0].clone()
+            read.unsqueeze(1).copy_(x[:, row : row + 1])
+            x = read
         elif readout == "mean":
             weights = everything.to(x.dtype)[..., None]
             x = x.mean(1) if real is None else (x * weights).sum(1) / weights.sum(1)

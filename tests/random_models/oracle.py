@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.random_models.config import LINEAR_MIXERS, Config
+from tests.random_models.config import LINEAR_MIXERS, WRITTEN_ELSEWHERE, Config
 from tests.random_models.formulas import (
     changed_weights,
     edges_of,
@@ -527,7 +527,7 @@ class Oracle:
 
     def mixed_by(self, state: State) -> State:
         """What the config's mixer makes of a state."""
-        name, p = self.config.mixer, self.parameters.mixer
+        p, name = self.parameters.mixer, WRITTEN_ELSEWHERE.get(self.config.mixer, self.config.mixer)
         n, d = state.value.shape[1:]
         mixed = replace(state, pure=False, reach=None, alti=None, mixers=(*state.mixers, name))
         if name in LINEAR_MIXERS:
@@ -632,7 +632,7 @@ class Oracle:
                 rows[example, 0 if readout == "pooler" else positions[0]] = 1
             elif readout == "last":
                 rows[example, positions[-1]] = 1
-            elif readout in ("fixed row", "row in target"):
+            elif readout in ("fixed row", "row in target", "row through a view"):
                 rows[example, self.inputs.row] = 1
             elif readout == "mean":
                 rows[example, positions] = 1 / len(positions)

@@ -28,6 +28,13 @@ def _overwrite(flow: Dataflow, op: Operation) -> None:
     flow.traces[into] = Trace(weights=weights, mixed=mixed, place=written_place(flow, op), scores=scores)
 
 
+@rule("data_")
+def _another_tensor(flow: Dataflow, op: Operation) -> None:
+    """From here on the tensor is another one: ``x.data = y``."""
+    into, value = op.args
+    flow.traces[into] = flow.traces[value]
+
+
 _VALUE = {
     "setitem": (2, "value"), "copy": (1, "src"), "fill": (1, "value"), "index_put": (2, "values"),
     "index_copy": (3, "source"), "index_fill": (3, "value"),

@@ -40,7 +40,14 @@ def _as_strided(run: FrozenRun, op: Operation) -> Frozen:
 
 @rule(OperationKind.EXIT)
 def _leaves_sight(run: FrozenRun, op: Operation) -> Any:
+    if not op.tensors[0].is_floating_point() and not op.tensors[0].is_complex():  # a count, a choice
+        return op.func(*op.args, **op.kwargs)
     raise run.refusal(op, "its numbers go on out of sight; write what is computed of them in torch operations")
+
+
+@rule("data_")
+def _another_tensor(run: FrozenRun, op: Operation) -> Any:
+    raise run.refusal(op, "it puts another tensor in the place of one; give that one on instead")
 
 
 @rule(OperationKind.IDENTITY)

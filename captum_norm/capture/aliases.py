@@ -1,0 +1,72 @@
+"""What is known of a tensor when another one that shares its memory is overwritten.
+
+``y[:, 0].copy_(x)`` changes what y holds, and every other view of it.  What was known of these is wrong from then on,
+unless the numbers that were written belong to the same positions as those that were there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.capture.columns import Columns
+from captum_norm.capture.traces import Trace, Traces
+from captum_norm.operations.facts import Facts
+from captum_norm.operations.places import Place
+
+
+def follow_traces(into: Tensor, before: Trace | None, traces: Traces) -> None:
+    """Bring the traces of all tensors in the memory of one up to date, which was overwritten.
+
+    Args:
+        into: the tensor that was overwritten.
+        before: its trace before that.
+        traces: of all tensors, the new one of ``into`` included.
+    """
+    after = traces[into]
+    for alias in traces.beside(into):
+        if _is_same_view(alias, into):
+            traces[alias] = after
+        else:
+            traces[alias] = _still(traces[alias] or Trace(), before or Trace(), after or Trace())
+
+
+def follow_facts(into: Tensor, facts: Facts[Any]) -> None:
+    """The same for what else is known of tensors, of which nothing stays but for the same entries."""
+    for alias in facts.beside(into):
+        facts[alias] = facts[into] if _is_same_view(alias, into) else None
+
+
+def _is_same_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors in one memory hold the same entries in the same order."""
+    return (
+        one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.storage_offset() == other.storage_offset()
+        and one.dtype == other.dtype
+    )
+
+
+def _still(known: Trace, before: Trace, after: Trace) -> Trace:
+    """What is still known of an alias: its place, where what was overwritten is where it was, and that it is scores or
+    weights, where that still is."""
+    place, was, now = known.place, before.place, after.place
+    stays = place is not None and was is not None and now is not None and _is_same_place(was, now)
+    return Trace(
+        weights=_changed(known.weights, before.weights, after.weights),
+        place=place.mixed_by(now.mixers) if place is not None and now is not None and stays else None,
+        scores=_changed(known.scores, before.scores, after.scores),
+    )
+
+
+def _is_same_place(was: Place, now: Place) -> bool:
+    if was.key == now.key:
+        return True
+    then, numbers = was.numbers(), now.numbers()
+    return was.anchor is now.anchor and then is not None and numbers is not None and torch.equal(then, numbers)
+
+
+def _changed(known: Columns | None, before: Columns | None, after: Columns | None) -> Columns | None:
+    return None if known is None or before is None or after is None else known.changed_as(after)
