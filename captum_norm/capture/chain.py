@@ -172,7 +172,7 @@ class Chain:
         storage = self._reach.storages.hold(out)
         if not storage:
             return
-        if not whole or out.numel() * out.element_size() < out.untyped_storage().nbytes():
+        if not whole or (storage > 0 and out.numel() * out.element_size() < out.untyped_storage().nbytes()):
             marks |= self._marks.get(storage, 0)
         self._marks[storage] = marks
 

@@ -36,7 +36,7 @@ class LentMemory:
         What operations write there later, too, counts as written: what it held until then is not known.
         """
         storage = storage_of(tensor)
-        if storage and storage not in self.storages:
+        if storage > 0 and storage not in self.storages:
             self.storages[storage] = _bytes_of(tensor).clone()
 
     def doubt(self, storages: Iterable[int]) -> None:

@@ -65,7 +65,12 @@ class Opaque:
             return False
         if self.storage is not None and again.storage is not None and self.storage.cdata == again.storage.cdata:
             return True
-        return self.value is not None and again.value is not None and torch.equal(self.value, again.value)
+        if self.value is None or again.value is None:
+            return False
+        try:
+            return torch.equal(self.value, again.value)
+        except NotImplementedError:  # of tensors in a layout of their own
+            return False
 
 
 def no_constants(parts: Sequence[Opaque], again: Sequence[Opaque]) -> tuple[Opaque, ...]:
@@ -198,7 +203,8 @@ class OpaqueParts:
             return
         if isinstance(tensor, Parameter):
             return
-        self._lent.doubt(other for other in self._storages.overlapping(tensor))
+        if storage > 0:
+            self._lent.doubt(self._storages.overlapping(tensor))
         gathered = self._distributed and tensor.ndim < 2  # weights on their way from other processes
         if not gathered and not self._is_held(storage):
             self._note(op, tensor, "it takes in numbers that no operation was seen to make", tensor)
@@ -211,7 +217,7 @@ class OpaqueParts:
         value = None if given is None or given.numel() > _SMALL else given.detach().clone()
         storage = storage_of(tensor)
         self._bits[storage] = self._bits.get(storage, 0) | 1 << len(self.parts)
-        held = StorageWeakRef(tensor.untyped_storage()) if given is tensor and storage else None  # type: ignore[no-untyped-call]
+        held = StorageWeakRef(tensor.untyped_storage()) if given is tensor and storage > 0 else None  # type: ignore[no-untyped-call]
         self.parts.append(Opaque(op.name, module, why, value, held))
 
     def _is_held(self, storage: int) -> bool:

@@ -2,7 +2,8 @@
 
 Views share a storage, and what is written into a storage adds to what it was made of; so views, in-place operations
 and preallocated buffers need no rule of their own.  A number that is no float (an id, a mask, a route) passes on
-nothing but that it depends on an input at all: choosing entries by it mixes no positions.
+nothing but that it depends on an input at all: choosing entries by it mixes no positions.  What is computed of such
+numbers alone and is a float again (a state that was rounded, a sign) is made of all that they were made of.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Reach:
     def __init__(self) -> None:
         self.storages = Storages()
         self._bits: dict[int, int] = {}
+        self._chosen: dict[int, int] = {}  # of what is no float, all that it was made of
         self._told: set[int] = set()
         self._next = INPUT << 1
 
@@ -80,18 +82,31 @@ class Reach:
         if len(storages) > 1 and op.name in _OF_THE_FIRST:
             bits = self._bits.get(storages[0], 0) | bits & INPUT
         bits |= born
+        chosen = bits
+        for storage in storages if self._chosen else ():
+            chosen |= self._chosen.get(storage, 0)
+        if chosen != bits and not any(map(_is_float, op.tensors)):
+            bits = chosen
         if not bits:
             if not self._told.isdisjoint(storages):
                 self._told.update(map(storage_of, op.written))
             return
         for out in op.written:
-            numbers = out.is_floating_point() or out.is_complex() or op.name in ROUNDINGS
+            numbers = _is_float(out) or op.name in ROUNDINGS
             passed_on = bits if numbers else bits & INPUT
+            if not numbers and chosen > INPUT:
+                storage = self.storages.hold(out)
+                self._chosen[storage] = self._chosen.get(storage, 0) | chosen
             if passed_on:
                 self.add(out, passed_on)
 
     def clear(self) -> None:
         """Forget everything."""
         self._bits.clear()
+        self._chosen.clear()
         self._told.clear()
         self.storages.clear()
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

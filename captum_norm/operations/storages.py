@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def storage_of(tensor: Any) -> int:
     """What tells a storage from others while it lives; 0 where there is none.
+
+    A tensor that is not laid out in strides (a sparse one) has no storage, and is told from others by itself.
 
     Example:
         >>> import torch
@@ -20,26 +23,32 @@ def storage_of(tensor: Any) -> int:
     try:
         return tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else 0
     except (RuntimeError, NotImplementedError):  # a tensor without a storage of its own
-        return 0
+        return 0 if tensor.layout is torch.strided else -id(tensor)
 
 
-class Storages(dict[int, StorageWeakRef]):
-    """Storages that were seen, by number: no other one gets the number of one of them, even if that is given back."""
+class Storages(dict[int, StorageWeakRef | Tensor]):
+    """Storages that were seen, by number: no other one gets the number of one of them, even if that is given back.
+
+    A tensor without a storage is held itself.
+    """
 
     def hold(self, tensor: Tensor) -> int:
         """The number of a tensor's storage, which stands for no other one from now on; 0 where there is none."""
         storage = storage_of(tensor)
         if storage and storage not in self:
-            self[storage] = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            held = tensor if storage < 0 else StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self[storage] = held
         return storage
 
     def overlapping(self, tensor: Tensor) -> list[int]:
         """Those that lie where another storage, that of a tensor, lies too: one memory under two numbers."""
         own, found = _addresses(tensor.untyped_storage()), []
         for storage, ref in self.items():
+            if isinstance(ref, Tensor) or storage == storage_of(tensor):
+                continue
             one = None if ref.expired() else UntypedStorage._new_with_weak_ptr(ref.cdata)  # type: ignore[no-untyped-call]
             theirs = range(0) if one is None else _addresses(one)
-            if theirs.start < own.stop and own.start < theirs.stop and storage != storage_of(tensor):
+            if theirs.start < own.stop and own.start < theirs.stop:
                 found.append(storage)
         return found
 

@@ -140,6 +140,21 @@ def test_a_part_that_cannot_be_looked_into_is_named(what, method):
         method(model).attribute(x, target=(0, 0))
 
 
+SPARSE = {
+    "sparse": lambda x: torch.sparse.sum(x.to_sparse(), 0).to_dense()[None].flip(1).expand(2, -1, -1),
+    "compressed": lambda x: torch.stack([row.to_sparse_csr().to_dense() for row in x.flip(1)]),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)).to_padded_tensor(0.0).flip(1),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", SPARSE)
+def test_what_has_no_storage_is_still_made_of_something(layout):
+    model, x = _model(Part(SPARSE[layout])), torch.randn(2, 5, 8)
+    with pytest.raises((InexactCaptureError, ValueError), match=r"cannot be (scored|looked into)|mixed by"):
+        AttentionRollout(model).attribute(x, target=(0, 0))
+
+
 @pytest.mark.parametrize(
     "write", [lambda out, x: out.copy_(x), lambda out, x: torch.mul(x, 2, out=out)], ids=["in place", "out="]
 )

@@ -718,14 +718,15 @@ CHANGES: list[Change] = [
         "capture/opaque.py",
         ("if version <= known or", "if True or"),
         ("if given and _is_numbers(out):", "if False:"),
-        ("self._lent.doubt(other for", "list(other for"),
+        ("self._lent.doubt(self", "list(self"),
         ('constant gives again."""\n', 'constant gives again."""\n        given = None\n'),
         tests="capture/test_lent.py capture/test_ledger.py",
     ),
+    *changes_of("capture/reach.py", ("if not numbers and chosen > INPUT:", "if False:"), tests="capture/test_reach.py"),
     *changes_of(
         "capture/lent.py",
         ("and torch.equal(before, now)", ""),
-        ("if storage and storage not in self.storages:", "if False:"),
+        ("if storage > 0 and storage not in self.storages:", "if False:"),
         tests="capture/test_lent.py",
     ),
     *changes_of(

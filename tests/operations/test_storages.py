@@ -22,3 +22,13 @@ def test_one_memory_under_two_numbers_is_found():
     assert storages.overlapping(same) == [storage_of(x)]
     assert storages.overlapping(x) == []
     assert storages.overlapping(torch.empty(3, device="meta")) == []
+
+
+def test_a_sparse_tensor_has_a_number_of_its_own_for_as_long_as_it_is_held():
+    storages, x = Storages(), torch.eye(3)
+    sparse = x.to_sparse()
+    number = storages.hold(sparse)
+    assert number not in (0, storages.hold(x))
+    del sparse
+    assert all(storages.hold(x.to_sparse()) != number for _ in range(20))
+    assert storages.overlapping(x.view(9)[1:]) == []
