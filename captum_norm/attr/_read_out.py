@@ -40,6 +40,8 @@ class QueryAxis:
         """How much of each row the output read, (batch, query); None where the rows are not among the queries."""
         if self.positions is None or len(self.positions.index) != self.length:
             return None
+        if len(read.positions) not in (1, self.batch):  # logits (batch * position, class)
+            return None
         index, positions = self.positions.index, read.positions.expand(self.batch, -1)
         if self.has_several_for(read) and self.positions.rows is not None:
             index = self.positions.rows

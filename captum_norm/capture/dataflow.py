@@ -143,7 +143,10 @@ class Dataflow:
         if rule is None:
             if name in COMPARISONS:
                 return self._compare
-            return self.opaque.see if kind_of(name) is OperationKind.FRESH else None
+            kind = kind_of(name)
+            if kind is OperationKind.FILLED:
+                return self._fill
+            return self.opaque.see if kind is OperationKind.FRESH else None
         see = None if self._stream is None else self._stream.see
         if self._calls_only:
             return self._of_calls(rule, name in _BEGIN, see)
@@ -202,6 +205,13 @@ class Dataflow:
         if len(storages) != 1 or not storages[0] or not isinstance(op.out, Tensor):
             return False
         return storages[0] in self.reach.storages and storage_of(op.out) == storages[0]
+
+    def _fill(self, op: Operation) -> None:
+        """Something is made of the numbers that stand behind the first operand, at no known place."""
+        self.opaque.see(op)
+        made_of = self.reach.of_all(op.tensors[1:])
+        for out in op.outputs if made_of else ():
+            self.reach.add(out, made_of if out.is_floating_point() else INPUT)
 
     def _compare(self, op: Operation) -> None:
         """A mask is made of sizes, or of ids."""

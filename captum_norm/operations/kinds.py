@@ -20,6 +20,7 @@ class OperationKind(Enum):
     EXIT = auto()  # hands its numbers to what is no operation of torch
     SETTING = auto()  # changes how torch works; no tensor is involved
     FRESH = auto()  # new numbers in the shape of old ones
+    FILLED = auto()  # a number, or numbers, that are given, in the format of old ones
     IDENTITY = auto()  # the same numbers, or the same up to the number format
     MOVE = auto()  # moves, repeats or picks entries by their index alone
     JOIN = auto()  # puts tensors side by side
@@ -52,9 +53,9 @@ KINDS: dict[OperationKind, str] = {
     OperationKind.EXIT: "item tolist __float__ __complex__ numpy __array__ __dlpack__ __cuda_array_interface__",
     OperationKind.SETTING: "_set_grad_enabled set_grad_enabled _set_deterministic manual_seed",
     OperationKind.FRESH: (
-        "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like "
-        "randn_like randint_like"
+        "new_zeros new_ones new_empty zeros_like ones_like empty_like rand_like randn_like randint_like"
     ),
+    OperationKind.FILLED: "new_full new_tensor full_like",
     OperationKind.IDENTITY: (
         "to type type_as float half bfloat16 double clone detach alias nan_to_num requires_grad_ cuda cpu data "
         "_to_copy view_dtype positive __deepcopy__ int8_vectorwise_quant int8_double_quant"

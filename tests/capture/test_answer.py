@@ -104,6 +104,11 @@ def test_an_output_without_the_class_token_asks_for_a_row(encoder):
         AttentionNorm(lambda x: states(x)[:, 1:]).attribute(X)
 
 
+def test_an_output_with_a_row_for_each_position_of_each_example_asks_for_a_row(encoder):
+    with pytest.raises(ValueError, match="which rows the output was read from is not known"):
+        AttentionNorm(lambda x: encoder(x).flatten(0, 1)).attribute(X, target=0)
+
+
 def test_what_was_read_from_several_rows_otherwise_is_not_guessed(encoder):
     assert answer_of(encoder, lambda h: h.amax(1)).how == "unseen"
     assert [mixer.operation for mixer in answer_of(encoder, lambda h: h[:, 0] + h[:, 1]).mixers] == ["add"]

@@ -140,6 +140,21 @@ def test_a_part_that_cannot_be_looked_into_is_named(what, method):
         method(model).attribute(x, target=(0, 0))
 
 
+FILLED = {
+    "new_tensor": lambda x: x.new_tensor(x.flip(1)),
+    "new_full": lambda x: x.new_full((8,), x.sum()),
+    "full_like": lambda x: torch.full_like(x, x.sum()),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", FILLED)
+def test_what_is_filled_with_numbers_is_made_of_them(how):
+    model, x = _model(Part(FILLED[how])), torch.randn(2, 5, 8)
+    with pytest.raises((InexactCaptureError, ValueError), match=r"cannot be (scored|looked into)|mixed by"):
+        AttentionRollout(model).attribute(x, target=(0, 0))
+
+
 SPARSE = {
     "sparse": lambda x: torch.sparse.sum(x.to_sparse(), 0).to_dense()[None].flip(1).expand(2, -1, -1),
     "compressed": lambda x: torch.stack([row.to_sparse_csr().to_dense() for row in x.flip(1)]),

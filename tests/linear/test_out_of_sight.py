@@ -147,10 +147,11 @@ def _another(y):
         (_through_strides, "it writes to memory that as_strided reads as well; take the entries by an index"),
         (_row_by_row, "held fixed"),
         (_another, "it puts another tensor in the place of one; give that one on instead"),
+        (lambda y: y + y.new_tensor(y), "its numbers go on as a constant; expand them instead"),
         (lambda y: y + y.sum().item(), "its numbers go on out of sight"),
         (lambda y: y * float(y.mean()), "its numbers go on out of sight"),
     ],
-    ids=["strides", "rows", "data", "item", "float"],
+    ids=["strides", "rows", "data", "new", "item", "float"],
 )
 def test_what_is_written_or_read_past_the_linear_form_is_refused_by_name(function, reason, x):
     with pytest.raises(NotFrozenError, match=reason):

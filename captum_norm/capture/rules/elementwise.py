@@ -18,7 +18,8 @@ from captum_norm.operations.places import broadcast
 from captum_norm.operations.steps import Step
 
 RULES.pass_over(OperationKind.QUESTION, OperationKind.EXIT, OperationKind.SETTING, OperationKind.COMPOSITE)
-RULES.pass_over(OperationKind.FRESH)  # whatever is written there later is another sequence (BART's shifted ids)
+# Whatever is written there later is another sequence (BART's shifted ids).
+RULES.pass_over(OperationKind.FRESH, OperationKind.FILLED)
 
 _IDENTITIES = names_of(OperationKind.IDENTITY)
 # Linear in one operand while the others are held fixed.

@@ -45,6 +45,13 @@ def _leaves_sight(run: FrozenRun, op: Operation) -> Any:
     raise run.refusal(op, "its numbers go on out of sight; write what is computed of them in torch operations")
 
 
+@rule(OperationKind.FILLED)
+def _filled(run: FrozenRun, op: Operation) -> Any:
+    if any(map(run.is_live, op.tensors[1:])):
+        raise run.refusal(op, "its numbers go on as a constant; expand them instead")
+    return op.func(*op.args, **op.kwargs)
+
+
 @rule("data_")
 def _another_tensor(run: FrozenRun, op: Operation) -> Any:
     raise run.refusal(op, "it puts another tensor in the place of one; give that one on instead")
