@@ -726,7 +726,9 @@ CHANGES: list[Change] = [
         "capture/dataflow.py", ("self.reach.of_all(op.tensors[1:])", "0"), tests="capture/test_ledger.py"
     ),
     *changes_of(
-        "attr/_read_out.py", ("if len(read.positions) not in (1, self.batch):", "if False:"), tests="capture/test_answer.py"
+        "attr/_read_out.py",
+        ("if len(read.positions) not in (1, self.batch):", "if False:"),
+        tests="capture/test_answer.py",
     ),
     *changes_of("capture/reach.py", ("if not numbers and chosen > INPUT:", "if False:"), tests="capture/test_reach.py"),
     *changes_of(
