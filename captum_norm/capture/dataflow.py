@@ -166,7 +166,7 @@ class Dataflow:
                 trace = self.traces[op.out] if isinstance(op.out, Tensor) else None
                 self.masks.see(op, trace is not None and trace.weights is not None)
                 for into in op.overwritten:
-                    self.masks.follow(into, self.traces.beside(into))
+                    self.masks.follow(into, self.traces)
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
                 born, self._born, self._operation, self._callers = self._born, 0, None, None

@@ -9,6 +9,7 @@ Axes: b batch, q query, k key.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,10 @@ class MaskOrigins:
         if self._any_chosen or op.name in _BY_SIZE:
             self._see_choices(op)
 
-    def follow(self, into: Tensor, aliases: Sequence[Tensor]) -> None:
-        """What was written into a tensor was written into others that share its memory."""
+    def follow(self, into: Tensor, known: Facts[Any]) -> None:
+        """What was written into a tensor was written into the ``known`` ones that share its memory."""
         selections, unchosen = self._selections[into] or (), self._unchosen[into]
-        for alias in aliases:
+        for alias in known.beside(into) if selections or unchosen is not None or into in self._chosen else ():
             if selections:
                 both = {id(one): one for one in (*(self._selections[alias] or ()), *selections)}
                 self._selections[alias] = tuple(both.values())
