@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_norm.linear.run import FrozenRun
@@ -38,8 +39,14 @@ def scaled_by(one: Tensor, op: Operation) -> Callable[[Tensor], Tensor]:
     def scaled(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        constant = tensor.detach().clone() if tensor is overwritten else tensor.detach()
-        return constant * one.to(tensor.dtype)
+        if tensor is not overwritten:
+            return tensor.detach() * one.to(tensor.dtype)
+        constant = tensor.detach().clone()
+        finite = constant.isfinite()
+        if bool(finite.all()):
+            return constant * one.to(tensor.dtype)
+        # What memory held that was never written is no bias, and nothing times NaN would be NaN.
+        return torch.where(finite, constant.masked_fill(~finite, 0) * one.to(tensor.dtype), constant)
 
     return scaled
 

@@ -15,7 +15,14 @@ def scattered(x: Tensor) -> Tensor:
     return out.index_add_(1, torch.tensor([0, 2]), x[:, :2]) + 1
 
 
+def into_memory_that_held_anything(x: Tensor) -> Tensor:
+    out = torch.full_like(x, torch.nan)  # as memory that was never written may
+    out[:] = x
+    return out
+
+
 MOVES = {
+    "writing into memory that held NaN": into_memory_that_held_anything,
     "writing into a buffer": scattered,
     "cat and chunk": lambda x: torch.cat(torch.cat([x, torch.ones_like(x)], -1).chunk(2, -1), 1)[:, ::2].flip(1),
     "where": lambda x: torch.where(torch.tensor([True, False, True, True]), x, torch.tensor(2.0).double()),
