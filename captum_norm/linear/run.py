@@ -254,9 +254,22 @@ class FrozenRun:
             known.root, known.bent = None, False
         kept = self.overwrite(into, out)
         self.known[into] = known or kept
+        for alias in self.known.beside(into):
+            self._lose(op, alias)
         if self.sources is not None and self.sources.place(into) is not None:
             self.sources.forget(into)
         return None if op.name == "setitem" else into
+
+    def _lose(self, op: Operation, alias: Tensor) -> None:
+        """The numbers of a tensor were overwritten through another one: its linear form, put off, is no longer that."""
+        known = self.known[alias]
+        if known is None or known.make is None:
+            return
+
+        def refuse() -> Any:
+            raise self.refusal(op, "it writes through a view into a tensor that is used further; write into a new one")
+
+        self.known[alias] = Known(refuse, known.put_off)
 
     def moved_in_place(self, op: Operation) -> Any:
         """The tensor that an operation such as ``unsqueeze_`` gives other axes, and with it what stands for it."""

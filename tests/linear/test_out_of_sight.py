@@ -135,6 +135,12 @@ def _row_by_row(y):
     return y
 
 
+def _masked_beside_a_sink(y):
+    scores = (y @ y.mT).clone()
+    scores.unsqueeze(0).masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    return torch.cat([scores, scores.new_zeros(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1] @ y
+
+
 def _another(y):
     z = y * 1
     z.data = y
@@ -146,12 +152,13 @@ def _another(y):
     [
         (_through_strides, "it writes to memory that as_strided reads as well; take the entries by an index"),
         (_row_by_row, "held fixed"),
+        (_masked_beside_a_sink, "it writes through a view into a tensor that is used further; write into a new one"),
         (_another, "it puts another tensor in the place of one; give that one on instead"),
         (lambda y: y + y.new_tensor(y), "its numbers go on as a constant; expand them instead"),
         (lambda y: y + y.sum().item(), "its numbers go on out of sight"),
         (lambda y: y * float(y.mean()), "its numbers go on out of sight"),
     ],
-    ids=["strides", "rows", "data", "new", "item", "float"],
+    ids=["strides", "rows", "sink", "data", "new", "item", "float"],
 )
 def test_what_is_written_or_read_past_the_linear_form_is_refused_by_name(function, reason, x):
     with pytest.raises(NotFrozenError, match=reason):

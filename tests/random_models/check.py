@@ -261,7 +261,7 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
         error = distance(a, b)
         if error > tolerance:
             return f"its {name} are off by {error:.2g}"
-    looks_back = not call.weights.triu(1).any()
+    looks_back = not weights.triu(1).any()
     by_rows = "cross" if call.kind == "cross" else "causal" if looks_back else "self"
     if maps.calls[i].kind not in ((call.kind,) if maps.keys[i] is not None else (call.kind, by_rows)):
         return f"it is called {maps.calls[i].kind!r}, and is {call.kind!r}"
