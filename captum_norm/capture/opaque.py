@@ -171,10 +171,12 @@ class OpaqueParts:
     def _is_changed(self, tensor: Tensor, storage: int, overwritten: Sequence[Tensor] = ()) -> bool:
         """Whether a tensor's numbers are not those that operations were seen to write, the one included that has just
         ``overwritten`` some."""
+        if isinstance(tensor, Parameter) or (self._distributed and not self._reach.is_given(tensor)):
+            return False  # weights, which a wrapper may gather from other processes
         if storage in self._lent.storages and self._lent.was_written(tensor):
             return True
         version, known = version_of(tensor), self._versions.get(storage, 0)
-        if version <= known or self._distributed or isinstance(tensor, Parameter):
+        if version <= known:
             return False
         self._versions[storage] = version
         return all(storage_of(into) != storage for into in overwritten)

@@ -162,7 +162,7 @@ def kind_of(name: str) -> OperationKind | None:
     """The kind of an operation, an in-place form having that of its base; None for one that no rule knows.
 
     >>> kind_of("transpose"), kind_of("mul_"), kind_of("special_i0")
-    (<OperationKind.MOVE: 6>, <OperationKind.SCALE: 12>, None)
+    (<OperationKind.MOVE: 7>, <OperationKind.SCALE: 13>, None)
     """
     return _KIND_OF.get(name) or _KIND_OF.get(base_name(name))
 

@@ -716,7 +716,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/opaque.py",
-        ("if version <= known or", "if True or"),
+        ("if version <= known:", "if True:"),
         ("if given and _is_numbers(out):", "if False:"),
         ("self._lent.doubt(self", "list(self"),
         ('constant gives again."""\n', 'constant gives again."""\n        given = None\n'),
