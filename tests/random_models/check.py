@@ -261,10 +261,11 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
         error = distance(a, b)
         if error > tolerance:
             return f"its {name} are off by {error:.2g}"
-    looks_back = not weights.triu(1).any()
-    by_rows = "cross" if call.kind == "cross" else "causal" if looks_back else "self"
-    if maps.calls[i].kind not in ((call.kind,) if maps.keys[i] is not None else (call.kind, by_rows)):
-        return f"it is called {maps.calls[i].kind!r}, and is {call.kind!r}"
+    kind = call.kind
+    if maps.keys[i] is None and call.key_index is not None and kind != "cross":  # rows count, and no positions
+        kind = "self" if weights.triu(1).any() else "causal"
+    if maps.calls[i].kind != kind:
+        return f"it is called {maps.calls[i].kind!r}, and is {kind!r}"
     said = None if maps.keys[i] is None else maps.keys[i].index.tolist()
     known = None if call.key_index is None else call.key_index.clamp(min=-1).tolist()
     return f"its keys are said to be {said}, and are {known or 'no positions'}" if said not in (None, known) else ""
