@@ -41,8 +41,9 @@ class AttentionCall:
     Attributes:
         name: dotted name of the innermost module that mixed the values, from the outermost module that was running,
             for example ``"encoder.layer.0.attention.self"``; ``""`` where no module was running.
-        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead; where positions are not known, that no
-            query in a row gives weight to keys behind it) or ``"cross"``.
+        kind: ``"self"``, ``"causal"`` (self-attention that never looks ahead) or ``"cross"``.  Where positions are not
+            known, rows are counted instead, and a call of fewer queries than keys is ``"self"`` unless a cache holds
+            the keys before them.
         call: how many calls this module had made before, in this recording.
         heads: number of heads.
         projection: name of the parameter used as W_O, for example ``"encoder.layer.0.attention.output.dense.weight"``.

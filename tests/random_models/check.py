@@ -240,9 +240,10 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
     if call.groups is not None and maps.keys[i] is None:  # each window an example of its own, its positions untold
         rows, keys = call.groups.sort(1).values[:, :, None], call.groups[:, None]  # rows are in the order of the output
         norms, weights = norms[:, rows, keys].flatten(0, 1), weights[:, :, rows, keys].transpose(1, 2).flatten(0, 1)
-    if call.answered is not None and maps.summed_norms[i].shape[1] < norms.shape[1]:  # a map of the answered alone
-        norms = norms.gather(1, call.answered[..., None].expand(-1, -1, norms.shape[2]))
-        weights = weights.gather(2, call.answered[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
+    answered = call.answered if maps.summed_norms[i].shape[1] < norms.shape[1] else None
+    if answered is not None:  # a map of the answered alone
+        norms = norms.gather(1, answered[..., None].expand(-1, -1, norms.shape[2]))
+        weights = weights.gather(2, answered[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
     if maps.summed_norms[i].shape != norms.shape:
         return f"its shape is {tuple(maps.summed_norms[i].shape)}, that of the call {tuple(norms.shape)}"
     rows = torch.ones(norms.shape[:2], dtype=torch.bool)
@@ -262,7 +263,9 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
         if error > tolerance:
             return f"its {name} are off by {error:.2g}"
     kind = call.kind
-    if maps.keys[i] is None and call.key_index is not None and kind != "cross":  # rows count, and no positions
+    if maps.keys[i] is None and kind != "cross" and answered is not None:  # which rows these are is not known
+        kind = "self"
+    elif maps.keys[i] is None and kind != "cross" and call.key_index is not None:  # rows count, and no positions
         kind = "self" if weights.triu(1).any() else "causal"
     if maps.calls[i].kind != kind:
         return f"it is called {maps.calls[i].kind!r}, and is {kind!r}"
