@@ -6,15 +6,13 @@ unless the numbers that were written belong to the same positions as those that 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.traces import Trace, Traces
-from captum_norm.operations.facts import Facts
 from captum_norm.operations.places import Place
+from captum_norm.operations.storages import is_same_view
 
 
 def follow_traces(into: Tensor, before: Trace | None, traces: Traces) -> None:
@@ -27,26 +25,10 @@ def follow_traces(into: Tensor, before: Trace | None, traces: Traces) -> None:
     """
     after = traces[into]
     for alias in traces.beside(into):
-        if _is_same_view(alias, into):
+        if is_same_view(alias, into):
             traces[alias] = after
         else:
             traces[alias] = _still(traces[alias] or Trace(), before or Trace(), after or Trace())
-
-
-def follow_facts(into: Tensor, facts: Facts[Any]) -> None:
-    """The same for what else is known of tensors, of which nothing stays but for the same entries."""
-    for alias in facts.beside(into):
-        facts[alias] = facts[into] if _is_same_view(alias, into) else None
-
-
-def _is_same_view(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors in one memory hold the same entries in the same order."""
-    return (
-        one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.storage_offset() == other.storage_offset()
-        and one.dtype == other.dtype
-    )
 
 
 def _still(known: Trace, before: Trace, after: Trace) -> Trace:

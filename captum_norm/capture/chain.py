@@ -28,9 +28,10 @@ from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.storages import storage_of
+from captum_norm.operations.storages import is_same_view, storage_of
 
 _ADDS = names_of(OperationKind.SUM) | {"lerp"}
+_PIECES = names_of(OperationKind.JOIN, OperationKind.CHOICE, OperationKind.WRITE)
 _SUMS = _ADDS | {"addcmul", "addmm", "baddbmm"}
 _OF_THE_FIRST = names_of(OperationKind.IDENTITY, OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT) | _OF_THE_FIRST
@@ -135,7 +136,7 @@ class Chain:
         operands = op.tensors[:1] if name in _OF_THE_FIRST else op.tensors
         operands = [tensor for tensor in operands if tensor.is_floating_point() or tensor.is_complex()]
         marks = {tensor: self.of(tensor) for tensor in operands}
-        outs = [op.tensors[0]] if op.name == "setitem" else op.outputs
+        outs = op.tensors[:1] if op.name == "setitem" else list({id(out): out for out in op.written}.values())
         outs = [out for out in outs if out.is_floating_point() or out.is_complex()]
         if not outs or not (begins or mixed or any(marks.values())):
             return
@@ -145,10 +146,21 @@ class Chain:
         thin = len(parents) == 1 and (name in _THIN or name in ("mul", "div"))
         for out in outs:
             self._count += 1
-            node = self._nodes[out] = Node(self._count, parents, thin, name in _ADDS)
+            node = self._nodes[out] = Node(self._count, parents, thin, name in _ADDS or name in _PIECES)
             if mixed:
                 self._products[mixed.inside] = self._products[mixed.behind] = _Product(mixed, node)
             self._mark(out, after, whole=op.name != "setitem")
+        for into in op.overwritten:
+            self._follow(into)
+
+    def _follow(self, into: Tensor) -> None:
+        """Where the other tensors in the memory of one that was overwritten stand in the lineage."""
+        for alias in self._nodes.beside(into):
+            if is_same_view(alias, into):
+                self._nodes[alias] = self._nodes[into]
+            else:
+                self._count += 1
+                self._nodes[alias] = Node(self._count, (self._node(into), self._node(alias)))
 
     def clear(self) -> None:
         """Forget everything."""

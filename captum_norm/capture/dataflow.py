@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from captum_norm.capture.aliases import follow_facts, follow_traces
+from captum_norm.capture.aliases import follow_traces
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
@@ -157,7 +157,7 @@ class Dataflow:
             try:
                 is_view = moves and not op.overwritten and self._is_known_view(op)
                 for changed in () if is_view else self.opaque.see_operands(op):
-                    self.traces[changed] = None
+                    self._lose(changed)
                 self._apply(rule, op)
                 if see is not None:
                     see(op)
@@ -167,6 +167,7 @@ class Dataflow:
                 self.masks.see(op, trace is not None and trace.weights is not None)
                 for into in op.overwritten:
                     self.masks.follow(into, self.traces)
+                    self.ledger.written.forget(into)
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
                 born, self._born, self._operation, self._callers = self._born, 0, None, None
@@ -177,7 +178,7 @@ class Dataflow:
                 if self.calls:
                     self.rows.see(op)
                     for into in op.overwritten:
-                        follow_facts(into, self.rows.known)
+                        self.rows.known.follow(into)
             except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
                 strange = what_is_strange(op)
                 if strange:
@@ -197,7 +198,13 @@ class Dataflow:
             for into, trace in zip(op.overwritten, before, strict=True):
                 follow_traces(into, trace, self.traces)
                 for facts in (self.shallow, self.exponentials, self.unrounded):
-                    follow_facts(into, facts)
+                    facts.follow(into)
+
+    def _lose(self, changed: Tensor) -> None:
+        """Nothing is known any more of a tensor that was changed out of sight, nor of others in its memory."""
+        for facts in (self.traces, self.shallow, self.exponentials, self.unrounded, self.rows.known):
+            for tensor in (changed, *facts.beside(changed)):
+                facts[tensor] = None
 
     def _is_known_view(self, op: Operation) -> bool:
         """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""

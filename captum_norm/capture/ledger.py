@@ -76,6 +76,11 @@ class Written:
     def __contains__(self, tensor: Tensor) -> bool:
         return self._any and tensor in self._written
 
+    def forget(self, into: Tensor) -> None:
+        """A tensor was overwritten, and what shares its memory with it."""
+        self._written[into] = None
+        self._written.follow(into)
+
     def see(self, op: Operation) -> None:
         """Take in one operation whose result is at no known place."""
         out, name = op.out, base_name(op.name)

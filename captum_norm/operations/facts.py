@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from captum_norm.operations.storages import storage_of
+from captum_norm.operations.storages import is_same_view, storage_of
 
 Fact = TypeVar("Fact")
 
@@ -60,6 +60,11 @@ class Facts(Generic[Fact]):
         storage = storage_of(tensor)
         others = [other for ref, _ in list(self._of.values()) if (other := ref()) is not None and other is not tensor]
         return [other for other in others if storage and storage_of(other) == storage]
+
+    def follow(self, into: Tensor) -> None:
+        """A tensor was overwritten: of others in its memory nothing is known, but for those of the same entries."""
+        for alias in self.beside(into):
+            self[alias] = self[into] if is_same_view(alias, into) else None
 
     def clear(self) -> None:
         """Forget everything."""

@@ -26,6 +26,16 @@ def storage_of(tensor: Any) -> int:
         return 0 if tensor.layout is torch.strided else -id(tensor)
 
 
+def is_same_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors in one memory hold the same entries in the same order."""
+    return (
+        one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.storage_offset() == other.storage_offset()
+        and one.dtype == other.dtype
+    )
+
+
 class Storages(dict[int, StorageWeakRef | Tensor]):
     """Storages that were seen, by number: no other one gets the number of one of them, even if that is given back.
 

@@ -346,7 +346,13 @@ def a_norm_across_positions(m: Layer, x: Tensor) -> Tensor:
     return nn.functional.layer_norm((x + m.attention(x)).mT, (LENGTH,), torch.arange(1.0, LENGTH + 1).to(x)).mT
 
 
+def in_pieces(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return torch.cat([x[:, :2] + attended[:, :2], x[:, 2:] + attended[:, 2:]], 1)
+
+
 REFUSED = {
+    in_pieces: "added to the residual stream in pieces",
     no_residual: "was not seen to be added to a residual stream",
     another_residual: "was not seen to be added to a residual stream",
     a_square_between: "was not seen to be added to a residual stream",
@@ -365,6 +371,49 @@ def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
     for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
         assert record.block is None
         assert REFUSED[write] in record.no_block
+
+
+def _in_place(x: Tensor, attended: Tensor) -> Tensor:
+    return x.add_(attended)
+
+
+def _read_by_a_view(x: Tensor, attended: Tensor) -> Tensor:
+    view = x.view(x.shape)
+    x.add_(attended)
+    return view
+
+
+def _written_through_a_view(x: Tensor, attended: Tensor) -> Tensor:
+    x.view(x.shape).add_(attended)
+    return x
+
+
+def _read_in_detached_memory(x: Tensor, attended: Tensor) -> Tensor:
+    detached = x.detach()
+    x.add_(attended)
+    return detached
+
+
+def _flat(x: Tensor, attended: Tensor) -> Tensor:
+    x.view(-1).add_(attended.reshape(-1))
+    return x
+
+
+@pytest.mark.parametrize("add", [_in_place, _read_by_a_view, _written_through_a_view, _read_in_detached_memory, _flat])
+def test_a_residual_in_overwritten_memory_is_that_of_a_new_tensor_or_not_known(add):
+    """What a view of it held before attention was added is no state of the stream any more."""
+
+    def model(add) -> nn.Module:
+        torch.manual_seed(0)
+        layers = (Layer(lambda m, x: m.layer_norms[0](add(x.clone(), m.attention(x)))) for _ in range(2))
+        return nn.Sequential(*layers).double().eval()
+
+    x = torch.randn(BATCH, LENGTH, MODEL).double()
+    for record, plain in zip(recorded(model(add), x), recorded(model(torch.add), x), strict=True):
+        if record.block is not None:
+            close(vectors_of(record), vectors_of(plain))
+            close(record.block.output, block_of(plain).output)
+        assert record.block is not None or add is _flat
 
 
 def test_attention_by_itself_has_no_block():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_norm import AttentionRollout
+from captum_norm import AttentionRollout, attention_maps
 from captum_norm.capture import InexactCaptureError
 from tests.capture.test_aliases import LENGTH, model
 
@@ -70,6 +70,19 @@ def test_numbers_that_were_changed_out_of_sight_are_named(way):
     named = r"linear in '2\.q' \(it reads numbers that were changed out of sight\)"
     with pytest.raises(InexactCaptureError, match=named):
         AttentionRollout(changed).attribute(x, target=(0, 0))
+
+
+def test_other_views_of_memory_that_was_changed_out_of_sight_have_no_known_positions():
+    def function(x: Tensor) -> Tensor:
+        y = x.clone()
+        view = y.view(y.shape)
+        _rolled(y.numpy())
+        y.square()  # notices the change, and the view is read by nothing before the next layer
+        return view
+
+    maps = attention_maps(model(function), torch.randn(2, LENGTH, 8), layers=[0, 1])
+    assert maps.keys[0] is not None
+    assert maps.keys[1] is None
 
 
 def test_zeros_that_a_kernel_writes_into_are_no_constant():

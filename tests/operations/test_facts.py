@@ -54,3 +54,13 @@ def test_tensors_of_one_memory_are_found():
     facts[x], facts[view], facts[other] = "x", "view", "other"
     assert [facts[one] for one in facts.beside(view)] == ["x"]
     assert facts.beside(other) == []
+
+
+def test_of_tensors_in_memory_that_was_overwritten_those_of_the_same_entries_stay_known():
+    facts: Facts[str] = Facts()
+    x, other = torch.zeros(2, 3), torch.zeros(2, 3)
+    same, flat = x.view(2, 3), x.view(-1)
+    for tensor, fact in ((x, "new"), (same, "old"), (flat, "old"), (other, "its own")):
+        facts[tensor] = fact
+    facts.follow(x)
+    assert [facts[tensor] for tensor in (x, same, flat, other)] == ["new", "new", None, "its own"]

@@ -72,6 +72,10 @@ class FeedForwardParts:
         """Drop everything."""
         self._hidden.clear()
 
+    def follow(self, into: Tensor) -> None:
+        """A tensor was overwritten, and what shares its memory with it."""
+        self._hidden.follow(into)
+
     def see(self, op: Operation, is_stage: Callable[[State], bool]) -> tuple[Hidden, Linear] | None:
         """Take in an operation; what it made of the stream, if it is a second projection."""
         given = _projected(op)

@@ -46,6 +46,8 @@ class BlockReader:
             raise UnreadableBlockError(
                 "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"
             )
+        if block.in_pieces:
+            raise UnreadableBlockError("what W_O wrote is added to the residual stream in pieces")
         if len(layout.rest):
             raise UnreadableBlockError("W_O wrote more at once than the heads of this call")
         form, kept = block.part

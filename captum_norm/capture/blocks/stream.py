@@ -23,6 +23,7 @@ from captum_norm.capture.traces import Mixture
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
+from captum_norm.operations.storages import is_same_view
 
 Added = tuple[Form, Kept]
 """A tensor that was added, and the form that it is of a state."""
@@ -58,6 +59,7 @@ class OpenBlock:
         stages: the sum, and the sums behind it up to the next attention call.
         feed_forward: where the feed-forward part stands.
         pre_norm: the queries, keys or values are made of a norm of the residual.
+        in_pieces: some of its rows are added to the residual apart from others.
     """
 
     mixed: Node
@@ -67,6 +69,7 @@ class OpenBlock:
     stages: list[Stage] = field(default_factory=list)
     feed_forward: FeedForward = ""
     pre_norm: bool = False
+    in_pieces: bool = False
 
 
 class ResidualStream:
@@ -122,7 +125,7 @@ class ResidualStream:
     def see(self, op: Operation) -> None:
         """Take in one operation."""
         parents = tuple(node for tensor in op.tensors if (node := self._node(tensor)) is not None)
-        outs = [op.tensors[0]] if op.name == "setitem" and op.tensors else op.outputs
+        outs = list({id(out): out for out in op.written}.values()) if op.overwritten else op.outputs
         name = base_name(op.name)
         forms = [(tensor, form) for tensor in op.tensors if (form := self._forms[tensor]) is not None]
         form = self._form(op, name, forms)
@@ -135,11 +138,25 @@ class ResidualStream:
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
             self._nodes[out] = node
             self._forms[out] = form if out is op.out else None
+        for into in op.overwritten:
+            self._follow(into)
         self._stage_node = None
         written = self._parts.see(op, self._stages.__contains__)
         if written is not None and self._forms[op.out] is None and (made := self._nodes[op.out]) is not None:
             self._forms[op.out] = Form(PartState(op.out.detach(), made, *written))
         self._begin(op)
+
+    def _follow(self, into: Tensor) -> None:
+        """What is known of the other tensors in the memory of one that was overwritten."""
+        written = self._nodes[into]
+        for alias in self._nodes.beside(into):
+            if is_same_view(alias, into):
+                self._nodes[alias], self._forms[alias] = written, self._forms[into]
+            else:
+                both = (node for node in (written, self._nodes[alias]) if node is not None)
+                self._nodes[alias] = self._new_node(tuple(both))
+        self._forms.follow(into)
+        self._parts.follow(into)
 
     def _node(self, tensor: Tensor) -> Node | None:
         """The tensor's place in the lineage; what was there before the model ran has its own."""
@@ -228,6 +245,8 @@ class ResidualStream:
             block = self._blocks.get(form.state)
             if block is not None and not block.stages:
                 return self._to_attention(op, block, form, part, other, node)
+            if block is not None and form.steps and block.residual_node is not None:
+                block.in_pieces = block.in_pieces or node.comes_from(block.residual_node.root())
         for stream, part in ((first, second), (second, first)):
             form, node = self._forms[stream], self._nodes[part]
             added = self._forms[part]

@@ -201,6 +201,9 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
         index = (slice(None),) * axis + (index.cpu(),)
     elif base_name(op.name) in ("scatter", "scatter_add"):
         return _scattered(flow, op)
+    elif op.name == "copy_":  # all of it is another tensor from here on
+        value = op.argument(1, "src")
+        return place_of(flow, value) if isinstance(value, Tensor) and value.shape == into.shape else None
     elif op.name != "setitem":
         return None
     if not isinstance(value, Tensor) or not flow.reach.of(value) & ~1:

@@ -160,7 +160,9 @@ def _merge(
             second = second.times(lambda matrix: matrix * sign)
         return flow.projections.propose(first.plus(second), op.out)
     whole, other = (first, operands[1]) if first is not None else (second, operands[0])
-    if whole is not None and whole.r is not None and sign == 1.0 and other.shape == op.out.shape[-1:]:
+    if whole is None or whole.r is None or sign != 1.0:
+        return None
+    if other.shape == op.out.shape[-1:] and len(other) == len(whole.r):  # rows may have been laid side by side
         bias = Projection(whole.mixtures, (), other, frozenset())
         return flow.projections.propose(whole.plus(bias), op.out)
     return None
