@@ -24,6 +24,7 @@ from captum_norm.capture import Opaque, Recorded
 from captum_norm.linear import (
     ActivationType,
     Conventions,
+    NotFrozenError,
     NothingMixedError,
     ProductType,
     TokenContributions,
@@ -235,7 +236,33 @@ class DecompX(InputMethod):
         for target, contributions in zip(targets, found, strict=True):
             chosen = partial(selected_contrast, target=target, caller=title)
             refuse_fused_path(title, self.forward_func, inputs, extras, chosen, contributions.output)
+        if any(one.overwrote for one in found):
+            self._refuse_other_outputs(inputs, extras, targets, found)
         return found
+
+    def _refuse_other_outputs(
+        self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any],
+        found: Sequence[TokenContributions],
+    ) -> None:  # fmt: skip
+        """Refuse shares of another output than the model's own.
+
+        Shares that sum to the frozen run's output say nothing of an operation that this run did otherwise.  What writes
+        in place is where that may go unseen, since other tensors may read the same memory.
+        """
+        title = type(self).__name__
+        with torch.no_grad():
+            output = run_forward(self.forward_func, inputs, extras)
+        for target, contributions in zip(targets, found, strict=True):
+            own, frozen = selected_contrast(output, target, title).to(contributions.output), contributions.output
+            error = float((own - frozen).abs().sum()) / max(contributions.size, torch.finfo(own.dtype).tiny)
+            if not error <= contributions.tolerance:
+                worst = int((own - frozen).abs().argmax())
+                raise NotFrozenError(
+                    f"{title}: the output is {float(own[worst]):.4g}, and {float(frozen[worst]):.4g} while the model "
+                    f"runs in its frozen form, off by {error:.1e} of all shares (tolerance "
+                    f"{contributions.tolerance:.0e}): what it writes in place was not followed, or it gives something "
+                    "else at each call (dropout, a cache that grows). Call model.eval(), and write into new tensors."
+                )
 
     def _refuse_unseen(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...], targets: Sequence[Any]) -> None:
         """Refuse if what is explained rests on a part that cannot be looked into, which looked like a constant."""

@@ -57,7 +57,7 @@ class BackwardRun(FrozenRun):
             self._in_graph[tensor] = True
         self._measure(out)
         if frozen.root is not None:
-            self.known[out] = Known(None, False, frozen.root, frozen.bent)
+            self.known[out] = Known(None, False, frozen.root, frozen.bent, self.now)
         return out
 
     def moved_in_place(self, op: Operation) -> Any:
@@ -83,6 +83,9 @@ class BackwardRun(FrozenRun):
             return form
         return tensor
 
+    def is_followed(self, tensor: Tensor) -> bool:
+        return tensor in self._in_graph or super().is_followed(tensor)
+
     def is_live(self, tensor: Any) -> bool:
         if super().is_live(tensor):
             if tensor.requires_grad and tensor not in self._in_graph and tensor not in self.known:
@@ -96,6 +99,13 @@ class BackwardRun(FrozenRun):
                 "distributed wrapper (model.module)."
             )
         return False
+
+    def becomes_constant(self, op: Operation, value: Tensor) -> Tensor:
+        if self._in_graph.beside(op.args[0]):
+            raise self.refusal(op, "it overwrites what has views with what is held fixed; write into a new tensor")
+        into = super().becomes_constant(op, value)
+        self._in_graph[into] = None
+        return into
 
     def overwrite(self, into: Tensor, out: Tensor) -> Known | None:
         try:

@@ -37,8 +37,10 @@ class TokenContributions:
         largest: bytes of the largest tensor that went through in linear form.
         error, tolerance: how far all shares, biases counted by themselves, are from the output, relative to the sum of
             their absolute values; and how far rounding may take them.
+        size: that sum, over all examples.
         of_unseen: whether something was taken in that no seen operation made, and that is no parameter: a constant, or
             the result of a part that cannot be looked into.
+        overwrote: whether the model wrote in place into what depends on tokens, or such a state into anything else.
     """
 
     output: Tensor
@@ -50,7 +52,9 @@ class TokenContributions:
     largest: int
     error: float
     tolerance: float
+    size: float
     of_unseen: bool = False
+    overwrote: bool = False
 
 
 def token_contributions(
@@ -87,8 +91,11 @@ def contributions_to_each(
     found = _explained(explain, TokenSources(inputs), conventions)
     if found[1].differ:
         found = _explained(explain, TokenSources(inputs, of_the_first=True), conventions)
-    of_unseen = found[1].of_unseen
-    return [replace(_backwards(*found, number), of_unseen=of_unseen) for number in range(len(found[2]))]
+    run, sources, outputs = found
+    return [
+        replace(_backwards(*found, number), of_unseen=sources.of_unseen, overwrote=run.overwrote)
+        for number in range(len(outputs))
+    ]
 
 
 def _explained(
@@ -114,7 +121,15 @@ def _backwards(run: BackwardRun, sources: TokenSources, outputs: Sequence[Tensor
     inputs = [*(leaf.value for leaf in leaves), run.one]
     keep = number + 1 < len(outputs)
     to_check = not number and len(output) > 1
-    of_inputs = torch.autograd.grad(output.sum(), inputs, retain_graph=keep or to_check, allow_unused=True)
+    try:
+        of_inputs = torch.autograd.grad(output.sum(), inputs, retain_graph=keep or to_check, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise NotFrozenError(
+            "the model overwrites a tensor that its own result is held fixed by, such as a factor of a product "
+            f"(x.mul_(y)). Write into a new one (x = x * y). {error}"
+        ) from None
     *gradients, bias = (None if gradient is None else gradient.detach() for gradient in of_inputs)
     if to_check:
         refuse_mixed_examples(output, inputs[:-1], gradients, [leaf.examples() for leaf in leaves])
@@ -206,6 +221,7 @@ class _Sum:
             self.largest,
             error,
             self.tolerance,
+            self.size,
         )
 
     def _add(self, leaf: Leaf, gradient: Tensor) -> None:

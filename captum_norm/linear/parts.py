@@ -117,6 +117,9 @@ class PartsRun(FrozenRun):
             start = self._starts[tensor] = (self.started(self._parts.parts(tensor)),)
         return start[0]
 
+    def forget_start(self, tensor: Tensor) -> None:
+        self._starts[tensor] = None
+
     def companions(self, op: Operation, frozen: Frozen, operands: list[Any]) -> Any:
         """The operation's linear form on the parts of its operands."""
         return self.mapped(frozen, operands, self.ones)

@@ -37,12 +37,14 @@ class Known:
         make: its linear form, once it is asked for.
         put_off: the linear form may never be asked for, and neither need be that of what is made of it.
         root, bent: the live tensor of which it is a function entry by entry, and whether that is not linear.
+        since: how often operations had written in place by then.
     """
 
     make: Callable[[], Any] | None = None
     put_off: bool = False
     root: Tensor | None = None
     bent: bool = False
+    since: int = 0
 
 
 class FrozenRun:
@@ -57,6 +59,7 @@ class FrozenRun:
         fused: rules give forms made for autograd.
         largest: bytes of the largest live tensor whose linear form was made.
         lazy_maps: linear layers are put off too, until something needs them.
+        overwrote: whether an operation on something live wrote in place.
     """
 
     fused = False
@@ -70,12 +73,16 @@ class FrozenRun:
         self.starts = tuple(starts)
         self.count = -1
         self.known: Facts[Known] = Facts()
+        self._overwritten: list[int] = []  # storages, in the order in which operations wrote into them in place
         self.largest = 0
+        self.overwrote = False
         self._formats: set[torch.dtype] = set()
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutingMode(self._rule_for)
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
         self._copied = Storages()  # memory of which another piece is a copy where the model has a view
+        self._written = Storages()  # memory that something live or a token's own was written into
+        self._mixed_into: set[int] = set()  # of that, what something live was written into
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -91,8 +98,11 @@ class FrozenRun:
                 yield
         finally:
             self.known.clear()
+            self._overwritten.clear()
             self._twins.clear()
             self._copied.clear()
+            self._written.clear()
+            self._mixed_into.clear()
             if self.sources is not None:
                 self.sources.clear()
 
@@ -123,7 +133,9 @@ class FrozenRun:
     def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
         """The live tensor of which this is a function entry by entry (itself, at least), and whether it is bent."""
         known = self.known[tensor]
-        return (tensor, False) if known is None or known.root is None else (known.root, known.bent)
+        if known is None or known.root is None or self._is_overwritten((storage_of(known.root),), known.since):
+            return tensor, False
+        return known.root, known.bent
 
     def refusal(self, op: Operation, reason: str) -> NotFrozenError:
         """The error for an operation that has no linear form."""
@@ -163,6 +175,13 @@ class FrozenRun:
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
         self.count += 1
+        if self._written:
+            self._refuse_stale(op)
+        out = self._performed(rule, op)
+        self._overwritten.extend(map(storage_of, op.overwritten))
+        return out
+
+    def _performed(self, rule: Rule, op: Operation) -> Any:
         if peek_interpreter_stack() is not None:
             self._refuse_batched(op)
         if not self._concerns(op):
@@ -172,6 +191,8 @@ class FrozenRun:
             if any(self.count == count for count, _ in self.starts):
                 return self._begun(op)
             if self.sources is None or not self.sources.note(op):
+                for into in op.overwritten:
+                    self._begin_anew(op, into)
                 return out
             if before is not None:  # to be done again, in linear form
                 op.args[0].copy_(before)
@@ -191,6 +212,32 @@ class FrozenRun:
     def coarsest(self) -> torch.dtype:
         """The format with the fewest digits that anything followed was computed in."""
         return max(self._formats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+    def is_followed(self, tensor: Tensor) -> bool:
+        """Whether a tensor has a linear form of its own."""
+        return tensor in self.known
+
+    def _refuse_stale(self, op: Operation) -> None:
+        """Refuse what is neither followed nor a token's own, in memory that such a tensor was written into."""
+        for tensor, storage in zip(op.tensors, op.storages, strict=True):
+            if storage not in self._written or self.is_followed(tensor):
+                continue
+            if storage in self._mixed_into or self.sources is None or self.sources.place(tensor) is None:
+                raise self.refusal(op, "it reads what was written through another tensor; write into a new one")
+
+    def _begin_anew(self, op: Operation, into: Tensor) -> None:
+        """Nothing live was written in place: tokens that are read there from here on are what it is now."""
+        if self.sources is None:
+            return
+        for tensor in (into, *self.sources.beside(into)):
+            self.forget_start(tensor)
+        if any(self.sources.place(tensor) is not None for tensor in op.tensors):
+            self._written.hold(into)
+
+    def forget_start(self, tensor: Tensor) -> None:
+        """The linear form with which a token's own tensor began is no longer that of its numbers."""
+        if self.sources is not None:
+            self.sources.forget_leaf(tensor)
 
     def _refuse_batched(self, op: Operation) -> None:
         """Refuse a live tensor under ``torch.vmap``, whose results are other tensors when it ends."""
@@ -233,6 +280,7 @@ class FrozenRun:
     def _follow(self, rule: Rule, op: Operation) -> Any:
         if any(storage_of(into) in self._copied for into in op.overwritten):
             raise self.refusal(op, "it writes to memory that as_strided reads as well; take the entries by an index")
+        self.overwrote = self.overwrote or bool(op.overwritten)
         try:
             frozen = rule(self, op)
             if not isinstance(frozen, Frozen):
@@ -256,6 +304,7 @@ class FrozenRun:
         self.known[into] = known or kept
         for alias in self.known.beside(into):
             self._lose(op, alias)
+        self._mixed_into.add(self._written.hold(into))
         if self.sources is not None and self.sources.place(into) is not None:
             self.sources.forget(into)
         return None if op.name == "setitem" else into
@@ -275,6 +324,20 @@ class FrozenRun:
         """The tensor that an operation such as ``unsqueeze_`` gives other axes, and with it what stands for it."""
         raise self.refusal(op, "it gives a tensor other axes in place; use the form without the underscore")
 
+    def becomes_constant(self, op: Operation, value: Tensor) -> Tensor:
+        """The tensor that an in-place operation makes into something that is held fixed."""
+        into: Tensor = op.args[0]
+        aliases = [] if self.sources is None else self.sources.beside(into)
+        placed = any(self.sources is not None and self.sources.place(alias) is not None for alias in aliases)
+        if into._is_view() or placed or self.known.beside(into):
+            raise self.refusal(op, "it overwrites a view with what is held fixed; write into a new tensor")
+        with torch.no_grad():
+            into.detach_().copy_(value)
+        self.known[into] = None
+        if self.sources is not None:
+            self.sources.forget(into)
+        return into
+
     def carry(self, op: Operation, frozen: Frozen) -> Any:
         """What the model gets for an operation with live operands."""
         raise NotImplementedError
@@ -288,6 +351,15 @@ class FrozenRun:
         for tensor in out if isinstance(out, list | tuple) else (out,):
             self.largest = max(self.largest, tensor.numel() * tensor.element_size())
 
+    @property
+    def now(self) -> int:
+        """How often operations have written in place."""
+        return len(self._overwritten)
+
+    def _is_overwritten(self, storages: Sequence[int], since: int) -> bool:
+        """Whether any of these was written into since."""
+        return since < self.now and not set(storages).isdisjoint(self._overwritten[since:])
+
     def note_values(self, op: Operation, frozen: Frozen, make: Callable[[], Any]) -> Any:
         """The value alone; its linear form is made when it is asked for, once."""
         value = frozen.value
@@ -295,13 +367,17 @@ class FrozenRun:
             with torch.no_grad():
                 value = op.again(lambda tensor: tensor.detach())
         made: list[Any] = []
+        before = self.now
 
         def once() -> Any:
-            made[:] = made or [make()]
+            if not made:
+                if self._is_overwritten(op.storages, before):
+                    raise self.refusal(op, "what it read was overwritten afterwards; write into a new tensor")
+                made.append(make())
             return made[0]
 
         if isinstance(value, Tensor):
-            self.known[value] = Known(once, frozen.lazy, frozen.root, frozen.bent)
+            self.known[value] = Known(once, frozen.lazy, frozen.root, frozen.bent, before)
         else:
             for number, part in enumerate(value):
                 self.known[part] = Known(lambda number=number: once()[number], frozen.lazy)  # type: ignore[misc]

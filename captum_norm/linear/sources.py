@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_norm.capture import Dataflow
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Source
 
 # Attention is where positions mix: it is not followed any further.
@@ -161,8 +161,15 @@ class TokenSources:
     def note(self, op: Operation) -> bool:
         """Take in an operation that has run on nothing live; whether it mixed positions."""
         placed = [(tensor, place) for tensor in op.tensors if (place := self.place(tensor)) is not None]
-        before = self._flow.traces[op.args[0]] if op.writes else None
-        rule = self.rule_for(op.name)
+        if op.name == "copy_":  # which does not read what it overwrites
+            placed = [(tensor, place) for tensor, place in placed if tensor is not op.args[0]] or placed
+        traces = self._flow.traces
+        written = [op.args[0], *traces.beside(op.args[0])] if op.writes else []
+        before = [traces[into] for into in written]
+        rule, of_gates = self.rule_for(op.name), all(self.is_gate(tensor) for tensor, _ in placed)
+        for into in op.overwritten:
+            for tensor in (into, *self._gates.beside(into)):
+                self._gates[tensor] = None
         if rule is not None:
             with torch.no_grad():
                 rule(op)
@@ -170,14 +177,16 @@ class TokenSources:
             return False
         if op.name in _EXITS:
             return True
-        if op.name in _HELD_FIXED or all(self.is_gate(tensor) for tensor, _ in placed):
+        if base_name(op.name) in _HELD_FIXED or of_gates:
             for out in op.outputs:
-                self._gates[out] = True
+                for tensor in (out, *(alias for alias in written if alias.numel() == out.numel())):
+                    self._gates[tensor] = True
         outs = [out for out in ([op.args[0]] if op.writes else op.outputs) if _is_state(out)]
         mixed = any(self.place(out) is None or self._cuts_tokens(placed, out) for out in outs)
         mixed = mixed or (bool(outs) and self._mixes(op, placed))
-        if mixed and op.writes:  # it is done again, on what was there before
-            self._flow.traces[op.args[0]] = before
+        if mixed:  # it is done again, on what was there before
+            for into, trace in zip(written, before, strict=True):
+                traces[into] = trace
         return mixed
 
     def _cuts_tokens(self, placed: Sequence[tuple[Tensor, Place]], out: Tensor) -> bool:
@@ -215,6 +224,14 @@ class TokenSources:
         for leaf in self.leaves:
             lengths.setdefault(leaf.source, set()).add(leaf.anchor.length)
         return any(len(found) > 1 for found in lengths.values())
+
+    def beside(self, tensor: Tensor) -> list[Tensor]:
+        """The other tensors of which something is known that share the memory of this one."""
+        return self._flow.traces.beside(tensor)
+
+    def forget_leaf(self, tensor: Tensor) -> None:
+        """A tensor was overwritten: where it enters a mixing from here on, there is another leaf."""
+        self._leaves[tensor] = None
 
     def forget(self, tensor: Tensor) -> None:
         """A tensor was overwritten by something mixed."""

@@ -69,7 +69,7 @@ class Tail(OperationMode):
             return None
         made = {id(out): begin(out) for out in self._operations[first].outputs if is_state(out)}
         for one in self._operations[first + 1 :]:
-            if one.writes or any(tensor.is_inference() for tensor in one.tensors):
+            if one.overwritten or any(tensor.is_inference() for tensor in one.tensors):
                 return None
             if any(id(tensor) in made for tensor in one.tensors):
                 _do_again(one, made)

@@ -17,4 +17,5 @@ from captum_norm.operations.operation import Operation
 def _constant(run: FrozenRun, op: Operation) -> Any:
     """Held fixed as a whole."""
     with torch.no_grad():
-        return op.again(same)
+        value = op.again(same)
+    return run.becomes_constant(op, value) if op.writes else value
