@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.capture.row_factors import UNKNOWN, RowFactors
 from captum_norm.capture.traces import RowsRead, Traces
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.operation import Operation, base_name
@@ -28,7 +29,7 @@ class ReadOuts:
     def __init__(self, traces: Traces, reach: Reach, places: Places) -> None:
         self._traces, self._reach, self._places = traces, reach, places
         self.known: Facts[RowsRead] = Facts()
-        self._factors: Facts[Tensor] = Facts()
+        self._factors = RowFactors(traces, reach, places)
 
     def of(self, tensor: Tensor) -> RowsRead | None:
         """The rows that a tensor without a place was made of; None where they are not known."""
@@ -36,11 +37,12 @@ class ReadOuts:
 
     def see(self, op: Operation) -> None:
         """Take in one operation, after everything else."""
-        if op.name in ("mul", "mul_"):
-            self._note_factor(op)
+        self._factors.see(op)
         for out in op.written:
             if self._place(out) is None and out.is_floating_point():
                 self.known[out] = self._pooled(op) or self._rows_of_all(op)
+            elif op.overwritten:
+                self.known[out] = None
 
     def clear(self) -> None:
         """Forget everything."""
@@ -74,17 +76,6 @@ class ReadOuts:
         positions = _positions(numbers.reshape(len(numbers), -1)[:, :1], place)
         return RowsRead(positions, torch.ones(len(numbers), 1), place.mixers)
 
-    def _note_factor(self, op: Operation) -> None:
-        """What each row of a state (b, n, d) was multiplied with, unless it is 0 or 1."""
-        if not isinstance(op.out, Tensor) or op.out.ndim != 3 or self._place(op.out) is None:
-            return
-        for other in op.tensors:
-            is_state = other is op.out or self._place(other) is not None
-            if is_state or other.ndim < 2 or other.shape[-2] == 1 or isinstance(other, torch.nn.Parameter):
-                continue
-            if not bool(((other == 0) | (other == 1)).all()):
-                self._factors[op.out] = other.detach().expand(op.out.shape)
-
     def _pooled(self, op: Operation) -> RowsRead | None:
         """A sum or mean over the positions of a state (b, n, d), (n, b, d) or (b, d, n); rows of zeros have no part."""
         if base_name(op.name) not in ("sum", "mean") or op.tensors[0].ndim != 3:
@@ -102,13 +93,15 @@ class ReadOuts:
             return None
         weights = (op.tensors[0].detach().movedim(axis, 1) != 0).any(-1).double()
         factor = self._factors[op.tensors[0]]
-        if factor is not None:
-            factor = factor.movedim(axis, 1)
+        if factor is UNKNOWN:
+            return None
+        if isinstance(factor, Tensor):
+            factor = factor.expand(op.tensors[0].shape).movedim(axis, 1)
             if not torch.equal(factor, factor[..., :1].expand_as(factor)):
                 return None
             weights = weights * factor[..., 0]
         total = weights.sum(1, keepdim=True)
-        if not bool((total > 0).all()):
+        if not bool((total > 0).all()) or bool((weights < 0).any()):  # a difference of rows is no mean
             return None
         positions = _positions(numbers.movedim(axis, 1)[..., 0], place)
         return RowsRead(positions, (weights / total).cpu(), place.mixers)
