@@ -43,8 +43,13 @@ BRANCHES = (
     "parallel attention", "unused", "long skip", "embedding again", "dense mean", "two towers", "interleaved",
     "parallel blocks", "parallel blocks scaled", "shared softmax", "weights again", "class attention", "one row last",
 )  # fmt: skip
+RESIDUALS = (
+    "in place", "through a view", "read by a view", "in detached memory", "row by row", "in a buffer",
+    "halved in place", "halved through a view", "halved in detached memory", "halved by its data", "by numpy",
+)  # fmt: skip
 ORDINARY_READOUTS = ("mean", "last", "first", "fixed row", "row in target", "hidden layer")
-READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view")
+WEIGHTED_READOUTS = ("weighted mean", "weighted twice", "weighted in another format", "weighted in detached memory")
+READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view", *WEIGHTED_READOUTS)
 LATENT_READOUTS = ("first", "last", "mean", "every position", "attention pooling")
 REARRANGED = (
     "queries ordered by example", "queries ordered by head", "longest queries, the rest mean",
@@ -86,6 +91,7 @@ class Config:
         shared: one layer's parameters serve all layers.
         special: which layers have what is unusual about attention: ``"all"``, the ``"first"`` or the ``"last"``.
         context: the name of the argument by which attention is given what it looks at, itself or another sequence.
+        residual: how what a part gives out is added to what it was given, where that is written into memory.
     """
 
     seed: int
@@ -126,6 +132,7 @@ class Config:
     shared: bool = False
     context: str = "context"
     special: str = "all"
+    residual: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the defaults; seed and kind always."""
@@ -165,6 +172,8 @@ def drawn(seed: int) -> Config:
     random = Random(seed)
     kind = KINDS[seed % len(KINDS)]
     config = _DRAWERS[kind](random, replace(_ordinary(random, seed), kind=kind))
+    if kind not in ORDINARY_KINDS and random.random() < 0.15:
+        config = replace(config, residual=random.choice(RESIDUALS), ordinary=False)
     return consistent(config)
 
 
@@ -422,7 +431,7 @@ def consistent(config: Config) -> Config:
     if config.change not in ("none", "dropout") and config.attention not in ("written", "bmm", "einsum"):
         changes["attention"] = "written"
     on_mixed_values = config.change.startswith("gate") or config.change == "norm before the projection"
-    if on_mixed_values and config.output == "einsum at once":
+    if (on_mixed_values or config.change == "differential") and config.output == "einsum at once":
         changes["output"] = "linear"
     attention = changes.get("attention", config.attention)
     if config.change in ("batch norm",):  # masked keys get weight, too: only where all is seen
@@ -463,6 +472,10 @@ def consistent(config: Config) -> Config:
         changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.shared:
         changes["special"] = "all"
+    if changes.get("attention", config.attention) in WHOLE_MODULES:
+        changes["residual"] = ""
+    if config.residual == "by numpy" and config.dtype == "bfloat16":  # which numpy has not
+        changes["residual"] = "in place"
     if config.attention == "TransformerEncoderLayer":
         changes |= {"mixer_place": "between" if config.mixer else "", "branch": ""}
     return replace(config, **changes)

@@ -5,6 +5,9 @@ Axes: b batch, n position, d model, c class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,8 @@ from tests.random_models.attention import (
     torch_masks,
     visible_keys,
 )
-from tests.random_models.config import Config
+from tests.random_models.config import WEIGHTED_READOUTS, Config
+from tests.random_models.formulas import row_weights
 from tests.random_models.opaque import sums_so_far
 from tests.random_models.parameters import (
     FeedForwardParameters,
@@ -170,6 +174,67 @@ class Mixer(nn.Module):
         return F.layer_norm(x, x.shape[1:], eps=EPS)
 
 
+def _in_a_view(x: Tensor, out: Tensor) -> Tensor:
+    x.view(-1).add_(out.reshape(-1))
+    return x
+
+
+def _read_by_a_view(x: Tensor, out: Tensor) -> Tensor:
+    view = x.view(x.shape)
+    x.add_(out)
+    return view
+
+
+def _in_detached_memory(x: Tensor, out: Tensor) -> Tensor:
+    detached = x.detach()
+    x.add_(out)
+    return detached
+
+
+def _row_by_row(x: Tensor, out: Tensor) -> Tensor:
+    for own, row in zip(x.unbind(1), out.unbind(1), strict=True):
+        own.add_(row)
+    return x
+
+
+def _in_a_buffer(x: Tensor, out: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    buffer.copy_(x)
+    return buffer.add_(out)
+
+
+def _halved(write: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """What was read is overwritten, too: half of it is what is added to, twice."""
+
+    def added(x: Tensor, out: Tensor) -> Tensor:
+        write(x)
+        return x * 2 + out
+
+    return added
+
+
+def _by_numpy(x: Tensor, out: Tensor) -> Tensor:
+    x.detach().numpy()[:] += out.detach().numpy()
+    return x
+
+
+ADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "": lambda x, out: x + out,
+    "in place": lambda x, out: x.add_(out),
+    "through a view": _in_a_view,
+    "read by a view": _read_by_a_view,
+    "in detached memory": _in_detached_memory,
+    "row by row": _row_by_row,
+    "in a buffer": _in_a_buffer,
+    "halved in place": _halved(lambda x: x.mul_(0.5)),
+    "halved through a view": _halved(lambda x: x.view(-1).mul_(0.5)),
+    "halved in detached memory": _halved(lambda x: x.detach().mul_(0.5)),
+    "halved by its data": _halved(lambda x: setattr(x, "data", x * 0.5)),
+    "by numpy": _by_numpy,
+}
+"""How the output of a part is added to its input, which is a tensor of its own unless nothing is overwritten."""
+
+
 class Layer(nn.Module):
     """One layer: attention (and cross-attention), feed-forward, residuals and norms where the config has them."""
 
@@ -234,13 +299,15 @@ class Layer(nn.Module):
 
     def wrapped(self, name: str, x: Tensor, part, row: slice | None = None) -> Tensor:
         """x (or one row of it) with a part's output added, norms where they belong."""
-        norm, own = self.config.norm, x if row is None else x[:, row]
+        norm, added = self.config.norm, ADDED[self.config.residual if row is None else ""]
+        x = x.clone(memory_format=torch.contiguous_format) if self.config.residual and row is None else x
+        own = x if row is None else x[:, row]
         if norm == "none":
-            return own + part(x)
+            return added(own, part(x))
         if norm == "post":
-            return self.norms[name](own + part(x))
+            return self.norms[name](added(own, part(x)))
         out = part(self.norms[name](x))
-        return own + (self.norms[f"{name}_out"](out) if norm == "sandwich" else out)
+        return added(own, self.norms[f"{name}_out"](out) if norm == "sandwich" else out)
 
 
 class TorchLayer(nn.Module):
@@ -400,12 +467,28 @@ class RandomTransformer(nn.Module):
         elif readout == "mean":
             weights = everything.to(x.dtype)[..., None]
             x = x.mean(1) if real is None else (x * weights).sum(1) / weights.sum(1)
+        elif readout in WEIGHTED_READOUTS:
+            weights = row_weights(x.shape[1]).to(x.dtype)[:, None] * everything.to(x.dtype)[..., None]
+            x = _weighted(x, weights, readout) / weights.sum(1)
         elif readout == "attention pooling":
             scores = (x @ self.pooling).masked_fill(~everything, float("-inf"))
             x = (scores.softmax(-1)[..., None] * x).sum(1)
         elif readout == "max pooling":
             x = x.masked_fill(~everything[..., None], torch.finfo(x.dtype).min).amax(1)
         return self.classifier(x)
+
+
+def _weighted(x: Tensor, weights: Tensor, readout: str) -> Tensor:
+    """The sum of rows by their weights, in one of the ways of ``WEIGHTED_READOUTS``."""
+    if readout == "weighted twice":
+        return (x * weights.clamp_max(2) * (weights / weights.clamp(1, 2))).sum(1)
+    if readout == "weighted in another format":
+        return (x * weights).double().transpose(1, 2).sum(-1).to(x.dtype)
+    if readout == "weighted in detached memory":
+        x = x.clone()
+        x.detach().mul_(weights)
+        return x.sum(1)
+    return (x * weights).sum(1)
 
 
 class Unpadded(RandomTransformer):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.random_models.config import LINEAR_MIXERS, WRITTEN_ELSEWHERE, Config
+from tests.random_models.config import LINEAR_MIXERS, WEIGHTED_READOUTS, WRITTEN_ELSEWHERE, Config
 from tests.random_models.formulas import (
     changed_weights,
     edges_of,
@@ -34,6 +34,7 @@ from tests.random_models.formulas import (
     longest_queries,
     of_longest_queries,
     position_bias,
+    row_weights,
     tokens_mixed,
     turned,
     two_windows,
@@ -636,6 +637,9 @@ class Oracle:
                 rows[example, self.inputs.row] = 1
             elif readout == "mean":
                 rows[example, positions] = 1 / len(positions)
+            elif readout in WEIGHTED_READOUTS:
+                weights = row_weights(n)[positions]
+                rows[example, positions] = weights / weights.sum()
             elif readout == "attention pooling":
                 scores = x.value[example, positions] @ self.parameters.pooling
                 e = (scores - scores.max()).exp()
