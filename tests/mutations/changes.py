@@ -730,6 +730,70 @@ CHANGES: list[Change] = [
         ("if len(read.positions) not in (1, self.batch):", "if False:"),
         tests="capture/test_answer.py",
     ),
+    *changes_of(
+        "linear/run.py",
+        ("if self._written:", "if False:"),
+        ("self._begin_anew(op, into)", "pass"),
+        ("if self._is_overwritten(op.storages, before):", "if False:"),
+        ("or self._is_overwritten((storage_of(known.root),), known.since)", ""),
+        ("self.overwrote = self.overwrote or bool(op.overwritten)", "pass"),
+        ("self._mixed_into.add(self._written.hold(into))", "self._written.hold(into)"),
+        ("into.detach_().copy_(value)", "pass"),
+        ("if into._is_view() or placed or", "if into._is_view() or"),
+        tests="linear/test_overwritten.py",
+    ),
+    *changes_of(
+        "linear/sources.py",
+        ("self._leaves[tensor] = None", "pass"),
+        ("if base_name(op.name) in _HELD_FIXED", "if op.name in _HELD_FIXED"),
+        ("(out, *(alias for alias in written if alias.numel() == out.numel()))", "(out,)"),
+        tests="linear/test_overwritten.py",
+    ),
+    *changes_of("linear/parts.py", ("self._starts[tensor] = None", "pass"), tests="linear/test_overwritten.py"),
+    *changes_of(
+        "attr/decompx.py", ("if not error <= contributions.tolerance:", "if False:"), tests="linear/test_overwritten.py"
+    ),
+    *changes_of(
+        "capture/row_factors.py",
+        ("if self._is_state(operand) and _have_one_length(op.out, features):", "if False:"),
+        ("by_feature = all(varies", "by_feature = any(varies"),
+        ("self._of[alias] = UNKNOWN", "pass"),
+        ("return self._replayed(op, known)", "return None"),
+        ("return _along_features(first)", "return UNKNOWN"),
+        ("states.append(UNKNOWN if is_divisor else self._of[operand])", "states.append(self._of[operand])"),
+        ("factor / by if is_divisor else factor * by", "factor * by"),
+        ('_GROW_ALIKE = {"relu"', '_GROW_ALIKE = {"gelu", "relu"'),
+        ("all(_is_one(first, other) for other in factors[1:]) else UNKNOWN", "True else UNKNOWN"),
+        ("or _has_numbers(op):", "or False:"),
+        tests="capture/test_row_factors.py",
+    ),
+    *changes_of(
+        "capture/readout.py",
+        ("if factor is UNKNOWN:", "if False:"),
+        (" or bool((weights < 0).any())", ""),
+        tests="capture/test_row_factors.py",
+    ),
+    *changes_of(
+        "capture/readout.py", ("elif op.overwritten:", "elif False:"), tests="capture/test_aliases.py"
+    ),
+    *changes_of(
+        "capture/blocks/stream.py",
+        ("self._nodes[alias], self._forms[alias] = written, self._forms[into]", "pass"),
+        ("block.in_pieces = block.in_pieces or", "block.in_pieces = False and"),
+        tests="capture/test_blocks.py",
+    ),
+    *changes_of(
+        "capture/rules/projections.py", ("and len(other) == len(whole.r)", ""), tests="capture/test_blocks.py"
+    ),
+    *changes_of(
+        "capture/chain.py", (" or name in _PIECES", ""), tests="random_models/test_random_models.py"
+    ),
+    *changes_of(
+        "operations/facts.py",
+        ("self[into] if is_same_view(alias, into) else None", "self[into]"),
+        tests="operations/test_facts.py",
+    ),
+    *changes_of("capture/dataflow.py", (", *facts.beside(changed))", ",)"), tests="capture/test_lent.py"),
     *changes_of("capture/reach.py", ("if not numbers and chosen > INPUT:", "if False:"), tests="capture/test_reach.py"),
     *changes_of(
         "capture/lent.py",
