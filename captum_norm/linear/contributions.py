@@ -132,14 +132,15 @@ def _backwards(run: BackwardRun, sources: TokenSources, outputs: Sequence[Tensor
         ) from None
     *gradients, bias = (None if gradient is None else gradient.detach() for gradient in of_inputs)
     if to_check:
-        refuse_mixed_examples(output, inputs[:-1], gradients, [leaf.examples() for leaf in leaves])
+        refuse_mixed_examples(output, inputs[:-1], gradients, [leaf.examples() for leaf in leaves], run.coarsest)
     with torch.no_grad():
         return _Sum(output.detach(), run.largest, run.coarsest).of(leaves, gradients, bias)
 
 
 def refuse_mixed_examples(
-    output: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], examples: Sequence[Tensor]
-) -> None:
+    output: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], examples: Sequence[Tensor],
+    coarsest: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
     """Refuse an output of which one example reads another, so that one backward pass cannot tell their shares.
 
     If none does, and each example's output is weighed by a number of its own, the gradients at its tokens are weighed
@@ -150,6 +151,7 @@ def refuse_mixed_examples(
         tensors: what it depends on.
         gradients: of the output's sum with respect to these.
         examples: which example each of their entries belongs to, shaped as they are; -1 for none.
+        coarsest: the format with the fewest digits that anything was computed in.
 
     Raises:
         NotFrozenError: if outputs depend on the tokens of other examples.
@@ -165,7 +167,7 @@ def refuse_mixed_examples(
         expected = gradient * weights.to(gradient)[of_example.clamp(0, len(output) - 1)]
         off = torch.where(of_example < 0, 0, torch.nan_to_num(found - expected)).abs().max()
         # norms may compute in float32, and all of it in less (autocast)
-        coarse = max(torch.finfo(dtype).eps for dtype in (gradient.dtype, output.dtype, torch.float32))
+        coarse = max(torch.finfo(dtype).eps for dtype in (gradient.dtype, output.dtype, torch.float32, coarsest))
         if bool((of_example >= len(output)).any()) or off > coarse**0.5 * torch.nan_to_num(expected).abs().max():
             raise NotFrozenError(
                 f"axis 0 of what is explained, {tuple(output.shape)}, and of the inputs should count examples, but an "

@@ -18,15 +18,19 @@ from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, kind_of, names_of
 from captum_norm.operations.modes import SubstitutingMode
-from captum_norm.operations.operation import Operation, swapped
+from captum_norm.operations.operation import Operation, base_name, swapped
 from captum_norm.operations.sharded import is_distributed
 from captum_norm.operations.storages import Storages, storage_of
 
 Start = tuple[int, int]
 
 _PRODUCTS = names_of(OperationKind.SCALE, OperationKind.PRODUCT) | {"mul_", "div_"}
+
+
+_TO_INTEGERS = frozenset(("int", "long", "short", "char", "byte"))
+_COMPUTE = (OperationKind.SUM, OperationKind.SCALE, OperationKind.REDUCTION, OperationKind.PRODUCT, OperationKind.MAP)
 
 
 @dataclass
@@ -79,6 +83,7 @@ class FrozenRun:
         self._formats: set[torch.dtype] = set()
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutingMode(self._rule_for)
+        self._integers: Facts[bool] = Facts()  # what followed tensors were rounded to
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
         self._copied = Storages()  # memory of which another piece is a copy where the model has a view
         self._written = Storages()  # memory that something live or a token's own was written into
@@ -100,6 +105,7 @@ class FrozenRun:
             self.known.clear()
             self._overwritten.clear()
             self._twins.clear()
+            self._integers.clear()
             self._copied.clear()
             self._written.clear()
             self._mixed_into.clear()
@@ -177,9 +183,30 @@ class FrozenRun:
         self.count += 1
         if self._written:
             self._refuse_stale(op)
+        whole = [tensor for tensor in op.tensors if self._is_whole(tensor)]
         out = self._performed(rule, op)
+        self._see_integers(op, out, bool(whole))
         self._overwritten.extend(map(storage_of, op.overwritten))
         return out
+
+    def _is_whole(self, tensor: Tensor) -> bool:
+        """Whether a tensor holds integers that a followed one was rounded to."""
+        return tensor in self._integers
+
+    def _see_integers(self, op: Operation, out: Any, of_integers: bool) -> None:
+        """Follow states through formats of integers, from which they may not come back as numbers: they would count as
+        a bias."""
+        kind = kind_of(op.name)
+        cast = kind is OperationKind.IDENTITY or base_name(op.name) in _TO_INTEGERS
+        if not of_integers and not (cast and op.tensors[0].is_floating_point() and self.is_live(op.tensors[0])):
+            return
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            if not isinstance(tensor, Tensor) or tensor.dtype is torch.bool:
+                continue
+            if not tensor.is_floating_point():
+                self._integers[tensor] = True
+            elif of_integers and (cast or kind in _COMPUTE) and not self.is_live(tensor):
+                raise self.refusal(op, "it computes with integers that hidden states were rounded to")
 
     def _performed(self, rule: Rule, op: Operation) -> Any:
         if peek_interpreter_stack() is not None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from captum_norm.operations.compositions import written_out
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import with_plain_mask, without_own_formats
 from captum_norm.operations.operation import Operation, operation_name
@@ -120,14 +121,34 @@ class SubstitutingMode(OperationMode):
     """Asks the rule *instead of* running the operation: what the rule returns is what the model gets.
 
     The rule works with torch functions off, so that this mode does not see it; whether gradients are on is the model's
-    affair.  ``operation.out`` is None.
+    affair.  ``operation.out`` is None.  Operations that are others in one are run as these.
     """
+
+    def __init__(self, rule_for: Callable[[str], OperationRule | None]) -> None:
+        super().__init__(rule_for)
+        self._written_out: dict[Any, Callable[..., Any] | None] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in self._written_out:
+            self._written_out[func] = written_out(operation_name(func))
+        by_others = self._written_out[func]
+        ours = by_others is not None and threading.get_ident() == self._thread
+        if by_others is None or not ours or "out" in (kwargs or {}) or not any(map(_is_numbers, args[:1])):
+            return super().__torch_function__(func, types, args, kwargs)
+        with self:
+            return by_others(*args, **(kwargs or {}))
 
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         with torch._C.DisableTorchFunction():
             return rule(without_own_formats(self.seen(Operation(operation_name(func), func, args, kwargs))))
+
+
+def _is_numbers(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
 def _without_dispatch(function: Any) -> Any:

@@ -749,6 +749,34 @@ CHANGES: list[Change] = [
         ("(out, *(alias for alias in written if alias.numel() == out.numel()))", "(out,)"),
         tests="linear/test_overwritten.py",
     ),
+    *changes_of(
+        "operations/compositions.py",
+        ("return first * second.sigmoid()", "return first * second.sigmoid().square()"),
+        ("return named if base_name(name) == name else in_place", "return named"),
+        ("{_AS_NUMPY_SAYS.get(key, key): value", "{key: value"),
+        ("sorted(dims, reverse=True)", "dims"),
+        tests="linear/test_compositions.py",
+    ),
+    *changes_of(
+        "linear/run.py",
+        ("elif of_integers and (cast or kind in _COMPUTE)", "elif False and (cast or kind in _COMPUTE)"),
+        ("self._integers[tensor] = True", "pass"),
+        tests="linear/test_compositions.py",
+    ),
+    *changes_of(
+        "linear/contributions.py", ("torch.float32, coarsest))", "torch.float32))"), tests="linear/test_compositions.py"
+    ),
+    *changes_of(
+        "linear/rules/activations.py",
+        ("| frozenset(_THROUGH_THE_ORIGIN)", ""),
+        ("@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN)", "@rule(OperationKind.ACTIVATION)"),
+        tests="linear/test_compositions.py",
+    ),
+    *changes_of(
+        "linear/rules/moves.py",
+        ("if op.name in _LIKE and not", "if False and not"),
+        tests="linear/test_compositions.py",
+    ),
     *changes_of("linear/parts.py", ("self._starts[tensor] = None", "pass"), tests="linear/test_overwritten.py"),
     *changes_of(
         "attr/decompx.py", ("if not error <= contributions.tolerance:", "if False:"), tests="linear/test_overwritten.py"

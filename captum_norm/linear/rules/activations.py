@@ -16,13 +16,16 @@ from captum_norm.linear.fused import Line
 from captum_norm.linear.rules.operands import same
 from captum_norm.linear.run import FrozenRun
 from captum_norm.operations.kinds import OperationKind, Property, names_with
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.operation import Operation, base_name
+
+# Functions through the origin, entry by entry, which are none of the usual activations, and which may be one.
+_THROUGH_THE_ORIGIN = ("sin", "tan", "sinh", "atan", "erf", "expm1", "log1p", "round", "trunc", "floor", "ceil")
 
 # ReLU's line does not stand for these.
-_SATURATING = names_with(Property.SATURATES)
+_SATURATING = names_with(Property.SATURATES) | frozenset(_THROUGH_THE_ORIGIN)
 
 
-@rule(OperationKind.ACTIVATION)
+@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN)
 def _activation(run: FrozenRun, op: Operation) -> Any:
     x = op.args[0]
     if not isinstance(x, Tensor) or not run.is_live(x):
@@ -40,7 +43,7 @@ def bent_form(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
     value = value.clone() if any(value.data_ptr() == t.data_ptr() for t in op.tensors) else value
     bent = value.detach()  # shares memory: what is done to the value in place is part of the function
     line = run.conventions.activation
-    line = "ZO" if line == "ReLU" and op.name in _SATURATING else line
+    line = "ZO" if line == "ReLU" and base_name(op.name) in _SATURATING else line
     tangent = run.tangent_of(op, root, value) if line == "LA" else None
 
     def apply(one: Tensor, x: Tensor) -> Tensor:

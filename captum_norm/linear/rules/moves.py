@@ -10,18 +10,21 @@ from torch import Tensor
 from captum_norm.linear.frozen import RULES, Frozen, rule
 from captum_norm.linear.rules.operands import is_lazy, operands_of, same, swapping
 from captum_norm.linear.run import FrozenRun
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.steps import strided_step
 
 RULES.pass_over(OperationKind.QUESTION, OperationKind.SETTING, OperationKind.FRESH)
 
 _MOVES = names_of(OperationKind.MOVE)
+_LIKE = names_with(Property.LIKE)
 
 
 @rule(OperationKind.MOVE, OperationKind.REDUCTION, OperationKind.COMBINATION, "zero")
 def _linear(run: FrozenRun, op: Operation) -> Any:
     operands, moves = operands_of(run, op), base_name(op.name) in _MOVES
+    if op.name in _LIKE and not run.is_live(op.args[0]):  # an index.expand_as(live)
+        return op.again(same)
     if moves and op.in_place:
         return run.moved_in_place(op)
 
@@ -63,6 +66,10 @@ def _identity(run: FrozenRun, op: Operation) -> Any:
     x = op.args[0]
     if not run.is_live(x):  # x.type_as(live)
         return op.again(same)
+    with torch.no_grad():
+        value = op.again(same) if len(op.args) > 1 or op.kwargs else x
+    if not (value.is_floating_point() or value.is_complex()):  # integers, which may choose or come back as numbers
+        return value
     dtype = next((t.dtype for t in op.tensors[1:]), None) if op.name in ("to", "type_as") else None
 
     def apply(one: Tensor, x: Tensor) -> Tensor:

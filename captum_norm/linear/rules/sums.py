@@ -17,7 +17,7 @@ from captum_norm.operations.operation import Operation
 
 @rule(
     OperationKind.JOIN, "where", "setitem", "copy", "index_add", "index_copy", "index_put", "scatter", "scatter_add",
-    "masked_scatter",
+    "masked_scatter", "complex",
 )  # fmt: skip
 def _sum(run: FrozenRun, op: Operation) -> Frozen:
     """Linear in all live operands together; constant operands are biases."""

@@ -1,0 +1,116 @@
+"""Operations that are others in one: each written out in those, for whoever has rules for these.
+
+A gated linear unit, an interpolation and the larger of two numbers are no functions of their own: what holds for their
+parts holds for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_norm.operations.operation import base_name
+
+
+def written_out(name: str) -> Callable[..., Any] | None:
+    """The function that does what an operation does by others; None for one that is not written out.
+
+    Example:
+        >>> glu, x = written_out("glu"), torch.tensor([1.0, 2.0, 0.0, 0.0])
+        >>> glu(x), torch.nn.functional.glu(x)
+        (tensor([0.5000, 1.0000]), tensor([0.5000, 1.0000]))
+    """
+    function = _WRITTEN_OUT.get(base_name(name))
+    if function is None:
+        return None
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{_AS_NUMPY_SAYS.get(key, key): value for key, value in kwargs.items()})
+
+    def in_place(into: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return into.copy_(named(into, *args, **kwargs))
+
+    return named if base_name(name) == name else in_place
+
+
+def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    return input + weight * (end - input)
+
+
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return input + value * (tensor1 * tensor2)
+
+
+def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return input + value * (tensor1 / tensor2)
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    first, second = input.chunk(2, dim)
+    return first * second.sigmoid()
+
+
+def _maximum(input: Tensor, other: Tensor) -> Tensor:
+    return torch.where(input >= other, input, other)
+
+
+def _minimum(input: Tensor, other: Tensor) -> Tensor:
+    return torch.where(input <= other, input, other)
+
+
+def _amax(input: Tensor, dim: int | tuple[int, ...] = (), keepdim: bool = False) -> Tensor:
+    return _chosen(input, dim, keepdim, torch.argmax)
+
+
+def _amin(input: Tensor, dim: int | tuple[int, ...] = (), keepdim: bool = False) -> Tensor:
+    return _chosen(input, dim, keepdim, torch.argmin)
+
+
+def _nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    numbers = torch.where(input.isnan(), 0.0, input)
+    return numbers.sum(dtype=dtype) if dim is None else numbers.sum(dim, keepdim, dtype=dtype)
+
+
+def _max(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor | None = None) -> Any:
+    return _one_of(input, dim if other is None else other, keepdim, _maximum, torch.argmax, torch.return_types.max)
+
+
+def _min(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Tensor | None = None) -> Any:
+    return _one_of(input, dim if other is None else other, keepdim, _minimum, torch.argmin, torch.return_types.min)
+
+
+def _one_of(
+    input: Tensor, dim: Any, keepdim: bool, of_two: Callable[..., Tensor], index_of: Callable[..., Tensor], pair: Any
+) -> Any:
+    """The three forms of ``max``: of two tensors, of all entries, and along an axis with the indices."""
+    if isinstance(dim, Tensor):
+        return of_two(input, dim)
+    if dim is None:
+        return _chosen(input, (), False, index_of)
+    index = index_of(input, dim, True)
+    values = input.gather(dim, index)
+    return pair((values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim)))
+
+
+def _chosen(
+    input: Tensor, dim: int | tuple[int, ...], keepdim: bool, index_of: Callable[..., Tensor]
+) -> Tensor:
+    """The entries that are largest or smallest along some axes; along all, without any."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim) or tuple(range(input.ndim))
+    dims = tuple(axis % input.ndim for axis in dims)
+    for axis in dims:
+        input = input.gather(axis, index_of(input, axis, True))
+    for axis in sorted(dims, reverse=True) if not keepdim else ():
+        input = input.squeeze(axis)
+    return input
+
+
+_AS_NUMPY_SAYS = {"axis": "dim", "keepdims": "keepdim"}
+_WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "lerp": _lerp, "addcmul": _addcmul, "addcdiv": _addcdiv, "glu": _glu, "maximum": _maximum, "minimum": _minimum,
+    "amax": _amax, "amin": _amin, "max": _max, "min": _min,
+    "nansum": _nansum,
+}  # fmt: skip

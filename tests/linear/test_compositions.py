@@ -1,0 +1,153 @@
+"""Operations that are others in one have the shares of these: a gated linear unit is no gate as a whole."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_norm import DecompX
+from captum_norm.linear import NotFrozenError
+from captum_norm.operations.compositions import written_out
+
+close = torch.testing.assert_close
+WEIGHT = torch.linspace(0, 1, 8)
+
+
+def _in_place(h: Tensor, a: Tensor) -> Tensor:
+    return a.clone().lerp_(h, WEIGHT)
+
+
+PAIRS = {
+    "lerp": (lambda h, a: torch.lerp(a, h, WEIGHT), lambda h, a: a + WEIGHT * (h - a)),
+    "lerp_": (_in_place, lambda h, a: a + WEIGHT * (h - a)),
+    "addcmul": (lambda h, a: torch.addcmul(a, h, WEIGHT, value=2), lambda h, a: a + 2 * h * WEIGHT),
+    "addcdiv": (lambda h, a: torch.addcdiv(a, h, 1 + WEIGHT), lambda h, a: a + h / (1 + WEIGHT)),
+    "glu": (
+        lambda h, a: nn.functional.glu(torch.cat([a, h], -1)),
+        lambda h, a: a * h.sigmoid(),
+    ),
+    "glu along an axis": (
+        lambda h, a: nn.functional.glu(torch.cat([a, h], -1).mT, dim=1).mT,
+        lambda h, a: a * h.sigmoid(),
+    ),
+    "maximum": (lambda h, a: torch.maximum(a, h), lambda h, a: torch.where(a >= h, a, h)),
+    "minimum": (lambda h, a: torch.minimum(a, h), lambda h, a: torch.where(a <= h, a, h)),
+    "max of two": (lambda h, a: torch.max(a, other=h), lambda h, a: torch.where(a >= h, a, h)),
+    "a rectifier": (lambda h, a: torch.maximum(a, torch.zeros(())), lambda h, a: a.relu()),
+    "nansum": (lambda h, a: torch.nansum(torch.stack([a, h]), 0), lambda h, a: a + h),
+    "complex": (lambda h, a: torch.view_as_real(torch.complex(a, h)).sum(-1), lambda h, a: a + h),
+    "max along an axis": (
+        lambda h, a: h + a.max(1, keepdim=True).values,
+        lambda h, a: h + a.gather(1, a.argmax(1, keepdim=True)),
+    ),
+    "min along an axis": (lambda h, a: h + a.min(dim=1)[0][:, None], lambda h, a: h - (-a).amax(1, keepdim=True)),
+    "amax as numpy says": (
+        lambda h, a: h + torch.amax(a, axis=1, keepdims=True),
+        lambda h, a: h + a.gather(1, a.argmax(1, keepdim=True)),
+    ),
+    "amin along two axes": (
+        lambda h, a: h + a.amin((1, 2))[:, None, None],
+        lambda h, a: h + a.flatten(1).gather(1, a.flatten(1).argmin(1, keepdim=True))[..., None],
+    ),
+}
+
+
+ACTIVATIONS = {
+    "sine": (torch.sin, torch.sin),
+    "rounding": (lambda x: (x * 64).round() / 64, lambda x: (x * 64).round() / 64),
+    "exponential linear, by hand": (lambda x: torch.where(x > 0, x, torch.expm1(x)), nn.functional.elu),
+    "logarithm": (lambda x: x.abs().log1p() * x.sign(), lambda x: x.abs().log1p() * x.sign()),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, between) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.between, self.embed, self.head = between, nn.Embedding(9, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        a = (h @ h.mT).softmax(-1) @ h
+        x = self.between(h, a)
+        return self.head(((x @ x.mT).softmax(-1) @ x)[:, 0])
+
+
+@pytest.mark.parametrize("bias", ["token", "absdot"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_operation_that_is_others_in_one_has_their_shares(name, bias):
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+    one, others = (Model(between).eval().requires_grad_(False) for between in PAIRS[name])
+    close(one(ids), others(ids))
+    found = DecompX(one, bias=bias).attribute(ids, target=1)
+    close(found, DecompX(others, bias=bias).attribute(ids, target=1))
+    assert bool(found.abs().sum(1).gt(0).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "given"),
+    [
+        ("max", torch.max, (torch.randn(3, 4),)),
+        ("max", torch.max, (torch.randn(3, 4), 1)),
+        ("min", torch.min, (torch.randn(3, 4), 0, True)),
+        ("amax", torch.amax, (torch.randn(3, 4, 2), (0, -1))),
+        ("amin", torch.amin, (torch.randn(3, 4),)),
+        ("glu", nn.functional.glu, (torch.randn(3, 4), 1)),
+    ],
+)
+def test_what_is_written_out_is_the_operation(name, function, given):
+    found, expected = written_out(name)(*given), function(*given)
+    assert type(found) is type(expected)
+    for one, other in zip(*([x] if isinstance(x, Tensor) else x for x in (found, expected)), strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("activation", ["ZO", "ReLU"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_function_through_the_origin_is_a_line_for_each_entry(name, activation):
+    function, same = ACTIVATIONS[name]
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+    found = DecompX(Model(lambda h, a: h + function(a)).eval(), activation=activation).attribute(ids, target=1)
+
+    def line(a: Tensor) -> Tensor:
+        return torch.where(a == 0, 0, same(a) / a).detach() * a
+
+    if name != "exponential linear, by hand" or activation == "ZO":  # ReLU's line stands for the usual one
+        close(found, DecompX(Model(lambda h, a: h + line(a)).eval()).attribute(ids, target=1))
+
+
+COUNTED = {
+    "to": lambda a: (a * 16).round().to(torch.int8).to(torch.float32) / 16,
+    "int": lambda a: (a * 16).int() / 16,
+    "moved": lambda a: (a * 16).long().flatten(1).view(a.shape).float(),
+    "computed with": lambda a: ((a * 16).int() + 1) * 0.5,
+}
+
+
+@pytest.mark.parametrize("way", COUNTED)
+def test_states_that_come_back_from_integers_are_refused_by_name(way):
+    rounds = Model(lambda h, a: h + COUNTED[way](a)).eval()
+    with pytest.raises(NotFrozenError, match="integers that hidden states were rounded to"):
+        DecompX(rounds).attribute(torch.tensor([[1, 2, 3, 4, 5]]), target=1)
+
+
+def test_states_in_few_digits_for_a_while_are_those_of_their_own_example():
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+    coarse, plain = Model(lambda h, a: a.half().float()).eval(), Model(lambda h, a: a).eval()
+    close(DecompX(coarse).attribute(ids, target=1), DecompX(plain).attribute(ids, target=1), atol=1e-2, rtol=1e-2)
+
+
+def test_integers_that_only_choose_are_routing():
+    chooses = Model(lambda h, a: h + a.gather(1, (a * 2).floor().clamp(0, 4).to(torch.long))).eval()
+    DecompX(chooses).attribute(torch.tensor([[1, 2, 3, 4, 5]]), target=1)
+
+
+def test_an_index_in_the_shape_of_states_is_a_constant():
+    rows = torch.tensor([2, 0, 1, 4, 3])
+    chosen = Model(lambda h, a: h + a.gather(1, rows[None, :, None].expand_as(a))).eval()
+    plain = Model(lambda h, a: h + a[:, rows]).eval()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+    close(DecompX(chosen).attribute(ids, target=1), DecompX(plain).attribute(ids, target=1))
+
+
+def test_other_operations_are_not_written_out():
+    assert written_out("gelu") is None
