@@ -13,7 +13,9 @@ WEIGHT = torch.linspace(0, 1, 8)
 
 
 def _in_place(h: Tensor, a: Tensor) -> Tensor:
-    return a.clone().lerp_(h, WEIGHT)
+    between = a.clone()
+    between.lerp_(h, WEIGHT)
+    return between
 
 
 PAIRS = {
