@@ -57,7 +57,7 @@ class BackwardRun(FrozenRun):
             self._in_graph[tensor] = True
         self._measure(out)
         if frozen.root is not None:
-            self.known[out] = Known(None, False, frozen.root, frozen.bent, self.now)
+            self.known[out] = Known(None, False, frozen.root, frozen.bent, self.memory.now)
         return out
 
     def moved_in_place(self, op: Operation) -> Any:

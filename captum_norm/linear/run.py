@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, peek_interpreter_stack
 
 from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule
+from captum_norm.linear.overwritten import OverwrittenMemory
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
@@ -62,6 +63,7 @@ class FrozenRun:
     Attributes:
         fused: rules give forms made for autograd.
         largest: bytes of the largest live tensor whose linear form was made.
+        memory: what the model overwrites.
         lazy_maps: linear layers are put off too, until something needs them.
         overwrote: whether an operation on something live wrote in place.
     """
@@ -77,7 +79,6 @@ class FrozenRun:
         self.starts = tuple(starts)
         self.count = -1
         self.known: Facts[Known] = Facts()
-        self._overwritten: list[int] = []  # storages, in the order in which operations wrote into them in place
         self.largest = 0
         self.overwrote = False
         self._formats: set[torch.dtype] = set()
@@ -86,8 +87,7 @@ class FrozenRun:
         self._integers: Facts[bool] = Facts()  # what followed tensors were rounded to
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
         self._copied = Storages()  # memory of which another piece is a copy where the model has a view
-        self._written = Storages()  # memory that something live or a token's own was written into
-        self._mixed_into: set[int] = set()  # of that, what something live was written into
+        self.memory = OverwrittenMemory()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -103,12 +103,10 @@ class FrozenRun:
                 yield
         finally:
             self.known.clear()
-            self._overwritten.clear()
             self._twins.clear()
             self._integers.clear()
             self._copied.clear()
-            self._written.clear()
-            self._mixed_into.clear()
+            self.memory.clear()
             if self.sources is not None:
                 self.sources.clear()
 
@@ -139,7 +137,9 @@ class FrozenRun:
     def root_of(self, tensor: Tensor) -> tuple[Tensor | None, bool]:
         """The live tensor of which this is a function entry by entry (itself, at least), and whether it is bent."""
         known = self.known[tensor]
-        if known is None or known.root is None or self._is_overwritten((storage_of(known.root),), known.since):
+        if known is None or known.root is None:
+            return tensor, False
+        if self.memory.is_overwritten((storage_of(known.root),), known.since):
             return tensor, False
         return known.root, known.bent
 
@@ -181,17 +181,13 @@ class FrozenRun:
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
         self.count += 1
-        if self._written:
+        if self.memory:
             self._refuse_stale(op)
-        whole = [tensor for tensor in op.tensors if self._is_whole(tensor)]
+        of_integers = any(tensor in self._integers for tensor in op.tensors)
         out = self._performed(rule, op)
-        self._see_integers(op, out, bool(whole))
-        self._overwritten.extend(map(storage_of, op.overwritten))
+        self._see_integers(op, out, of_integers)
+        self.memory.note(op.overwritten)
         return out
-
-    def _is_whole(self, tensor: Tensor) -> bool:
-        """Whether a tensor holds integers that a followed one was rounded to."""
-        return tensor in self._integers
 
     def _see_integers(self, op: Operation, out: Any, of_integers: bool) -> None:
         """Follow states through formats of integers, from which they may not come back as numbers: they would count as
@@ -247,9 +243,9 @@ class FrozenRun:
     def _refuse_stale(self, op: Operation) -> None:
         """Refuse what is neither followed nor a token's own, in memory that such a tensor was written into."""
         for tensor, storage in zip(op.tensors, op.storages, strict=True):
-            if storage not in self._written or self.is_followed(tensor):
+            if not self.memory.holds_inputs(storage) or self.is_followed(tensor):
                 continue
-            if storage in self._mixed_into or self.sources is None or self.sources.place(tensor) is None:
+            if self.memory.holds_followed(storage) or self.sources is None or self.sources.place(tensor) is None:
                 raise self.refusal(op, "it reads what was written through another tensor; write into a new one")
 
     def _begin_anew(self, op: Operation, into: Tensor) -> None:
@@ -259,7 +255,7 @@ class FrozenRun:
         for tensor in (into, *self.sources.beside(into)):
             self.forget_start(tensor)
         if any(self.sources.place(tensor) is not None for tensor in op.tensors):
-            self._written.hold(into)
+            self.memory.take_tokens(into)
 
     def forget_start(self, tensor: Tensor) -> None:
         """The linear form with which a token's own tensor began is no longer that of its numbers."""
@@ -331,7 +327,7 @@ class FrozenRun:
         self.known[into] = known or kept
         for alias in self.known.beside(into):
             self._lose(op, alias)
-        self._mixed_into.add(self._written.hold(into))
+        self.memory.take_followed(into)
         if self.sources is not None and self.sources.place(into) is not None:
             self.sources.forget(into)
         return None if op.name == "setitem" else into
@@ -378,15 +374,6 @@ class FrozenRun:
         for tensor in out if isinstance(out, list | tuple) else (out,):
             self.largest = max(self.largest, tensor.numel() * tensor.element_size())
 
-    @property
-    def now(self) -> int:
-        """How often operations have written in place."""
-        return len(self._overwritten)
-
-    def _is_overwritten(self, storages: Sequence[int], since: int) -> bool:
-        """Whether any of these was written into since."""
-        return since < self.now and not set(storages).isdisjoint(self._overwritten[since:])
-
     def note_values(self, op: Operation, frozen: Frozen, make: Callable[[], Any]) -> Any:
         """The value alone; its linear form is made when it is asked for, once."""
         value = frozen.value
@@ -394,11 +381,11 @@ class FrozenRun:
             with torch.no_grad():
                 value = op.again(lambda tensor: tensor.detach())
         made: list[Any] = []
-        before = self.now
+        before = self.memory.now
 
         def once() -> Any:
             if not made:
-                if self._is_overwritten(op.storages, before):
+                if self.memory.is_overwritten(op.storages, before):
                     raise self.refusal(op, "what it read was overwritten afterwards; write into a new tensor")
                 made.append(make())
             return made[0]
