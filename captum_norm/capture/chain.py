@@ -160,7 +160,7 @@ class Chain:
                 self._nodes[alias] = self._nodes[into]
             else:
                 self._count += 1
-                self._nodes[alias] = Node(self._count, (self._node(into), self._node(alias)))
+                self._nodes[alias] = Node(self._count, (self._node(into), self._node(alias)), is_sum=True)
 
     def clear(self) -> None:
         """Forget everything."""

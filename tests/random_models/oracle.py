@@ -70,6 +70,7 @@ class Oracle:
         self.probed, self.probes = probed, []
         self.calls: list[Call] = []
         self.empty_rows = False
+        self._edges: dict[int, Tensor] = {}
         self.lengths = tuple(t.shape[1] for t in inputs.tensors)
 
     def run(self) -> Truth:
@@ -241,7 +242,9 @@ class Oracle:
         mixed = torch.einsum("bhqk,bhke->bhqe", alpha, values)
         gate = self._gate(x.value, mixed, p)
         number = len(self.calls)
-        edges = edges_of(visible, p.change, p.extra["keep"], alpha)
+        if id(alpha) not in self._edges:  # else the weights of an earlier call, whose own masks made them
+            self._edges[id(alpha)] = edges_of(visible, p.change, p.extra["keep"], alpha)
+        edges = self._edges[id(alpha)]
         edges = edges & (alpha != 0).any(-1).any(1)[..., None]  # a query that is not answered looks nowhere
         kind = "cross" if cross else "causal" if _looks_back(edges, x.index, memory.index) else "self"
         call = Call(
