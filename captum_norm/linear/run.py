@@ -183,7 +183,7 @@ class FrozenRun:
         self.count += 1
         if self.memory:
             self._refuse_stale(op)
-        of_integers = any(tensor in self._integers for tensor in op.tensors)
+        of_integers = bool(self._integers.numbers) and any(tensor in self._integers for tensor in op.tensors)
         out = self._performed(rule, op)
         self._see_integers(op, out, of_integers)
         self.memory.note(op.overwritten)
@@ -194,7 +194,8 @@ class FrozenRun:
         a bias."""
         kind = kind_of(op.name)
         cast = kind is OperationKind.IDENTITY or base_name(op.name) in _TO_INTEGERS
-        if not of_integers and not (cast and op.tensors[0].is_floating_point() and self.is_live(op.tensors[0])):
+        x = op.tensors[0] if cast and op.tensors else None
+        if not of_integers and (x is None or not x.is_floating_point() or not self.is_live(x)):
             return
         for tensor in out if isinstance(out, list | tuple) else (out,):
             if not isinstance(tensor, Tensor) or tensor.dtype is torch.bool:
