@@ -133,12 +133,13 @@ class SubstitutingMode(OperationMode):
     ) -> Any:
         if func not in self._written_out:
             self._written_out[func] = written_out(operation_name(func))
-        by_others = self._written_out[func]
-        ours = by_others is not None and threading.get_ident() == self._thread
-        if by_others is None or not ours or "out" in (kwargs or {}) or not any(map(_is_numbers, args[:1])):
+        by_others, kwargs = self._written_out[func], kwargs or {}
+        if by_others is None or "out" in kwargs or threading.get_ident() != self._thread:
+            return super().__torch_function__(func, types, args, kwargs)
+        if not _is_numbers(args[0] if args else kwargs.get("input")):
             return super().__torch_function__(func, types, args, kwargs)
         with self:
-            return by_others(*args, **(kwargs or {}))
+            return by_others(*args, **kwargs)
 
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

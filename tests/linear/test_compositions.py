@@ -33,6 +33,10 @@ PAIRS = {
     ),
     "maximum": (lambda h, a: torch.maximum(a, h), lambda h, a: torch.where(a >= h, a, h)),
     "minimum": (lambda h, a: torch.minimum(a, h), lambda h, a: torch.where(a <= h, a, h)),
+    "by keywords": (
+        lambda h, a: nn.functional.glu(input=torch.cat([a, h], -1), dim=-1),
+        lambda h, a: a * h.sigmoid(),
+    ),
     "max of two": (lambda h, a: torch.max(a, other=h), lambda h, a: torch.where(a >= h, a, h)),
     "a rectifier": (lambda h, a: torch.maximum(a, torch.zeros(())), lambda h, a: a.relu()),
     "nansum": (lambda h, a: torch.nansum(torch.stack([a, h]), 0), lambda h, a: a + h),
