@@ -69,6 +69,26 @@ def _amin(input: Tensor, dim: int | tuple[int, ...] = (), keepdim: bool = False)
     return _chosen(input, dim, keepdim, torch.argmin)
 
 
+def _float_power(input: Tensor, exponent: Tensor | float) -> Tensor:
+    return torch.pow(input.double(), exponent)
+
+
+def _var_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return input.var(*args, **kwargs), _mean_beside(input, *args, **kwargs)
+
+
+def _std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return input.std(*args, **kwargs), _mean_beside(input, *args, **kwargs)
+
+
+def _mean_beside(
+    input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float = 1
+) -> Tensor:
+    """The mean over the axes of a deviation; ``dim`` may be its ``unbiased``, by position."""
+    dim = tuple(range(input.ndim)) if dim is None or isinstance(dim, bool) else dim
+    return input.mean(dim, keepdim)
+
+
 def _nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     numbers = torch.where(input.isnan(), 0.0, input)
     return numbers.sum(dtype=dtype) if dim is None else numbers.sum(dim, keepdim, dtype=dtype)
@@ -112,5 +132,5 @@ _AS_NUMPY_SAYS = {"axis": "dim", "keepdims": "keepdim"}
 _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "lerp": _lerp, "addcmul": _addcmul, "addcdiv": _addcdiv, "glu": _glu, "maximum": _maximum, "minimum": _minimum,
     "amax": _amax, "amin": _amin, "max": _max, "min": _min,
-    "nansum": _nansum,
+    "nansum": _nansum, "var_mean": _var_mean, "std_mean": _std_mean, "float_power": _float_power,
 }  # fmt: skip

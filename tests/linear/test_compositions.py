@@ -18,6 +18,10 @@ def _in_place(h: Tensor, a: Tensor) -> Tensor:
     return between
 
 
+def _normed(a: Tensor, var: Tensor, mean: Tensor) -> Tensor:
+    return (a - mean) * torch.rsqrt(var + 1e-5)
+
+
 PAIRS = {
     "lerp": (lambda h, a: torch.lerp(a, h, WEIGHT), lambda h, a: a + WEIGHT * (h - a)),
     "lerp_": (_in_place, lambda h, a: a + WEIGHT * (h - a)),
@@ -40,6 +44,15 @@ PAIRS = {
     "max of two": (lambda h, a: torch.max(a, other=h), lambda h, a: torch.where(a >= h, a, h)),
     "a rectifier": (lambda h, a: torch.maximum(a, torch.zeros(())), lambda h, a: a.relu()),
     "nansum": (lambda h, a: torch.nansum(torch.stack([a, h]), 0), lambda h, a: a + h),
+    "var_mean": (
+        lambda h, a: _normed(a, *torch.var_mean(a, -1, keepdim=True, unbiased=False)),
+        lambda h, a: nn.functional.layer_norm(a, (8,)),
+    ),
+    "std_mean": (
+        lambda h, a: (lambda std, mean: (a - mean) / std)(*torch.std_mean(a, dim=-1, keepdim=True)),
+        lambda h, a: (a - a.mean(-1, keepdim=True)) / a.std(-1, keepdim=True),
+    ),
+    "float_power": (lambda h, a: torch.float_power(a, 2).float(), lambda h, a: a**2),
     "complex": (lambda h, a: torch.view_as_real(torch.complex(a, h)).sum(-1), lambda h, a: a + h),
     "max along an axis": (
         lambda h, a: h + a.max(1, keepdim=True).values,
@@ -61,6 +74,7 @@ ACTIVATIONS = {
     "sine": (torch.sin, torch.sin),
     "rounding": (lambda x: (x * 64).round() / 64, lambda x: (x * 64).round() / 64),
     "exponential linear, by hand": (lambda x: torch.where(x > 0, x, torch.expm1(x)), nn.functional.elu),
+    "logarithm of a sigmoid": (nn.functional.logsigmoid, lambda x: -nn.functional.softplus(-x)),
     "logarithm": (lambda x: x.abs().log1p() * x.sign(), lambda x: x.abs().log1p() * x.sign()),
 }
 
@@ -97,6 +111,11 @@ def test_an_operation_that_is_others_in_one_has_their_shares(name, bias):
         ("min", torch.min, (torch.randn(3, 4), 0, True)),
         ("amax", torch.amax, (torch.randn(3, 4, 2), (0, -1))),
         ("amin", torch.amin, (torch.randn(3, 4),)),
+        ("var_mean", torch.var_mean, (torch.randn(3, 4), 1, False, True)),
+        ("var_mean", torch.var_mean, (torch.randn(3, 4), False)),
+        ("std_mean", torch.std_mean, (torch.randn(3, 4), (0, 1))),
+        ("std_mean", torch.std_mean, (torch.randn(3, 4),)),
+        ("float_power", torch.float_power, (torch.randn(3, 4), 2)),
         ("glu", nn.functional.glu, (torch.randn(3, 4), 1)),
     ],
 )

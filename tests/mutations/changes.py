@@ -768,8 +768,8 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "linear/rules/activations.py",
-        ("| frozenset(_THROUGH_THE_ORIGIN)", ""),
-        ("@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN)", "@rule(OperationKind.ACTIVATION)"),
+        ("(*_THROUGH_THE_ORIGIN, *_A_LINE_FAR_FROM_IT))", "())"),
+        ("@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN, ", "@rule(OperationKind.ACTIVATION, "),
         tests="linear/test_compositions.py",
     ),
     *changes_of(

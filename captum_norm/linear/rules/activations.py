@@ -18,14 +18,15 @@ from captum_norm.linear.run import FrozenRun
 from captum_norm.operations.kinds import OperationKind, Property, names_with
 from captum_norm.operations.operation import Operation, base_name
 
-# Functions through the origin, entry by entry, which are none of the usual activations, and which may be one.
+# Functions entry by entry, which are none of the usual activations, and which may be one.
 _THROUGH_THE_ORIGIN = ("sin", "tan", "sinh", "atan", "erf", "expm1", "log1p", "round", "trunc", "floor", "ceil")
+_A_LINE_FAR_FROM_IT = ("logsigmoid", "log_sigmoid")
 
 # ReLU's line does not stand for these.
-_SATURATING = names_with(Property.SATURATES) | frozenset(_THROUGH_THE_ORIGIN)
+_SATURATING = names_with(Property.SATURATES) | frozenset((*_THROUGH_THE_ORIGIN, *_A_LINE_FAR_FROM_IT))
 
 
-@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN)
+@rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN, *_A_LINE_FAR_FROM_IT)
 def _activation(run: FrozenRun, op: Operation) -> Any:
     x = op.args[0]
     if not isinstance(x, Tensor) or not run.is_live(x):
