@@ -89,7 +89,7 @@ CHANGES: list[Change] = [
         tests="cli/test_heads.py",
     ),
     *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
-    *changes_of("linear/tail.py", ("if one.writes or", "if"), tests="attr/test_alti_logit.py"),
+    *changes_of("linear/tail.py", ("if one.overwritten or", "if"), tests="attr/test_alti_logit.py"),
     *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
     *changes_of(
         "attr/span_trace.py",
@@ -615,7 +615,12 @@ CHANGES: list[Change] = [
     *changes_of(
         "operations/modes.py",
         ("if rule is None or threading.get_ident() != self._thread:", "if rule is None:"),
-        ("with self:", "if True:"),
+        ("with self:\n                return _open_multi", "if True:\n                return _open_multi"),
+    ),
+    *changes_of(
+        "operations/modes.py",
+        ("with self:\n            return by_others", "if True:\n            return by_others"),
+        tests="linear/test_compositions.py",
     ),
     *changes_of(
         "operations/operation.py",
@@ -836,7 +841,6 @@ CHANGES: list[Change] = [
         "capture/aliases.py",
         ("traces[alias] = after", "pass"),
         ("stays = place is not None", "stays = False and place is not None"),
-        ("facts[alias] = facts[into] if _is_same_view(alias, into) else None", "pass"),
         ("else known.changed_as(after)", "else known"),
         tests="capture/test_aliases.py",
     ),
