@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_norm import AttentionNorm, AttentionRollout, DecompX
+from captum_norm import AttentionNorm, AttentionRollout, DecompX, attention_maps
 from captum_norm.capture import recording
+from captum_norm.capture.ledger import Written
+from captum_norm.operations.operation import Operation
 from tests.capture.test_ledger import READ, Attention
 
 close = torch.testing.assert_close
@@ -182,3 +184,34 @@ def test_weights_scaled_through_a_view_are_read_as_they_are_used():
     with recording(sources=(x,)) as records:
         layer(x)
     close(records[0].weights, used[0])
+
+
+def _copied(x: Tensor) -> Tensor:
+    return torch.empty_like(x).copy_(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "positions"),
+    [
+        (_copied, [0, 1, 2, 3, 4]),
+        (lambda x: x.clone().copy_(x.flip(1)), [4, 3, 2, 1, 0]),
+        (lambda x: _copied(x).add_(x.flip(1)), [0, 1, 2, 3, 4]),
+    ],
+    ids=["a buffer", "turned round", "a sum in it"],
+)
+def test_what_is_copied_into_a_tensor_is_at_the_positions_that_it_had(function, positions):
+    maps = attention_maps(model(function), torch.randn(2, LENGTH, 8), layers=[0, 1])
+    assert maps.keys[1].index.tolist() == positions
+
+
+def test_an_alias_of_what_a_map_wrote_holds_no_classes_once_it_is_overwritten():
+    written, weight, x = Written(), nn.Parameter(torch.randn(4, 8)), torch.randn(3, 8)
+    out = nn.functional.linear(x, weight)
+    view = out.view(3, 4)
+    written.see(Operation("linear", nn.functional.linear, (x, weight), {}, out))
+    written.see(Operation("view", Tensor.view, (out, 3, 4), {}, view))
+    assert out in written
+    assert view in written
+    written.forget(out)
+    assert out not in written
+    assert view not in written
