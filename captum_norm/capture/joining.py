@@ -203,6 +203,8 @@ def _beside(one: Joined, other: Joined) -> Joined | None:
     shapes = [(*p.weights.shape[:1], *p.weights.shape[2:], p.values.shape[-1]) for p in (one, other)]
     if shapes[0] != shapes[1] or not torch.equal(one.tokens, other.tokens) or not one.keys.same(other.keys):
         return None
+    if one.keys.rows is None and not _may_share_keys(one, other):
+        return None
     return replace(
         _together(one, other, 1),
         columns=one.columns + other.columns,
@@ -212,6 +214,13 @@ def _beside(one: Joined, other: Joined) -> Joined | None:
         queries=one.queries.along(1, [other.queries]),
         keys=one.keys.along(1, [other.keys]),
     )
+
+
+def _may_share_keys(one: Joined, other: Joined) -> bool:
+    """Whether heads at unknown positions can have the same keys: not if the same columns of W_O read other values."""
+    heads = {columns: number for number, columns in enumerate(one.columns)}
+    both = [(heads[columns], number) for number, columns in enumerate(other.columns) if columns in heads]
+    return all(torch.equal(one.values[:, ours], other.values[:, theirs]) for ours, theirs in both)
 
 
 def _behind(one: Joined, other: Joined) -> Joined | None:
@@ -241,10 +250,9 @@ def _behind(one: Joined, other: Joined) -> Joined | None:
 
 def _below(one: Joined, other: Joined) -> Joined | None:
     """Other examples, with the same heads and as many queries and keys."""
-    same = one.columns == other.columns and one.weights.shape[1:] == other.weights.shape[1:]
-    if not same or not one.examples or not other.examples or set(one.examples) & set(other.examples):
+    if one.columns != other.columns or one.weights.shape[1:] != other.weights.shape[1:]:
         return None
-    if one.keys.anchor is not other.keys.anchor:
+    if not _of_other_examples(one, other):
         return None
     return replace(
         _together(one, other, 0),
@@ -254,6 +262,17 @@ def _below(one: Joined, other: Joined) -> Joined | None:
         queries=one.queries.along(0, [other.queries]),
         keys=one.keys.along(0, [other.keys]),
     )
+
+
+def _of_other_examples(one: Joined, other: Joined) -> bool:
+    """Whether two calls read their keys from different examples, as far as can be known.
+
+    Where positions could not be followed, rows of their own are an example of their own, as windows are.
+    """
+    if one.keys.rows is None and other.keys.rows is None:
+        return not one.meets(other)
+    known = one.keys.anchor is other.keys.anchor and one.examples and other.examples
+    return bool(known) and set(one.examples).isdisjoint(other.examples)
 
 
 def _together(one: Joined, other: Joined, axis: int, order: Tensor | None = None) -> Joined:

@@ -116,12 +116,12 @@ def test_calls_that_share_one_projection_by_rows_are_recorded_one_by_one():
 
     def packed(m, x):
         q, k, v = m.split(x)
-        pieces = [weights(q[:, :, i], k[:, :, i]) @ v[:, :, i] for i in (slice(0, 2), slice(2, LENGTH))]
+        pieces = [weights(q[:, :, i], k[:, :, i]) @ v[:, :, i] for i in (slice(0, 2), slice(2, 4), slice(4, LENGTH))]
         return m.o(join(torch.cat(pieces, 2)))
 
     attention, _, _, output, records = run(packed)
-    assert [tuple(record.weights.shape[2:]) for record in records] == [(2, 2), (3, 3)]
-    assert [record.keys.index.tolist() for record in records] == [[0, 1], [2, 3, 4]]
+    assert [tuple(record.weights.shape[2:]) for record in records] == [(2, 2), (2, 2), (1, 1)]
+    assert [record.keys.index.tolist() for record in records] == [[0, 1], [2, 3], [4]]
     total = torch.cat([contributions(record).sum(2) for record in records], 1)
     torch.testing.assert_close(total + attention.o.bias, output)
 

@@ -212,12 +212,32 @@ def test_a_row_that_reads_values_of_its_own_is_a_row_of_the_same_map():
         torch.testing.assert_close(scores, norms[:, row])
 
 
-def test_keys_of_two_softmaxes_that_are_added_are_two_calls():
+@pytest.mark.parametrize("keys", [2, 4], ids=["of other counts", "at unknown positions"])
+def test_keys_of_two_softmaxes_that_are_added_are_two_calls(keys):
+    merged = torch.rand(8, LENGTH).double()
+
     def twice(m, x):
-        q, k, v = m.split(x)
-        return m.o(join(weights(q, k[:, :, :2]) @ v[:, :, :2] + weights(q, k[:, :, 2:]) @ v[:, :, 2:]))
+        q, k, v = m.split(x if keys == 2 else merged @ x)
+        return m.o(join(weights(q, k[:, :, :keys]) @ v[:, :, :keys] + weights(q, k[:, :, keys:]) @ v[:, :, keys:]))
 
     assert [call.heads for call in captum_norm.attention_maps(*run(twice)).calls] == [HEADS, HEADS]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_examples_one_by_one_are_one_call_though_their_positions_are_not_known(order):
+    merged = torch.rand(3, LENGTH).double()
+
+    def one_by_one(m, x):
+        q, k, v = m.split(merged @ x)
+        mixed = {b: torch.stack([weights(q[b, h], k[b, h]) @ v[b, h] for h in range(HEADS)]) for b in order}
+        return m.o(join(torch.stack([mixed[b] for b in sorted(mixed)])))
+
+    module, x = run(one_by_one)
+    maps = captum_norm.attention_maps(module, x)
+    w, norms = definition(module, merged @ x, "")
+    assert maps.keys == (None,)
+    torch.testing.assert_close(maps.weights[0], w, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(maps.summed_norms[0], norms, rtol=1e-9, atol=1e-9)
 
 
 def test_pieces_with_keys_that_are_no_input_are_refused_with_a_way_out():

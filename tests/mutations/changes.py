@@ -900,7 +900,11 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/joining.py",
         ("tokens[0].argsort()", "tokens[0].argsort(descending=True)"),
-        tests="capture/test_written_in_pieces.py",
+        ("and not _may_share_keys(one, other)", "and False"),
+        ("return not one.meets(other)", "return False"),
+        ("return not one.meets(other)", "return True"),
+        ("set(one.examples).isdisjoint(other.examples)", "True"),
+        tests="capture/test_written_in_pieces.py capture/test_hand_written.py",
     ),
     *changes_of(
         "capture/spreading.py",

@@ -25,7 +25,7 @@ from tests.random_models.config import (
 )
 from tests.random_models.erasure import without_values
 from tests.random_models.model import make_model
-from tests.random_models.named_cases import shrunk
+from tests.random_models.named_cases import named_cases, shrunk
 from tests.random_models.oracle import Oracle
 from tests.random_models.table import Outcome, Table
 from tests.random_models.truth import Truth
@@ -228,6 +228,13 @@ def test_a_method_that_reads_a_wrong_record_is_seen(case, method, break_it, monk
 
 def test_shares_of_other_tokens_are_seen(case):
     assert broken(case, "DecompX", lambda scores: tuple(s.roll(1, 1) for s in scores)).status == "silent"
+
+
+def test_rounding_that_the_output_hides_is_seen_in_the_states():
+    case = Case(next(one.config for one in named_cases() if one.name == "rounding_that_the_output_hides"))
+    assert case.tolerance == 1e-3 < case.tolerance_of_states < 0.1
+    assert broken(case, "attention_maps", lambda maps: maps).status == "right"
+    assert broken(case, "AttentionNorm", lambda scores: tuple(s.roll(1, 1) for s in scores)).status == "silent"
 
 
 def test_an_answer_where_there_is_none_is_seen():
