@@ -132,9 +132,10 @@ class TokenSources:
         if not _is_state(tensor) or isinstance(tensor, torch.nn.Parameter):
             return None
         trace = self._flow.traces[tensor]
-        if trace is None or trace.in_attention or trace.place is None or trace.place.mixers:
+        if trace is None or trace.place is None or trace.place.mixers:
             return None
-        return trace.place
+        # An exponential may begin attention; of one token alone, it is a part of an activation.
+        return None if trace._replace(softmax_part="").in_attention else trace.place
 
     @property
     def of_unseen(self) -> bool:
@@ -199,7 +200,7 @@ class TokenSources:
     def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
         if op.name in _PRODUCTS:
             place = self.place(op.out)
-            return len(placed) > 1 or place is None or place.numbers() is None
+            return place is None or place.numbers() is None
         first = placed[0][1]
         others = [
             place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key

@@ -37,15 +37,19 @@ def written_out(name: str) -> Callable[..., Any] | None:
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
-    return input + weight * (end - input)
+    return weight * (end - input) + input
 
 
 def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    return input + value * (tensor1 * tensor2)
+    return value * (tensor1 * tensor2) + input
 
 
 def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    return input + value * (tensor1 / tensor2)
+    return value * (tensor1 / tensor2) + input
+
+
+def _vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
+    return (x.conj() * y).sum(dim)
 
 
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -128,9 +132,12 @@ def _chosen(
     return input
 
 
+SUMS_OF_PRODUCTS = frozenset({"addcmul", "addcdiv", "vecdot"})
+"""Those of which positions, states and factors are followed through their parts: a norm with its bias, a scale."""
+
 _AS_NUMPY_SAYS = {"axis": "dim", "keepdims": "keepdim"}
 _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "lerp": _lerp, "addcmul": _addcmul, "addcdiv": _addcdiv, "glu": _glu, "maximum": _maximum, "minimum": _minimum,
     "amax": _amax, "amin": _amin, "max": _max, "min": _min,
-    "nansum": _nansum, "var_mean": _var_mean, "std_mean": _std_mean, "float_power": _float_power,
+    "vecdot": _vecdot, "nansum": _nansum, "var_mean": _var_mean, "std_mean": _std_mean, "float_power": _float_power,
 }  # fmt: skip

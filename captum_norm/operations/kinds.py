@@ -104,7 +104,7 @@ KINDS: dict[OperationKind, str] = {
         "bernoulli cosine_similarity gumbel_softmax hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
         "logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift "
         "bitwise_right_shift __rpow__ entropy maximum minimum lerp addcmul addcdiv tan sinh cosh float_power glu xlogy "
-        "hypot polar complex nansum"
+        "hypot polar complex nansum vecdot special_ndtr"
     ),
 }
 
@@ -132,7 +132,7 @@ PROPERTIES: dict[Property, str] = {
         "floor_divide remainder fmod isnan isinf isfinite bernoulli hardsigmoid relu6_gate atan2 atan logical_and "
         "logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift "
         "bitwise_right_shift __rpow__ maximum minimum lerp addcmul addcdiv float_power xlogy hypot polar complex "
-        "one_hot bucketize"
+        "one_hot bucketize special_ndtr"
     ),
     Property.ALONG_AXES: (
         "sum mean nanmean nansum norm std var var_mean std_mean topk sort msort argsort argmax argmin max min amax "

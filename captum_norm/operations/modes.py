@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_norm.operations.compositions import written_out
+from captum_norm.operations.compositions import SUMS_OF_PRODUCTS, written_out
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import with_plain_mask, without_own_formats
 from captum_norm.operations.operation import Operation, operation_name
@@ -96,17 +96,40 @@ class OperationMode(TorchFunctionMode):
 class WatchingMode(OperationMode):
     """Runs each operation exactly as the model asked, then tells its rule.
 
-    A rule of known tensors is not told of operations on others.
+    A rule of known tensors is not told of operations on others.  Of an operation that sums products the rules are told
+    as of these, which are made again beside the model: its own result is then a copy of theirs.
 
     The rule works under ``no_grad`` and with torch functions off, so that neither this mode nor autograd sees it.
     """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = operation_name(func), kwargs or {}
+        if name not in SUMS_OF_PRODUCTS or "out" in kwargs or threading.get_ident() != self._thread:
+            return super().__torch_function__(func, types, args, kwargs)
+        out, by_others = func(*args, **kwargs), written_out(name)
+        if by_others is None or not _is_numbers(out):
+            return out
+        with self, torch.no_grad():
+            again = by_others(*args, **kwargs)
+        rule = self._rules.setdefault(torch.clone, self._rule_for("clone"))
+        if rule is not None:
+            self._tell(rule, torch.clone, (again,), {}, out)
+        return out
 
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         out = func(*args, **kwargs)
+        self._tell(rule, func, args, kwargs, out)
+        return out
+
+    def _tell(
+        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
         if isinstance(rule, OfKnownTensors) and not rule.concerns((*args, *kwargs.values()) if kwargs else args):
-            return out
+            return
         operation = self.seen(Operation(operation_name(func), func, args, kwargs, out))
         with torch._C.DisableTorchFunction():
             if torch.is_grad_enabled():
@@ -114,7 +137,6 @@ class WatchingMode(OperationMode):
                     rule(operation)
             else:
                 rule(operation)
-        return out
 
 
 class SubstitutingMode(OperationMode):

@@ -31,6 +31,12 @@ _SPELLINGS = {
     "__lshift__": "bitwise_left_shift", "__ilshift__": "bitwise_left_shift_",
     "__rshift__": "bitwise_right_shift", "__irshift__": "bitwise_right_shift_",
     "__gt__": "gt", "greater": "gt", "__ge__": "ge", "greater_equal": "ge",
+    "linalg_vecdot": "vecdot", "_threshold": "threshold", "arctan": "atan", "absolute": "abs", "negative": "neg",
+    "fix": "trunc", "arcsinh": "asinh", "arctan2": "atan2", "row_stack": "vstack", "ger": "outer", "sgn": "sign",
+    "special_expit": "sigmoid",
+    **{f"special_{name}": name for name in (
+        "erf", "erfc", "exp2", "expm1", "log1p", "logit", "round", "softmax", "log_softmax", "logsumexp", "xlogy",
+    )},
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ WEIGHED = {
     "other axes before": (lambda h: (h.transpose(1, 2) * F_ROWS).sum(2), F_ROWS),
     "a bias": (lambda h: (h * f + V).sum(1), F_ROWS),
     "a linear map": (lambda h: F.linear(h * f, torch.eye(8), V).sum(1), F_ROWS),
+    "a product that is added": (lambda h: torch.addcmul(V, h, f).sum(1), F_ROWS),
     "a rectifier": (lambda h: torch.relu(h * f).sum(1), F_ROWS),
     "a mask": (lambda h: (h * f * (f > 0.12)).sum(1), F_ROWS * (F_ROWS > 0.12)),
     "one of two": (lambda h: torch.where(f > 0.12, h, h * 0.5).sum(1), torch.where(F_ROWS > 0.12, 1.0, 0.5)),
@@ -96,7 +97,7 @@ def test_rows_are_read_by_their_weights(way):
 
 UNKNOWN = {
     "an activation": lambda h: F.gelu(h * f).sum(1),
-    "a product that is added": lambda h: torch.addcmul(torch.zeros_like(h), h, f.expand_as(h)).sum(1),
+    "a product that is added in place": lambda h: torch.zeros_like(h).addcmul_(h, f.expand_as(h)).sum(1),
     "two weights in a sum": lambda h: (h * f + h * g).sum(1),
     "another number in some rows": lambda h: (h * f).masked_fill(f > 0.12, 3.0).sum(1),
     "a difference": lambda h: (h * (f - 0.1)).sum(1),

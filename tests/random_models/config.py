@@ -47,6 +47,16 @@ RESIDUALS = (
     "in place", "through a view", "read by a view", "in detached memory", "row by row", "in a buffer",
     "halved in place", "halved through a view", "halved in detached memory", "halved by its data", "by numpy",
 )  # fmt: skip
+SPELLED = {
+    "relu": ("maximum", "max", "clamp", "where", "its sign", "its size", "addcmul", "threshold", "amax", "clip_"),
+    "silu": ("sigmoid", "exp", "glu", "lerp", "addcmul", "addcdiv", "mul_"),
+    "gelu": ("erf", "erfc", "ndtr"),
+    "tanh": ("expm1",),  # sigmoid and exp are gates
+    "gated": ("addcmul", "einsum", "lerp", "mul_"),
+    "layer norm": ("var_mean", "std_mean", "vector_norm", "addcmul", "addcdiv", "parts"),
+    "rms norm": ("float_power", "addcdiv", "einsum", "matmul", "vecdot", "pow", "vector_norm", "parts"),
+}
+"""What activations, gates and norms are written by, with the same result."""
 ORDINARY_READOUTS = ("mean", "last", "first", "fixed row", "row in target", "hidden layer")
 WEIGHTED_READOUTS = ("weighted mean", "weighted twice", "weighted in another format", "weighted in detached memory")
 READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view", *WEIGHTED_READOUTS)
@@ -79,7 +89,8 @@ class Config:
         width, heads, key_heads, head_dim, inner, layers: sizes of the model.
         inputs: ``"ids"`` or ``"vectors"``.
         norm, norm_form: where norms stand and how they are written.
-        feed_forward: its activation, or ``"gated"``; ``beside``: it runs in parallel to attention.
+        feed_forward: its activation, or ``"gated"``, and what that is written by; ``beside``: it runs in parallel to
+            attention.
         projection, attention, output: how queries, keys and values are made, mixed, and led out.
         mask, mask_form: who may see whom, and how the model says so.
         padding, padding_form: which side is padded, and how the model is told.
@@ -174,7 +185,21 @@ def drawn(seed: int) -> Config:
     config = _DRAWERS[kind](random, replace(_ordinary(random, seed), kind=kind))
     if kind not in ORDINARY_KINDS and random.random() < 0.15:
         config = replace(config, residual=random.choice(RESIDUALS), ordinary=False)
+    if kind not in ORDINARY_KINDS and random.random() < 0.15:
+        forms = {name: function_of(getattr(config, name)) for name in ("feed_forward", "norm_form")}
+        spelled = {name: f"{form} by {random.choice(SPELLED[form])}" for name, form in forms.items()}
+        config = replace(config, ordinary=False, **spelled)
     return consistent(config)
+
+
+def function_of(spelled: str) -> str:
+    """Which function it is, whatever it is written by.
+
+    Example:
+        >>> function_of("relu by maximum"), function_of("relu")
+        ('relu', 'relu')
+    """
+    return spelled.partition(" by ")[0]
 
 
 def seeds_of(kind: str | None, start: int, count: int) -> list[int]:
@@ -477,5 +502,6 @@ def consistent(config: Config) -> Config:
     if config.residual == "by numpy" and config.dtype == "bfloat16":  # which numpy has not
         changes["residual"] = "in place"
     if config.attention == "TransformerEncoderLayer":
+        changes |= {"feed_forward": function_of(config.feed_forward), "norm_form": "layer norm"}
         changes |= {"mixer_place": "between" if config.mixer else "", "branch": ""}
     return replace(config, **changes)

@@ -34,7 +34,73 @@ from tests.random_models.parameters import (
 )
 
 EPS = 1e-5
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "gated": F.silu}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+
+# The same functions, written by other operations.
+ACTIVATIONS |= {
+    "relu by maximum": lambda z: torch.maximum(z, z.new_zeros(())),
+    "relu by max": lambda z: torch.max(z, torch.zeros_like(z)),
+    "relu by clamp": lambda z: z.clamp(min=0),
+    "relu by where": lambda z: torch.where(z > 0, z, 0.0),
+    "relu by its sign": lambda z: z * (z > 0),
+    "relu by its size": lambda z: 0.5 * (z + z.abs()),
+    "relu by addcmul": lambda z: torch.addcmul(torch.zeros_like(z), z, (z > 0).to(z)),
+    "relu by threshold": lambda z: F.threshold(z, 0, 0),
+    "relu by amax": lambda z: torch.stack([z, torch.zeros_like(z)]).amax(0),
+    "relu by clip_": lambda z: z.clip_(min=0),
+    "silu by sigmoid": lambda z: z * z.sigmoid(),
+    "silu by exp": lambda z: z / (1 + (-z).exp()),
+    "silu by glu": lambda z: F.glu(torch.cat([z, z], -1)),
+    "silu by lerp": lambda z: torch.lerp(torch.zeros_like(z), z, z.sigmoid()),
+    "silu by addcmul": lambda z: torch.addcmul(torch.zeros_like(z), z, z.sigmoid()),
+    "silu by addcdiv": lambda z: torch.addcdiv(torch.zeros_like(z), z, 1 + (-z).exp()),
+    "silu by mul_": lambda z: z.sigmoid().mul_(z),
+    "gelu by erf": lambda z: 0.5 * z * (1 + torch.erf(z / 2**0.5)),
+    "gelu by erfc": lambda z: 0.5 * z * torch.special.erfc(-z / 2**0.5),
+    "gelu by ndtr": lambda z: z * torch.special.ndtr(z),
+    "tanh by expm1": lambda z: torch.expm1(2 * z) / (torch.expm1(2 * z) + 2),
+}
+GATED = {
+    "gated": lambda y, beside: y * beside,
+    "gated by addcmul": lambda y, beside: torch.addcmul(torch.zeros_like(y), y, beside),
+    "gated by einsum": lambda y, beside: torch.einsum("bnd,bnd->bnd", y, beside),
+    "gated by lerp": lambda y, beside: torch.lerp(torch.zeros_like(y), beside, y),
+    "gated by mul_": lambda y, beside: beside.mul_(y),
+}
+
+
+def by_divisor(form: str, x: Tensor) -> Tensor:
+    """x, centred where the form is that of a layer norm, over the root of its mean square."""
+    centred, _, how = form.partition(" by ")
+    d = x.shape[-1]
+    if how == "var_mean":
+        variance, mean = torch.var_mean(x, -1, unbiased=False, keepdim=True)
+        return (x - mean) / (variance + EPS).sqrt()
+    if how == "std_mean":
+        deviation, mean = torch.std_mean(x, -1, correction=0, keepdim=True)
+        return (x - mean) / (deviation**2 + EPS).sqrt()
+    if how == "parts":  # the norm itself, weights and biases by themselves
+        return F.layer_norm(x, (d,), eps=EPS) if centred == "layer norm" else F.rms_norm(x, (d,), eps=EPS)
+    if centred == "layer norm":
+        x = x - x.mean(-1, keepdim=True)
+    if how == "vector_norm":
+        return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) ** 2 / d + EPS).sqrt()
+    if how == "addcdiv":
+        return torch.addcdiv(torch.zeros_like(x), x, (x.square().mean(-1, keepdim=True) + EPS).sqrt())
+    if how == "float_power":
+        return x * torch.rsqrt(x.float_power(2).mean(-1, keepdim=True) + EPS).to(x.dtype)
+    if how == "pow":
+        return x * (x.square().mean(-1, keepdim=True) + EPS).pow(-0.5)
+    if how in ("einsum", "matmul", "vecdot"):
+        squares = {
+            "einsum": lambda: torch.einsum("bnd,bnd->bn", x, x)[..., None],
+            "matmul": lambda: (x[..., None, :] @ x[..., None])[..., 0],
+            "vecdot": lambda: torch.linalg.vecdot(x, x)[..., None],
+        }[how]()
+        return x * torch.rsqrt(squares / d + EPS)
+    if centred == "layer norm":
+        return x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
 
 
 class Norm(nn.Module):
@@ -42,18 +108,18 @@ class Norm(nn.Module):
 
     def __init__(self, form: str, p: NormParameters) -> None:
         super().__init__()
-        self.centred = form.startswith("layer")
+        self.form = form
         self.weight, self.bias = nn.Parameter(p.gamma.clone()), nn.Parameter(p.beta.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.centred:
-            x = x - x.mean(-1, keepdim=True)
-            return x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * self.weight + self.bias
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * self.weight
+        x = by_divisor(self.form, x)
+        if self.form == "layer norm by addcmul":
+            return torch.addcmul(self.bias, x, self.weight)
+        return x * self.weight + self.bias if self.form.startswith("layer") else x * self.weight
 
 
 def make_norm(config: Config, p: NormParameters) -> nn.Module:
-    if config.norm_form.endswith("by hand"):
+    if " by " in config.norm_form:
         return Norm(config.norm_form, p)
     if config.norm_form == "rms norm":
         norm: nn.Module = nn.RMSNorm(config.width, eps=EPS, dtype=torch.float64)
@@ -69,15 +135,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Config, p: FeedForwardParameters, inside: nn.Module | None) -> None:
         super().__init__()
-        self.activation, self.gated = ACTIVATIONS[config.feed_forward], config.feed_forward == "gated"
+        self.gated = GATED.get(config.feed_forward)
+        self.activation = F.silu if self.gated else ACTIVATIONS[config.feed_forward]
         self.up, self.down, self.inside = linear(p.W_1, p.b_1), linear(p.W_2, p.b_2), inside
-        if self.gated:
+        if self.gated is not None:
             self.beside = linear(p.W_3, p.b_3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.inside is None else self.inside(x)
         y = self.activation(self.up(x))
-        return self.down(y * self.beside(x) if self.gated else y)
+        return self.down(y if self.gated is None else self.gated(y, self.beside(x)))
 
 
 class Mixer(nn.Module):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.random_models.config import LINEAR_MIXERS, WEIGHTED_READOUTS, WRITTEN_ELSEWHERE, Config
+from tests.random_models.config import LINEAR_MIXERS, WEIGHTED_READOUTS, WRITTEN_ELSEWHERE, Config, function_of
 from tests.random_models.formulas import (
     changed_weights,
     edges_of,
@@ -181,14 +181,14 @@ class Oracle:
             "silu": lambda z: z / (1 + (-z).exp()),
             "gated": lambda z: z / (1 + (-z).exp()),
             "tanh": lambda z: (z.exp() - (-z).exp()) / (z.exp() + (-z).exp()),
-        }[name](z)
+        }[function_of(name)](z)
         slope = torch.where(z == 0, 0.0, y / z)
         return self._affine(state, y, lambda parts: parts * slope, torch.zeros_like(y[0, 0]))
 
     def feed_forward(self, state: State, p: FeedForwardParameters, mixer: bool) -> State:
         state = self.mixed_by(state) if mixer else state
         up = self.activated(self.linear(state, p.W_1, p.b_1), self.config.feed_forward)
-        if self.config.feed_forward == "gated":
+        if function_of(self.config.feed_forward) == "gated":
             other = self.linear(state, p.W_3, p.b_3)
 
             def halves(_: Tensor) -> Tensor:

@@ -188,16 +188,27 @@ def _add(op: Operation, form: Form) -> Form | None:
         return None
     if not isinstance(other, Tensor):
         return form if other == 0 else None
-    if not _per_feature(other, x):
-        return None
-    bias = other.detach().flatten()
+    return _with_bias(form, other.detach()) if _per_feature(other, x) else form if not bool(other.any()) else None
+
+
+def _with_bias(form: Form, bias: Tensor) -> Form:
+    bias = bias.flatten()
     return replace(form, bias=bias if form.bias is None else form.bias + bias)
+
+
+@rule("neg")
+def _neg(op: Operation, form: Form) -> Form | None:
+    return form.scaled(-1.0) if form.beside is None else None
 
 
 @rule("sub")
 def _sub(op: Operation, form: Form) -> Form | None:
-    """A row's own mean is taken away."""
+    """A row's own mean is taken away, or a bias."""
     x, other = _operand(op)
+    if op.args[0] is x and isinstance(other, Tensor) and _per_feature(other, x) and op.kwargs.get("alpha", 1) == 1:
+        return _with_bias(form, -other.detach())
+    if op.args[0] is x and isinstance(other, Tensor) and other.shape == x.shape and not bool(other.any()):
+        return form
     is_row = isinstance(other, Tensor) and op.args[0] is x and other.shape == (*x.shape[:-1], 1)
     if not is_row or form.centred or form.weight is not None or form.bias is not None or form.beside is not None:
         return None
@@ -251,8 +262,44 @@ def _broadcasts(small: Tensor, large: Tensor) -> bool:
     return small.ndim == large.ndim and all(a in (1, b) for a, b in zip(small.shape, large.shape, strict=True))
 
 
+@rule("normalize")
+def _normalize(op: Operation, form: Form) -> Form | None:
+    """Each row over its own length, or what that is at least."""
+    x = op.args[0]
+    if op.argument(1, "p", 2.0) != 2 or op.argument(2, "dim", 1) not in (-1, x.ndim - 1) or form.beside is not None:
+        return None
+    length = x.detach().norm(dim=-1, keepdim=True)
+    return _by_row(form, 1 / length.clamp_min(op.argument(3, "eps", 1e-12)))
+
+
+@rule("batch_norm")
+def _batch_norm(op: Operation, form: Form) -> Form | None:
+    """A scale and a bias for each feature, which stand along the second axis."""
+    mean, variance, weight, bias = (op.argument(n, name) for n, name in enumerate(_OF_FEATURES, start=1))
+    if op.argument(5, "training", False) or mean is None or form.beside is not None:
+        return None
+    if not _features_lie_along(1, form, op.args[0]):
+        return None
+    scale = (variance + op.argument(7, "eps", 1e-5)).rsqrt() * (1 if weight is None else weight.detach())
+    after = form.scaled(scale)
+    return after and _with_bias(after, (0 if bias is None else bias.detach()) - mean * scale)
+
+
+_OF_FEATURES = ("running_mean", "running_var", "weight", "bias")
+
+
+def _features_lie_along(axis: int, form: Form, x: Tensor) -> bool:
+    """Whether the features of the state, in their order, are this axis of what the steps made of it."""
+    width = form.state.tensor.shape[-1]
+    numbers = torch.arange(form.state.tensor.numel(), device="cpu").view(form.state.tensor.shape) % width
+    for step in form.steps:
+        numbers = step.apply(numbers)
+    order = torch.arange(width, device="cpu").view(-1, *[1] * (x.ndim - axis - 1))
+    return numbers.shape == x.shape and x.shape[axis] == width and torch.equal(numbers, order.expand(x.shape))
+
+
 # No form comes out of these.
-FORM_RULES.pass_over("rsub", "radd", "group_norm", "batch_norm", "normalize")
+FORM_RULES.pass_over("rsub", "radd", "group_norm")
 
 
 def is_normalisation(op: Operation, factor_comes_from_it: Callable[[Tensor, Tensor], bool]) -> Tensor | None:

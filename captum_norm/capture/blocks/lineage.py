@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
+
+StreamStep = Literal["same", "changed", "other"]
 
 
 class Node:
@@ -13,14 +16,21 @@ class Node:
         parents: the results it was made of.
         thin: it holds the numbers of its only parent, moved, scaled or in another format.
         is_sum: it is its parents, added up.
-        normalised: the result that it is the normalisation of, or None.
+        step: what made it, for whoever follows the residual stream: rows that were moved, joined or left out
+            (``"same"``), anything else row by row, as norms and activations are (``"changed"``), or a map, a product or
+            a mean, through which nothing goes on (``"other"``).
+        form_of: the state that it is known to be a form of, or None.
     """
 
-    __slots__ = ("is_sum", "normalised", "number", "parents", "thin")
+    __slots__ = ("form_of", "is_sum", "normalised", "number", "parents", "step", "thin")
 
-    def __init__(self, number: int, parents: tuple[Node, ...], thin: bool = False, is_sum: bool = False) -> None:
-        self.number, self.parents, self.thin, self.is_sum = number, parents, thin, is_sum
+    def __init__(
+        self, number: int, parents: tuple[Node, ...], thin: bool = False, is_sum: bool = False,
+        step: StreamStep = "changed",
+    ) -> None:  # fmt: skip
+        self.number, self.parents, self.thin, self.is_sum, self.step = number, parents, thin, is_sum, step
         self.normalised: Node | None = None
+        self.form_of: Node | None = None
 
     def root(self) -> Node:
         """The result whose numbers these are."""
@@ -39,6 +49,21 @@ class Node:
             seen.add(id(node))
             yield node
             todo.extend(node.parents)
+
+    def has_lost(self, state: Node) -> bool:
+        """Whether the residual stream came here from a state by a change that left no known form of it."""
+        seen, todo = set(), [(self, False)]
+        while todo:
+            node, changed = todo.pop()
+            if node.number < state.number or (id(node), changed) in seen:
+                continue
+            seen.add((id(node), changed))
+            if node is state or node.form_of is state:
+                if changed:
+                    return True
+            elif node.step != "other":
+                todo.extend((parent, changed or node.step == "changed") for parent in node.parents)
+        return False
 
     def comes_from(self, other: Node) -> bool:
         """Whether it was made of ``other``, or of what ``other`` is a copy of."""

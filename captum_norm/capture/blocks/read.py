@@ -123,7 +123,15 @@ class BlockReader:
         Behind the model's last block nothing tells whether a norm is the block's own; the blocks before it do.
         """
         if stage.going_on is None:
-            return stage.normed if self._normed.get(number, default) else None
+            if default and (stage.lost or (stage.unclear and number not in self._normed)):
+                how = f" ({stage.unclear})" if stage.unclear else ""
+                raise UnreadableBlockError(
+                    f"what goes on behind the sum of attention and residual is no norm, scale or move of it that is "
+                    f"known{how}; write it as F.layer_norm, F.rms_norm or products with one number for each row or "
+                    "feature"
+                )
+            told = self._normed.get(number)
+            return stage.normed or (stage.scaled if told else None) if told or (told is None and default) else None
         normed = _is_norm(stage.going_on[0])
         self._normed[number] = normed
         return stage.going_on if normed else None

@@ -17,11 +17,11 @@ from torch.nn import Parameter
 
 from captum_norm.capture.blocks.feed_forward import FeedForwardParts, PartState
 from captum_norm.capture.blocks.forms import FORM_RULES, Form, Kept, State, is_normalisation
-from captum_norm.capture.blocks.lineage import Node
+from captum_norm.capture.blocks.lineage import Node, StreamStep
 from captum_norm.capture.record import FeedForward
 from captum_norm.capture.traces import Mixture
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, kind_of, names_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.storages import is_same_view
 
@@ -38,14 +38,20 @@ class Stage:
         origin: how one of its operands came from the state before it, to know which row is which.
         going_on: the form of the state that the next part was added to, and that tensor; None while nobody knows.
         normed: the first normalisation of the state that was seen, and that tensor.
+        scaled: likewise what was scaled, or given a bias, and not normalised.
         part: what a feed-forward part added to make the state, as a form of what its second projection wrote.
+        lost: the stream goes on as something that is no form of the state.
+        unclear: what was made of the state, or of its norm, that is no form of it; it may be how the stream goes on.
     """
 
     state: State
     origin: Form
     going_on: Added | None = None
     normed: Added | None = None
+    scaled: Added | None = None
     part: Added | None = None
+    lost: bool = False
+    unclear: str = ""
 
 
 @dataclass(eq=False)
@@ -134,8 +140,9 @@ class ResidualStream:
         for out in outs:
             if not out.is_floating_point():
                 continue
-            node = self._stage_node or self._new_node(parents, thin)
+            node = self._stage_node or self._new_node(parents, thin, _step(op))
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
+            node.form_of = None if form is None else form.state.node
             self._nodes[out] = node
             self._forms[out] = form if out is op.out else None
         for into in op.overwritten:
@@ -176,9 +183,9 @@ class ResidualStream:
                 return True
         return False
 
-    def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False) -> Node:
+    def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False, step: StreamStep = "same") -> Node:
         self._count += 1
-        return Node(self._count, parents, thin)
+        return Node(self._count, parents, thin, step=step)
 
     def _begin(self, op: Operation) -> None:
         """What the data flow told of this operation."""
@@ -212,14 +219,36 @@ class ResidualStream:
             form = None if operand is None else self._forms[operand]
         else:
             operand, form = forms[0] if op.tensors and forms[0][0] is op.tensors[0] else (None, None)
+        if form is None or operand is None:
+            return None
         rule = FORM_RULES.of(name)
-        after = None if form is None or rule is None else rule(op, form)
-        if after is not None and after.normalises and after.state in self._stages:
-            _, stage = self._stages[after.state]
-            goes_on = stage.normed is not None and stage.normed[1].tensor is operand  # its weight, its bias
-            if stage.normed is None or (goes_on and name not in _MOVES):
-                stage.normed = after, Kept(op.out)
+        after = None if rule is None else rule(op, form)
+        if form.state in self._stages:
+            self._goes_on(self._stages[form.state][1], op, operand, after)
         return after
+
+    def _goes_on(self, stage: Stage, op: Operation, operand: Tensor, form: Form | None) -> None:
+        """Take note of what an operation made of a stage's state: the stream may go on as that."""
+        if form is None and self._may_be_stream(stage, op, operand):
+            stage.unclear = op.name
+        if form is None or form.is_plain:
+            return
+        before = stage.normed if form.normalises else stage.scaled
+        is_next = before is not None and before[1].tensor is operand  # its weight, its bias
+        if is_next and base_name(op.name) in _MOVES:
+            is_next = operand.shape != form.state.tensor.shape  # back to the layout of the stream
+        if before is None or is_next:
+            setattr(stage, "normed" if form.normalises else "scaled", (form, Kept(op.out)))
+            stage.unclear = ""  # it was a part of the norm
+
+    def _may_be_stream(self, stage: Stage, op: Operation, operand: Tensor) -> bool:
+        """Whether what was made of a state, or of its norm, may be the stream: all its rows, and no sum of states."""
+        if kind_of(op.name) in _LEAVE_THE_STREAM or not op.out.is_floating_point() or op.overwritten:
+            return False
+        if stage.normed is not None and stage.normed[1].tensor is not operand:
+            return False
+        others = [one for one in op.tensors if one.shape == op.out.shape and self._forms[one] is None]
+        return op.out.shape == stage.state.tensor.shape and not (base_name(op.name) in ("add", "sub") and others)
 
     def _normalised(self, op: Operation) -> Node | None:
         """What this operation normalises, if it is no form of a known state."""
@@ -275,6 +304,9 @@ class ResidualStream:
             before, stage = self._stages[known.state]
             stage.going_on = known, Kept(residual)
             before.feed_forward = before.feed_forward or "later"
+        elif known is None:
+            for _, stage in self._stages.values():
+                stage.lost = stage.lost or (stage.going_on is None and node.has_lost(stage.state.node))
         block.part = form, Kept(_operand(op, part, other) if form.beside is None else form.beside)
         block.residual, block.residual_node = Kept(residual), node
         block.pre_norm = _has_norm_between(block.mixed, node)
@@ -299,8 +331,29 @@ class ResidualStream:
         return Form(state)
 
 
+_LEAVE_THE_STREAM = (
+    OperationKind.MAP, OperationKind.PRODUCT, OperationKind.ATTENTION, OperationKind.EMBEDDING, OperationKind.REDUCTION,
+)  # fmt: skip
 _MOVES = names_of(OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
+
+
+_KEEP_ENTRIES = (
+    OperationKind.MOVE, OperationKind.JOIN, OperationKind.IDENTITY, OperationKind.DROPOUT, OperationKind.WRITE,
+)  # fmt: skip
+
+
+def _step(op: Operation) -> StreamStep:
+    """What an operation does to the residual stream."""
+    kind, name = kind_of(op.name), base_name(op.name)
+    if kind in _LEAVE_THE_STREAM:
+        return "other"
+    if kind is OperationKind.JOIN and isinstance(op.out, Tensor) and op.tensors:  # features side by side are others
+        return "same" if op.tensors[0].shape[-1:] == op.out.shape[-1:] else "changed"
+    if kind is OperationKind.CHOICE:  # whole rows are left out
+        mask = op.argument(1, "mask") if name == "masked_fill" else op.args[0]
+        return "same" if isinstance(mask, Tensor) and mask.ndim and mask.shape[-1] == 1 else "changed"
+    return "same" if kind in _KEEP_ENTRIES else "changed"
 
 
 def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_norm.capture.columns import Columns, is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.alike import place_of
-from captum_norm.capture.rules.products import scores_of_product, unread_product, value_product
+from captum_norm.capture.rules.products import after_product, scores_of_product, unread_product, value_product
 from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -75,7 +75,8 @@ def _product(
     if start is not None:
         place = start.then(_einsum_place(lhs, res, op.out))
         if flow.is_moved(right, left):
-            place = flow.mixed_by(place, "a product with what positions were made into")
+            beside = place_of(flow, right)
+            place = after_product(flow, place, beside and beside.then(_einsum_place(rhs, res, op.out)), op.out)
         flow.traces[op.out] = Trace(place=place, scores=_scores(flow, left, right, lhs, rhs, res, op.out))
 
 

@@ -198,10 +198,18 @@ def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
         else:
             flow.traces[out] = Trace(scores=scores)
     elif out.ndim >= left.ndim:
-        place = flow.read_whole(place, out)
+        place, other = flow.read_whole(place, out), place_of(flow, right)
         if place is not None and flow.is_moved(right, left):
-            place = flow.mixed_by(place, "a product with what positions were made into")
+            theirs = flow.read_whole(other, out, -2) if other is not None and right.ndim == out.ndim else None
+            place = after_product(flow, place, theirs, out)
         flow.traces[out] = Trace(place=place, scores=scores)
+
+
+def after_product(flow: Dataflow, place: Place, theirs: Place | None, out: Tensor) -> Place:
+    """Where a product of two states lies; it mixes positions unless both have the same ones at every entry."""
+    if theirs is not None and flow.places.agree(place, theirs, out.shape):
+        return place.mixed_by(theirs.mixers)
+    return flow.mixed_by(place, "a product with what positions were made into")
 
 
 def scores_of_product(

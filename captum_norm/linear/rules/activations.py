@@ -29,10 +29,16 @@ _SATURATING = names_with(Property.SATURATES) | frozenset((*_THROUGH_THE_ORIGIN, 
 @rule(OperationKind.ACTIVATION, *_THROUGH_THE_ORIGIN, *_A_LINE_FAR_FROM_IT)
 def _activation(run: FrozenRun, op: Operation) -> Any:
     x = op.args[0]
-    if not isinstance(x, Tensor) or not run.is_live(x):
+    if not isinstance(x, Tensor) or not run.is_live(x) or _is_a_root(op):
         return op.again(same)
     root, _ = run.root_of(x)
     return bent_form(run, op, x if root is None or root.shape != x.shape else root)
+
+
+def _is_a_root(op: Operation) -> bool:
+    """Whether it is a power as what divides a norm is, such as x ** -0.5: held fixed, as ``rsqrt`` is."""
+    exponent = op.argument(1, "exponent") if base_name(op.name) == "pow" else None
+    return exponent is not None and not isinstance(exponent, Tensor) and exponent < 1
 
 
 def bent_form(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
