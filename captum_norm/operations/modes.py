@@ -111,7 +111,7 @@ class WatchingMode(OperationMode):
         out, by_others = func(*args, **kwargs), written_out(name)
         if by_others is None or not _is_numbers(out):
             return out
-        with self, torch.no_grad():
+        with torch.no_grad(), self:
             again = by_others(*args, **kwargs)
         rule = self._rules.setdefault(torch.clone, self._rule_for("clone"))
         if rule is not None:

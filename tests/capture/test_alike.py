@@ -71,6 +71,9 @@ MIXING = {
     "exponentials of all positions, summed": (lambda x: x / x.exp().sum(1, keepdim=True), "div"),
     "the log-sum-exp of scores": (lambda x: x + (x @ x.mT).logsumexp(-1, keepdim=True), "matmul"),
     "a row written over another": (first_row_written, "add"),
+    "products of other rows": (lambda x: torch.einsum("bnd,bnd->bnd", x, x.flip(1)), "einsum"),
+    "products of other rows by matmul": (lambda x: (x[..., None] @ x.flip(1)[..., None, :]).sum(-1), "matmul"),
+    "products of other rows, added": (lambda x: torch.addcmul(x, x, x.flip(1)), "mul"),
     "linear attention": (lambda x: F.elu(x) @ (F.elu(x).mT @ x), "matmul"),
 }
 
@@ -108,6 +111,13 @@ ALIKE = {
     "and in place": lambda x: x * torch.full_like(x, -9).scatter_(-1, *reversed(x.topk(3, -1))).sigmoid(),
     "a feature taken out": lambda x: x + x.scatter(-1, x.argmax(-1, keepdim=True), 0.0),
     "the shape of something mixed": lambda x: x.view_as(x.roll(1, 1)),
+    "a product row by row": lambda x: torch.einsum("bnd,bnd->bnd", x, x.tanh()),
+    "squares summed by einsum": lambda x: x * torch.rsqrt(torch.einsum("...d,...d->...", x, x)[..., None]),
+    "squares summed by matmul": lambda x: x * torch.rsqrt((x[..., None, :] @ x[..., None])[..., 0]),
+    "squares summed by vecdot": lambda x: x / torch.linalg.vecdot(x, x)[..., None],
+    "a matrix of each row": lambda x: (x[..., None] * x[..., None, :] @ x[..., None])[..., 0],
+    "functions under other names": lambda x: x * torch.special.ndtr(x) + torch.special.erfc(x) + F.threshold(x, 0, 0),
+    "products that are added": lambda x: torch.addcmul(x, x, x.tanh()) + torch.addcdiv(x, x, 1 + x.abs()),
     "experts": routed,
     "a table of positions": lambda x: x + torch.arange(float(LENGTH))[:, None],
 }

@@ -346,6 +346,23 @@ def a_norm_across_positions(m: Layer, x: Tensor) -> Tensor:
     return nn.functional.layer_norm((x + m.attention(x)).mT, (LENGTH,), torch.arange(1.0, LENGTH + 1).to(x)).mT
 
 
+def a_norm_bent(m: Layer, x: Tensor) -> Tensor:
+    return torch.tanh(m.layer_norms[0](x + m.attention(x)))
+
+
+def another_function_for_a_norm(m: Layer, x: Tensor) -> Tensor:
+    return m.scale * torch.tanh(0.5 * (x + m.attention(x)))
+
+
+def a_norm_of_some_features(m: Layer, x: Tensor) -> Tensor:
+    return m.layer_norms[0](x + m.attention(x)).masked_fill(m.scale < 0, 0)
+
+
+def norms_of_features_apart(m: Layer, x: Tensor) -> Tensor:
+    y = x + m.attention(x)
+    return torch.cat([nn.functional.layer_norm(part, (MODEL // 2,)) for part in y.chunk(2, -1)], -1)
+
+
 def in_pieces(m: Layer, x: Tensor) -> Tensor:
     attended = m.attention(x)
     return torch.cat([x[:, :2] + attended[:, :2], x[:, 2:] + attended[:, 2:]], 1)
@@ -361,6 +378,9 @@ REFUSED = {
     both_overwritten: "overwritten in place",
     a_norm_overwritten: "overwritten in place",
     noise_on_a_norm: "overwritten in place before its norm",
+    a_norm_bent: "no norm, scale or move of it that is known (tanh)",
+    another_function_for_a_norm: "no norm, scale or move of it that is known (tanh)",
+    a_norm_of_some_features: "no norm, scale or move of it that is known (masked_fill)",
     a_norm_across_positions: f"{LENGTH} numbers, a factor or bias for each position",
 }
 
@@ -371,6 +391,56 @@ def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
     for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
         assert record.block is None
         assert REFUSED[write] in record.no_block
+
+
+@pytest.mark.parametrize("lost", [
+    norms_of_features_apart,
+    lambda m, x: torch.lerp(x + m.attention(x), m.layer_norms[0](x), 0.3),
+    lambda m, x: torch.zeros_like(x).addcmul_(m.layer_norms[0](x + m.attention(x)), m.scale),
+    lambda m, x: x + (y := x + m.attention(x)) - m.layer_norms[0](y),
+])  # fmt: skip
+def test_a_stream_that_goes_on_as_something_else_is_seen_where_the_next_layer_takes_it_up(lost):
+    model = nn.Sequential(*(Layer(lost) for _ in range(3))).double().eval()
+    *before, _ = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+    assert all(record.block is None and "no norm, scale or move of it" in record.no_block for record in before)
+
+
+@pytest.mark.parametrize("features", [
+    lambda m, x, y: torch.cat([y[..., :4], x[..., 4:]], -1),
+    lambda m, x, y: y.masked_fill(m.scale < 0, 0),
+    lambda m, x, y: torch.where(m.scale < 0, x, y),
+])  # fmt: skip
+def test_other_features_are_no_form_though_the_blocks_before_have_a_norm(features):
+    def some(m: Layer, x: Tensor) -> Tensor:
+        return features(m, x, m.layer_norms[0](x + m.attention(x)))
+
+    usual = BLOCKS["post_layer_norm_and_no_feed_forward_part"][0]
+    model = nn.Sequential(*map(Layer, (usual, some, usual))).double().eval()
+    first, second, _ = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+    assert form_of(block_of(first).norm) == "layer norm"
+    assert "no norm, scale or move of it" in second.no_block
+
+
+def test_a_projection_between_layers_belongs_to_no_block():
+    def projected(m: Layer, x: Tensor) -> Tensor:
+        x = m.note("output", m.layer_norms[0](m.note("residual", x) + m.attention(x)))
+        return torch.tanh(x @ m.attention.o.weight)
+
+    model = nn.Sequential(Layer(projected), Layer(projected)).double().eval()
+    for layer, record in zip(model, recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()), strict=True):
+        close(block_of(record).output, layer.noted[-1]["output"])
+
+
+def test_rows_beside_others_and_rows_left_out_are_still_the_stream():
+    def beside(m: Layer, x: Tensor) -> Tensor:
+        x = m.note("output", m.layer_norms[0](m.note("residual", x) + m.attention(x)))
+        row = torch.ones(BATCH, 1, MODEL, dtype=x.dtype)
+        return torch.cat([row, x[:, 1:]], 1).masked_fill(x[..., :1] > 9, 0)
+
+    model = nn.Sequential(Layer(beside), Layer(beside)).double().eval()
+    for layer, record in zip(model, recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()), strict=True):
+        assert form_of(block_of(record).norm) == "layer norm"
+        close(block_of(record).output, layer.noted[-1]["output"])
 
 
 def _in_place(x: Tensor, attended: Tensor) -> Tensor:

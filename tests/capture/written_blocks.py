@@ -119,6 +119,53 @@ def post_layer_norm_written_out(m, x):
     return _by_hand(x + m.ff(x), n2)
 
 
+def _by_addcmul(x: Tensor, norm: nn.Module) -> Tensor:
+    return torch.addcmul(norm.bias, nn.functional.layer_norm(x, (MODEL,), eps=norm.eps), norm.weight)
+
+
+@written(POST)
+def post_layer_norm_by_addcmul(m, x):
+    n, n2, *_ = m.layer_norms
+    x = m.note("output", _by_addcmul(m.note("residual", x) + m.attention(x), n))
+    return _by_addcmul(x + m.ff(x), n2)
+
+
+def _by_addcdiv(x: Tensor, norm: nn.Module) -> Tensor:
+    return torch.addcdiv(torch.zeros_like(x), x, (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()) * norm.weight
+
+
+@written(POST_RMS)
+def post_rms_norm_by_addcdiv(m, x):
+    n, n2, *_ = m.rms_norms
+    x = m.note("output", _by_addcdiv(m.note("residual", x) + m.attention(x), n))
+    return _by_addcdiv(x + m.ff(x), n2)
+
+
+@written(POST_RMS)
+def post_normalize_negated(m, x):
+    x = m.note("output", -nn.functional.normalize(m.note("residual", x) + m.attention(x), dim=-1))
+    return -nn.functional.normalize(x + m.ff(x), dim=-1)
+
+
+@written(POST)
+def post_layer_norm_less_a_bias(m, x):
+    n, n2, *_ = m.layer_norms
+    x = m.note("output", n(m.note("residual", x) + m.attention(x)) - m.scale)
+    return n2(x + m.ff(x)) - m.scale
+
+
+def _by_batch_norm(m: Layer, x: Tensor) -> Tensor:
+    n = m.layer_norms[0]
+    return nn.functional.batch_norm(x.mT, n.bias, m.scale.exp(), n.weight, m.scale).mT
+
+
+@written(Found(norm="scale", second="scale", normalised=False))
+def post_batch_norm(m, x):
+    """As in PatchTST."""
+    x = m.note("output", _by_batch_norm(m, m.note("residual", x) + m.attention(x)))
+    return _by_batch_norm(m, x + m.ff(x))
+
+
 def _by_deviation(x: Tensor, norm: nn.Module) -> Tensor:
     return norm.weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + norm.eps) + norm.bias
 

@@ -43,6 +43,22 @@ PAIRS = {
     ),
     "max of two": (lambda h, a: torch.max(a, other=h), lambda h, a: torch.where(a >= h, a, h)),
     "a rectifier": (lambda h, a: torch.maximum(a, torch.zeros(())), lambda h, a: a.relu()),
+    "vecdot": (
+        lambda h, a: a * torch.linalg.vecdot(h, a)[..., None],
+        lambda h, a: a * (h * a).sum(-1, keepdim=True),
+    ),
+    "a norm by a power": (
+        lambda h, a: a * (a.square().mean(-1, keepdim=True) + 1e-5).pow(-0.5),
+        lambda h, a: a * (a.square().mean(-1, keepdim=True) + 1e-5).rsqrt(),
+    ),
+    "a norm by a root in place": (
+        lambda h, a: a * (a.square().mean(-1, keepdim=True) + 1e-5).pow_(-0.5),
+        lambda h, a: a / (a.square().mean(-1, keepdim=True) + 1e-5).sqrt(),
+    ),
+    "a norm by einsum": (
+        lambda h, a: a * torch.rsqrt(torch.einsum("bnd,bnd->bn", a, a)[..., None] / 8 + 1e-5),
+        lambda h, a: nn.functional.rms_norm(a, (8,), eps=1e-5),
+    ),
     "nansum": (lambda h, a: torch.nansum(torch.stack([a, h]), 0), lambda h, a: a + h),
     "var_mean": (
         lambda h, a: _normed(a, *torch.var_mean(a, -1, keepdim=True, unbiased=False)),
@@ -117,6 +133,10 @@ def test_an_operation_that_is_others_in_one_has_their_shares(name, bias):
         ("std_mean", torch.std_mean, (torch.randn(3, 4),)),
         ("float_power", torch.float_power, (torch.randn(3, 4), 2)),
         ("glu", nn.functional.glu, (torch.randn(3, 4), 1)),
+        ("vecdot", torch.linalg.vecdot, (torch.randn(3, 4), torch.randn(3, 4))),
+        ("addcmul", torch.addcmul, (torch.randn(3), torch.randn(3), torch.randn(3))),
+        ("addcdiv", torch.addcdiv, (torch.randn(3), torch.randn(3), torch.randn(3))),
+        ("lerp", torch.lerp, (torch.randn(3), torch.randn(3), torch.rand(3))),
     ],
 )
 def test_what_is_written_out_is_the_operation(name, function, given):
@@ -176,3 +196,35 @@ def test_an_index_in_the_shape_of_states_is_a_constant():
 
 def test_other_operations_are_not_written_out():
     assert written_out("gelu") is None
+
+
+OF_ONE_TOKEN = {
+    "an activation by exponentials": (lambda z: z / (1 + (-z).exp()), nn.functional.silu),
+    "a norm by einsum": (
+        lambda z: z * torch.rsqrt(torch.einsum("bnd,bnd->bn", z, z)[..., None] / 8 + 1e-5),
+        lambda z: nn.functional.rms_norm(z, (8,), eps=1e-5),
+    ),
+    "a norm by matmul": (
+        lambda z: z / ((z[..., None, :] @ z[..., None])[..., 0] / 8 + 1e-5).sqrt(),
+        lambda z: nn.functional.rms_norm(z, (8,), eps=1e-5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_TOKEN)
+def test_what_is_computed_of_one_token_alone_is_that_tokens_with_its_biases(name):
+    class Before(nn.Module):
+        def __init__(self, function) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.function, self.embed = function, nn.Embedding(9, 8)
+            self.up, self.down, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embed(ids)
+            x = x + self.down(self.function(self.up(x)))
+            return self.head(((x @ x.mT).softmax(-1) @ x)[:, 0])
+
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+    one, other = (DecompX(Before(function).eval()).attribute(ids, target=1) for function in OF_ONE_TOKEN[name])
+    close(one, other)

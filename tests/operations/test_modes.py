@@ -25,6 +25,26 @@ def test_watching_hands_over_what_ran_and_the_model_keeps_its_result():
     assert torch.equal(z.detach(), torch.full((2,), 2.0))
 
 
+def test_an_operation_that_sums_products_is_watched_as_these_and_its_result_is_a_copy_of_theirs():
+    a, b, c = torch.randn(3, 4, requires_grad=True)
+    seen = []
+    with WatchingMode(lambda name: lambda operation: seen.append(operation)):
+        out = torch.addcmul(a, b, c, value=2)
+        a.detach().addcmul_(b.detach(), c.detach())
+    assert [one.name for one in seen] == ["mul", "mul", "add", "clone", "detach", "detach", "detach", "addcmul_"]
+    assert seen[3].out is out
+    assert seen[3].tensors[0] is seen[2].out
+    assert not seen[2].out.requires_grad
+    assert out.grad_fn is not None
+
+
+def test_what_sums_products_runs_alone_where_nothing_of_it_is_known():
+    seen = []
+    with WatchingMode(lambda name: None):
+        seen.append(torch.addcmul(torch.ones(2), torch.ones(2), torch.ones(2)))
+    assert torch.equal(seen[0], torch.full((2,), 2.0))
+
+
 def test_substituting_asks_instead_of_running():
     def rule(operation):
         assert operation.out is None

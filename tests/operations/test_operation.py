@@ -43,6 +43,8 @@ def x() -> Tensor:
         (lambda x: 1 / x, ["rdiv"]),
         (lambda x: x.shape, ["shape"]),
         (lambda x: setattr(x, "data", x.detach()), ["detach", "data_"]),
+        (lambda x: torch.special.softmax(torch.special.expit(x), -1), ["sigmoid", "softmax"]),
+        (lambda x: F.threshold(torch.arctan(torch.absolute(x)), 0, 0), ["abs", "atan", "threshold"]),
         (lambda x: (x > 1).__ior__(x < 0), ["gt", "lt", "bitwise_or_"]),
         (lambda x: (x > 1) & ~(x < 0), ["gt", "lt", "bitwise_not", "bitwise_and"]),
     ],

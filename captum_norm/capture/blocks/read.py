@@ -68,9 +68,10 @@ class BlockReader:
             check.norm("what stands between attention and residual", inner, attended, part, rows, form.precision)
         if form.beside is None:
             check.equal("the sum of attention and residual", part + residual, state, rows)
-        going_on = self._going_on(0, first, default=not (block.pre_norm or form.normalises))
+        elsewhere = block.pre_norm or form.normalises
+        going_on = self._going_on(0, first, not elsewhere, elsewhere)
         norm, output = self._norm(check, "the norm behind the residual", going_on, state, rows)
-        second, last = self._behind(check, behind, rows, norm is not None)
+        second, last = self._behind(check, behind, rows, norm is not None, elsewhere)
         behind_it = self._part(block, rows, state)
         return AttentionBlock(
             residual=residual,
@@ -117,24 +118,34 @@ class BlockReader:
         except UnreadableBlockError as error:
             return str(error)
 
-    def _going_on(self, number: int, stage: Stage, default: bool) -> tuple[Form, Kept] | None:
+    def _going_on(self, number: int, stage: Stage, default: bool, elsewhere: bool) -> tuple[Form, Kept] | None:
         """The norm as which the stream goes on from a stage, or None where it is the state itself.
 
         Behind the model's last block nothing tells whether a norm is the block's own; the blocks before it do.
+
+        Args:
+            number: how many stages of the block were before.
+            stage: the stage.
+            default: what to take for granted where nothing tells.
+            elsewhere: the block's norms stand before attention or behind it, and none behind the residual.
+
+        Raises:
+            UnreadableBlockError: where the stream goes on as something else.
         """
-        if stage.going_on is None:
-            if default and (stage.lost or (stage.unclear and number not in self._normed)):
-                how = f" ({stage.unclear})" if stage.unclear else ""
-                raise UnreadableBlockError(
-                    f"what goes on behind the sum of attention and residual is no norm, scale or move of it that is "
-                    f"known{how}; write it as F.layer_norm, F.rms_norm or products with one number for each row or "
-                    "feature"
-                )
-            told = self._normed.get(number)
-            return stage.normed or (stage.scaled if told else None) if told or (told is None and default) else None
-        normed = _is_norm(stage.going_on[0])
-        self._normed[number] = normed
-        return stage.going_on if normed else None
+        if stage.going_on is not None:
+            normed = _is_norm(stage.going_on[0])
+            self._normed[number] = normed
+            return stage.going_on if normed else None
+        told = self._normed.get(number)
+        if (stage.lost and not elsewhere) or (stage.unclear and told is None and default):
+            how = f" ({stage.unclear})" if stage.unclear else ""
+            raise UnreadableBlockError(
+                "what goes on behind the sum of attention and residual is no norm, scale or move of it that is known"
+                f"{how}; write it as F.layer_norm, F.rms_norm or products with one number for each row or feature"
+            )
+        if not (default if told is None else told):
+            return None
+        return stage.normed or (stage.scaled if told or number else None)
 
     def _norm(
         self, check: BlockCheck, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor
@@ -151,14 +162,14 @@ class BlockReader:
         return norm, actual
 
     def _behind(
-        self, check: BlockCheck, behind: list[Stage], rows: Tensor, post_norm: bool
+        self, check: BlockCheck, behind: list[Stage], rows: Tensor, post_norm: bool, elsewhere: bool
     ) -> tuple[list[FrozenNorm], Tensor | None]:
         """The norms behind the feed-forward parts up to the next attention call, and what the last part became."""
         norms, last = [], None
         for number, stage in enumerate(behind, start=1):
             rows = self._rows(rows, stage.origin)
             state = _take_rows(stage.state.tensor, rows)
-            going_on = self._going_on(number, stage, default=post_norm)
+            going_on = self._going_on(number, stage, post_norm, elsewhere)
             norm, last = self._norm(check, "the norm behind the feed-forward part", going_on, state, rows)
             if norm is not None:
                 norms.append(norm)

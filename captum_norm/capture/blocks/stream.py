@@ -333,6 +333,7 @@ class ResidualStream:
 
 _LEAVE_THE_STREAM = (
     OperationKind.MAP, OperationKind.PRODUCT, OperationKind.ATTENTION, OperationKind.EMBEDDING, OperationKind.REDUCTION,
+    OperationKind.COMBINATION,
 )  # fmt: skip
 _MOVES = names_of(OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
