@@ -281,9 +281,10 @@ class FrozenRun:
     def _tokens(self, op: Operation, sources: TokenSources) -> tuple[Tensor, ...]:
         """The operands that are tokens' own; gates of mixed states are not, but held fixed as in later layers."""
         own = tuple(tensor for tensor in op.tensors if sources.place(tensor) is not None)
-        if op.name not in _PRODUCTS or not any(self.is_live(tensor) for tensor in op.tensors):
+        if op.name not in _PRODUCTS:
             return own
-        return tuple(tensor for tensor in own if not sources.is_gate(tensor))
+        states = tuple(tensor for tensor in own if not sources.is_gate(tensor))
+        return states if states or any(self.is_live(tensor) for tensor in op.tensors) else own
 
     def _kept(self, op: Operation) -> Tensor | None:
         """What an operation is about to overwrite, if tokens' own vectors are involved."""

@@ -21,7 +21,7 @@ from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Source
 
 # Attention is where positions mix: it is not followed any further.
-_MIXES = names_of(OperationKind.ATTENTION) | {"softmax"}
+_MIXES = names_of(OperationKind.ATTENTION)
 _EXITS = names_of(OperationKind.EXIT)
 _HELD_FIXED = names_of(OperationKind.SOFTMAX, OperationKind.FUNCTION)
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
@@ -125,7 +125,18 @@ class TokenSources:
         self._met_unseen = False
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
-        return None if name in _MIXES else self._flow.rule_for(name)
+        if name in _MIXES:
+            return None
+        return self._softmax if name == "softmax" else self._flow.rule_for(name)
+
+    def _softmax(self, op: Operation) -> None:
+        """Over the features of one token it is that token's own; over positions it is attention."""
+        x, axis = op.args[0], op.argument(1, "dim")
+        place = self.place(x)
+        if place is None or not _is_of_an_input(place) or not isinstance(axis, int):
+            return
+        if self._flow.places.holds_one(place, (axis % x.ndim,)):
+            self._flow.traces.update(op.out, place=place)
 
     def place(self, tensor: Tensor) -> Place | None:
         """Where a hidden state that belongs to single tokens comes from; None for all others."""
@@ -134,8 +145,8 @@ class TokenSources:
         trace = self._flow.traces[tensor]
         if trace is None or trace.place is None or trace.place.mixers:
             return None
-        # An exponential may begin attention; of one token alone, it is a part of an activation.
-        return None if trace._replace(softmax_part="").in_attention else trace.place
+        # A softmax may be attention; of one token alone, it is an activation or a gate.
+        return None if trace.mixed or trace.projection is not None else trace.place
 
     @property
     def of_unseen(self) -> bool:
@@ -200,7 +211,8 @@ class TokenSources:
     def _mixes(self, op: Operation, placed: Sequence[tuple[Tensor, Place]]) -> bool:
         if op.name in _PRODUCTS:
             place = self.place(op.out)
-            return place is None or place.numbers() is None
+            several = len(placed) > 1 and not all(_is_of_an_input(one) for _, one in placed)
+            return several or place is None or place.numbers() is None
         first = placed[0][1]
         others = [
             place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key
@@ -243,6 +255,11 @@ class TokenSources:
         self._flow.forget()
         self._leaves.clear()
         self._gates.clear()
+
+
+def _is_of_an_input(place: Place) -> bool:
+    """Whether positions are those of an input; what others do to each other is not seen to mix them."""
+    return isinstance(place.anchor.origin.source, int)
 
 
 def _is_state(tensor: Tensor) -> bool:

@@ -211,20 +211,62 @@ OF_ONE_TOKEN = {
 }
 
 
+class Before(nn.Module):
+    """Something computed of each token alone, and attention behind it."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.embed = function, nn.Embedding(9, 8)
+        self.up, self.down, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.down(self.function(self.up(x)))
+        return self.head(((x @ x.mT).softmax(-1) @ x)[:, 0])
+
+
+IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+
+
 @pytest.mark.parametrize("name", OF_ONE_TOKEN)
 def test_what_is_computed_of_one_token_alone_is_that_tokens_with_its_biases(name):
-    class Before(nn.Module):
-        def __init__(self, function) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.function, self.embed = function, nn.Embedding(9, 8)
-            self.up, self.down, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            x = self.embed(ids)
-            x = x + self.down(self.function(self.up(x)))
-            return self.head(((x @ x.mT).softmax(-1) @ x)[:, 0])
-
-    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
-    one, other = (DecompX(Before(function).eval()).attribute(ids, target=1) for function in OF_ONE_TOKEN[name])
+    one, other = (DecompX(Before(function).eval()).attribute(IDS, target=1) for function in OF_ONE_TOKEN[name])
     close(one, other)
+
+
+@pytest.mark.parametrize("function", [
+    lambda z: z.softmax(-1),
+    lambda z: z.exp() / z.exp().sum(-1, keepdim=True),
+    lambda z: z * z.softmax(2),
+    lambda z: z * (z - z.logsumexp(-1, keepdim=True)).exp(),
+    lambda z: z * nn.functional.softplus(z).log().exp(),
+])  # fmt: skip
+def test_a_softmax_over_features_of_one_token_is_that_tokens_alone(function):
+    model = Before(function).eval()
+    _, delta = DecompX(model).attribute(IDS, target=1, return_convergence_delta=True)
+    close(delta, model.head.bias[1].detach().expand(2))
+
+
+@pytest.mark.parametrize("function", [
+    lambda z: z.softmax(1), lambda z: z.mT.softmax(-1).mT, lambda z: z.exp() / z.exp().sum(1, keepdim=True),
+])  # fmt: skip
+def test_a_softmax_over_positions_is_attention_and_held_fixed(function):
+    model = Before(function).eval()
+    _, delta = DecompX(model).attribute(IDS, target=1, return_convergence_delta=True)
+    x = model.embed(IDS)
+    beside = model.down(function(model.up(x)))
+    weights = ((x + beside) @ (x + beside).mT).softmax(-1)[:, :1]
+    close(delta, (model.head((weights @ beside)[:, 0])[:, 1]).detach())
+
+
+def test_weights_that_a_token_makes_of_itself_alone_are_held_fixed():
+    def synthesised(ids: Tensor) -> Tensor:
+        x = model.embed(ids)
+        return model.head((model.up(x)[..., :5].softmax(-1) @ x)[:, 0])
+
+    model = Before(None).eval()
+    x = model.embed(IDS)
+    weights = model.up(x)[..., :5].softmax(-1)
+    shares = weights[:, 0] * (x @ model.head.weight[1])
+    close(DecompX(synthesised).attribute(IDS, target=1), shares.detach())

@@ -952,7 +952,14 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "linear/sources.py",
-        ("trace._replace(softmax_part=\"\").in_attention", "trace.in_attention"),
+        ("trace.mixed or trace.projection is not None else", "trace.in_attention else"),
+        ("if place is None or not _is_of_an_input(place) or", "if place is None or"),
+        ("self._flow.places.holds_one(place, (axis % x.ndim,))", "True"),
+        tests="linear/test_compositions.py attr/test_decompx.py",
+    ),
+    *changes_of(
+        "linear/run.py",
+        ("return states if states or", "return states if"),
         tests="linear/test_compositions.py",
     ),
     *changes_of(

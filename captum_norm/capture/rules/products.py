@@ -206,8 +206,11 @@ def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
 
 
 def after_product(flow: Dataflow, place: Place, theirs: Place | None, out: Tensor) -> Place:
-    """Where a product of two states lies; it mixes positions unless both have the same ones at every entry."""
-    if theirs is not None and flow.places.agree(place, theirs, out.shape):
+    """Where a product of two states lies; it mixes positions unless both have the same ones at every entry.
+
+    A text of one token attends to itself: that its queries and keys have the same position tells nothing.
+    """
+    if theirs is not None and place.anchor.length > 1 and flow.places.agree(place, theirs, out.shape):
         return place.mixed_by(theirs.mixers)
     return flow.mixed_by(place, "a product with what positions were made into")
 
