@@ -133,9 +133,7 @@ class TokenSources:
         """Over the features of one token it is that token's own; over positions it is attention."""
         x, axis = op.args[0], op.argument(1, "dim")
         place = self.place(x)
-        if place is None or not _is_of_an_input(place) or not isinstance(axis, int):
-            return
-        if self._flow.places.holds_one(place, (axis % x.ndim,)):
+        if place is not None and isinstance(axis, int) and self._flow.places.holds_one(place, (axis % x.ndim,)):
             self._flow.traces.update(op.out, place=place)
 
     def place(self, tensor: Tensor) -> Place | None:

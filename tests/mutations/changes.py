@@ -953,7 +953,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "linear/sources.py",
         ("trace.mixed or trace.projection is not None else", "trace.in_attention else"),
-        ("if place is None or not _is_of_an_input(place) or", "if place is None or"),
+        ("len(placed) > 1 and not all(_is_of_an_input(one) for _, one in placed)", "False"),
         ("self._flow.places.holds_one(place, (axis % x.ndim,))", "True"),
         tests="linear/test_compositions.py attr/test_decompx.py",
     ),
