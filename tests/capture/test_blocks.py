@@ -398,6 +398,7 @@ def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
     lambda m, x: torch.lerp(x + m.attention(x), m.layer_norms[0](x), 0.3),
     lambda m, x: torch.zeros_like(x).addcmul_(m.layer_norms[0](x + m.attention(x)), m.scale),
     lambda m, x: x + (y := x + m.attention(x)) - m.layer_norms[0](y),
+    lambda m, x: (y := x + m.attention(x)) + m.layer_norms[0](y),
 ])  # fmt: skip
 def test_a_stream_that_goes_on_as_something_else_is_seen_where_the_next_layer_takes_it_up(lost):
     model = nn.Sequential(*(Layer(lost) for _ in range(3))).double().eval()
@@ -428,6 +429,19 @@ def test_a_projection_between_layers_belongs_to_no_block():
 
     model = nn.Sequential(Layer(projected), Layer(projected)).double().eval()
     for layer, record in zip(model, recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()), strict=True):
+        close(block_of(record).output, layer.noted[-1]["output"])
+
+
+def test_a_sum_with_something_else_leads_past_a_block_and_leaves_its_norm():
+    """As in Funnel's decoder, which adds the first layers' states to the last ones'."""
+
+    def skipped(m: Layer, x: Tensor) -> Tensor:
+        y = m.note("output", m.layer_norms[0](m.note("residual", x) + m.attention(x)))
+        return y + torch.ones_like(y).cumsum(1)
+
+    model = nn.Sequential(Layer(skipped), Layer(skipped)).double().eval()
+    for layer, record in zip(model, recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()), strict=True):
+        assert form_of(block_of(record).norm) == "layer norm"
         close(block_of(record).output, layer.noted[-1]["output"])
 
 

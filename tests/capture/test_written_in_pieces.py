@@ -212,6 +212,18 @@ def test_a_row_that_reads_values_of_its_own_is_a_row_of_the_same_map():
         torch.testing.assert_close(scores, norms[:, row])
 
 
+def test_pieces_of_one_row_are_calls_of_their_own_though_their_positions_are_not_known():
+    """As pictures that are packed into one row."""
+    merged = torch.rand(6, LENGTH).double()
+
+    def packed(m, x):
+        q, k, v = m.split(merged @ x)
+        pieces = [weights(q[:, :, i : i + 2], k[:, :, i : i + 2]) @ v[:, :, i : i + 2] for i in (0, 2, 4)]
+        return m.o(join(torch.cat(pieces, 2)))
+
+    assert [w.shape for w in captum_norm.attention_maps(*run(packed)).weights] == [(BATCH, HEADS, 2, 2)] * 3
+
+
 @pytest.mark.parametrize("keys", [2, 4], ids=["of other counts", "at unknown positions"])
 def test_keys_of_two_softmaxes_that_are_added_are_two_calls(keys):
     merged = torch.rand(8, LENGTH).double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-StreamStep = Literal["same", "changed", "other"]
+StreamStep = Literal["same", "sum", "changed", "other"]
 
 
 class Node:
@@ -17,8 +17,8 @@ class Node:
         thin: it holds the numbers of its only parent, moved, scaled or in another format.
         is_sum: it is its parents, added up.
         step: what made it, for whoever follows the residual stream: rows that were moved, joined or left out
-            (``"same"``), anything else row by row, as norms and activations are (``"changed"``), or a map, a product or
-            a mean, through which nothing goes on (``"other"``).
+            (``"same"``), added up (``"sum"``), anything else row by row, as norms and activations are (``"changed"``),
+            or a map, a product or a mean, through which nothing goes on (``"other"``).
         form_of: the state that it is known to be a form of, or None.
     """
 
@@ -51,7 +51,10 @@ class Node:
             todo.extend(node.parents)
 
     def has_lost(self, state: Node) -> bool:
-        """Whether the residual stream came here from a state by a change that left no known form of it."""
+        """Whether the residual stream came here from a state by a change that left no known form of it.
+
+        A sum with what was not made of the state leaves the form that was added; that it leads past is seen elsewhere.
+        """
         seen, todo = set(), [(self, False)]
         while todo:
             node, changed = todo.pop()
@@ -62,7 +65,8 @@ class Node:
                 if changed:
                     return True
             elif node.step != "other":
-                todo.extend((parent, changed or node.step == "changed") for parent in node.parents)
+                made_of_it = node.step == "sum" and sum(parent.comes_from(state) for parent in node.parents) > 1
+                todo.extend((parent, changed or made_of_it or node.step == "changed") for parent in node.parents)
         return False
 
     def comes_from(self, other: Node) -> bool:

@@ -145,7 +145,9 @@ class BlockReader:
             )
         if not (default if told is None else told):
             return None
-        return stage.normed or (stage.scaled if told or number else None)
+        if stage.normed is not None or stage.scaled is None or not (told or number):
+            return stage.normed
+        return stage.scaled if _is_norm(stage.scaled[0]) else None
 
     def _norm(
         self, check: BlockCheck, what: str, going_on: tuple[Form, Kept] | None, state: Tensor, rows: Tensor

@@ -236,7 +236,7 @@ class ResidualStream:
         before = stage.normed if form.normalises else stage.scaled
         is_next = before is not None and before[1].tensor is operand  # its weight, its bias
         if is_next and base_name(op.name) in _MOVES:
-            is_next = operand.shape != form.state.tensor.shape  # back to the layout of the stream
+            is_next = operand.shape != form.state.tensor.shape == op.out.shape  # back to the layout of the stream
         if before is None or is_next:
             setattr(stage, "normed" if form.normalises else "scaled", (form, Kept(op.out)))
             stage.unclear = ""  # it was a part of the norm
@@ -349,6 +349,8 @@ def _step(op: Operation) -> StreamStep:
     kind, name = kind_of(op.name), base_name(op.name)
     if kind in _LEAVE_THE_STREAM:
         return "other"
+    if name == "add" and len(op.tensors) > 1 and op.tensors[0].shape == op.tensors[1].shape:
+        return "sum"
     if kind is OperationKind.JOIN and isinstance(op.out, Tensor) and op.tensors:  # features side by side are others
         return "same" if op.tensors[0].shape[-1:] == op.out.shape[-1:] else "changed"
     if kind is OperationKind.CHOICE:  # whole rows are left out

@@ -75,9 +75,15 @@ def _product(
     if start is not None:
         place = start.then(_einsum_place(lhs, res, op.out))
         if flow.is_moved(right, left):
-            beside = place_of(flow, right)
+            beside = None if _may_be_scores(lhs, rhs, res, op.out) else place_of(flow, right)
             place = after_product(flow, place, beside and beside.then(_einsum_place(rhs, res, op.out)), op.out)
         flow.traces[op.out] = Trace(place=place, scores=_scores(flow, left, right, lhs, rhs, res, op.out))
+
+
+def _may_be_scores(lhs: str, rhs: str, res: str, out: Tensor) -> bool:
+    """Whether a query meets the one key of its window: each has an axis of its own, of one."""
+    ours, theirs = (set(lhs) - set(rhs)) & set(res), (set(rhs) - set(lhs)) & set(res)
+    return bool(ours and theirs) and all(out.shape[res.index(letter)] == 1 for letter in ours | theirs)
 
 
 def _scores(flow: Dataflow, left: Tensor, right: Tensor, lhs: str, rhs: str, res: str, out: Tensor) -> Columns | None:

@@ -18,6 +18,7 @@ from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Place, along
 from captum_norm.operations.steps import Step
+from captum_norm.operations.storages import storage_of
 
 
 @rule("scaled_dot_product_attention")
@@ -200,17 +201,17 @@ def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
     elif out.ndim >= left.ndim:
         place, other = flow.read_whole(place, out), place_of(flow, right)
         if place is not None and flow.is_moved(right, left):
-            theirs = flow.read_whole(other, out, -2) if other is not None and right.ndim == out.ndim else None
-            place = after_product(flow, place, theirs, out)
+            # A number for each row is a sum of squares, or a query that meets the one key of its window.
+            may_be_scores = out.shape[-2:].numel() == 1 and storage_of(left) != storage_of(right)
+            if other is not None and (right.ndim != out.ndim or may_be_scores):
+                other = None
+            place = after_product(flow, place, other and flow.read_whole(other, out, -2), out)
         flow.traces[out] = Trace(place=place, scores=scores)
 
 
 def after_product(flow: Dataflow, place: Place, theirs: Place | None, out: Tensor) -> Place:
-    """Where a product of two states lies; it mixes positions unless both have the same ones at every entry.
-
-    A text of one token attends to itself: that its queries and keys have the same position tells nothing.
-    """
-    if theirs is not None and place.anchor.length > 1 and flow.places.agree(place, theirs, out.shape):
+    """Where a product of two states lies; it mixes positions unless both have the same ones at every entry."""
+    if theirs is not None and out.numel() and flow.places.agree(place, theirs, out.shape):
         return place.mixed_by(theirs.mixers)
     return flow.mixed_by(place, "a product with what positions were made into")
 
