@@ -74,6 +74,7 @@ MIXING = {
     "products of other rows": (lambda x: torch.einsum("bnd,bnd->bnd", x, x.flip(1)), "einsum"),
     "products of other rows by matmul": (lambda x: (x[..., None] @ x.flip(1)[..., None, :]).sum(-1), "matmul"),
     "products of other rows, added": (lambda x: torch.addcmul(x, x, x.flip(1)), "mul"),
+    "scores of one key": (lambda x: (x[..., None, :] @ x.tanh()[..., None])[..., 0] * x, "matmul"),
     "linear attention": (lambda x: F.elu(x) @ (F.elu(x).mT @ x), "matmul"),
 }
 

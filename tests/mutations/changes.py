@@ -939,7 +939,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/rules/products.py",
         ("flow.places.agree(place, theirs, out.shape)", "True"),
-        ("flow.read_whole(other, out, -2) if other", "None if other"),
+        ("other and flow.read_whole(other, out, -2), out)", "None, out)"),
+        ("out.shape[-2:].numel() == 1 and", "False and"),
         tests="capture/test_alike.py",
     ),
     *changes_of(
