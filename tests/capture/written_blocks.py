@@ -141,6 +141,18 @@ def post_rms_norm_by_addcdiv(m, x):
     return _by_addcdiv(x + m.ff(x), n2)
 
 
+def _by_vecdot(x: Tensor, norm: nn.Module) -> Tensor:
+    squares = torch.linalg.vecdot(x.conj(), x)[..., None]
+    return x * (squares / MODEL + norm.eps).rsqrt() * norm.weight
+
+
+@written(POST_RMS)
+def post_rms_norm_by_vecdot(m, x):
+    n, n2, *_ = m.rms_norms
+    x = m.note("output", _by_vecdot(m.note("residual", x) + m.attention(x), n))
+    return _by_vecdot(x + m.ff(x), n2)
+
+
 @written(POST_RMS)
 def post_normalize_negated(m, x):
     x = m.note("output", -nn.functional.normalize(m.note("residual", x) + m.attention(x), dim=-1))

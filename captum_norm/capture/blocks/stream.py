@@ -138,8 +138,8 @@ class ResidualStream:
         normalised = self._normalised(op) if form is None else None
         thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and self._is_fixed(op)))
         for out in outs:
-            if not out.is_floating_point():
-                continue
+            if not out.is_floating_point() or (not op.overwritten and any(out is tensor for tensor in op.tensors)):
+                continue  # what gives out what it was given, such as conj, changes nothing
             node = self._stage_node or self._new_node(parents, thin, _step(op))
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
             node.form_of = None if form is None else form.state.node
