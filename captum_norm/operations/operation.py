@@ -17,7 +17,7 @@ from captum_norm.operations.storages import storage_of
 
 _SPELLINGS = {
     "__matmul__": "matmul", "__rmatmul__": "rmatmul", "mm": "matmul", "bmm": "matmul",
-    "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "multiply": "mul", "multiply_": "mul_",
+    "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "multiply": "mul",
     "__add__": "add", "__radd__": "add", "__iadd__": "add_",
     "__sub__": "sub", "__isub__": "sub_", "subtract": "sub", "__rsub__": "rsub",
     "__truediv__": "div", "__itruediv__": "div_", "true_divide": "div", "divide": "div",
@@ -53,6 +53,8 @@ def operation_name(func: Callable[..., Any]) -> str:
     if name in ("__get__", "__set__"):  # a property such as x.T or x.shape; one that is set, such as x.data
         name = getattr(getattr(func, "__self__", None), "__name__", name) + ("_" if name == "__set__" else "")
     name = name.partition(".")[0]  # an overload, as exported programs call it: softmax.int
+    if name.endswith("_") and name[:-1] in _SPELLINGS:  # the form in place of another spelling: x.arctan_()
+        return _SPELLINGS[name[:-1]] + "_"
     return _SPELLINGS.get(name, name)
 
 

@@ -119,15 +119,18 @@ def post_layer_norm_written_out(m, x):
     return _by_hand(x + m.ff(x), n2)
 
 
+def _post(m: Layer, x: Tensor, normed: Callable[[Tensor, nn.Module], Tensor], norms: nn.ModuleList) -> Tensor:
+    x = m.note("output", normed(m.note("residual", x) + m.attention(x), norms[0]))
+    return normed(x + m.ff(x), norms[1])
+
+
 def _by_addcmul(x: Tensor, norm: nn.Module) -> Tensor:
     return torch.addcmul(norm.bias, nn.functional.layer_norm(x, (MODEL,), eps=norm.eps), norm.weight)
 
 
 @written(POST)
 def post_layer_norm_by_addcmul(m, x):
-    n, n2, *_ = m.layer_norms
-    x = m.note("output", _by_addcmul(m.note("residual", x) + m.attention(x), n))
-    return _by_addcmul(x + m.ff(x), n2)
+    return _post(m, x, _by_addcmul, m.layer_norms)
 
 
 def _by_addcdiv(x: Tensor, norm: nn.Module) -> Tensor:
@@ -136,9 +139,7 @@ def _by_addcdiv(x: Tensor, norm: nn.Module) -> Tensor:
 
 @written(POST_RMS)
 def post_rms_norm_by_addcdiv(m, x):
-    n, n2, *_ = m.rms_norms
-    x = m.note("output", _by_addcdiv(m.note("residual", x) + m.attention(x), n))
-    return _by_addcdiv(x + m.ff(x), n2)
+    return _post(m, x, _by_addcdiv, m.rms_norms)
 
 
 def _by_vecdot(x: Tensor, norm: nn.Module) -> Tensor:
@@ -148,9 +149,7 @@ def _by_vecdot(x: Tensor, norm: nn.Module) -> Tensor:
 
 @written(POST_RMS)
 def post_rms_norm_by_vecdot(m, x):
-    n, n2, *_ = m.rms_norms
-    x = m.note("output", _by_vecdot(m.note("residual", x) + m.attention(x), n))
-    return _by_vecdot(x + m.ff(x), n2)
+    return _post(m, x, _by_vecdot, m.rms_norms)
 
 
 @written(POST_RMS)

@@ -905,7 +905,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/blocks/lineage.py",
-        ("changed or made_of_it or node.step == \"changed\"", "changed or made_of_it"),
+        ("if made_of_it or node.step == \"changed\" else", "if made_of_it else"),
         ("sum(parent.comes_from(state) for parent in node.parents) > 1", "False"),
         ("sum(parent.comes_from(state) for parent in node.parents) > 1", "True"),
         ("node is state or node.form_of is state", "node is state"),
@@ -914,7 +914,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/blocks/stream.py",
-        ("stage.lost = stage.lost or (", "stage.lost = False and ("),
+        ("stage.lost = stage.lost or (", "stage.lost = \"\" and ("),
         ("stage.unclear = op.name", "stage.unclear = \"\""),
         ("stage.unclear = \"\"  # it was", "pass  # it was"),
         ("is_next = operand.shape != form.state.tensor.shape == op.out.shape", "is_next = False"),

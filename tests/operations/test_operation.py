@@ -37,6 +37,7 @@ def x() -> Tensor:
         (lambda x: F.softmax(x, -1), ["softmax"]),
         (lambda x: 2 * x, ["mul"]),
         (lambda x: x.multiply_(2), ["mul_"]),
+        (lambda x: x.absolute_().arctan_().true_divide_(2), ["abs_", "atan_", "div_"]),
         (lambda x: x.__setitem__(0, 1.0), ["setitem"]),
         (lambda x: x[0], ["getitem"]),
         (lambda x: torch.concat([x, x]), ["cat"]),

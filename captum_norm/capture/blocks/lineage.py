@@ -19,16 +19,18 @@ class Node:
         step: what made it, for whoever follows the residual stream: rows that were moved, joined or left out
             (``"same"``), added up (``"sum"``), anything else row by row, as norms and activations are (``"changed"``),
             or a map, a product or a mean, through which nothing goes on (``"other"``).
+        operation: the operation that made it.
         form_of: the state that it is known to be a form of, or None.
     """
 
-    __slots__ = ("form_of", "is_sum", "normalised", "number", "parents", "step", "thin")
+    __slots__ = ("form_of", "is_sum", "normalised", "number", "operation", "parents", "step", "thin")
 
     def __init__(
         self, number: int, parents: tuple[Node, ...], thin: bool = False, is_sum: bool = False,
-        step: StreamStep = "changed",
+        step: StreamStep = "changed", operation: str = "",
     ) -> None:  # fmt: skip
-        self.number, self.parents, self.thin, self.is_sum, self.step = number, parents, thin, is_sum, step
+        self.number, self.parents, self.thin, self.is_sum = number, parents, thin, is_sum
+        self.step, self.operation = step, operation
         self.normalised: Node | None = None
         self.form_of: Node | None = None
 
@@ -50,24 +52,25 @@ class Node:
             yield node
             todo.extend(node.parents)
 
-    def has_lost(self, state: Node) -> bool:
-        """Whether the residual stream came here from a state by a change that left no known form of it.
+    def lost(self, state: Node) -> str:
+        """The operation by which the residual stream came here from a state and left no known form of it; or ``""``.
 
         A sum with what was not made of the state leaves the form that was added; that it leads past is seen elsewhere.
         """
-        seen, todo = set(), [(self, False)]
+        seen, todo = set(), [(self, "")]
         while todo:
-            node, changed = todo.pop()
-            if node.number < state.number or (id(node), changed) in seen:
+            node, change = todo.pop()
+            if node.number < state.number or (id(node), bool(change)) in seen:
                 continue
-            seen.add((id(node), changed))
+            seen.add((id(node), bool(change)))
             if node is state or node.form_of is state:
-                if changed:
-                    return True
+                if change:
+                    return change
             elif node.step != "other":
                 made_of_it = node.step == "sum" and sum(parent.comes_from(state) for parent in node.parents) > 1
-                todo.extend((parent, changed or made_of_it or node.step == "changed") for parent in node.parents)
-        return False
+                change = node.operation if made_of_it or node.step == "changed" else change
+                todo.extend((parent, change) for parent in node.parents)
+        return ""
 
     def comes_from(self, other: Node) -> bool:
         """Whether it was made of ``other``, or of what ``other`` is a copy of."""

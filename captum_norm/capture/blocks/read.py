@@ -138,10 +138,10 @@ class BlockReader:
             return stage.going_on if normed else None
         told = self._normed.get(number)
         if (stage.lost and not elsewhere) or (stage.unclear and told is None and default):
-            how = f" ({stage.unclear})" if stage.unclear else ""
             raise UnreadableBlockError(
-                "what goes on behind the sum of attention and residual is no norm, scale or move of it that is known"
-                f"{how}; write it as F.layer_norm, F.rms_norm or products with one number for each row or feature"
+                "what goes on behind the sum of attention and residual is no norm, scale or move of it that is known "
+                f"({stage.lost or stage.unclear}); write it as F.layer_norm, F.rms_norm or products with one number "
+                "for each row or feature"
             )
         if not (default if told is None else told):
             return None

@@ -40,7 +40,7 @@ class Stage:
         normed: the first normalisation of the state that was seen, and that tensor.
         scaled: likewise what was scaled, or given a bias, and not normalised.
         part: what a feed-forward part added to make the state, as a form of what its second projection wrote.
-        lost: the stream goes on as something that is no form of the state.
+        lost: the operation by which the stream goes on as something that is no form of the state.
         unclear: what was made of the state, or of its norm, that is no form of it; it may be how the stream goes on.
     """
 
@@ -50,7 +50,7 @@ class Stage:
     normed: Added | None = None
     scaled: Added | None = None
     part: Added | None = None
-    lost: bool = False
+    lost: str = ""
     unclear: str = ""
 
 
@@ -140,7 +140,7 @@ class ResidualStream:
         for out in outs:
             if not out.is_floating_point() or (not op.overwritten and any(out is tensor for tensor in op.tensors)):
                 continue  # what gives out what it was given, such as conj, changes nothing
-            node = self._stage_node or self._new_node(parents, thin, _step(op))
+            node = self._stage_node or self._new_node(parents, thin, _step(op), op.name)
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
             node.form_of = None if form is None else form.state.node
             self._nodes[out] = node
@@ -183,9 +183,11 @@ class ResidualStream:
                 return True
         return False
 
-    def _new_node(self, parents: tuple[Node, ...] = (), thin: bool = False, step: StreamStep = "same") -> Node:
+    def _new_node(
+        self, parents: tuple[Node, ...] = (), thin: bool = False, step: StreamStep = "same", operation: str = ""
+    ) -> Node:
         self._count += 1
-        return Node(self._count, parents, thin, step=step)
+        return Node(self._count, parents, thin, step=step, operation=operation)
 
     def _begin(self, op: Operation) -> None:
         """What the data flow told of this operation."""
@@ -306,7 +308,7 @@ class ResidualStream:
             before.feed_forward = before.feed_forward or "later"
         elif known is None:
             for _, stage in self._stages.values():
-                stage.lost = stage.lost or (stage.going_on is None and node.has_lost(stage.state.node))
+                stage.lost = stage.lost or (node.lost(stage.state.node) if stage.going_on is None else "")
         block.part = form, Kept(_operand(op, part, other) if form.beside is None else form.beside)
         block.residual, block.residual_node = Kept(residual), node
         block.pre_norm = _has_norm_between(block.mixed, node)
@@ -337,8 +339,6 @@ _LEAVE_THE_STREAM = (
 )  # fmt: skip
 _MOVES = names_of(OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
-
-
 _KEEP_ENTRIES = (
     OperationKind.MOVE, OperationKind.JOIN, OperationKind.IDENTITY, OperationKind.DROPOUT, OperationKind.WRITE,
 )  # fmt: skip
