@@ -76,13 +76,14 @@ class GenerationAttribution:
         self._running: list[CallMap] = []
         self._bits: list[int] = []
         self._counts: list[bool] = []
+        self._has_gates = False
         self._inside = False
 
     def __enter__(self) -> GenerationAttribution:
         if self._inside:
             raise ValueError("GenerationAttribution: its with is entered already; take one for each generate.")
         self._inside, self._own = True, self.model.__dict__.get("forward")
-        self._calls, self._steps, self._answer = [], [], None
+        self._calls, self._steps, self._answer, self._has_gates = [], [], None, False
         forward = self.model.forward
         self.model.forward = wraps(forward)(lambda *args, **kwargs: self._run(forward, args, kwargs))
         return self
@@ -163,7 +164,7 @@ class GenerationAttribution:
             )
         before = None if fresh else self._steps[-1].ids
         self._running, self._bits = [], []
-        passes, looks = _Pass(ids, before, []), fresh or len(self._steps) < _LOOKED_AT
+        passes, looks = _Pass(ids, before, []), fresh or len(self._steps) < _LOOKED_AT or self._has_gates
         with torch.no_grad(), recording(
             lambda record: self._take(record, passes), sources=(ids,) if looks else (), model=self.model,
             blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
@@ -196,7 +197,7 @@ class GenerationAttribution:
 
     def _look(self, recorded: Recorded, output: Any) -> None:
         """Refuse where the first step rests on what was not read, or the second shows that it did."""
-        title = type(self).__name__
+        title, self._has_gates = type(self).__name__, recorded.flow.readers.are_gates
         if not self._steps:
             self._answer = recorded.answer(output_tensor(output), lambda tensor: tensor[:, -1])
             refuse_lost(title, self._answer.lost)

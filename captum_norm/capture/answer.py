@@ -90,6 +90,7 @@ class Recorded(list[AttentionRecord]):
         """
         with torch._C.DisableTorchFunction(), torch.no_grad():
             bits = 0 if explained is None else self.flow.reach.of(explained)
+            self.flow.output_bits = None if explained is None else bits
             opaque = () if explained is None else self.flow.opaque.on_the_way_to(explained)
             lost, reach = self.flow.ledger.lost_on_the_way_to(bits), bits & self.flow.calls
             softmaxes, chain = tuple(self.flow.ledger.entries), self.flow.chain

@@ -26,6 +26,7 @@ from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.projections import Projections
 from captum_norm.capture.reach import INPUT, Reach
+from captum_norm.capture.readers import Readers
 from captum_norm.capture.readout import ReadOuts
 from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
 from captum_norm.operations.callers import Caller, innermost_module, running_modules
@@ -81,7 +82,9 @@ class Dataflow:
         self._operation: Operation | None = None
         self._callers: tuple[Caller, ...] | None = None
         self.refuses_dropout = False
+        self.output_bits: int | None = None  # of the output, once it is known
         self._stream, self.projections = stream, Projections(stream)
+        self.readers = Readers(self.traces, self.projections, self.reach, self._module)
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = self._embeddings = self._latents = 0
@@ -158,7 +161,9 @@ class Dataflow:
                 is_view = moves and not op.overwritten and self._is_known_view(op)
                 for changed in () if is_view else self.opaque.see_operands(op):
                     self._lose(changed)
+                read, roots = self.readers.read_by(op) if self.calls and not is_view else (), self.projections.roots
                 self._apply(rule, op)
+                new, gates = self.readers.see(op, read, roots) if read else (0, 0)
                 if see is not None:
                     see(op)
                 if not is_view:
@@ -170,9 +175,9 @@ class Dataflow:
                     self.ledger.written.forget(into)
                 if trace is None or trace.place is None:
                     self.ledger.written.see(op)
-                born, self._born, self._operation, self._callers = self._born, 0, None, None
+                born, self._born, self._operation, self._callers = self._born | new, 0, None, None
                 if born or not is_view:
-                    self.reach.see(op, born)
+                    self.reach.see(op, born, without=gates)
                 if self.chain is not None:
                     self.chain.see(op, begins=bool(born))
                 if self.calls:
@@ -407,6 +412,7 @@ class Dataflow:
         if place is not None and place.mixers:  # what moved the queries moves no value
             place = Place(place.anchor, place.steps)
         self.traces[out] = Trace(mixed=(Mixed(mixture, steps),), place=place)
+        self.readers.hold(out)
 
     def lose(self, mixtures: list[Mixture]) -> None:
         """Note the operation that is running as the last one that read these mixed values."""
@@ -447,10 +453,32 @@ class Dataflow:
         for mixture in done:
             together.setdefault(id(mixture if mixture.projection is None else mixture.projection), []).append(mixture)
         for mixtures in together.values():
+            problem = self.readers.settle(mixtures, self.output_bits if before is None else before.ancestors)
+            for mixture in mixtures if problem else ():
+                mixture.problem = mixture.problem or problem
             self._finish(tuple(mixtures))
             for mixture in mixtures:
                 mixture.is_read = True
                 mixture.projection = None  # they hold each other, and all that they read, until the collector comes
+
+    def check_readers(self, on_inexact: Callable[[InexactCaptureError], None] | None) -> None:
+        """Refuse where the output rests on mixed values of a call that was handed over by another way than its W_O.
+
+        Args:
+            on_inexact: told instead of raising.
+
+        Raises:
+            InexactCaptureError: there.
+        """
+        found = self.readers.problem_behind(self.output_bits or 0)
+        if found is None:
+            return
+        problem, calls, modules = found
+        error = InexactCaptureError(f"{self._names.module(modules)}: {problem}.")
+        error.bit = calls
+        if on_inexact is None:
+            raise error
+        on_inexact(error)
 
     def forget(self) -> None:
         """Drop everything that is held."""
@@ -463,6 +491,7 @@ class Dataflow:
         if self.chain is not None:
             self.chain.clear()
         self.rows.clear()
+        self.readers.clear()
         self.opaque.clear()
         self.masks.clear()
         self.ledger.written.clear()

@@ -23,11 +23,14 @@ class Projections:
 
     Args:
         stream: is told what was projected, where blocks are read.
+
+    Attributes:
+        roots: how many linear maps of mixed values were seen.
     """
 
     def __init__(self, stream: ResidualStream | None) -> None:
         self._stream = stream
-        self._roots = 0
+        self.roots = 0
 
     def of(
         self, trace: Trace, x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor, parameter: Tensor,
@@ -50,11 +53,11 @@ class Projections:
         self, before: Projection, W: Tensor, bias: Tensor | None, out: Tensor
     ) -> Projection | None:
         """W_O, or a branch of it, after one more linear map, which is a factor of W_O if it is the only reader."""
-        if before.bias is not None and before.bias.shape[-1] != W.shape[0]:
-            return None  # a part of the features
-        after = before.times(lambda matrix: matrix @ W.to(matrix.dtype))
+        if before.width != W.shape[0]:
+            return None  # a part of the features, or more than these
+        after = before.times(lambda matrix: matrix @ W.to(matrix.dtype), W.shape[1])
         if bias is not None:
-            after = after.plus(Projection(after.mixtures, (), bias, frozenset()))
+            after = after.plus(Projection(after.mixtures, (), bias, frozenset(), W.shape[1]))
         known = {mixture.projection for mixture in before.mixtures}
         if len(known) == 1 and before in {one and one.base for one in known}:  # several maps read what W_O wrote
             for mixture in before.mixtures:
@@ -86,10 +89,11 @@ class Projections:
             mixed = tuple(part for part in mixed if part.is_here())
         if not mixed:
             return None
-        self._roots += 1
+        self.roots += 1
         x, W = x.detach(), W.detach()
-        terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self._roots) for part in mixed)
-        return Projection(tuple(dict.fromkeys(part.mixture for part in mixed)), terms, bias, frozenset((self._roots,)))
+        terms = tuple(Term(part.mixture, part.steps, x, W, parameter, self.roots) for part in mixed)
+        mixtures = tuple(dict.fromkeys(part.mixture for part in mixed))
+        return Projection(mixtures, terms, bias, frozenset((self.roots,)), W.shape[1])
 
     def propose(self, projection: Projection, out: Tensor, number_format: str = "") -> Projection:
         """Take this as the call's output projection, and note now what it wrote (the model may overwrite it).

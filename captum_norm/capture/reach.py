@@ -73,15 +73,19 @@ class Reach:
             bits |= self._bits.get(storage, 0)
         return bits
 
-    def see(self, op: Operation, born: int = 0) -> None:
-        """Take in one operation: what it wrote was made of its operands, and of what is ``born`` here."""
+    def see(self, op: Operation, born: int = 0, without: int = 0) -> None:
+        """Take in one operation: what it wrote was made of its operands, and of what is ``born`` here.
+
+        Args:
+            without: bits of the operands that do not go on.
+        """
         storages = op.storages
         if len(storages) > 1 and op.name in _LIKE:
             storages = storages[:1]
         bits = self._of_storages(storages)
         if len(storages) > 1 and op.name in _OF_THE_FIRST:
             bits = self._bits.get(storages[0], 0) | bits & INPUT
-        bits |= born
+        bits = (bits | born) & ~without if without else bits | born
         chosen = bits
         for storage in storages if self._chosen else ():
             chosen |= self._chosen.get(storage, 0)

@@ -97,6 +97,7 @@ def recording(
             yield records
         with torch._C.DisableTorchFunction(), torch.no_grad():
             flow.finish()
+            flow.check_readers(on_inexact)
     finally:
         flow.forget()
 

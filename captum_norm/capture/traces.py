@@ -172,6 +172,7 @@ class Projection:
 
     Attributes:
         mixtures: whose values; several where W_O takes in heads, queries or differences that were mixed one by one.
+        width: how many columns it writes.
         terms: the linear maps whose results were added.
         bias: (model,) added on the way, or None.
         roots: which first projections it goes through; branches that are added have different ones.
@@ -189,6 +190,7 @@ class Projection:
     terms: tuple[Term, ...]
     bias: Tensor | None
     roots: frozenset[int]
+    width: int
     parts_axis: int | None = None
     r: Tensor | None = None
     actual: Tensor | None = None
@@ -213,11 +215,14 @@ class Projection:
             return 0.0
         return float((x.reshape(-1, x.shape[-1]).to(r.dtype) @ (W.to(r.dtype) @ r) - actual).abs().max())
 
-    def times(self, factor: Callable[[Tensor], Tensor]) -> Projection:
-        """This branch after one more linear map, given as a function of a matrix (column, model)."""
+    def times(self, factor: Callable[[Tensor], Tensor], width: int | None = None) -> Projection:
+        """This branch after one more linear map, given as a function of a matrix (column, model), to this width."""
+        width = width or self.width
         bias = None if self.bias is None else factor(self.bias[None])[0]
         terms = tuple(term._replace(factors=(*term.factors, factor)) for term in self.terms)
-        return replace(self, terms=terms, bias=bias, r=None, actual=None, size=None, parts_axis=None, rounding=0.0)
+        return replace(
+            self, terms=terms, bias=bias, width=width, r=None, actual=None, size=None, parts_axis=None, rounding=0.0
+        )
 
     def after(self, step: Step) -> Projection | None:
         """This branch after a move; None where its heads are still to be summed."""
@@ -233,7 +238,7 @@ class Projection:
         bias = None if not biases else biases[0] if len(biases) == 1 else biases[0] + biases[1]
         mixtures = tuple(dict.fromkeys(self.mixtures + other.mixtures))
         return Projection(
-            mixtures, self.terms + other.terms, bias, self.roots | other.roots,
+            mixtures, self.terms + other.terms, bias, self.roots | other.roots, self.width,
             number_format=self.number_format or other.number_format, rounding=self.rounding + other.rounding,
         )  # fmt: skip
 

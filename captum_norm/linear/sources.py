@@ -25,6 +25,8 @@ _MIXES = names_of(OperationKind.ATTENTION)
 _EXITS = names_of(OperationKind.EXIT)
 _HELD_FIXED = names_of(OperationKind.SOFTMAX, OperationKind.FUNCTION)
 _PRODUCTS = frozenset(("matmul", "rmatmul", "einsum", "baddbmm", "addmm"))
+_SIDE_BY_SIDE = names_of(OperationKind.JOIN, OperationKind.WRITE)
+
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
@@ -211,6 +213,8 @@ class TokenSources:
             place = self.place(op.out)
             several = len(placed) > 1 and not all(_is_of_an_input(one) for _, one in placed)
             return several or place is None or place.numbers() is None
+        if base_name(op.name) in _SIDE_BY_SIDE:  # rows of several tokens beside each other; places say what is not
+            return False
         first = placed[0][1]
         others = [
             place for _, place in placed[1:] if place.anchor.origin is first.anchor.origin and place.key != first.key

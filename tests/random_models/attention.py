@@ -15,10 +15,13 @@ from tests.random_models.config import WHOLE_MODULES, Config
 from tests.random_models.opaque import mixed_values
 from tests.random_models.parameters import RANK, AttentionParameters
 from tests.random_models.rearranged import FORMS
+from tests.random_models.spellings import LinearMap
 
 
-def linear(W: Tensor, b: Tensor | None) -> nn.Linear:
-    """nn.Linear with W (in, out); without a bias where b is None or zero."""
+def linear(W: Tensor, b: Tensor | None, form: str = "") -> nn.Linear | LinearMap:
+    """nn.Linear with W (in, out), or another form of it; without a bias where b is None or zero."""
+    if form:
+        return LinearMap(form, W, b)
     bias = b is not None and bool(b.any())
     module = nn.Linear(W.shape[0], W.shape[1], bias=bias, dtype=torch.float64)
     module.weight.data = W.T.contiguous()
@@ -110,11 +113,15 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.cross, self.scale = config, cross, config.head_dim**-0.5
         self.position = "none" if cross else config.position
+        self.rest: Tensor | None = None  # what is added to the stream by itself, behind the residual
         form, _, self.place = config.attention.partition(" in ")
         self.mix = self._rearranged if self.config.attention in FORMS else getattr(self, "_" + form.replace(" ", "_"))
         self._make_inputs(p)
         self._make_output(p)
         self._make_extras(p)
+
+    def _linear(self, W: Tensor, b: Tensor | None) -> nn.Module:
+        return linear(W, b, self.config.linear)
 
     # -------------------------------------------------------------------------------- queries, keys and values
 
@@ -125,24 +132,25 @@ class Attention(nn.Module):
         Q, K, V = (flat(W) for W in (p.W_Q, p.W_K, p.W_V))
         b = [x.flatten() for x in (p.b_Q, p.b_K, p.b_V)]
         if form == "fused":
-            self.qkv = linear(torch.cat([Q, K, V], 1), torch.cat(b))
+            self.qkv = self._linear(torch.cat([Q, K, V], 1), torch.cat(b))
         elif form == "interleaved":
-            self.qkv = linear(flat(torch.cat([p.W_Q, p.W_K, p.W_V], 2)), torch.cat([p.b_Q, p.b_K, p.b_V], 1).flatten())
+            each, biases = torch.cat([p.W_Q, p.W_K, p.W_V], 2), torch.cat([p.b_Q, p.b_K, p.b_V], 1)
+            self.qkv = self._linear(flat(each), biases.flatten())
         elif form == "keys and values fused":
-            self.q, self.kv = linear(Q, b[0]), linear(torch.cat([K, V], 1), torch.cat(b[1:]))
+            self.q, self.kv = self._linear(Q, b[0]), self._linear(torch.cat([K, V], 1), torch.cat(b[1:]))
         elif form == "convolution":
             self.q, self.k, self.v = (_convolution(W, c) for W, c in zip((Q, K, V), b, strict=True))
         elif form == "parameters":
             for name in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V"):
                 setattr(self, name, nn.Parameter(getattr(p, name).clone()))
         elif form == "low rank":
-            self.q, self.k = linear(Q, b[0]), linear(K, b[1])
+            self.q, self.k = self._linear(Q, b[0]), self._linear(K, b[1])
             up = p.factors["V up"].flatten(1)
-            self.v = nn.Sequential(linear(p.factors["V down"], None), linear(up, b[2]))
+            self.v = nn.Sequential(self._linear(p.factors["V down"], None), self._linear(up, b[2]))
         elif form == "heads as modules":
             self.heads = nn.ModuleList(Head(self, p, h) for h in range(self.config.heads))
         else:  # split, and inside modules
-            self.q, self.k, self.v = linear(Q, b[0]), linear(K, b[1]), linear(V, b[2])
+            self.q, self.k, self.v = self._linear(Q, b[0]), self._linear(K, b[1]), self._linear(V, b[2])
 
     def inputs(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (b, h, n, e), k and v (b, g, m, e)."""
@@ -197,6 +205,8 @@ class Attention(nn.Module):
         elif change == "norm before the projection":
             self.sub_norm = nn.RMSNorm(c.heads * c.head_dim, eps=1e-6, dtype=torch.float64)
             self.sub_norm.weight.data = p.extra["sub norm"].clone()
+        elif change == "gate by themselves":
+            self.gate = linear(p.W_O.flatten(0, 1) @ p.extra["element gate"], None)
         elif change in ("gate on heads", "gate on elements"):
             self.gate = linear(p.extra["head gate" if change == "gate on heads" else "element gate"], None)
         elif change == "sink":
@@ -394,17 +404,18 @@ class Attention(nn.Module):
         elif form in ("einsum", "einsum at once", "sum over heads"):
             self.W_O, self.b_O = nn.Parameter(p.W_O.clone()), nn.Parameter(p.b_O.clone())
         elif form == "projected heads as modules":
-            self.o = nn.ModuleList(linear(p.W_O[n], p.b_O if n == 0 else None) for n in range(h))
-        elif form == "adapter":
-            self.o = linear(p.factors["O"].flatten(0, 1), p.b_O)
-            self.a, self.b = linear(p.factors["O down"].flatten(0, 1), None), linear(p.factors["O up"], None)
+            self.o = nn.ModuleList(self._linear(p.W_O[n], p.b_O if n == 0 else None) for n in range(h))
+        elif form.startswith("adapter"):
+            self.o = self._linear(p.factors["O"].flatten(0, 1), p.b_O)
+            self.a = self._linear(p.factors["O down"].flatten(0, 1), None)
+            self.b = self._linear(p.factors["O up"], None)
         elif form.startswith("two linears"):
-            down, up = linear(p.factors["O down"].flatten(0, 1), None), linear(p.factors["O up"], p.b_O)
+            down, up = self._linear(p.factors["O down"].flatten(0, 1), None), self._linear(p.factors["O up"], p.b_O)
             self.o = nn.Sequential(down, up) if form.endswith("Sequential") else up
             if not form.endswith("Sequential"):
                 self.down = down
         else:
-            self.o = linear(W, p.b_O)
+            self.o = self._linear(W, p.b_O)
         self.shape = h, e, d, RANK
 
     def led_out(self, mixed: Tensor, x: Tensor) -> Tensor:
@@ -412,11 +423,14 @@ class Attention(nn.Module):
         form, change = self.config.output, self.config.change
         if change == "gate on heads":
             mixed = mixed * self.gate(x).sigmoid().transpose(1, 2)[..., None]
-        if form == "projected heads as modules" and change not in ("gate on elements", "norm before the projection"):
+        on_all = ("gate on elements", "gate by themselves", "norm before the projection")
+        if form == "projected heads as modules" and change not in on_all:
             return sum(o(mixed[:, h]) for h, o in enumerate(self.o))
         joined = mixed.transpose(1, 2).flatten(2)
         if change == "gate on elements":
             joined = joined * self.gate(x).sigmoid()
+        if change == "gate by themselves":
+            joined = joined * self.gate(joined).sigmoid()
         if change == "norm before the projection":
             joined = self.sub_norm(joined)
         return self._projected(joined)
@@ -443,6 +457,8 @@ class Attention(nn.Module):
             return sum(o(x) for o, x in zip(self.o, joined.split(e, -1), strict=True))
         if form == "adapter":
             return self.o(joined) + self.b(self.a(joined))
+        if form == "adapter after the residual":
+            self.rest = self.b(self.a(joined))
         return self.o(self.down(joined)) if form == "two linears" else self.o(joined)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from random import Random
 from typing import Any
 
+from tests.random_models.spellings import MAPS, MEANS, ROWS, SUMS
+
 # What there is to draw from.  Ordinary forms first; the others stand in the drawers of the kinds below.
 PROJECTIONS = ("split", "fused", "interleaved", "keys and values fused", "parameters", "low rank")
 ATTENTIONS = ("written", "einsum", "einsum heads last", "bmm", "by hand", "sdpa", "sdpa")
@@ -27,7 +29,8 @@ CHANGES = (
     "talking heads by tensordot", "talking heads by matmul", "top-k by mask", "top-k by scatter", "top-k renormalised",
     "top-k at once and renormalised",
     "sharpened", "masked after", "masked after and renormalised", "averaged over heads", "scaled", "scaled by head",
-    "gate on heads", "gate on elements", "norm before the projection", "batch norm", "differential", "sink",
+    "gate on heads", "gate on elements", "gate by themselves", "norm before the projection", "batch norm",
+    "differential", "sink",
 )  # fmt: skip
 ORDINARY_CHANGES = ("none", "none", "none", "none", "dropout")
 LINEAR_MIXERS = (
@@ -43,10 +46,11 @@ BRANCHES = (
     "parallel attention", "unused", "long skip", "embedding again", "dense mean", "two towers", "interleaved",
     "parallel blocks", "parallel blocks scaled", "shared softmax", "weights again", "class attention", "one row last",
 )  # fmt: skip
-RESIDUALS = (
+OVERWRITTEN = (
     "in place", "through a view", "read by a view", "in detached memory", "row by row", "in a buffer",
     "halved in place", "halved through a view", "halved in detached memory", "halved by its data", "by numpy",
 )  # fmt: skip
+RESIDUALS = (*OVERWRITTEN, *SUMS)
 SPELLED = {
     "relu": ("maximum", "max", "clamp", "where", "its sign", "its size", "addcmul", "threshold", "amax", "clip_"),
     "silu": ("sigmoid", "exp", "glu", "lerp", "addcmul", "addcdiv", "mul_"),
@@ -102,7 +106,8 @@ class Config:
         shared: one layer's parameters serve all layers.
         special: which layers have what is unusual about attention: ``"all"``, the ``"first"`` or the ``"last"``.
         context: the name of the argument by which attention is given what it looks at, itself or another sequence.
-        residual: how what a part gives out is added to what it was given, where that is written into memory.
+        residual: how what a part gives out is added to what it was given: written into memory, or by what operation.
+        linear, read_by: what linear maps are written by, and the row or mean that is read, if by no usual operation.
     """
 
     seed: int
@@ -144,6 +149,8 @@ class Config:
     context: str = "context"
     special: str = "all"
     residual: str = ""
+    linear: str = ""
+    read_by: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """What differs from the defaults; seed and kind always."""
@@ -189,6 +196,11 @@ def drawn(seed: int) -> Config:
         forms = {name: function_of(getattr(config, name)) for name in ("feed_forward", "norm_form")}
         spelled = {name: f"{form} by {random.choice(SPELLED[form])}" for name, form in forms.items()}
         config = replace(config, ordinary=False, **spelled)
+    if kind not in ORDINARY_KINDS and random.random() < 0.15:
+        config = replace(config, ordinary=False, linear=random.choice(tuple(MAPS)))
+    if kind not in ORDINARY_KINDS and config.readout in ("mean", "first", "last") and random.random() < 0.3:
+        forms = MEANS if config.readout == "mean" else ROWS
+        config = replace(config, ordinary=False, read_by=random.choice(tuple(forms)))
     return consistent(config)
 
 
@@ -303,6 +315,7 @@ def _projections(random: Random, config: Config) -> Config:
             ("output", "einsum at once"),
             ("output", "addmm for each head"),
             ("output", "projected heads as modules"),
+            ("output", "adapter after the residual"),
             ("attention", "matrices for each head"),
             ("attention", "chunks of queries"),
             ("attention", "baddbmm"),
@@ -464,6 +477,9 @@ def consistent(config: Config) -> Config:
     if attention in REARRANGED or config.branch in ("shared softmax", "weights again"):
         changes |= {"projection": "split"} if config.projection == "heads as modules" else {}
         changes |= {"output": "linear" if config.output == "einsum at once" else config.output}
+    apart = config.norm in ("none", "pre", "post") and not (config.branch or config.beside or attention in REARRANGED)
+    if config.output == "adapter after the residual" and not apart:
+        changes["output"] = "adapter"
     if attention == "head by head":
         changes["output"] = "sum over heads"
     if attention in ("windows", "shifted windows", "longest queries, the rest mean"):  # of all, whoever may see whom
@@ -497,8 +513,12 @@ def consistent(config: Config) -> Config:
         changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.shared:
         changes["special"] = "all"
-    if changes.get("attention", config.attention) in WHOLE_MODULES:
+    if changes.get("attention", config.attention) == "TransformerEncoderLayer":
+        changes |= {"residual": "", "linear": ""}
+    elif changes.get("attention", config.attention) in WHOLE_MODULES and config.residual in OVERWRITTEN:
         changes["residual"] = ""
+    if changes.get("readout", config.readout) not in (("mean",) if config.read_by in MEANS else ("first", "last")):
+        changes["read_by"] = ""
     if config.residual == "by numpy" and config.dtype == "bfloat16":  # which numpy has not
         changes["residual"] = "in place"
     if config.attention == "TransformerEncoderLayer":

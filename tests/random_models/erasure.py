@@ -49,7 +49,9 @@ class _Erasing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _erased(self, operand: Tensor) -> Tensor:
-        if operand.dtype != torch.float64 or operand.numel() == 0 or not _among(operand, self._all).all():
+        if operand.layout is not torch.strided or operand.dtype != torch.float64 or operand.numel() == 0:
+            return operand
+        if not _among(operand, self._all).all():
             return operand
         self.found += 1
         return operand.masked_fill(_among(operand, self._one), 0.0)

@@ -21,7 +21,7 @@ from tests.random_models.attention import (
     torch_masks,
     visible_keys,
 )
-from tests.random_models.config import WEIGHTED_READOUTS, Config
+from tests.random_models.config import OVERWRITTEN, WEIGHTED_READOUTS, Config
 from tests.random_models.formulas import row_weights
 from tests.random_models.opaque import sums_so_far
 from tests.random_models.parameters import (
@@ -32,75 +32,9 @@ from tests.random_models.parameters import (
     Parameters,
     draw_parameters,
 )
+from tests.random_models.spellings import ACTIVATIONS, GATED, MEANS, ROWS, SUMS, by_divisor
 
 EPS = 1e-5
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-
-# The same functions, written by other operations.
-ACTIVATIONS |= {
-    "relu by maximum": lambda z: torch.maximum(z, z.new_zeros(())),
-    "relu by max": lambda z: torch.max(z, torch.zeros_like(z)),
-    "relu by clamp": lambda z: z.clamp(min=0),
-    "relu by where": lambda z: torch.where(z > 0, z, 0.0),
-    "relu by its sign": lambda z: z * (z > 0),
-    "relu by its size": lambda z: 0.5 * (z + z.abs()),
-    "relu by addcmul": lambda z: torch.addcmul(torch.zeros_like(z), z, (z > 0).to(z)),
-    "relu by threshold": lambda z: F.threshold(z, 0, 0),
-    "relu by amax": lambda z: torch.stack([z, torch.zeros_like(z)]).amax(0),
-    "relu by clip_": lambda z: z.clip_(min=0),
-    "silu by sigmoid": lambda z: z * z.sigmoid(),
-    "silu by exp": lambda z: z / (1 + (-z).exp()),
-    "silu by glu": lambda z: F.glu(torch.cat([z, z], -1)),
-    "silu by lerp": lambda z: torch.lerp(torch.zeros_like(z), z, z.sigmoid()),
-    "silu by addcmul": lambda z: torch.addcmul(torch.zeros_like(z), z, z.sigmoid()),
-    "silu by addcdiv": lambda z: torch.addcdiv(torch.zeros_like(z), z, 1 + (-z).exp()),
-    "silu by mul_": lambda z: z.sigmoid().mul_(z),
-    "gelu by erf": lambda z: 0.5 * z * (1 + torch.erf(z / 2**0.5)),
-    "gelu by erfc": lambda z: 0.5 * z * torch.special.erfc(-z / 2**0.5),
-    "gelu by ndtr": lambda z: z * torch.special.ndtr(z),
-    "tanh by expm1": lambda z: torch.expm1(2 * z) / (torch.expm1(2 * z) + 2),
-}
-GATED = {
-    "gated": lambda y, beside: y * beside,
-    "gated by addcmul": lambda y, beside: torch.addcmul(torch.zeros_like(y), y, beside),
-    "gated by einsum": lambda y, beside: torch.einsum("bnd,bnd->bnd", y, beside),
-    "gated by lerp": lambda y, beside: torch.lerp(torch.zeros_like(y), beside, y),
-    "gated by mul_": lambda y, beside: beside.mul_(y),
-}
-
-
-def by_divisor(form: str, x: Tensor) -> Tensor:
-    """x, centred where the form is that of a layer norm, over the root of its mean square."""
-    centred, _, how = form.partition(" by ")
-    d = x.shape[-1]
-    if how == "var_mean":
-        variance, mean = torch.var_mean(x, -1, unbiased=False, keepdim=True)
-        return (x - mean) / (variance + EPS).sqrt()
-    if how == "std_mean":
-        deviation, mean = torch.std_mean(x, -1, correction=0, keepdim=True)
-        return (x - mean) / (deviation**2 + EPS).sqrt()
-    if how == "parts":  # the norm itself, weights and biases by themselves
-        return F.layer_norm(x, (d,), eps=EPS) if centred == "layer norm" else F.rms_norm(x, (d,), eps=EPS)
-    if centred == "layer norm":
-        x = x - x.mean(-1, keepdim=True)
-    if how == "vector_norm":
-        return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) ** 2 / d + EPS).sqrt()
-    if how == "addcdiv":
-        return torch.addcdiv(torch.zeros_like(x), x, (x.square().mean(-1, keepdim=True) + EPS).sqrt())
-    if how == "float_power":
-        return x * torch.rsqrt(x.float_power(2).mean(-1, keepdim=True) + EPS).to(x.dtype)
-    if how == "pow":
-        return x * (x.square().mean(-1, keepdim=True) + EPS).pow(-0.5)
-    if how in ("einsum", "matmul", "vecdot"):
-        squares = {
-            "einsum": lambda: torch.einsum("bnd,bnd->bn", x, x)[..., None],
-            "matmul": lambda: (x[..., None, :] @ x[..., None])[..., 0],
-            "vecdot": lambda: torch.linalg.vecdot(x, x)[..., None],
-        }[how]()
-        return x * torch.rsqrt(squares / d + EPS)
-    if centred == "layer norm":
-        return x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
 
 
 class Norm(nn.Module):
@@ -137,9 +71,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = GATED.get(config.feed_forward)
         self.activation = F.silu if self.gated else ACTIVATIONS[config.feed_forward]
-        self.up, self.down, self.inside = linear(p.W_1, p.b_1), linear(p.W_2, p.b_2), inside
+        form = config.linear
+        self.up, self.down, self.inside = linear(p.W_1, p.b_1, form), linear(p.W_2, p.b_2, form), inside
         if self.gated is not None:
-            self.beside = linear(p.W_3, p.b_3)
+            self.beside = linear(p.W_3, p.b_3, form)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.inside is None else self.inside(x)
@@ -287,6 +222,7 @@ def _by_numpy(x: Tensor, out: Tensor) -> Tensor:
 
 ADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "": lambda x, out: x + out,
+    **SUMS,
     "in place": lambda x, out: x.add_(out),
     "through a view": _in_a_view,
     "read by a view": _read_by_a_view,
@@ -366,8 +302,14 @@ class Layer(nn.Module):
 
     def wrapped(self, name: str, x: Tensor, part, row: slice | None = None) -> Tensor:
         """x (or one row of it) with a part's output added, norms where they belong."""
-        norm, added = self.config.norm, ADDED[self.config.residual if row is None else ""]
-        x = x.clone(memory_format=torch.contiguous_format) if self.config.residual and row is None else x
+        norm, residual = self.config.norm, ADDED[self.config.residual if row is None else ""]
+
+        def added(own: Tensor, out: Tensor) -> Tensor:
+            whole, rest = residual(own, out), getattr(self._modules.get(name), "rest", None)
+            return whole if rest is None else whole + rest
+
+        if self.config.residual in OVERWRITTEN and row is None:
+            x = x.clone(memory_format=torch.contiguous_format)
         own = x if row is None else x[:, row]
         if norm == "none":
             return added(own, part(x))
@@ -438,14 +380,14 @@ class RandomTransformer(nn.Module):
             self.class_token = nn.Parameter(p.class_token.clone())
         self.final = make_norm(config, p.final) if config.norm in ("pre", "sandwich") else None
         if config.readout == "pooler":
-            self.pooler = linear(*p.pooler)
+            self.pooler = linear(*p.pooler, config.linear)
         if config.readout == "attention pooling":
             self.pooling = nn.Parameter(p.pooling.clone())
         if config.stack == "latents":
             self.latents = nn.Parameter(p.latents.clone())
         if config.prefix:
             self.prefix = nn.Parameter(p.prefix.clone())
-        self.classifier = linear(*p.classifier)
+        self.classifier = linear(*p.classifier, config.linear)
 
     def _stack(self, layers: list[LayerParameters], mixer: nn.Module | None) -> nn.ModuleList:
         def one(number: int) -> nn.Module:
@@ -517,6 +459,11 @@ class RandomTransformer(nn.Module):
         readout = self.config.readout
         examples = torch.arange(len(x))
         everything = torch.ones(x.shape[:2], dtype=torch.bool) if real is None else real
+        if self.config.read_by in MEANS:
+            return self.classifier(MEANS[self.config.read_by](x, everything))
+        if self.config.read_by:
+            first, last = everything.int().argmax(1), x.shape[1] - 1 - everything.flip(1).int().argmax(1)
+            return self.classifier(ROWS[self.config.read_by](x, first if readout == "first" else last))
         if readout in ("every position", "row in target"):
             return self.classifier(x)
         if readout == "pooler":

@@ -256,6 +256,7 @@ class Oracle:
             values = values.clone()
             values[:, :, self.erased[1]] = 0
             mixed = torch.einsum("bhqk,bhke->bhqe", alpha, values)
+            gate = self._gate(x.value, mixed, p)
         gated = mixed if gate is None else mixed * gate
         value = torch.einsum("bhqe,hed->bqd", gated, p.W_O) + p.b_O
         if self.probed:
@@ -344,6 +345,10 @@ class Oracle:
             return torch.stack([gate[..., i, None].expand(b, n, e) for i in range(h)], 1)
         if change == "gate on elements":
             gate = 1 / (1 + (-(x @ p.extra["element gate"])).exp())
+            return torch.stack([gate[..., i * e : (i + 1) * e] for i in range(h)], 1)
+        if change == "gate by themselves":
+            joined = torch.cat([mixed[:, i] for i in range(h)], -1)
+            gate = 1 / (1 + (-(joined @ p.W_O.reshape(h * e, -1) @ p.extra["element gate"])).exp())
             return torch.stack([gate[..., i * e : (i + 1) * e] for i in range(h)], 1)
         if change == "norm before the projection":
             square = sum(mixed[:, i].square().sum(-1) for i in range(h)) / (h * e)

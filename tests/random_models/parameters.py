@@ -198,7 +198,7 @@ def _factorise(draw: Draw, c: Config, p: AttentionParameters) -> None:
         down, up = draw.normal(h, e, RANK, scale=(h * e) ** -0.5), draw.normal(RANK, d, scale=3 * RANK**-0.5)
         p.factors |= {"O down": down, "O up": up}
         p.W_O = torch.einsum("her,rd->hed", down, up)
-    if c.output == "adapter":
+    if c.output.startswith("adapter"):
         down, up = draw.normal(h, e, RANK, scale=(h * e) ** -0.5), draw.normal(RANK, d, scale=RANK**-0.5)
         p.factors |= {"O": p.W_O, "O down": down, "O up": up}
         p.W_O = p.W_O + torch.einsum("her,rd->hed", down, up)

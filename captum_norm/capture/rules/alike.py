@@ -45,8 +45,7 @@ def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, ou
     if name in ("scatter", "scatter_add"):
         return _scattered(flow, op)
     if name in ("gather", "take_along_dim") and op.args[0] is op.tensors[0]:
-        chosen = place_of(flow, op.tensors[0])
-        return chosen and chosen.then(step_of(op, None))
+        return _gathered(flow, op, name, out)
     if name in _ALONG_AXES:
         along = _along(flow, op, name, out)
         if along is not None or name in _SHUFFLES:
@@ -134,10 +133,45 @@ def _along(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | Non
         kept = [n for axis, n in enumerate(x.shape) if axis not in axes]
         left = [n for axis, n in enumerate(out.shape) if out.ndim < x.ndim or axis not in axes]
         return place.then(WholeAxes(axes, out.shape)) if left == kept else None
+    beside = _beside_constants(flow, x, place, axes, out)
+    if beside is not None:
+        return beside
     stays = name in ("cumsum", "cumprod") or name not in _SHUFFLES | {"tril", "triu"}
     if out.shape == x.shape and stays and place.numbers() is not None:
         return flow.mixed_by(place, "it reads several positions at once")
     return None
+
+
+def _gathered(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | None:
+    """Where entries lie that were taken out along one axis."""
+    x, axis = op.tensors[0], op.argument(1 if name == "gather" else 2, "dim")
+    place = place_of(flow, x)
+    if place is None:
+        return None
+    if isinstance(axis, int):
+        axis %= x.ndim
+        if x.shape[:axis] == out.shape[:axis] and x.shape[axis + 1 :] == out.shape[axis + 1 :]:
+            beside = _beside_constants(flow, x, place, (axis,), out)
+            if beside is not None:
+                return beside
+    return place.then(step_of(op, None))
+
+
+def _beside_constants(
+    flow: Dataflow, x: Tensor, place: Place, axes: tuple[int, ...], out: Tensor
+) -> Place | None:
+    """Where each result lies that was made of one position and of what is no input, such as a zero stacked beside it.
+
+    After an attention call rows that are no input hold others.
+    """
+    numbers = place.numbers()
+    if numbers is None or flow.reach.of(x) & flow.calls or not numbers.numel():
+        return None
+    own = numbers.amax(axes, keepdim=True)
+    if bool((own < 0).any()) or not bool(((numbers == own) | (numbers < 0)).all()):
+        return None
+    own = own if out.ndim == x.ndim else own.squeeze(axes)
+    return Place(place.anchor, (Settled(own.expand(out.shape)),), place.mixers) if own.ndim == out.ndim else None
 
 
 def _is_of_other_inputs(flow: Dataflow, tensor: Tensor, than: Tensor) -> bool:
@@ -294,6 +328,7 @@ def _written(written: Place, before: Place | None, index: Any, shape: tuple[int,
         if base_name(name) == "index_add" and bool(((rows != NOTHING_YET) & (rows != numbers)).any()):
             return None
         out[index] = numbers.expand_as(rows)
+        alone = torch.equal(out[index], numbers.expand_as(rows))  # each row is written once, or by one position
     except (RuntimeError, IndexError, ValueError):
         return None
-    return out
+    return out if alone else None

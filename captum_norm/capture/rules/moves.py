@@ -90,7 +90,7 @@ def _stacked_projections(traces: list[Trace], axis: int) -> Projection | None:
     total = projections[0]
     for projection in projections[1:]:
         total = total.plus(projection)
-    return Projection(total.mixtures, total.terms, total.bias, total.roots, axis)
+    return Projection(total.mixtures, total.terms, total.bias, total.roots, total.width, axis)
 
 
 def _cat_weights(traces: list[Trace], out: Tensor) -> Columns | None:

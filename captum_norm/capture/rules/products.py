@@ -16,7 +16,7 @@ from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_val
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Place, along
+from captum_norm.operations.places import Place, WholeAxes, along
 from captum_norm.operations.steps import Step
 from captum_norm.operations.storages import storage_of
 
@@ -192,6 +192,11 @@ def added_product(flow: Dataflow, op: Operation) -> None:
 def _product_place(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> None:
     """Where the product of two tensors lies: where the left one does, or the right one beside a constant."""
     place, scores = place_of(flow, left), scores_of_product(flow, left, right, right.ndim - 1, out, out.ndim - 1)
+    if place is not None and right.ndim == 1 and not flow.is_moved(right, left):
+        features = (left.ndim - 1,)
+        whole = place.then(WholeAxes(features, out.shape)) if flow.places.holds_one(place, features) else None
+        flow.traces[out] = Trace(place=whole, scores=scores)
+        return
     if place is None:
         place = place_of(flow, right)
         if place is not None and 2 <= out.ndim == right.ndim and not flow.is_moved(left, right):

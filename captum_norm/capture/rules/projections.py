@@ -160,11 +160,11 @@ def _merge(
             second = second.times(lambda matrix: matrix * sign)
         return flow.projections.propose(first.plus(second), op.out)
     whole, other = (first, operands[1]) if first is not None else (second, operands[0])
-    if whole is None or whole.r is None or sign != 1.0:
+    if whole is None or sign != 1.0 or whole.parts_axis is not None:
         return None
-    if other.shape == op.out.shape[-1:] and len(other) == len(whole.r):  # rows may have been laid side by side
-        bias = Projection(whole.mixtures, (), other, frozenset())
-        return flow.projections.propose(whole.plus(bias), op.out)
+    if other.shape == op.out.shape[-1:] and len(other) == whole.width:  # rows may have been laid side by side
+        both = whole.plus(Projection(whole.mixtures, (), other, frozenset(), whole.width))
+        return both if whole.r is None else flow.projections.propose(both, op.out)
     return None
 
 
