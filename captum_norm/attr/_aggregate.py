@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from captum_norm.attr._maps import CallMap, Needs, Route, check_same_keys, rows_of, square
+from captum_norm.attr._maps import CallMap, Needs, Route, check_same_keys, rows_of, square, with_keys_as
 from captum_norm.attr._paths import Rollout
 from captum_norm.capture import AttentionCall, Positions
 from captum_norm.functional import flow
@@ -53,6 +53,8 @@ class Mean:
 
     def add(self, one: CallMap) -> None:
         known = self._sums.get(one.route)
+        if known is not None:
+            one = with_keys_as(known.keys, one)
         scores = one.scores
         if known is not None:
             _check_alike(known, one)

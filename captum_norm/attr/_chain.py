@@ -18,12 +18,20 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer, apart: Sequenc
     """
     first: dict[SequenceName, AttentionRecord] = {}
     last: dict[SequenceName, AttentionRecord] = {}
+    calls: list[tuple[SequenceName, AttentionRecord]] = []
+    taken_in: dict[SequenceName, set[SequenceName]] = {}
     beside = at_once(records)
     for record in records:
         route = route_of(record)
         if route is None or not record.bit:
             continue
         queries, keys = route
+        others = [other for sequence, other in calls if sequence != keys and keys in taken_in[sequence]]
+        reason = _held_by_others(record, others)
+        if reason:
+            return reason
+        calls.append((queries, record))
+        taken_in.setdefault(queries, set()).update({keys}, taken_in.get(keys, ()))
         before = last.get(queries)
         if before is not None and not record.ancestors & before.bit:
             return f"{_title(before)} and {_title(record)} run side by side: neither is made of the other"
@@ -86,6 +94,21 @@ def _leads_past(
         own = fed.weights & ~fed.values
         if own and not before.fed.is_all_of(own):
             return _past(_title(record), before, "")
+    return ""
+
+
+def _held_by_others(record: AttentionRecord, others: Sequence[AttentionRecord]) -> str:
+    """Why a call's keys are more than positions of their sequence: they hold what others have taken in of it, too.
+
+    Latents that attend to the input and to themselves, say, or tokens that attend to a summary of themselves: the map has
+    no column for the latter.
+    """
+    for other in others:
+        if record.fed is not None and other.fed is not None and other.fed.own & record.fed.values:
+            return (
+                f"the keys of {_title(record)} are positions and, beside them, what {_title(other)} took in of these "
+                "(latents, a summary)"
+            )
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, square
+from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, own_keys, square
 from captum_norm.capture import AttentionRecord, Positions
 from captum_norm.functional.aggregate import passed_on
 from captum_norm.functional.precision import full_precision
@@ -51,6 +51,8 @@ class LogitParts:
     def add(self, one: CallMap | LaterMap) -> None:
         """Take in the next call's map."""
         assert isinstance(one, RowMap | LaterRowMap)
+        if isinstance(one, CallMap) and one.length == len(one.keys.index) and own_keys(one) is not None:
+            raise ValueError(f"{one.title}: its keys lie in another order than its queries; they have no sum.")
         if self.maps:
             check_same_keys(self.maps[0].keys, one, "sum")
         self.maps.append(one)

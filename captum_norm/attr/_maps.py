@@ -46,6 +46,7 @@ class CallMap:
             block's residual in; else None.  In self-attention it is part of the query's own score.
         layer: which layer the map holds together with others of the same number; None for a map of the call alone.
         at_once: its keys are those of before the last call of their sequence: two that attend to each other at once.
+        queries: where the query axis lies, of a map of all queries; None where that is not known.
     """
 
     call: AttentionCall
@@ -55,6 +56,7 @@ class CallMap:
     residual: Tensor | None = None
     layer: int | None = None
     at_once: bool = False
+    queries: Positions | None = None
 
     @property
     def length(self) -> int:
@@ -96,6 +98,8 @@ class LaterMap:
         """The map of a call; None where it has to be measured at once."""
         route, keys = route_of(record), record.keys
         if route is None or keys is None or route[0] != route[1] or record.shape[2] != record.shape[3]:
+            return None
+        if record.queries is not None and not torch.equal(*_numbers(record.queries, keys)):
             return None
         kept, call = keep(record), record.call.without_modules
         kept = kept.but(call=call) if isinstance(kept, AttentionRecord) else kept
@@ -190,7 +194,7 @@ def call_map(record: AttentionRecord, scores: Tensor, layer: int | None = None) 
     if scores.shape[-1] > record.shape[-1]:
         scores, residual = scores[..., :-1], scores[..., -1]
     scores, keys = one_key_for_each_position(scores, keys)
-    return CallMap(record.call.without_modules, route, scores, keys, residual, layer)
+    return CallMap(record.call.without_modules, route, scores, keys, residual, layer, queries=record.queries)
 
 
 def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, Positions]:
@@ -264,21 +268,67 @@ def at_rows(record: AttentionRecord, rows: Tensor) -> AttentionRecord:
 
 
 def square(one: CallMap) -> CallMap:
-    """The map over its own queries alone: keys that are no input (memory, sinks) pass nothing on.
+    """The map over its own queries alone, in their order: keys that are no input (memory, sinks) pass nothing on.
 
     Raises:
-        ValueError: if there are not as many queries as keys that are inputs.
+        ValueError: as :func:`own_keys`.
     """
-    if one.scores.shape[1] == one.scores.shape[2]:
+    own = own_keys(one)
+    if own is None:
         return one
-    own = (one.keys.index >= 0).nonzero().flatten().to(one.scores.device)
-    if len(own) != one.scores.shape[1]:
+    keys = Positions(one.keys.source, one.keys.index[own.to(one.keys.index.device)], one.keys.grid)
+    return replace(one, scores=one.scores[..., own.to(one.scores.device)], keys=keys)
+
+
+def own_keys(one: CallMap) -> Tensor | None:
+    """The key that is each query itself, (query,); None where keys are the queries, in their order.
+
+    Raises:
+        ValueError: if there are not as many queries as keys that are inputs, or a query is none of the keys, as where
+            keys are those of the token before.
+    """
+    _, query, key = one.scores.shape
+    if one.queries is None or one.queries.source != one.keys.source or len(one.queries.index) != query:
+        own = None if query == key else (one.keys.index >= 0).nonzero()[:, 0]
+    else:
+        ours, theirs = _numbers(one.queries, one.keys)
+        if torch.equal(ours, theirs):
+            return None
+        same = ours[:, None] == theirs
+        own = same.int().argmax(1) if query <= key else (one.keys.index >= 0).nonzero()[:, 0]
+        if query <= key and bool((same.sum(1) != 1).any()):
+            lacking = one.queries.index[same.sum(1) != 1].tolist()
+            raise ValueError(
+                f"{one.title}: it is not known which key the queries at positions {lacking} are themselves, for keys "
+                f"lie at {one.keys.index.tolist()}: rollout and flow add what a position holds already to its own "
+                'key. Use aggregate="mean".'
+            )
+        if bool((one.keys.index >= 0).sum() > (one.queries.index >= 0).sum()):
+            own = (one.keys.index >= 0).nonzero()[:, 0]
+    if own is not None and len(own) != query:
         raise ValueError(
-            f"{one.title} has {one.scores.shape[1]} queries and {len(own)} keys that are inputs: rollout and flow need "
+            f"{one.title} has {query} queries and {len(own)} keys that are inputs: rollout and flow need "
             'as many of one as of the other. Use aggregate="mean".'
         )
-    keys = Positions(one.keys.source, one.keys.index[one.keys.index >= 0], one.keys.grid)
-    return replace(one, scores=one.scores[..., own], keys=keys)
+    return own
+
+
+def with_keys_as(known: Positions, one: CallMap) -> CallMap:
+    """The map with its keys in this order, where they are the same inputs in another one; else as it is."""
+    ours, theirs = known.index, one.keys.index
+    if known.source != one.keys.source or ours.shape != theirs.shape or torch.equal(ours, theirs):
+        return one
+    if not (known.all_inputs and known.all_distinct and torch.equal(ours.sort().values, theirs.sort().values)):
+        return one
+    order = (ours[:, None] == theirs).int().argmax(1)
+    return replace(one, scores=one.scores[..., order.to(one.scores.device)], keys=known)
+
+
+def _numbers(queries: Positions, keys: Positions) -> tuple[Tensor, Tensor]:
+    """The positions of queries and keys; what is no input has numbers of its own where both have."""
+    if queries.rows is not None and keys.rows is not None:
+        return queries.rows, keys.rows
+    return queries.index, keys.index
 
 
 def check_same_keys(known: Positions, one: CallMap | LaterMap, what: str) -> None:

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._captum import Attribution
-from captum_norm.attr._maps import CallMap, Needs, Route, at_rows, call_map, check_same_keys, square, without_padding
+from captum_norm.attr._maps import (
+    CallMap,
+    Needs,
+    Route,
+    at_rows,
+    call_map,
+    check_same_keys,
+    own_keys,
+    square,
+    without_padding,
+)
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._report import AttributionReport
@@ -179,18 +189,18 @@ class Routes:
         assert record is not None
         length = max(map(len, reached))
         numbers = torch.tensor([rows + [rows[0]] * (length - len(rows)) for rows in reached])
-        own_keys = None if record.shape[2] == record.shape[3] else (one.keys.index >= 0).nonzero()[:, 0]
+        own = own_keys(one)
         found = [_Rows(rows, [], []) for rows in reached]
         size = max(1, _BLOCK // max(1, record.shape[1] * record.shape[3]))
         for start in range(0, length, size):
             block = numbers[:, start : start + size]
             part = without_padding(at_rows(record, block))
-            edges = self._edges(part, own_keys)
+            edges = self._edges(part, own)
             for example, known in enumerate(found):
                 known.take(edges, example, block[example, : max(0, len(known.rows) - start)], self._threshold)
         return found
 
-    def _edges(self, part: AttentionRecord, own_keys: Tensor | None) -> _Shares:
+    def _edges(self, part: AttentionRecord, own: Tensor | None) -> _Shares:
         block = part.block
         assert block is not None
         inner, norm = ([one for one in (norm,) if one is not None] for norm in (block.inner, block.norm))
@@ -200,7 +210,7 @@ class Routes:
         shares = _above(shares, self._threshold) if self._renormalise else shares
         before = block.output if block.second_norm is None else block.second_norm(block.output)
         feed_forward = feed_forward_share(before.to(shares.residual), block.behind.to(shares.residual))
-        attention = shares.attention if own_keys is None else shares.attention[..., own_keys]
+        attention = shares.attention if own is None else shares.attention[..., own.to(shares.attention.device)]
         return _Shares(attention.cpu(), shares.residual.cpu(), feed_forward.cpu())
 
 

@@ -126,3 +126,35 @@ def recorded_of(function):
     with torch.no_grad(), recording(sources=(IDS,)) as records:
         function(IDS)
     return records
+
+
+class LatentsAmongTheKeys(Latents):
+    """Latents attend to the tokens and to themselves at once, ``times``; or tokens attend to latents and themselves."""
+
+    def __init__(self, times, read_by_tokens=False):
+        super().__init__()
+        self.times, self.read_by_tokens = times, read_by_tokens
+
+    def forward(self, ids):
+        x, latents = self.embedding(ids), self.latents.expand(len(ids), -1, -1)
+        for call in self.calls[: self.times]:
+            latents = latents + call(latents, torch.cat([x, latents], 1))
+        if self.read_by_tokens:
+            return self.classes((x + self.calls[4](x, torch.cat([latents, x], 1)))[:, 0])
+        return self.classes(latents[:, 1])
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, ALTI, AttentionRelevance])
+@pytest.mark.parametrize("model", [LatentsAmongTheKeys(2), LatentsAmongTheKeys(1, read_by_tokens=True)])
+def test_keys_that_hold_what_latents_took_in_are_not_composed(method, model):
+    """The map has no column for what they hold, so that a row of a product would lack it."""
+    with pytest.raises(ValueError, match=r"beside them, what 'calls\.0' \(call 0\) took in|have no (product|relevance)"):
+        method(model).attribute(IDS, target=0)
+    assert AttentionNorm(model).attribute(IDS, target=0).shape == IDS.shape
+
+
+def test_latents_that_have_taken_in_nothing_yet_may_stand_among_the_keys():
+    model = LatentsAmongTheKeys(1)
+    (record,) = recorded(model)
+    weights = record.weights.mean(1)[:, 1, : IDS.shape[1]]
+    close(AttentionRollout(model).attribute(IDS, target=0), weights / 2)  # the other half is its own

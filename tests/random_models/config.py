@@ -45,7 +45,9 @@ MIXER_PLACES = ("before", "between", "beside", "inside", "end")
 BRANCHES = (
     "parallel attention", "unused", "long skip", "embedding again", "dense mean", "two towers", "interleaved",
     "parallel blocks", "parallel blocks scaled", "shared softmax", "weights again", "class attention", "one row last",
+    "keys of the token before",
 )  # fmt: skip
+"""And, where latents read the input, "latents among the keys"."""
 OVERWRITTEN = (
     "in place", "through a view", "read by a view", "in detached memory", "row by row", "in a buffer",
     "halved in place", "halved through a view", "halved in detached memory", "halved by its data", "by numpy",
@@ -280,6 +282,8 @@ def _encoder_decoder(random: Random, config: Config) -> Config:
         position = config.position if config.position in ("learned", "sinusoidal") else "none"
         readout = random.choice(LATENT_READOUTS)
         ordinary = readout != "attention pooling"
+        if random.random() < 0.25:
+            config, ordinary = replace(config, branch="latents among the keys"), False
         return replace(config, stack="latents", mask="none", position=position, readout=readout, ordinary=ordinary,
                        variant="latents")  # fmt: skip
     config = replace(config, stack="encoder-decoder", mask="causal", readout="every position")
@@ -441,6 +445,14 @@ def _of_the_branch(config: Config) -> dict[str, Any]:
     if config.branch in ("shared softmax", "weights again"):
         changes |= {"attention": "written", "special": "all", "shared": False}
         changes |= {"change": "none" if config.change == "differential" else config.change}
+    if config.branch == "keys of the token before":
+        changes |= {"padding": "", "padding_form": "", "stack": "encoder", "mask": "none", "prefix": 0}
+        changes |= {"readout": "first" if config.readout == "last" else config.readout}
+        apart = ("heads as modules", "fused", "interleaved")  # keys and values are those of another state
+        changes |= {"projection": "split"} if config.projection in apart else {}
+        together = (*REARRANGED, *WHOLE_MODULES)
+        changes |= {"attention": "written"} if config.attention in together else {}
+        changes |= {"projection": "split", "output": "linear"} if config.projection == "inside" else {}
     if config.branch.startswith("parallel blocks"):
         changes |= {"norm": "pre", "shared": False}
     if config.branch in ("class attention", "one row last"):

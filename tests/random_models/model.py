@@ -266,13 +266,16 @@ class Layer(nn.Module):
             x = self.wrapped("attention", x, lambda y: self._by_first_weights(y, visible, weights))
         elif self.config.branch == "shared softmax":
             x = self.wrapped("attention", x, lambda y: self._by_one_softmax(y, visible))
+        elif self.config.branch == "keys of the token before":
+            x = self.wrapped("attention", x, lambda y: self.attention(y, y.roll(1, 1), visible))
         elif self.side is None:
             x = self.wrapped("attention", x, lambda y: self.attention(y, y, visible))
         else:
             x = self.wrapped("attention", x, lambda y: self.attention(y, y, visible) + self.side(y, y, visible))
         if self.cross is not None:
             assert memory is not None
-            x = self.wrapped("cross", x, lambda y: self.cross(y, memory, None))
+            among = self.config.branch == "latents among the keys"
+            x = self.wrapped("cross", x, lambda y: self.cross(y, torch.cat([memory, y], 1) if among else memory, None))
         return self.wrapped("feed_forward", x, self.feed_forward)
 
     def _beside(self, x: Tensor, visible: Tensor | None) -> Tensor:

@@ -423,6 +423,10 @@ class Oracle:
         norm, crosses = self.config.norm, memory is not None
         y = self.norm(x, p.norms[name]) if norm in ("pre", "sandwich") else x
         keys = y if memory is None else memory
+        if self.config.branch == "latents among the keys" and memory is not None:
+            keys = _one_behind_the_other(memory, y)
+        if self.config.branch == "keys of the token before" and memory is None:
+            keys = _of_the_token_before(y)
         x, y = (x, y) if row is None else (one_row(x, row), one_row(y, row))
         out, call = self.attention(y, keys, _present(p.cross if crosses else p.attention), visible, crosses, alpha)
         outs, calls = [out], [call]
@@ -721,3 +725,32 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _mean(*reaches: Tensor | None) -> Tensor | None:
     return None if any(r is None for r in reaches) else sum(reaches) / len(reaches)
+
+
+def _one_behind_the_other(first: State, second: State) -> State:
+    """The rows of a sequence, and behind them those of learned vectors, which are none of its positions."""
+    assert first.index is not None
+    index = torch.cat([first.index, torch.full((second.value.shape[1],), -1)])
+    nothing_taken_in = second.parts is not None and not second.parts[:-1].any()
+
+    def both(ours: Tensor | None, theirs: Tensor | None, axis: int) -> Tensor | None:
+        return None if ours is None or theirs is None else torch.cat([ours, theirs], axis)
+
+    return replace(
+        first, value=torch.cat([first.value, second.value], 1), parts=both(first.parts, second.parts, 2),
+        pure=first.pure and nothing_taken_in, index=index,
+        reach=both(first.reach, second.reach, 1), alti=both(first.alti, second.alti, 1),
+        calls=first.calls | second.calls, parents=first.parents | second.parents,
+        mixers=(*first.mixers, *second.mixers),
+    )  # fmt: skip
+
+
+def _of_the_token_before(state: State) -> State:
+    """A state whose rows are those of the token before, of the first the last one's."""
+    def moved(rows: Tensor | None, axis: int) -> Tensor | None:
+        return None if rows is None else rows.roll(1, axis)
+
+    return replace(
+        state, value=state.value.roll(1, 1), parts=moved(state.parts, 2), index=moved(state.index, 0),
+        reach=moved(state.reach, 1), alti=moved(state.alti, 1),
+    )  # fmt: skip

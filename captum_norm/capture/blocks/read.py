@@ -315,6 +315,8 @@ def residual_key(
         same = (queries.index[:, None] == keys.index) & (queries.index[:, None] != NOT_AN_INPUT)
         if bool((same.sum(-1) == 1).all()):
             return same.int().argmax(-1)
+        if bool((queries.index >= 0).all()) and bool((keys.index >= 0).any()):
+            raise UnreadableBlockError("queries stand at other positions than keys, and some are none of the keys")
     if query == key and in_order:
         return "diagonal"
     if cached and query < key:
