@@ -100,8 +100,8 @@ def _leads_past(
 def _held_by_others(record: AttentionRecord, others: Sequence[AttentionRecord]) -> str:
     """Why a call's keys are more than positions of their sequence: they hold what others have taken in of it, too.
 
-    Latents that attend to the input and to themselves, say, or tokens that attend to a summary of themselves: the map has
-    no column for the latter.
+    Latents that attend to the input and to themselves, say, or tokens that attend to a summary of themselves: the map
+    has no column for the latter.
     """
     for other in others:
         if record.fed is not None and other.fed is not None and other.fed.own & record.fed.values:

@@ -84,6 +84,8 @@ class Dataflow:
         self.refuses_dropout = False
         self.output_bits: int | None = None  # of the output, once it is known
         self._stream, self.projections = stream, Projections(stream)
+        if stream is not None:
+            stream.agree = self._agree
         self.readers = Readers(self.traces, self.projections, self.reach, self._module)
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
@@ -204,6 +206,11 @@ class Dataflow:
                 follow_traces(into, trace, self.traces)
                 for facts in (self.shallow, self.exponentials, self.unrounded):
                     facts.follow(into)
+
+    def _agree(self, first: Tensor, second: Tensor) -> bool:
+        """Whether two tensors of one shape lie at the same positions, as far as is known."""
+        ours, theirs = (None if trace is None else trace.place for trace in (self.traces[first], self.traces[second]))
+        return ours is None or theirs is None or self.places.agree(ours, theirs, first.shape)
 
     def _lose(self, changed: Tensor) -> None:
         """Nothing is known any more of a tensor that was changed out of sight, nor of others in its memory."""

@@ -17,12 +17,12 @@ from torch.nn import Module
 from captum_norm.capture.projections import Projections
 from captum_norm.capture.reach import Reach
 from captum_norm.capture.traces import Mixed, Mixture, Traces
-from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
+from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.storages import storage_of
 
 # What else they are given says where entries go, or in which shape or format.
-_OF_THE_FIRST = names_of(OperationKind.MOVE, OperationKind.IDENTITY) | names_with(Property.LIKE)
+_OF_THE_FIRST = names_of(OperationKind.MOVE, OperationKind.IDENTITY)
 
 
 @dataclass(eq=False)

@@ -561,3 +561,28 @@ def test_calls_that_share_one_projection_by_rows_have_a_block_each(name):
         close(block_of(record).residual, noted["residual"][:, rows])
         close(block_of(record).output, noted["output"][:, rows])
         assert found_in(block_of(record)) == BLOCKS[name][1]
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        lambda attention, x: x.roll(1, 1) + attention(x, x, x)[0],
+        lambda attention, x: x + attention(x.roll(1, 1), x, x)[0],
+        lambda attention, x: x + attention(x, x, x)[0].roll(1, 1),
+    ],
+    ids=["a residual of others", "queries of others", "attention moved"],
+)
+def test_a_residual_of_other_positions_is_none(added):
+    """Each row would be taken for its own key, which it is not."""
+
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(MODEL, 3, batch_first=True)
+
+        def forward(self, x):
+            return added(self.attention, x)
+
+    (record,) = recorded(Moved().eval(), torch.randn(BATCH, LENGTH, MODEL))
+    assert record.block is None
+    assert record.no_block == "what W_O wrote is added to rows of other positions"

@@ -46,6 +46,8 @@ class BlockReader:
             raise UnreadableBlockError(
                 "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"
             )
+        if block.is_moved:
+            raise UnreadableBlockError("what W_O wrote is added to rows of other positions")
         if block.in_pieces:
             raise UnreadableBlockError("what W_O wrote is added to the residual stream in pieces")
         if len(layout.rest):
@@ -315,8 +317,7 @@ def residual_key(
         same = (queries.index[:, None] == keys.index) & (queries.index[:, None] != NOT_AN_INPUT)
         if bool((same.sum(-1) == 1).all()):
             return same.int().argmax(-1)
-        if bool((queries.index >= 0).all()) and bool((keys.index >= 0).any()):
-            raise UnreadableBlockError("queries stand at other positions than keys, and some are none of the keys")
+        in_order = in_order and bool((queries.index < 0).any())  # known to be others
     if query == key and in_order:
         return "diagonal"
     if cached and query < key:

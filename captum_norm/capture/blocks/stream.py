@@ -10,6 +10,7 @@ Whether the stream goes on as a state or as its norm is told by what the next pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -66,6 +67,7 @@ class OpenBlock:
         feed_forward: where the feed-forward part stands.
         pre_norm: the queries, keys or values are made of a norm of the residual.
         in_pieces: some of its rows are added to the residual apart from others.
+        is_moved: the residual lies at other positions than what W_O wrote, as far as is known.
     """
 
     mixed: Node
@@ -76,16 +78,22 @@ class OpenBlock:
     feed_forward: FeedForward = ""
     pre_norm: bool = False
     in_pieces: bool = False
+    is_moved: bool = False
 
 
 class ResidualStream:
     """The residual stream of one running model, followed beside its attention.
+
+    Attributes:
+        agree: whether two tensors of one shape lie at the same positions, as far as is known.
+        blocks: the block around each call under way.
 
     ``mixed``, ``projected`` are told by :class:`~captum_norm.capture.dataflow.Dataflow`; ``see`` is handed every
     operation after it.
     """
 
     def __init__(self) -> None:
+        self.agree: Callable[[Tensor, Tensor], bool] = lambda first, second: True
         self._nodes: Facts[Node] = Facts()
         self._forms: Facts[Form] = Facts()
         self._blocks: dict[State, OpenBlock] = {}
@@ -301,6 +309,7 @@ class ResidualStream:
             block.feed_forward = "beside"
             return replace(form, beside=_operand(op, part, other))
         residual = _operand(op, other, part)
+        block.is_moved = not self.agree(part, other)
         known = self._forms[other]
         if known is not None and known.state in self._stages:
             before, stage = self._stages[known.state]
