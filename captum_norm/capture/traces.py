@@ -243,8 +243,9 @@ class Projection:
         )  # fmt: skip
 
 
-# Pieces of a softmax, or of a value product, that the model writes out itself.
-SoftmaxPart = Literal["", "exponential", "normaliser", "log weights", "log normaliser", "spread weights"]
+# Pieces of a softmax, or of a value product, that the model writes out itself.  A numerator is made of exponentials of
+# scores in a way that no rule takes for a softmax.
+SoftmaxPart = Literal["", "exponential", "numerator", "normaliser", "log weights", "log normaliser", "spread weights"]
 
 
 class Trace(NamedTuple):
@@ -266,6 +267,11 @@ class Trace(NamedTuple):
         """It is on the way from a softmax to W_O; otherwise only its positions are known."""
         return self.weights is not None or bool(self.mixed) or self.projection is not None or bool(self.softmax_part)
 
+    @property
+    def is_numerator(self) -> bool:
+        """It was made of exponentials of scores, and nothing is known to have made weights of it."""
+        return self.scores is not None and self.softmax_part in ("exponential", "numerator")
+
     def after(self, step: Step) -> Trace:
         """What is known after one more move."""
         scores = self.scores and self.scores.then(step)
@@ -274,7 +280,7 @@ class Trace(NamedTuple):
         mixed = tuple(Mixed(m.mixture, (*m.steps, step)) for m in self.mixed)
         projection = self.projection and self.projection.after(step)
         weights, place = self.weights and self.weights.then(step), self.place and self.place.then(step)
-        return Trace(weights, mixed, projection, place, scores=scores)
+        return Trace(weights, mixed, projection, place, "numerator" if self.is_numerator else "", scores)
 
     def __bool__(self) -> bool:
         return self.place is not None or self.scores is not None or self.in_attention

@@ -826,6 +826,30 @@ CHANGES: list[Change] = [
         tests="capture/test_readers.py",
     ),
     *changes_of(
+        "capture/traces.py",
+        ('"numerator" if self.is_numerator else "", scores)', '"", scores)'),
+        ("self.scores is not None and self.softmax_part in", "self.softmax_part in"),
+        tests="capture/test_numerators.py",
+    ),
+    *changes_of(
+        "capture/rules/elementwise.py",
+        ("or trace.is_numerator):", "):"),
+        ('return "numerator" if made and', 'return "numerator" if False and'),
+        tests="capture/test_numerators.py",
+    ),
+    *changes_of(
+        "capture/rules/products.py",
+        ("if not made or op.out.shape == made[0].shape:", "if True:"),
+        ("if not any(flow.reach.of(other) & INPUT and", "if any(flow.reach.of(other) & INPUT and"),
+        tests="capture/test_numerators.py",
+    ),
+    *changes_of(
+        "capture/rules/softmax.py",
+        ("trace.scores is not None and op.out.shape == scores.shape", "False"),
+        ('0 if op.name == "__rpow__" else 1', "1"),
+        tests="capture/test_numerators.py",
+    ),
+    *changes_of(
         "capture/readers.py",
         ("and reader.root not in roots and goes_on", "and reader.root not in roots"),
         ("if reader.calls & calls and reader.root not in roots", "if reader.calls & calls"),

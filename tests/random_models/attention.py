@@ -344,6 +344,21 @@ class Attention(nn.Module):
         w = (scores - scores.amax(-1, keepdim=True)).exp()
         return self.changed(w / w.sum(-1, keepdim=True)) @ self._repeated(v)
 
+    def _normalised_afterwards(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        e = self._exponentials(q, k, visible)
+        return e @ self._repeated(v) / e.sum(-1, keepdim=True)
+
+    def _halves_of_keys(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        e, v, half = self._exponentials(q, k, visible), self._repeated(v), (k.shape[2] + 1) // 2
+        mixed = torch.einsum("bhnm,bhme->bhne", e[..., :half], v[:, :, :half]) + e[..., half:] @ v[:, :, half:]
+        return mixed / (e[..., :half].sum(-1, keepdim=True) + e[..., half:].sum(-1, keepdim=True))
+
+    def _exponentials(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        scores, bias = q @ self._repeated(k).mT * self.scale, self.bias_of(q, k)
+        scores = scores if bias is None else scores + bias
+        scores = scores if visible is None else MASKINGS[self.config.mask_form](scores, visible)
+        return (scores - scores.amax(-1, keepdim=True)).exp()
+
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         bias, form = self.bias_of(q, k), self.config.mask_form
         if visible is not None and self.config.mask == "causal" and bias is None and not self.config.padding:

@@ -325,6 +325,8 @@ def _projections(random: Random, config: Config) -> Config:
             ("attention", "baddbmm"),
             ("attention", "vmap"),
             ("attention", "multiply and sum"),
+            ("attention", "normalised afterwards"),
+            ("attention", "halves of keys"),
             ("attention", "softmax and product in numpy"),
             ("attention", "softmax and product in torchscript"),
             ("attention", "softmax and product in a function"),
@@ -478,7 +480,9 @@ def consistent(config: Config) -> Config:
         changes |= {"position": config.position if config.position in ("learned", "sinusoidal") else "none"}
     if config.output in ("einsum at once", "projected heads as modules") or config.change == "differential":
         changes["attention"] = "written"
-    if config.change not in ("none", "dropout") and config.attention not in ("written", "bmm", "einsum"):
+    if config.attention in ("normalised afterwards", "halves of keys"):
+        changes["change"] = "none"
+    elif config.change not in ("none", "dropout") and config.attention not in ("written", "bmm", "einsum"):
         changes["attention"] = "written"
     on_mixed_values = config.change.startswith("gate") or config.change == "norm before the projection"
     if (on_mixed_values or config.change == "differential") and config.output == "einsum at once":

@@ -13,7 +13,13 @@ from torch import Tensor
 from captum_norm.capture.columns import Columns, is_constant_along
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.alike import place_of
-from captum_norm.capture.rules.products import after_product, scores_of_product, unread_product, value_product
+from captum_norm.capture.rules.products import (
+    after_product,
+    numerators_meet,
+    scores_of_product,
+    unread_product,
+    value_product,
+)
 from captum_norm.capture.rules.weights import is_weights, mixes_values
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.operation import Operation
@@ -24,7 +30,7 @@ from captum_norm.operations.steps import Step
 @rule("einsum")
 def _einsum(flow: Dataflow, op: Operation) -> None:
     parsed = _parse_einsum(op)
-    if parsed is None:
+    if parsed is None or numerators_meet(flow, op):
         return
     operands, letters, res = parsed
     if len(operands) == 2:
@@ -36,6 +42,8 @@ def _einsum(flow: Dataflow, op: Operation) -> None:
 @rule("tensordot")
 def _tensordot(flow: Dataflow, op: Operation) -> None:
     """As an einsum: the axes named in ``dims`` have one letter in both operands and are summed."""
+    if numerators_meet(flow, op):
+        return
     left, right = op.tensors[:2]
     dims = op.argument(2, "dims", 2)
     if isinstance(dims, int):

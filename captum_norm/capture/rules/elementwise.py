@@ -42,7 +42,7 @@ def _dropout(flow: Dataflow, op: Operation) -> None:
 @RULES.any_other
 @rule(
     OperationKind.IDENTITY, OperationKind.CHOICE, OperationKind.COMBINATION, OperationKind.ACTIVATION,
-    OperationKind.FUNCTION, "mul", "rsub", "radd", "softmin", "embedding_bag", "group_norm", "batch_norm", "normalize",
+    OperationKind.FUNCTION, "mul", "rsub", "radd", "embedding_bag", "group_norm", "batch_norm", "normalize",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "addbmm", "addmv", "bilinear", "dot", "kron", "mv", "outer",
 )  # fmt: skip
@@ -129,14 +129,14 @@ def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
 
 
 def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
-    if name not in _ON_WEIGHTS:
-        return ""
-    for tensor, trace in operands:
+    for tensor, trace in operands if name in _ON_WEIGHTS else ():
         if trace.softmax_part and tensor.shape == out.shape:
             return trace.softmax_part
-        if name == "mul" and trace.weights is not None and tensor.ndim >= 4 and tensor.shape[-1] == 1 < out.shape[-1]:
+        is_spread = name == "mul" and tensor.ndim >= 4 and tensor.shape[-1] == 1 < out.shape[-1]
+        if is_spread and (trace.weights is not None or trace.is_numerator):
             return "spread weights"
-    return ""
+    made = any(trace.is_numerator and tensor.shape == out.shape for tensor, trace in operands)
+    return "numerator" if made and out.is_floating_point() else ""
 
 
 def _scaled(flow: Dataflow, op: Operation, name: str, operands: Operands, out: Tensor) -> tuple[Mixed, ...]:

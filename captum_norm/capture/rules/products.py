@@ -99,6 +99,24 @@ def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     flow.mix(mixture, op.out, (), None)
 
 
+def numerators_meet(flow: Dataflow, op: Operation) -> bool:
+    """Whether a product is one of exponentials of scores with something of the inputs: attention that is not read."""
+    if not isinstance(op.out, Tensor):
+        return False
+    traces = [flow.traces[tensor] for tensor in op.tensors]
+    made = [x for x, trace in zip(op.tensors, traces, strict=True) if trace is not None and trace.is_numerator]
+    others = [tensor for tensor in op.tensors if all(tensor is not one for one in made)]
+    if not made or op.out.shape == made[0].shape:
+        return False
+    if not any(flow.reach.of(other) & INPUT and other.is_floating_point() for other in others):
+        return False
+    unread_product(
+        flow, op, "exponentials of its scores meet the values before they are seen to be divided by their sum; divide "
+        "them first, softmax(scores) or e / e.sum(-1, keepdim=True)"
+    )  # fmt: skip
+    return True
+
+
 @rule("flex_attention", "flash_attn_func", "flash_attn_varlen_func")
 def _hidden_attention(flow: Dataflow, op: Operation) -> None:
     empty = torch.empty(0, 0)
@@ -129,6 +147,8 @@ def _matmul(flow: Dataflow, op: Operation) -> None:
         left, right = right, left
     if is_batched(op.out):
         _vmapped_product(flow, op, left, right)
+        return
+    if numerators_meet(flow, op):
         return
     if _meets_values(flow, left, -1, right, -2):
         value_product(flow, left, right, op.out, op.out.shape, ())
@@ -168,7 +188,8 @@ def _map_by_matrix(flow: Dataflow, left: Tensor, right: Tensor, out: Tensor) -> 
 
 @rule("baddbmm")
 def _baddbmm(flow: Dataflow, op: Operation) -> None:
-    added_product(flow, op)
+    if not numerators_meet(flow, op):
+        added_product(flow, op)
 
 
 def added_product(flow: Dataflow, op: Operation) -> None:

@@ -62,17 +62,43 @@ def _logsumexp(flow: Dataflow, op: Operation) -> None:
     flow.traces[op.out] = Trace(softmax_part="log normaliser", place=place)
 
 
-@rule("exp")
+@rule("exp", "exp2")
 def _exp(flow: Dataflow, op: Operation) -> None:
     trace = flow.traces[op.tensors[0]]
     carry(flow, op)
-    if trace is not None and trace.softmax_part == "log weights":
+    if op.name.startswith("exp2"):
+        _exponential_of(flow, op, op.tensors[0])
+    elif trace is not None and trace.softmax_part == "log weights":
         of = flow.exponentials[op.tensors[0]]
         flow.softmax(op, op.tensors[0], None if of is None else of.axis)
         flow.traces.update(op.out, weights=UNKNOWN_COLUMNS, softmax_part="")
     elif op.out.ndim >= 3:
         flow.exponentials[op.out] = _columns(flow, op.tensors[0], op.out, None)
         flow.traces.update(op.out, softmax_part="exponential")
+
+
+@rule("pow", "float_power", "__rpow__")
+def _power(flow: Dataflow, op: Operation) -> None:
+    """A number to the power of scores is an exponential of them."""
+    carry(flow, op)
+    exponent = op.args[0 if op.name == "__rpow__" else 1] if len(op.args) > 1 else None
+    if isinstance(exponent, Tensor) and len(op.tensors) == 1:
+        _exponential_of(flow, op, exponent)
+
+
+def _exponential_of(flow: Dataflow, op: Operation, scores: Tensor) -> None:
+    """An exponential to another base than e: a softmax is made of it that no rule takes for one."""
+    trace = flow.traces[scores]
+    if trace is not None and trace.scores is not None and op.out.shape == scores.shape:
+        flow.traces.update(op.out, softmax_part="numerator", scores=trace.scores)
+
+
+@rule("softmin")
+def _softmin(flow: Dataflow, op: Operation) -> None:
+    """A softmax of what is subtracted, which is followed no further."""
+    carry(flow, op)
+    axis = op.argument(1, "dim")
+    flow.softmax(op, op.tensors[0], None if axis is None else axis % op.out.ndim)
 
 
 @rule("div")
