@@ -140,3 +140,18 @@ def test_exponentials_that_meet_no_values_are_no_attention(made):
     model.insert(1, Beside(made))
     assert len(attention_maps(model, x).calls) == 2
     assert captum_norm.AttentionRollout(model).attribute(x).shape == x.shape
+
+
+def test_exponentials_of_features_that_sum_positions_are_mixing_and_no_softmax():
+    """Linear attention, as in Performers: no query's weights are ever made."""
+
+    def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k = k.exp()
+        summed = torch.einsum("bhnd,bhne->bhde", k, v)
+        return q.exp() @ summed / (q.exp() @ k.sum(2)[..., None])
+
+    model, x = two_layers(linear_attention)
+    maps = attention_maps(model, x)
+    assert [call.name for call in maps.calls] == ["1"]
+    with pytest.raises(ValueError, match="beside them positions are mixed by"):
+        captum_norm.AttentionRollout(model).attribute(x)
