@@ -19,7 +19,7 @@ from captum_norm.linear.overwritten import OverwrittenMemory
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, kind_of, names_of
+from captum_norm.operations.kinds import HIDDEN_ATTENTION, OperationKind, kind_of, names_of
 from captum_norm.operations.modes import SubstitutingMode
 from captum_norm.operations.operation import Operation, base_name, swapped
 from captum_norm.operations.sharded import is_distributed
@@ -441,7 +441,7 @@ def _on_constants(op: Operation, known: bool) -> Any:
 
 
 @RULES.any_other
-@RULES.rule("index_fill", "flex_attention", "flash_attn_func", "flash_attn_varlen_func")
+@RULES.rule("index_fill", *HIDDEN_ATTENTION)
 def _refuse(run: FrozenRun, op: Operation) -> Any:
     """Nothing is linear by accident: only what gives out no numbers passes."""
     with torch.no_grad():

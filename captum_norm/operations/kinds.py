@@ -88,20 +88,29 @@ KINDS: dict[OperationKind, str] = {
         "matmul rmatmul einsum addmm baddbmm addbmm addmv mv dot outer grouped_mm _grouped_mm tensordot kron bilinear"
     ),
     OperationKind.EMBEDDING: "embedding embedding_bag",
-    OperationKind.ATTENTION: "scaled_dot_product_attention flex_attention flash_attn_func flash_attn_varlen_func",
+    OperationKind.ATTENTION: (
+        "scaled_dot_product_attention flex_attention flash_attn_func flash_attn_varlen_func "
+        "_scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps _triton_scaled_dot_attention "
+        "_scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention _triton_multi_head_attention "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _flash_attention_forward "
+        "_scaled_dot_product_fused_attention_overrideable _flash_attention_forward_no_dropout_inplace "
+        "_efficient_attention_forward _native_multi_head_attention _transformer_encoder_layer_fwd"
+    ),
     OperationKind.COMPOSITE: "multi_head_attention_forward",
     OperationKind.NORM: "layer_norm rms_norm group_norm batch_norm normalize",
     OperationKind.ACTIVATION: (
         "gelu silu relu relu6 leaky_relu elu selu celu mish hardswish hardtanh softplus tanh pow square abs clamp clip "
         "clamp_min clamp_max softsign hardshrink softshrink tanhshrink threshold logit asinh prelu"
     ),
-    OperationKind.SOFTMAX: "softmax log_softmax softmin logsumexp exp",
+    OperationKind.SOFTMAX: (
+        "softmax log_softmax softmin logsumexp exp gumbel_softmax _safe_softmax _masked_softmax _sparse_softmax"
+    ),
     OperationKind.FUNCTION: (
         "sigmoid logsigmoid log_sigmoid exp2 expm1 log log1p log2 erf erfc sin cos sqrt rsqrt reciprocal rdiv norm std "
         "var var_mean std_mean topk sort msort argsort argmax argmin max min amin amax aminmax cumprod prod cummax "
         "cummin median kthvalue one_hot bincount histc floor ceil round sign floor_divide remainder fmod isnan isinf "
         "isfinite linalg_vector_norm vector_norm linalg_norm cdist searchsorted bucketize unique nonzero multinomial "
-        "bernoulli cosine_similarity gumbel_softmax hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
+        "bernoulli cosine_similarity hardsigmoid relu6_gate count_nonzero trunc atan2 atan logical_and "
         "logical_or logical_not logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift "
         "bitwise_right_shift __rpow__ entropy maximum minimum lerp addcmul addcdiv tan sinh cosh float_power glu xlogy "
         "hypot polar complex nansum vecdot special_ndtr"
@@ -170,6 +179,10 @@ def kind_of(name: str) -> OperationKind | None:
 def names_of(*kinds: OperationKind) -> frozenset[str]:
     """All operations of these kinds."""
     return frozenset(name for kind in kinds for name in KINDS[kind].split())
+
+
+HIDDEN_ATTENTION = tuple(sorted(names_of(OperationKind.ATTENTION) - {"scaled_dot_product_attention"}))
+"""Kernels that give out mixed values, and no weights."""
 
 
 def names_with(prop: Property) -> frozenset[str]:

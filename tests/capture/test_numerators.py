@@ -40,6 +40,14 @@ def a_column_of_ones(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return both[..., :-1] / both[..., -1:]
 
 
+def sparsemax(z: Tensor) -> Tensor:
+    """Martins and Astudillo (2016)."""
+    ordered = z.sort(-1, descending=True).values
+    total, counts = ordered.cumsum(-1), torch.arange(1, z.shape[-1] + 1)
+    k = (1 + counts * ordered > total).sum(-1, keepdim=True)
+    return (z - (total.gather(-1, k - 1) - 1) / k).clamp(min=0)
+
+
 def divided(e: Tensor, v: Tensor) -> Tensor:
     return e / e.sum(-1, keepdim=True) @ v
 
@@ -66,6 +74,26 @@ NOT_READ = {
     "a power of a number": lambda q, k, v: divided(3.0 ** scores(q, k), v),
     "normalised by a function": lambda q, k, v: F.normalize(scores(q, k).exp(), p=1, dim=-1) @ v,
     "softmin": lambda q, k, v: F.softmin(-scores(q, k), -1) @ v,
+}
+NOT_READ |= {
+    "sparsemax": lambda q, k, v: sparsemax(scores(q, k)) @ v,
+    "an activation over its sum": lambda q, k, v: divided(F.softplus(scores(q, k)), v),
+    "odds over their sum": lambda q, k, v: (p := scores(q, k).sigmoid(), divided(p / (1 - p), v))[1],
+    "expm1": lambda q, k, v: divided(scores(q, k).expm1() + 1, v),
+    "exponentials of a list": lambda q, k, v: divided(torch._foreach_exp([scores(q, k)])[0], v),
+    "a sparse softmax": lambda q, k, v: (
+        torch.stack(
+            [
+                torch.stack([torch.sparse.softmax(s.to_sparse(), 1).to_dense() for s in of_one])
+                for of_one in scores(q, k)
+            ]
+        )
+        @ v
+    ),
+    "torch's own kernel": lambda q, k, v: torch._scaled_dot_product_attention_math(q, k, v, scale=0.5)[0],
+    "a kernel by its name": lambda q, k, v: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, scale=0.5
+    )[0],
 }
 READ = {
     "exponentials over their sum": lambda q, k, v: divided(scores(q, k).exp(), v),
@@ -98,16 +126,24 @@ def two_layers(mixed) -> tuple[nn.Module, Tensor]:
 def test_a_softmax_that_is_divided_afterwards_or_not_seen_to_be_is_named(mixed):
     """The ordinary layer behind it would else be taken for all of the model's attention."""
     model, x = two_layers(mixed)
-    assert torch.allclose(model(x), two_layers(plain)[0](x), atol=1e-5) or mixed in (
-        NOT_READ["to the base 2"], NOT_READ["a power"], NOT_READ["a power of a number"],
-    )  # fmt: skip
-    what = r"exponentials of its scores meet the values|softmax in '0', \(2, 2, 6, 6\)|multiplied with the values"
+    what = (
+        r"exponentials of its scores meet the values|softmax in '0', \(|multiplied with the values|"
+        r"by no softmax that is followed, meet the values|does not return its weights; use scaled_dot_product_attention"
+    )
     with pytest.raises(InexactCaptureError, match=what):
         attention_maps(model, x)
     for method in (captum_norm.AttentionNorm, captum_norm.AttentionWeights, captum_norm.AttentionRollout):
         with pytest.raises(InexactCaptureError, match=what):
             method(model).attribute(x)
     assert not certified(model, x).is_whole
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NOT_READ if not n.startswith(("to the base", "a power", "sparsemax", "an activation"))]
+)
+def test_they_are_the_same_softmax(name):
+    (model, x), (expected, _) = two_layers(NOT_READ[name]), two_layers(plain)
+    assert torch.allclose(model(x), expected(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("mixed", READ.values(), ids=READ)
@@ -155,3 +191,12 @@ def test_exponentials_of_features_that_sum_positions_are_mixing_and_no_softmax()
     assert [call.name for call in maps.calls] == ["1"]
     with pytest.raises(ValueError, match="beside them positions are mixed by"):
         captum_norm.AttentionRollout(model).attribute(x)
+
+
+def test_weights_of_scores_that_are_no_shares_are_mixing_and_no_softmax():
+    """Retention, or a rectifier in the place of a softmax: rows of weights that add up to anything."""
+    for function in (F.relu, torch.tanh, lambda s: s.tril()):
+        model, x = two_layers(lambda q, k, v, function=function: function(scores(q, k)) @ v)
+        assert [call.name for call in attention_maps(model, x).calls] == ["1"]
+        with pytest.raises(ValueError, match="beside them positions are mixed by"):
+            captum_norm.AttentionRollout(model).attribute(x)

@@ -15,6 +15,7 @@ from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
 from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
+from captum_norm.operations.kinds import HIDDEN_ATTENTION
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Place, WholeAxes, along
 from captum_norm.operations.steps import Step
@@ -100,27 +101,50 @@ def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
 
 
 def numerators_meet(flow: Dataflow, op: Operation) -> bool:
-    """Whether a product is one of exponentials of scores with something of the inputs: attention that is not read."""
+    """Whether a product is one of exponentials of scores, or of shares made of scores, with something of the inputs.
+
+    That is attention whose weights no softmax made that is followed: refused, for it would else be passed over.
+    """
     if not isinstance(op.out, Tensor):
         return False
-    traces = [flow.traces[tensor] for tensor in op.tensors]
-    made = [x for x, trace in zip(op.tensors, traces, strict=True) if trace is not None and trace.is_numerator]
-    others = [tensor for tensor in op.tensors if all(tensor is not one for one in made)]
-    if not made or op.out.shape == made[0].shape:
-        return False
-    if not any(flow.reach.of(other) & INPUT and other.is_floating_point() for other in others):
-        return False
-    unread_product(
-        flow, op, "exponentials of its scores meet the values before they are seen to be divided by their sum; divide "
-        "them first, softmax(scores) or e / e.sum(-1, keepdim=True)"
-    )  # fmt: skip
-    return True
+    for tensor in op.tensors:
+        trace = flow.traces[tensor]
+        if trace is None or trace.scores is None or trace.weights is not None or op.out.shape == tensor.shape:
+            continue
+        others = [one for one in op.tensors if one is not tensor and one.is_floating_point()]
+        if not any(flow.reach.of(other) & INPUT for other in others):
+            continue
+        if trace.is_numerator:
+            problem = "exponentials of its scores meet the values before they are seen to be divided by their sum"
+        elif _are_shares(tensor, trace.scores.axis):
+            problem = "weights that are made of scores, by no softmax that is followed, meet the values"
+        else:
+            continue
+        unread_product(flow, op, f"{problem}; make them by softmax(scores), or by e / e.sum(-1, keepdim=True)")
+        return True
+    return False
 
 
-@rule("flex_attention", "flash_attn_func", "flash_attn_varlen_func")
+def _are_shares(tensor: Tensor, axis: int | None) -> bool:
+    """Whether entries along the keys' axis, or along one of the last two, are shares that add up to one."""
+    x = tensor.detach()
+    if x.is_complex() or x.ndim < 2 or not x.numel() or bool((x < 0).any()):
+        return False
+    sums = [x.sum(one) for one in ((x.ndim - 1, x.ndim - 2) if axis is None else (axis,))]
+    return any(bool(((total - 1).abs() < _NEAR).all()) for total in sums)
+
+
+# How far shares may be from adding up to one, in any format.
+_NEAR = 1e-2
+
+
+@rule(*HIDDEN_ATTENTION)
 def _hidden_attention(flow: Dataflow, op: Operation) -> None:
     empty = torch.empty(0, 0)
-    problem = f"{op.name} does not return its weights; load the model with attn_implementation='sdpa' or 'eager'"
+    problem = (
+        f"{op.name} does not return its weights; use scaled_dot_product_attention there, or load the model with "
+        "attn_implementation='sdpa' or 'eager'"
+    )
     out = op.outputs[0]
     mixture = Mixture(GivenWeights(empty), empty, tuple(out.shape[:-2]), flow.callers, None, None, problem)
     flow.mix(mixture, out, (), None)

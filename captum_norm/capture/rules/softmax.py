@@ -93,12 +93,12 @@ def _exponential_of(flow: Dataflow, op: Operation, scores: Tensor) -> None:
         flow.traces.update(op.out, softmax_part="numerator", scores=trace.scores)
 
 
-@rule("softmin")
+@rule("softmin", "gumbel_softmax", "_safe_softmax", "_masked_softmax", "_sparse_softmax")
 def _softmin(flow: Dataflow, op: Operation) -> None:
-    """A softmax of what is subtracted, which is followed no further."""
+    """A softmax that is followed no further: of what is subtracted, with noise, of a sparse tensor."""
     carry(flow, op)
-    axis = op.argument(1, "dim")
-    flow.softmax(op, op.tensors[0], None if axis is None else axis % op.out.ndim)
+    axis = op.kwargs.get("dim", op.argument(1, "dim") if op.name != "gumbel_softmax" else -1)
+    flow.softmax(op, op.tensors[0], axis % op.out.ndim if type(axis) is int else None)
 
 
 @rule("div")
