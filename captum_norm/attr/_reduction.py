@@ -115,6 +115,7 @@ class Reduction:
         self.unused: list[AttentionCall] = []
         self.row: Literal["read", "convention", ""] = "" if rows.position is not None else "convention"
         self._noted: list[_Noted] = []
+        self._refused: list[InexactCaptureError] = []
         self._later: dict[int, LaterMap] = {}
         self._read = Answer()
         self.explained: Tensor | None = None
@@ -205,8 +206,9 @@ class Reduction:
         """Make the answer of the maps of all calls that what is explained rests on.
 
         Raises:
-            InexactCaptureError: if a softmax over positions is on the way to it whose weights were not read.
+            InexactCaptureError: if a call or a softmax over positions is on the way to it that was not read.
         """
+        self.refuse()
         if self._call is None:
             refuse_lost(self._title, self._read.lost)
         resting = {id(record) for record in self.resting([noted.record for noted in self._noted])}
@@ -318,9 +320,24 @@ class Reduction:
         )
 
     def skip(self, error: InexactCaptureError) -> None:
-        """Let a call that could not be read pass if its number is not asked for (its kind is not known)."""
+        """Let a call that could not be read pass if its number is not asked for (its kind is not known).
+
+        Others are kept until it is known whether what is explained rests on them.
+        """
         if error.call is None or self._call in (None, error.call.call):
-            raise error
+            if not error.bit:
+                raise error
+            self._refused.append(error)
+
+    def refuse(self) -> None:
+        """Refuse if what is explained rests on a call that could not be read.
+
+        Raises:
+            InexactCaptureError: that of the first such call.
+        """
+        for error in self._refused:
+            if not self._read.reach or self._read.reach & error.bit:
+                raise error
 
     def counts(self, call: AttentionCall) -> bool:
         """Whether a call is asked for."""
@@ -410,3 +427,13 @@ _NOTHING = torch.empty(0)
 def _beside(real: Tensor, row: Tensor) -> Tensor:
     """real (batch, key) as a mask of row, (batch, key) or (batch, row, key)."""
     return real if row.ndim == 2 else real[:, None]
+
+
+def skipping(reductions: Sequence[Reduction]) -> Callable[[InexactCaptureError], None]:
+    """What several answers from one pass do with a call that could not be read; each rests on it or does not."""
+
+    def skip(error: InexactCaptureError) -> None:
+        for reduction in reductions:
+            reduction.skip(error)
+
+    return skip

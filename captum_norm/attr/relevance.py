@@ -18,7 +18,7 @@ from captum_norm.attr._maps import call_map, without_padding
 from captum_norm.attr._paths import Relevance
 from captum_norm.attr._placing import finished
 from captum_norm.attr._position import PositionType
-from captum_norm.attr._reduction import Reduction
+from captum_norm.attr._reduction import Reduction, skipping
 from captum_norm.attr._sequences import KindType
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.functional import gradient_weights
@@ -156,7 +156,7 @@ class AttentionRelevance(MapMethod):
                     reduction.explains(target)(recorded, output)
 
             output = self._forward(
-                inputs, extras, records.append, reductions[0].skip, differentiable=True, on_output=told, chain=True,
+                inputs, extras, records.append, skipping(reductions), differentiable=True, on_output=told, chain=True,
                 over_windows=True,
             )  # fmt: skip
             for reduction, target in zip(reductions, targets, strict=True):

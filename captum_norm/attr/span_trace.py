@@ -19,7 +19,7 @@ from captum_norm.attr._forward import position_given
 from captum_norm.attr._maps import CallMap, at_rows, call_map, without_padding
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
-from captum_norm.attr._reduction import Reduction, Scores
+from captum_norm.attr._reduction import Reduction, Scores, skipping
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._span import SpanType, before_the_end, normalised, share_of, span_weights
 from captum_norm.capture import AttentionRecord, Recorded
@@ -205,7 +205,7 @@ class SpanTrace(InputMethod):
                 reduction.explains(target)(recorded, output)
 
         with torch.no_grad():
-            self._forward((given,), extras, take, reductions[0].skip, on_output=told, chain=reductions[0].composes)
+            self._forward((given,), extras, take, skipping(reductions), on_output=told, chain=reductions[0].composes)
         for reduction in reductions:
             reduction.conclude()
         scores = [reduction.answer(0, given) for reduction in reductions]

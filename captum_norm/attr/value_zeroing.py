@@ -90,6 +90,7 @@ class ValueZeroing(MapMethod):
                     torch.set_rng_state(numbers)
                     return run_forward(self.forward_func, inputs, extras)
 
+            reduction.refuse()
             resting = {id(record) for record in reduction.resting([outline.record for outline in outlines])}
             wanted = [outline for outline in outlines if id(outline.record) in resting]
             _refuse_cross_alone(type(self).__name__, wanted, reduction)

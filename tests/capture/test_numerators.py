@@ -72,6 +72,13 @@ NOT_READ = {
     "to the base 2": lambda q, k, v: divided(torch.exp2(scores(q, k)), v),
     "a power": lambda q, k, v: divided(torch.pow(2.0, scores(q, k)), v),
     "a power of a number": lambda q, k, v: divided(3.0 ** scores(q, k), v),
+    "to the base 2, divided afterwards": lambda q, k, v: (e := torch.exp2(scores(q, k)), e @ v / e.sum(-1)[..., None])[
+        1
+    ],
+    "a power, divided afterwards": lambda q, k, v: (e := torch.pow(2.0, scores(q, k)), e @ v / e.sum(-1)[..., None])[1],
+    "a power of a number, divided afterwards": lambda q, k, v: (e := 3.0 ** scores(q, k), e @ v / e.sum(-1)[..., None])[
+        1
+    ],
     "normalised by a function": lambda q, k, v: F.normalize(scores(q, k).exp(), p=1, dim=-1) @ v,
     "softmin": lambda q, k, v: F.softmin(-scores(q, k), -1) @ v,
 }

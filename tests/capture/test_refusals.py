@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+import captum_norm
 from captum_norm.capture import InexactCaptureError, certificate, recording
 from tests.capture.hand_written import BATCH, HEADS, LENGTH, MODEL, Attention, join, weights
 
@@ -176,3 +177,33 @@ def test_an_error_of_the_model_is_passed_on_as_it_is():
 
 def test_heads_and_length_of_the_fixture_are_not_ambiguous():
     assert len({BATCH, HEADS, LENGTH, MODEL}) == 4
+
+
+class Beside(nn.Module):
+    """An ordinary layer, and one that cannot be read: beside it for nothing, or added to the second class alone."""
+
+    def __init__(self, used):
+        super().__init__()
+        torch.manual_seed(0)
+        self.ordinary, self.unread = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.first, self.second, self.used = nn.Linear(8, 1), nn.Linear(8, 1), used
+        self.eval()
+
+    def forward(self, x):
+        read, unread = x + self.ordinary(x, x, x)[0], x + self.unread(x, x, x)[0].tanh()
+        q = k = v = unread
+        unread = unread + ((q @ k.mT).softmax(-1)[..., None] * v[:, None]).sum(2)
+        second = read + unread if self.used else read
+        return torch.cat([self.first(read[:, 0]), self.second(second[:, 0])], 1)
+
+
+@pytest.mark.parametrize("method", ["AttentionNorm", "AttentionWeights", "AttentionRollout", "AttentionRelevance"])
+def test_a_call_that_cannot_be_read_matters_where_what_is_explained_rests_on_it(method):
+    x = torch.randn(1, 4, 8)
+    unused, used = (getattr(captum_norm, method)(Beside(used)) for used in (False, True))
+    assert unused.attribute(x, target=0).shape == x.shape
+    with pytest.raises(InexactCaptureError, match="multiplied with the values and summed by hand"):
+        used.attribute(x, target=1)
+    if method == "AttentionRelevance":
+        with pytest.raises(InexactCaptureError, match="multiplied with the values and summed by hand"):
+            used.attribute_each(x, targets=[0, 1])
