@@ -64,6 +64,12 @@ class Projections:
                 mixture.projection = replace(before, is_final=True)
         elif known == {before} and self._is_factor(before, out):
             return self.propose(replace(after, base=before), out)
+        elif before.is_moved and all(one is not None and self._may_be_factor(one, before, W) for one in known):
+            for mixture in before.mixtures:
+                mixture.problem = mixture.problem or (
+                    "its output projection W_O is two linear maps in a row, and rows of what the first one wrote are "
+                    "moved before the second: transpose in front of both, or multiply them into one"
+                )
         return after
 
     @staticmethod
@@ -74,6 +80,18 @@ class Projections:
         if len(before.actual) != out.numel() // out.shape[-1]:
             return False
         return how_many_run(before.mixtures[0].callers) >= before.depth
+
+    @staticmethod
+    def _may_be_factor(whole: Projection, moved: Projection, W: Tensor) -> bool:
+        """Whether what seems to be W_O, whose rows have moved since, may be the first of two factors.
+
+        So it is where it was made, and narrower than what it reads and what is made of it.
+        """
+        if whole.is_final or whole.roots != moved.roots:
+            return False
+        if not whole.terms or whole.width >= min(W.shape[1], whole.terms[0].W.shape[0]):
+            return False
+        return how_many_run(whole.mixtures[0].callers) >= whole.depth
 
     @staticmethod
     def is_where_made(branch: Projection) -> bool:

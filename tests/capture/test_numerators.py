@@ -68,6 +68,10 @@ NOT_READ = {
     )[1],
     "blocks of keys": blocks_of_keys,
     "halves of keys": halves,
+    "as many keys as features": lambda q, k, v: (
+        e := scores(q, k).exp(),
+        (e[..., :4] @ v[:, :, :4] + torch.einsum("bhqk,bhkd->bhqd", e[..., 4:], v[:, :, 4:])) / e.sum(-1)[..., None],
+    )[1],
     "a column of ones": a_column_of_ones,
     "to the base 2": lambda q, k, v: divided(torch.exp2(scores(q, k)), v),
     "a power": lambda q, k, v: divided(torch.pow(2.0, scores(q, k)), v),
@@ -202,7 +206,9 @@ def test_exponentials_of_features_that_sum_positions_are_mixing_and_no_softmax()
 
 def test_weights_of_scores_that_are_no_shares_are_mixing_and_no_softmax():
     """Retention, or a rectifier in the place of a softmax: rows of weights that add up to anything."""
-    for function in (F.relu, torch.tanh, lambda s: s.tril()):
+    decay = torch.linspace(0, 1, LENGTH)
+    decayed = (decay[:, None] - decay).tril()
+    for function in (F.relu, torch.tanh, lambda s: s.tril(), lambda s: s * decayed.exp().expand_as(s)):
         model, x = two_layers(lambda q, k, v, function=function: function(scores(q, k)) @ v)
         assert [call.name for call in attention_maps(model, x).calls] == ["1"]
         with pytest.raises(ValueError, match="beside them positions are mixed by"):

@@ -92,6 +92,10 @@ PART_OF_W_O = {
         x + ((y @ m.o.weight.T + m.o.bias) + ((y @ m.down.weight.T + m.down.bias) @ m.up.weight.T + m.up.bias))
     ),
     "heads": lambda m, x, y: x + (half(m, y, FIRST) + half(m, y, SECOND)),
+    "two factors": lambda m, x, y: x + m.up(m.down(y)),
+    "two factors by convolution": lambda m, x, y: (
+        x + F.conv1d(F.conv1d(y.mT, m.down.weight[..., None], m.down.bias), m.up.weight[..., None], m.up.bias).mT
+    ),
     "a difference": lambda m, x, y: x + (m.o(y) - m.other(y)),
 }
 OWN_GATES = {
@@ -147,6 +151,20 @@ def test_linear_maps_that_are_added_are_one_projection(read):
     ]
     norms = attention_maps(model, x).summed_norms[0]
     assert norms.allclose(torch.stack(each, 2).norm(dim=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda m, x, y: x + m.up(m.down(y).transpose(0, 1)).transpose(0, 1),
+        lambda m, x, y: x + F.conv1d(m.down(y).mT, m.up.weight[..., None], m.up.bias).mT,
+    ],
+    ids=["time first", "features first"],
+)
+def test_a_second_factor_behind_a_transposition_is_no_part_that_is_passed_over(read):
+    model, x = model_of(read)
+    with pytest.raises(InexactCaptureError, match="two linear maps in a row, and rows of what the first one wrote are"):
+        attention_maps(model, x)
 
 
 @pytest.mark.parametrize("gated", OWN_GATES.values(), ids=OWN_GATES)

@@ -30,9 +30,11 @@ from captum_norm.operations.steps import Step
 @rule("einsum")
 def _einsum(flow: Dataflow, op: Operation) -> None:
     parsed = _parse_einsum(op)
-    if parsed is None or numerators_meet(flow, op):
+    if parsed is None:
         return
     operands, letters, res = parsed
+    if numerators_meet(flow, op, lambda n, axis: axis is not None and letters[n][axis] in res):
+        return
     if len(operands) == 2:
         _product(flow, op, operands, letters, res)
     elif len(operands) > 2:

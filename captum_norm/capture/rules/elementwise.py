@@ -129,6 +129,9 @@ def _masks(flow: Dataflow, op: Operation, name: str, x: Tensor) -> bool:
 
 
 def _softmax_part(name: str, operands: Operands, out: Tensor) -> SoftmaxPart:
+    apart = [trace for _, trace in operands if trace.scores is not None or trace.softmax_part == "exponential"]
+    if any(trace.scores is not None for trace in apart) and not any(trace.is_numerator for trace in apart):
+        return ""  # scores times a decay that is an exponential of something else
     for tensor, trace in operands if name in _ON_WEIGHTS else ():
         if trace.softmax_part and tensor.shape == out.shape:
             return trace.softmax_part

@@ -88,7 +88,7 @@ def _convolution(flow: Dataflow, op: Operation) -> None:
             last = x.ndim - 1
             to_last = Step(("movedim", 1, last, x.ndim), lambda t: t.movedim(1, last))
             moved = x.movedim(1, last)
-            flow.traces[moved] = trace.after(to_last)
+            flow.traces[moved] = trace.after(to_last) if trace.mixed else trace  # of W_O with features last, already
             out = op.out.movedim(1, last)
             flow.project(moved, weight.flatten(1).t(), op.argument(2, "bias"), out, weight)
             flow.traces[op.out] = (flow.traces[out] or Trace())._replace(place=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped as unwrapped
@@ -100,16 +102,21 @@ def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     flow.mix(mixture, op.out, (), None)
 
 
-def numerators_meet(flow: Dataflow, op: Operation) -> bool:
+def numerators_meet(
+    flow: Dataflow, op: Operation, keeps: Callable[[int, int | None], bool] = lambda operand, axis: False
+) -> bool:  # fmt: skip
     """Whether a product is one of exponentials of scores, or of shares made of scores, with something of the inputs.
 
     That is attention whose weights no softmax made that is followed: refused, for it would else be passed over.
+
+    Args:
+        keeps: whether the result still has this axis of this operand.
     """
     if not isinstance(op.out, Tensor):
         return False
-    for tensor in op.tensors:
+    for number, tensor in enumerate(op.tensors):
         trace = flow.traces[tensor]
-        if trace is None or trace.scores is None or trace.weights is not None or op.out.shape == tensor.shape:
+        if trace is None or trace.scores is None or trace.weights is not None or keeps(number, trace.scores.axis):
             continue
         others = [one for one in op.tensors if one is not tensor and one.is_floating_point()]
         if not any(flow.reach.of(other) & INPUT for other in others):
