@@ -208,7 +208,7 @@ def test_weights_of_scores_that_are_no_shares_are_mixing_and_no_softmax():
     """Retention, or a rectifier in the place of a softmax: rows of weights that add up to anything."""
     decay = torch.linspace(0, 1, LENGTH)
     decayed = (decay[:, None] - decay).tril()
-    for function in (F.relu, torch.tanh, lambda s: s.tril(), lambda s: s * decayed.exp().expand_as(s)):
+    for function in (F.relu, torch.tanh, lambda s: s.tril(), lambda s: s * decayed.expand_as(s).exp()):
         model, x = two_layers(lambda q, k, v, function=function: function(scores(q, k)) @ v)
         assert [call.name for call in attention_maps(model, x).calls] == ["1"]
         with pytest.raises(ValueError, match="beside them positions are mixed by"):
