@@ -40,6 +40,7 @@ from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.inputs import other_input
 from captum_norm.forward.keywords import unwrapped
 from captum_norm.forward.one_mapping import by_keywords
+from captum_norm.forward.outputs import output_tensor
 
 
 class AttentionMethod:
@@ -113,8 +114,10 @@ class AttentionMethod:
             ) as recorded,
         ):
             output = run_forward(self.forward_func, inputs, extras)
-            if on_output is not None and recorded is not None:
-                on_output(recorded, output)
+            if recorded is not None:
+                recorded.ends_with(output_tensor(output))
+                if on_output is not None:
+                    on_output(recorded, output)
             return output
 
     def _opaque_again(self, inputs: tuple[Tensor, ...], extras: tuple[Any, ...]) -> tuple[Opaque, ...]:

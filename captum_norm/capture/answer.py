@@ -81,6 +81,11 @@ class Recorded(list[AttentionRecord]):
         with torch._C.DisableTorchFunction():
             return _numbers(self.flow, output)
 
+    def ends_with(self, output: Tensor | None) -> None:
+        """This is the model's output: what has no part in it says nothing against a call.  None where there is none."""
+        with torch._C.DisableTorchFunction():
+            self.flow.output_bits = None if output is None else self.flow.reach.of(output)
+
     def answer(self, explained: Tensor | None, select: Callable[[Tensor], Tensor]) -> Answer:
         """What an output of the model rests on.
 
@@ -89,8 +94,8 @@ class Recorded(list[AttentionRecord]):
             select: what is explained of it.
         """
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            bits = 0 if explained is None else self.flow.reach.of(explained)
-            self.flow.output_bits = None if explained is None else bits
+            self.ends_with(explained)
+            bits = self.flow.output_bits or 0
             opaque = () if explained is None else self.flow.opaque.on_the_way_to(explained)
             lost, reach = self.flow.ledger.lost_on_the_way_to(bits), bits & self.flow.calls
             softmaxes, chain = tuple(self.flow.ledger.entries), self.flow.chain

@@ -20,6 +20,7 @@ from captum_norm.capture.recorder import recording
 from captum_norm.forward.at_hand import tensors_beside
 from captum_norm.forward.inputs import ModelInputs, call_model, named_inputs, position_sources
 from captum_norm.forward.one_mapping import by_keywords
+from captum_norm.forward.outputs import output_tensor
 
 
 def run_recorded(
@@ -74,6 +75,7 @@ def run_recorded(
         count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks, beside=beside
     ) as recorded:
         output = call_model(model, inputs)
+        recorded.ends_with(output_tensor(output))
         if on_output is not None:
             on_output(recorded, output)
     if not seen:

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 import captum_norm
 from captum_norm import InexactCaptureError, attention_maps
 from captum_norm.capture import recording
-from captum_norm.maps import certified
+from captum_norm.maps import certified, checked_calls
 
 HEADS, WIDTH, LENGTH = 2, 8, 5
 
@@ -184,6 +184,15 @@ def test_a_reader_whose_result_goes_nowhere_changes_nothing(read):
     model, x = model_of(read)
     plain, _ = model_of(lambda m, x, y: x + m.o(y))
     assert torch.equal(attention_maps(model, x).summed_norms[0], attention_maps(plain, x).summed_norms[0])
+
+
+def test_a_reader_in_the_last_layer_whose_result_goes_nowhere_changes_nothing_either():
+    """Whoever asks: all calls, one layer's map, or the row of a product whose calls are read again."""
+    model, x = model_of(lambda m, x, y: x + m.o(y))
+    model.second.read = NOT_ON_THE_WAY["nothing is made of it"]
+    assert not any(checked.refusal for checked in checked_calls(model, x))
+    assert captum_norm.LayerAttentionNorm(model, model.second).attribute(x).shape == (2, HEADS, LENGTH, LENGTH)
+    assert captum_norm.AttentionRollout(model, max_memory=1).attribute(x, target=0).shape == x.shape
 
 
 def test_a_reader_before_w_o_that_goes_nowhere_is_refused_rather_than_taken_for_w_o():

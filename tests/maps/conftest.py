@@ -21,7 +21,7 @@ def emitting(monkeypatch):
     @contextmanager
     def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False, beside=()):
         receivers.append((on_record, on_inexact))
-        yield SimpleNamespace(answer=lambda explained, select: Answer())
+        yield SimpleNamespace(answer=lambda explained, select: Answer(), ends_with=lambda output: None)
         receivers.pop()
 
     monkeypatch.setattr("captum_norm.capture.running.recording", recording)

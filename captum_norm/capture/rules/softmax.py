@@ -94,7 +94,7 @@ def _exponential_of(flow: Dataflow, op: Operation, scores: Tensor) -> None:
 
 
 @rule("softmin", "gumbel_softmax", "_safe_softmax", "_masked_softmax", "_sparse_softmax")
-def _softmin(flow: Dataflow, op: Operation) -> None:
+def _followed_no_further(flow: Dataflow, op: Operation) -> None:
     """A softmax that is followed no further: of what is subtracted, with noise, of a sparse tensor."""
     carry(flow, op)
     axis = op.kwargs.get("dim", op.argument(1, "dim") if op.name != "gumbel_softmax" else -1)
