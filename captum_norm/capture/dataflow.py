@@ -18,6 +18,7 @@ from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
+from captum_norm.capture.factors import Factors
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
 from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins
@@ -83,10 +84,11 @@ class Dataflow:
         self._callers: tuple[Caller, ...] | None = None
         self.refuses_dropout = False
         self.output_bits: int | None = None  # of the output, once it is known
-        self._stream, self.projections = stream, Projections(stream)
+        self._stream, self.projections = stream, Projections(stream, lambda: self.callers)
         if stream is not None:
             stream.agree = self._agree
         self.readers = Readers(self.traces, self.projections, self.reach, self._module)
+        self.factors = Factors(self.traces, self.projections, self.reach, self.places, self._module)
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = self._embeddings = self._latents = 0
@@ -166,6 +168,8 @@ class Dataflow:
                 read, roots = self.readers.read_by(op) if self.calls and not is_view else (), self.projections.roots
                 self._apply(rule, op)
                 new, gates = self.readers.see(op, read, roots) if read else (0, 0)
+                if read or self.factors.concern(op):
+                    self.factors.see(op)
                 if see is not None:
                     see(op)
                 if not is_view:
@@ -304,8 +308,8 @@ class Dataflow:
 
     def is_held(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or a buffer of a module that is running, or a view of one."""
-        storage = storage_of(tensor)
-        held = (one for module, _ in self.callers for one in (*module._parameters.values(), *module._buffers.values()))
+        storage, modules = storage_of(tensor), [caller.module for caller in self.callers]
+        held = (one for module in modules for one in (*module._parameters.values(), *module._buffers.values()))
         return any(storage == storage_of(one) for one in held if one is not None)
 
     def is_constant(self, tensor: Tensor, beside: Tensor) -> bool:
@@ -499,6 +503,7 @@ class Dataflow:
             self.chain.clear()
         self.rows.clear()
         self.readers.clear()
+        self.factors.clear()
         self.opaque.clear()
         self.masks.clear()
         self.ledger.written.clear()

@@ -143,7 +143,7 @@ def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
     Raises:
         InexactCaptureError: if some of them are the same.
     """
-    firsts = [(part.mixture, part.first) for part in parts]
+    firsts = [(part.mixture, part.first) for part in parts] if len(parts) > 1 else []
     if len(set(firsts)) < len(firsts):
         raise InexactCaptureError("the same heads enter W_O in two different layouts")
     return [Joined.of(part, len(parts) > 1 or (over_windows and _in_groups(part))) for part in parts]

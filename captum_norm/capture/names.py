@@ -64,7 +64,10 @@ class Names:
 
 
 def _is_at(root: Module, name: str, what: object) -> bool:
-    holder: object = root
-    for part in name.split(".") if name else ():
-        holder = getattr(holder, part, None)
-    return holder is what
+    holder: Module | None = root
+    *path, last = name.split(".")
+    for part in path:
+        holder = None if holder is None else holder._modules.get(part)
+    if holder is None:
+        return False
+    return what is (holder._modules.get(last) or holder._parameters.get(last) if name else holder)

@@ -171,11 +171,14 @@ class OpaqueParts:
     def _is_changed(self, tensor: Tensor, storage: int, overwritten: Sequence[Tensor] = ()) -> bool:
         """Whether a tensor's numbers are not those that operations were seen to write, the one included that has just
         ``overwritten`` some."""
+        version, known = version_of(tensor), self._versions.get(storage, 0)
+        is_lent = storage in self._lent.storages
+        if version <= known and not is_lent:
+            return False
         if isinstance(tensor, Parameter) or (self._distributed and not self._reach.is_given(tensor)):
             return False  # weights, which a wrapper may gather from other processes
-        if storage in self._lent.storages and self._lent.was_written(tensor):
+        if is_lent and self._lent.was_written(tensor):
             return True
-        version, known = version_of(tensor), self._versions.get(storage, 0)
         if version <= known:
             return False
         self._versions[storage] = version

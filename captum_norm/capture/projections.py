@@ -5,6 +5,7 @@ What may be W_O is noted with what it wrote, before the model overwrites that, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.linalg import vector_norm
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.certificate import Probe
 from captum_norm.capture.traces import Mixed, Projection, Term, Trace
-from captum_norm.operations.callers import how_many_run
+from captum_norm.operations.callers import Caller, how_many_run
 
 _PROBE = Probe()
 
@@ -23,13 +24,14 @@ class Projections:
 
     Args:
         stream: is told what was projected, where blocks are read.
+        running: gives the modules that are running.
 
     Attributes:
         roots: how many linear maps of mixed values were seen.
     """
 
-    def __init__(self, stream: ResidualStream | None) -> None:
-        self._stream = stream
+    def __init__(self, stream: ResidualStream | None, running: Callable[[], tuple[Caller, ...]]) -> None:
+        self._stream, self._running = stream, running
         self.roots = 0
 
     def of(
@@ -72,17 +74,15 @@ class Projections:
                 )
         return after
 
-    @staticmethod
-    def _is_factor(before: Projection, out: Tensor) -> bool:
+    def _is_factor(self, before: Projection, out: Tensor) -> bool:
         """Whether the map is made where W_O was, in the same module, and of all that it wrote."""
         if before.is_final or before.is_moved or before.actual is None or out.numel() % out.shape[-1]:
             return False
         if len(before.actual) != out.numel() // out.shape[-1]:
             return False
-        return how_many_run(before.mixtures[0].callers) >= before.depth
+        return self._how_many_run(before) >= before.depth
 
-    @staticmethod
-    def _may_be_factor(whole: Projection, moved: Projection, W: Tensor) -> bool:
+    def _may_be_factor(self, whole: Projection, moved: Projection, W: Tensor) -> bool:
         """Whether what seems to be W_O, whose rows have moved since, may be the first of two factors.
 
         So it is where it was made, and narrower than what it reads and what is made of it.
@@ -91,13 +91,21 @@ class Projections:
             return False
         if not whole.terms or whole.width >= min(W.shape[1], whole.terms[0].W.shape[0]):
             return False
-        return how_many_run(whole.mixtures[0].callers) >= whole.depth
+        return self._how_many_run(whole) >= whole.depth
 
-    @staticmethod
-    def is_where_made(branch: Projection) -> bool:
+    def is_where_made(self, branch: Projection) -> bool:
         """Whether the module in which W_O was applied is still running."""
         made = branch.mixtures[0].projection
-        return made is not None and not made.is_final and how_many_run(branch.mixtures[0].callers) >= made.depth
+        return made is not None and not made.is_final and self._how_many_run(branch) >= made.depth
+
+    def is_in_module(self, written: Projection) -> bool:
+        """Whether something was made of what W_O wrote, and the module in which that was applied is still running."""
+        made = written.mixtures[0].projection
+        return made is not None and bool(written.roots & made.roots) and self._how_many_run(made) >= made.depth
+
+    def _how_many_run(self, projection: Projection) -> int:
+        """How many of the modules that ran at its first value product are still running."""
+        return how_many_run(projection.mixtures[0].callers, self._running())
 
     def branch(
         self, mixed: tuple[Mixed, ...], x: Tensor, W: Tensor, bias: Tensor | None, parameter: Tensor
@@ -125,7 +133,7 @@ class Projections:
         y = y.to(r.dtype)
         if projection.bias is not None:
             y = y - projection.bias.detach().to(r.dtype)
-        depth = how_many_run(projection.mixtures[0].callers)
+        depth = self._how_many_run(projection)
         projection = replace(projection, parts_axis=None, r=r, actual=y @ r, size=vector_norm(y, dim=-1), depth=depth)
         if number_format:
             projection = replace(projection, number_format=number_format, rounding=projection.rounded())

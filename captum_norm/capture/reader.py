@@ -16,7 +16,7 @@ from torch.nn import Module
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import ResidualStream
-from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Mixer, Positions
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions
 from captum_norm.capture.certificate import (
     Check,
     predicted,
@@ -112,7 +112,7 @@ class RecordReader:
             raise refused from None
         self._on_inexact(refused)
 
-    def _call(self, mixtures: tuple[Mixture, ...]) -> AttentionCall:
+    def _call(self, mixtures: tuple[Mixture, ...], kind: Kind = "self", heads: int = 0) -> AttentionCall:
         """Which call, named by the innermost module in which all of it ran."""
         modules = _common([tuple(caller.module for caller in mixture.callers) for mixture in mixtures])
         count = 0
@@ -121,7 +121,7 @@ class RecordReader:
             self._counts[id(modules[-1])] = count + 1
         projection = mixtures[0].projection
         parameter = "" if projection is None else self._names.parameter(projection.terms[0].parameter, modules)
-        return AttentionCall(self._names.module(modules), "self", count, 0, parameter, modules)
+        return AttentionCall(self._names.module(modules), kind, count, heads, parameter, modules)
 
     def _read(self, mixtures: tuple[Mixture, ...]) -> ReadProjection:
         problem = next((mixture.problem for mixture in mixtures if mixture.problem), "")
@@ -153,7 +153,7 @@ class RecordReader:
     def _record(self, call: Joined, read: ReadProjection) -> AttentionRecord:
         mixture = call.parts[0].mixture
         parts = tuple(dict.fromkeys(part.mixture for part in call.parts))
-        named, bit, ancestors = self._call(parts), 0, 0
+        bit = ancestors = 0
         fed: Fed | None = None
         for part in parts:
             bit, ancestors = bit | part.bit, ancestors | part.ancestors
@@ -170,7 +170,7 @@ class RecordReader:
         block, no_block = self._block(call, whole, queries, keys, cross)
         if block is not None and read.offsets:  # W_O wrote something else along with attention
             block = replace(block, attended=None)
-        named = replace(named, kind=kind, heads=heads)
+        named = self._call(parts, kind, heads)
         weights: Any = call.weights
         if read.check is None:
             weights = weights.whole()

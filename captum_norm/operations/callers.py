@@ -8,42 +8,76 @@ from __future__ import annotations
 import inspect
 import sys
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.nn import Module
 
 
-class Caller(NamedTuple):
-    """One running module and the arguments of its forward, by name."""
+class Caller:
+    """One running module and what its forward was given.
 
-    module: Module
-    arguments: dict[str, Any]
+    Args:
+        module: the module.
+        args, kwargs: as the module was called; None where only its forward was.
+    """
+
+    __slots__ = ("_arguments", "args", "kwargs", "module")
+
+    def __init__(
+        self, module: Module, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
+    ) -> None:  # fmt: skip
+        self.module, self.args, self.kwargs = module, args, kwargs
+        self._arguments: dict[str, Any] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What its forward was given, by name."""
+        if self._arguments is None:
+            names = _positional(type(self.module).forward) if self.args else ()
+            self._arguments = {**dict(zip(names, self.args or (), strict=False)), **(self.kwargs or {})}
+        return self._arguments
+
+    def is_same_run(self, other: Caller) -> bool:
+        """Whether both were read in one run of the module; of those that were not called as a whole nobody knows."""
+        if self.module is not other.module:
+            return False
+        return self.args is None or other.args is None or (self.args is other.args and self.kwargs is other.kwargs)
 
     def is_one_with(self, other: Caller) -> bool:
         """Whether both are one run of one module: it was given the same objects."""
-        ours, theirs = self.arguments, other.arguments
-        if self.module is not other.module or ours.keys() != theirs.keys():
+        if self.module is not other.module:
             return False
-        return all(value is theirs[name] for name, value in ours.items())
+        ours, theirs = self.arguments, other.arguments
+        return ours.keys() == theirs.keys() and all(value is theirs[name] for name, value in ours.items())
 
 
 def running_modules() -> tuple[Caller, ...]:
     """The modules whose forward is on the stack of this thread, outermost first."""
     callers: list[Caller] = []
-    frame = sys._getframe(1)
+
+    def add(module: Any) -> None:
+        if isinstance(module, Module) and not (callers and callers[-1].module is module):
+            callers.append(Caller(module))
+
+    frame, forward = sys._getframe(1), None
     while frame is not None:
-        code = frame.f_code
-        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
-            variables = frame.f_locals
-            module = variables.get("self")
-            if isinstance(module, Module):
-                if code.co_name == "_call_impl":
-                    arguments = _bind(module, variables.get("args", ()), variables.get("kwargs", {}))
-                    if callers and callers[-1].module is module and not callers[-1].arguments:
+        name = frame.f_code.co_name
+        if name in _FRAMES and frame.f_code.co_varnames[:1] == ("self",):
+            before = frame.f_back
+            if name == "forward" and before is not None and before.f_code is _CALL:
+                forward = frame  # of the module of the frame before, unless somebody put another one's in its place
+            elif name == "forward":
+                add(frame.f_locals.get("self"))
+            else:
+                variables = frame.f_locals
+                module = variables.get("self")
+                if isinstance(module, Module):
+                    if forward is not None and "forward" in module.__dict__:
+                        add(forward.f_locals.get("self"))
+                    if callers and callers[-1].module is module and callers[-1].args is None:
                         callers.pop()  # the frame of its forward, seen a moment ago
-                    callers.append(Caller(module, arguments))
-                elif not callers or callers[-1].module is not module:
-                    callers.append(Caller(module, {}))
+                    callers.append(Caller(module, variables.get("args", ()), variables.get("kwargs", {})))
+                forward = None
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(reversed(callers))
 
@@ -52,8 +86,7 @@ def innermost_module() -> Module | None:
     """The last of :func:`running_modules`, a few frames away."""
     frame = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
+        if frame.f_code.co_name in _FRAMES and frame.f_code.co_varnames[:1] == ("self",):
             module = frame.f_locals.get("self")
             if isinstance(module, Module):
                 return module
@@ -61,24 +94,19 @@ def innermost_module() -> Module | None:
     return None
 
 
-def how_many_run(callers: tuple[Caller, ...]) -> int:
-    """How many of these modules, outermost first, are still running."""
-    running = set()
-    frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_varnames[:1] == ("self",) and code.co_name in ("_call_impl", "forward"):
-            running.add(id(frame.f_locals.get("self")))
-        frame = frame.f_back  # type: ignore[assignment]
-    count = 0
-    while count < len(callers) and id(callers[count].module) in running:
-        count += 1
-    return count
+# Whose first argument is a module that runs.  All of a frame's variables are copied where one is asked for, so that
+# no more frames are asked than have to be.
+_FRAMES = frozenset(("_call_impl", "forward"))
+_CALL = Module._call_impl.__code__
 
 
-def _bind(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = _positional(type(module).forward)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def how_many_run(callers: tuple[Caller, ...], running: tuple[Caller, ...]) -> int:
+    """How many of these, outermost first, are running still."""
+    for count, caller in enumerate(callers):
+        is_there = count < len(running) and caller.is_same_run(running[count])
+        if not is_there and not any(map(caller.is_same_run, running)):
+            return count
+    return len(callers)
 
 
 @lru_cache(maxsize=4096)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from captum_norm.operations.compositions import SUMS_OF_PRODUCTS, written_out
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import with_plain_mask, without_own_formats
+from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, operation_name
 from captum_norm.operations.sharded import is_distributed, with_weights_held
 
@@ -93,44 +94,48 @@ class OperationMode(TorchFunctionMode):
             return with_weights_held(operation)
 
 
+# Where these hand back the very tensor that they were given, they have done nothing (dropout outside of training).
+_MAY_DO_NOTHING = names_of(OperationKind.IDENTITY, OperationKind.MOVE, OperationKind.DROPOUT)
+
+
 class WatchingMode(OperationMode):
     """Runs each operation exactly as the model asked, then tells its rule.
 
-    A rule of known tensors is not told of operations on others.  Of an operation that sums products the rules are told
-    as of these, which are made again beside the model: its own result is then a copy of theirs.
+    A rule of known tensors is not told of operations on others, and none of one that hands back its operand as it is.
+    Of an operation that sums products the rules are told as of these, which are made again beside the model: its own
+    result is then a copy of theirs.
 
     The rule works under ``no_grad`` and with torch functions off, so that neither this mode nor autograd sees it.
     """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name, kwargs = operation_name(func), kwargs or {}
-        if name not in SUMS_OF_PRODUCTS or "out" in kwargs or threading.get_ident() != self._thread:
-            return super().__torch_function__(func, types, args, kwargs)
-        out, by_others = func(*args, **kwargs), written_out(name)
-        if by_others is None or not _is_numbers(out):
-            return out
-        with torch.no_grad(), self:
-            again = by_others(*args, **kwargs)
-        rule = self._rules.setdefault(torch.clone, self._rule_for("clone"))
-        if rule is not None:
-            self._tell(rule, torch.clone, (again,), {}, out)
-        return out
-
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        out = func(*args, **kwargs)
-        self._tell(rule, func, args, kwargs, out)
+        out, name = func(*args, **kwargs), operation_name(func)
+        if name in SUMS_OF_PRODUCTS and "out" not in kwargs:
+            self._tell_of_parts(rule, name, args, kwargs, out)
+        elif not args or out is not args[0] or name not in _MAY_DO_NOTHING or kwargs.get("inplace"):
+            self._tell(rule, name, func, args, kwargs, out)
         return out
 
-    def _tell(
-        self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    def _tell_of_parts(
+        self, rule: OperationRule, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
+        by_others, copies = written_out(name), self._rule_for("clone")
+        if by_others is None or not _is_numbers(out):
+            return
+        with torch.no_grad(), self:
+            again = by_others(*args, **kwargs)
+        if copies is not None:
+            self._tell(copies, "clone", torch.clone, (again,), {}, out)
+
+    def _tell(
+        self, rule: OperationRule, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+        out: Any,
+    ) -> None:  # fmt: skip
         if isinstance(rule, OfKnownTensors) and not rule.concerns((*args, *kwargs.values()) if kwargs else args):
             return
-        operation = self.seen(Operation(operation_name(func), func, args, kwargs, out))
+        operation = self.seen(Operation(name, func, args, kwargs, out))
         with torch._C.DisableTorchFunction():
             if torch.is_grad_enabled():
                 with torch.no_grad():

@@ -867,6 +867,33 @@ CHANGES: list[Change] = [
         tests="capture/test_readers.py",
     ),
     *changes_of(
+        "capture/factors.py",
+        ("if is_map and self._projection(op.out) is None:", "if False:"),
+        ("elif name and not keeps and self._goes_on(op):", "elif False:"),
+        ("if self._has_all_rows(one)], name)", "], name)"),
+        ("self._unread[out] = None if is_W_O or", "self._unread[out] = None if"),
+        ("and self._is_in_module(read[0])\n", "\n"),
+        ("self._written.follow(into)", "pass"),
+        ("and len(read) == 1 and not self._beside(op)", "and not self._beside(op)"),
+        ("return of_features or not self._beside(op)", "return not self._beside(op)"),
+        ("return of_features or not self._beside(op)", "return True"),
+        ("is OperationKind.NORM or any", "is None or any"),
+        ("return not any(_has_rows(one) for one", "return any(_has_rows(one) for one"),
+        ("tuple(axis % x.ndim for axis in axes))", "(0,))"),
+        tests="capture/test_factors.py",
+    ),
+    *changes_of(
+        "operations/callers.py",
+        ("return self.args is None or other.args is None or (self.args is", "return True or (self.args is"),
+        ("if not is_there and not any(map(caller.is_same_run, running)):", "if not is_there:"),
+        tests="capture/test_factors.py operations/test_callers.py",
+    ),
+    *changes_of(
+        "capture/rules/moves.py",
+        ("if len(projections) == len(traces) == 1:", "if False:"),
+        tests="capture/test_factors.py",
+    ),
+    *changes_of(
         "attr/generation.py", (" < _LOOKED_AT or self._has_gates", " < _LOOKED_AT"), tests="attr/test_generation.py"
     ),
     *changes_of(
@@ -994,9 +1021,10 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "operations/modes.py",
-        ("name not in SUMS_OF_PRODUCTS or", "name or"),
+        ("if name in SUMS_OF_PRODUCTS and", "if False and"),
+        ("out is not args[0] or name not in _MAY_DO_NOTHING", "name not in _MAY_DO_NOTHING"),
         ("with torch.no_grad(), self:", "with torch.no_grad():"),
-        tests="operations/test_modes.py capture/test_blocks.py",
+        tests="operations/test_modes.py operations/test_operation.py capture/test_blocks.py",
     ),
     *changes_of(
         "capture/blocks/lineage.py",

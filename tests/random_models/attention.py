@@ -121,7 +121,7 @@ class Attention(nn.Module):
         self._make_extras(p)
 
     def _linear(self, W: Tensor, b: Tensor | None) -> nn.Module:
-        return linear(W, b, self.config.linear)
+        return linear(W, b, self.config.linear_elsewhere)
 
     # -------------------------------------------------------------------------------- queries, keys and values
 
@@ -425,7 +425,8 @@ class Attention(nn.Module):
             self.a = self._linear(p.factors["O down"].flatten(0, 1), None)
             self.b = self._linear(p.factors["O up"], None)
         elif form.startswith("two linears"):
-            down, up = self._linear(p.factors["O down"].flatten(0, 1), None), self._linear(p.factors["O up"], p.b_O)
+            down = self._linear(p.factors["O down"].flatten(0, 1), None)
+            up = linear(p.factors["O up"], p.b_O, self.config.linear)
             self.o = nn.Sequential(down, up) if form.endswith("Sequential") else up
             if not form.endswith("Sequential"):
                 self.down = down
@@ -474,7 +475,7 @@ class Attention(nn.Module):
             return self.o(joined) + self.b(self.a(joined))
         if form == "adapter after the residual":
             self.rest = self.b(self.a(joined))
-        return self.o(self.down(joined)) if form == "two linears" else self.o(joined)
+        return self.o(self.down(joined)) if hasattr(self, "down") else self.o(joined)
 
 
 class Head(nn.Module):

@@ -16,6 +16,7 @@ from tests.random_models.spellings import MAPS, MEANS, ROWS, SUMS
 # What there is to draw from.  Ordinary forms first; the others stand in the drawers of the kinds below.
 PROJECTIONS = ("split", "fused", "interleaved", "keys and values fused", "parameters", "low rank")
 ATTENTIONS = ("written", "einsum", "einsum heads last", "bmm", "by hand", "sdpa", "sdpa")
+SECOND_ELSEWHERE = "two linears, the second by another operation"
 OUTPUTS = ("linear", "addmm", "matmul", "einsum", "sum over heads", "adapter")
 WHOLE_MODULES = ("MultiheadAttention", "MultiheadAttention time first", "TransformerEncoderLayer")
 MASK_FORMS = ("fill -inf", "fill lowest", "where", "add -10000", "add -inf", "setitem", "fill through a view")
@@ -169,7 +170,13 @@ class Config:
             projection=self.projection if self.projection in (*PROJECTIONS, "inside") else "split",
             attention=self.attention if self.attention in (*ATTENTIONS, *WHOLE_MODULES) else "written",
             output=self.output if self.output in (*OUTPUTS, "inside") else "linear",
+            linear=self.linear_elsewhere,
         )
+
+    @property
+    def linear_elsewhere(self) -> str:
+        """What linear maps are written by but for the second factor of W_O, which may be the only one so written."""
+        return "" if self.output == SECOND_ELSEWHERE else self.linear
 
     @property
     def crossing(self) -> bool:
@@ -316,6 +323,7 @@ def _projections(random: Random, config: Config) -> Config:
             ("output", "convolution"),
             ("output", "two linears"),
             ("output", "two linears in a Sequential"),
+            ("output", SECOND_ELSEWHERE),
             ("output", "einsum at once"),
             ("output", "addmm for each head"),
             ("output", "projected heads as modules"),
@@ -335,6 +343,8 @@ def _projections(random: Random, config: Config) -> Config:
     )
     attention, mask_form = random.choice(("written", "bmm", "einsum")), random.choice(MASK_FORMS)
     config = replace(config, variant=f"{where}: {what}", ordinary=False, attention=attention, mask_form=mask_form)
+    if what == SECOND_ELSEWHERE:
+        config = replace(config, linear=random.choice(tuple(MAPS)))
     return _in_some_layers(random, replace(config, **{where: what}))
 
 

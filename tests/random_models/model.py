@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = GATED.get(config.feed_forward)
         self.activation = F.silu if self.gated else ACTIVATIONS[config.feed_forward]
-        form = config.linear
+        form = config.linear_elsewhere
         self.up, self.down, self.inside = linear(p.W_1, p.b_1, form), linear(p.W_2, p.b_2, form), inside
         if self.gated is not None:
             self.beside = linear(p.W_3, p.b_3, form)
@@ -383,14 +383,14 @@ class RandomTransformer(nn.Module):
             self.class_token = nn.Parameter(p.class_token.clone())
         self.final = make_norm(config, p.final) if config.norm in ("pre", "sandwich") else None
         if config.readout == "pooler":
-            self.pooler = linear(*p.pooler, config.linear)
+            self.pooler = linear(*p.pooler, config.linear_elsewhere)
         if config.readout == "attention pooling":
             self.pooling = nn.Parameter(p.pooling.clone())
         if config.stack == "latents":
             self.latents = nn.Parameter(p.latents.clone())
         if config.prefix:
             self.prefix = nn.Parameter(p.prefix.clone())
-        self.classifier = linear(*p.classifier, config.linear)
+        self.classifier = linear(*p.classifier, config.linear_elsewhere)
 
     def _stack(self, layers: list[LayerParameters], mixer: nn.Module | None) -> nn.ModuleList:
         def one(number: int) -> nn.Module:

@@ -85,6 +85,8 @@ def _stacked_place(
 def _stacked_projections(traces: list[Trace], axis: int) -> Projection | None:
     """One part of W_O's result for each head, to be summed along the new axis."""
     projections = [trace.projection for trace in traces if trace.projection is not None]
+    if len(projections) == len(traces) == 1:  # nothing stands beside it
+        return projections[0].after(Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis)))
     if len(projections) < len(traces) or len({frozenset(p.mixtures) for p in projections}) != 1:
         return None
     total = projections[0]

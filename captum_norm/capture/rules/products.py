@@ -51,9 +51,10 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     allowed, used = allowed_by_mask(mask, is_causal, *weights.shape[-2:]), None
     if mask is not None and flow.masks.is_chosen(mask):
         allowed, used = None, allowed
+    callers = flow.callers  # read before anybody asks for the innermost one's name
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
-        weights, value.detach(), lead, flow.callers, weights_place, places[1], problem, live=value,
+        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=value,
         allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), made)
