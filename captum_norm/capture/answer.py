@@ -85,6 +85,8 @@ class Recorded(list[AttentionRecord]):
         """This is the model's output: what has no part in it says nothing against a call.  None where there is none."""
         with torch._C.DisableTorchFunction():
             self.flow.output_bits = None if output is None else self.flow.reach.of(output)
+            if output is not None:
+                self.flow.factors.end_with(output)
 
     def answer(self, explained: Tensor | None, select: Callable[[Tensor], Tensor]) -> Answer:
         """What an output of the model rests on.

@@ -23,6 +23,7 @@ from captum_norm.operations.places import Places
 _SUMS = {"add", "sub", "rsub", "radd", "where"}
 _KEEP = (OperationKind.MOVE, OperationKind.IDENTITY, OperationKind.DROPOUT, OperationKind.SCALE)
 _KEEP_TOO = {"neg", "gather", "take_along_dim", "masked_select", "masked_fill"}
+_END = (OperationKind.NORM, OperationKind.ACTIVATION)
 _MAPS = (OperationKind.MAP, OperationKind.PRODUCT, None)
 
 
@@ -51,12 +52,12 @@ class Factors:
         read = [one for one in op.tensors if one in self._written]
         is_map = bool(read) and self._is_map(op, read) and self._is_in_module(read[0])
         keeps = is_map or (bool(read) and self._keeps(op, read))
-        unread = [one for one in read if self._unread[one] is not None]
+        unread = [one for one in read if one in self._unread]
         name = op.name if is_map else next((self._unread[one] for one in unread), None)
         if is_map and self._projection(op.out) is None:
             self._refuse(read, op.name)
-        elif name and not keeps and self._goes_on(op):
-            self._refuse([one for one in unread if self._has_all_rows(one)], name)
+        elif unread and not is_map and (self._goes_on(op, keeps) or not self._is_in_module(unread[0])):
+            self._refuse_whole(unread)
         for out in op.written:
             projection = self._projection(out)
             is_W_O = projection is not None and all(one.projection is projection for one in projection.mixtures)
@@ -65,6 +66,10 @@ class Factors:
         for into in op.overwritten:
             self._written.follow(into)
             self._unread.follow(into)
+
+    def end_with(self, output: Tensor) -> None:
+        """This is what the model gives out."""
+        self._refuse_whole([output] if output in self._unread else [])
 
     def clear(self) -> None:
         """Forget everything."""
@@ -106,9 +111,9 @@ class Factors:
             return not any(_has_rows(one) for one in op.tensors if one.is_floating_point() and one not in self._written)
         return kind in _KEEP or name in _KEEP_TOO
 
-    def _goes_on(self, op: Operation) -> bool:
-        """Whether what it reads goes on in a stream: beside something of an input that has rows, or through a norm."""
-        return kind_of(op.name) is OperationKind.NORM or any(map(_has_rows, self._beside(op)))
+    def _goes_on(self, op: Operation, keeps: bool) -> bool:
+        """Whether what it reads goes on: beside something of an input that has rows, a norm, or an activation."""
+        return not keeps and (kind_of(op.name) in _END or any(map(_has_rows, self._beside(op))))
 
     def _has_all_rows(self, tensor: Tensor) -> bool:
         """Whether it has as many rows as W_O wrote: one row that is read is no stream."""
@@ -117,6 +122,11 @@ class Factors:
         if whole is None or whole.actual is None or not tensor.ndim:
             return False
         return tensor.numel() == len(whole.actual) * tensor.shape[-1]
+
+    def _refuse_whole(self, unread: list[Tensor]) -> None:
+        for one in unread:
+            if self._has_all_rows(one):
+                self._refuse([one], self._unread[one] or "")
 
     def _refuse(self, read: list[Tensor], name: str) -> None:
         """What W_O wrote goes through a map that is no factor of it as it is read: its calls are refused."""

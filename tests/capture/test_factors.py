@@ -20,9 +20,16 @@ BEHIND = {
     "the residual stacked beside it": lambda m, x, y: m.last(torch.stack([x, y]).sum(0)).tanh(),
     "an activation and a layer": lambda m, x, y: x + m.last(y.tanh()),
     "a gate": lambda m, x, y: x + y * m.last(x).sigmoid(),
-    "one row and a map": lambda m, x, y: m.last(y[:, :1]).expand_as(x),
+    "the residual in a view and a layer": lambda m, x, y: in_a_view(x, y) + m.last(y).tanh(),
+    "one row and a map": lambda m, x, y: m.last(y[:, :1]),
+    "one row, a map and a norm": lambda m, x, y: m.norm(m.last(y[:, :1])),
     "a mean of rows and a map": lambda m, x, y: m.last(y.mean(1, keepdim=True)).expand_as(x),
 }
+
+
+def in_a_view(x: Tensor, y: Tensor) -> Tensor:
+    y.view(-1, WIDTH).add_(x.view(-1, WIDTH))
+    return y
 
 
 class Layer(nn.Module):
@@ -70,11 +77,28 @@ def test_a_second_factor_is_read_or_refused_however_it_is_written(form, batch, r
 
 
 @pytest.mark.parametrize("form", ["halves", "examples", "rows", "time first", "halves out", "bias within"])
-@pytest.mark.parametrize("norm", [False, True])
-def test_the_message_says_that_a_factor_is_not_read_and_how_it_would_be(form, norm):
-    model = two_layers(rank=WIDTH, form=form, behind=(lambda m, x, y: x + m.norm(y)) if norm else None)
+@pytest.mark.parametrize(
+    "bent", [None, lambda m, x, y: x + m.norm(y), lambda m, x, y: x + y.tanh(), lambda m, x, y: y], ids="rnao"
+)
+def test_the_message_says_that_a_factor_is_not_read_and_how_it_would_be(form, bent):
+    model = two_layers(rank=WIDTH, form=form, behind=bent)
     with pytest.raises(InexactCaptureError, match=r"'?0.* W_O is followed by another linear map .* x @ W"):
         captum_norm.AttentionNorm(model).attribute(torch.randn(2, LENGTH, WIDTH), target=(0, 0))
+
+
+WHEREVER = {
+    "the output": lambda: two_layers(rank=WIDTH, form="rows", behind=lambda m, x, y: y)[0],
+    "another module": lambda: nn.Sequential(
+        two_layers(rank=WIDTH, form="rows", behind=lambda m, x, y: y)[0], nn.Sigmoid()
+    ),
+    "one row": lambda: two_layers(rank=WIDTH, form="halves", behind=lambda m, x, y: y[:, :1])[0],
+}
+
+
+@pytest.mark.parametrize("leads_to", WHEREVER)
+def test_a_factor_that_is_not_read_refuses_wherever_it_leads(leads_to):
+    with pytest.raises(InexactCaptureError, match="followed by another linear map"):
+        attention_maps(WHEREVER[leads_to](), torch.randn(2, LENGTH, WIDTH))
 
 
 def test_one_example_projected_alone_is_no_head_of_several():
@@ -91,8 +115,56 @@ def test_what_is_no_factor_refuses_nothing(behind):
     assert norms(layer, x).allclose(norms(alone, x), atol=1e-5)
 
 
-def test_a_layer_that_reads_what_another_run_of_it_wrote_reads_no_factor():
-    layer, x = two_layers(behind=lambda m, x, y: y)[0], torch.randn(2, LENGTH, WIDTH)
+def test_a_map_of_it_beside_other_features_is_refused():
+    model = two_layers(behind=lambda m, x, y: x + torch.cat([y, x], -1) @ torch.cat([m.last.weight, m.last.weight]))
+    with pytest.raises(InexactCaptureError, match="followed by another linear map"):
+        attention_maps(model, torch.randn(2, LENGTH, WIDTH))
+
+
+class Inside(nn.Module):
+    """A layer without a residual, and a map of what it gave out in the module around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Layer(behind=lambda m, x, y: y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer.last(self.layer(x))
+
+
+def test_a_map_in_the_module_around_it_is_no_factor():
+    torch.manual_seed(0)
+    model, x = Inside().eval(), torch.randn(2, LENGTH, WIDTH)
+    assert norms(model, x).allclose(norms(model.layer, x), atol=1e-5)
+
+
+class Fused(nn.Module):
+    """Attention with one map for queries, keys and values, and no residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.o((q @ k.mT).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("kind", [Fused, lambda: two_layers(behind=lambda m, x, y: y)[0]])
+def test_a_layer_that_reads_what_another_run_of_it_wrote_reads_no_factor(kind):
+    torch.manual_seed(0)
+    layer, x = kind().eval(), torch.randn(2, LENGTH, WIDTH)
     first, second = norms(lambda x: layer(layer(x)), x)
     assert first.allclose(norms(layer, x)[0], atol=1e-4)
     assert second.allclose(norms(layer, layer(x))[0], atol=1e-4)
+
+
+def test_attention_to_what_another_call_in_one_forward_wrote_reads_no_factor():
+    W, x = torch.randn(WIDTH, WIDTH), torch.randn(2, LENGTH, WIDTH)
+
+    def attended(x: Tensor) -> Tensor:
+        return (x @ x.mT).softmax(-1) @ x @ W
+
+    first, second = norms(lambda x: attended(attended(x)), x)
+    assert first.allclose(norms(attended, x)[0], atol=1e-4)
+    assert second.allclose(norms(attended, attended(x))[0], atol=1e-4)
