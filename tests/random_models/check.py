@@ -127,7 +127,9 @@ class Case:
 
     def ask(self, method: str) -> Answer:
         """The package's answer of one method, (batch, position) for each input."""
-        attribution = getattr(captum_norm, method)(self.model)
+        without = method == "AttentionBlockNorm" and self.config.norm == "none"  # which it would miss
+        how: dict[str, Any] = {"layer_norm": False} if without else {}
+        attribution = getattr(captum_norm, method)(self.model, **how)
         needs_target = method == "DecompX" or self.config.readout != "every position"
         given = self.tensors if len(self.tensors) > 1 else self.tensors[0]
         scores = attribution.attribute(

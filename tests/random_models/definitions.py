@@ -6,6 +6,8 @@ refusal is right:
 - ``AttentionNorm``, ``AttentionWeights``: the mean over the calls of which the output is made of the row that it reads;
   a position counts as itself behind whatever mixes positions, as long as rows stay rows.  An encoder-decoder's source
   is read by cross-attention.
+- ``AttentionBlockNorm``: the same mean of what a key makes of a query through attention, residual and norms; not where
+  several calls are one block's.
 - ``AttentionRollout``: a sum of several things of equal standing (attention parts side by side, skips) gives each the
   same share, an attention part that of its row sum.
 - ``ALTI``: along one chain of blocks.
@@ -14,13 +16,15 @@ refusal is right:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tests.random_models.truth import Call, Truth
 
 Answer = tuple[Tensor, ...]
-METHODS = ("AttentionNorm", "AttentionWeights", "AttentionRollout", "ALTI", "DecompX")
+METHODS = ("AttentionNorm", "AttentionWeights", "AttentionBlockNorm", "AttentionRollout", "ALTI", "DecompX")
 
 
 def definitions(truth: Truth) -> dict[str, Answer | None]:
@@ -28,13 +32,14 @@ def definitions(truth: Truth) -> dict[str, Answer | None]:
     return {
         "AttentionNorm": mean_of_calls(truth, [call.summed_norms() for call in truth.calls]),
         "AttentionWeights": mean_of_calls(truth, [call.weights.mean(1) for call in truth.calls]),
+        "AttentionBlockNorm": mean_of_calls(truth, [call.block_norms for call in truth.calls]),
         "AttentionRollout": _by_input(truth, truth.reach),
         "ALTI": _by_input(truth, truth.alti),
         "DecompX": _by_input(truth, truth.shares),
     }
 
 
-def mean_of_calls(truth: Truth, maps: list[Tensor]) -> Answer | None:
+def mean_of_calls(truth: Truth, maps: Sequence[Tensor | None]) -> Answer | None:
     """The mean over calls of the row that is read, at the input positions of the keys."""
     if truth.rows is None:
         return None
@@ -51,9 +56,9 @@ def mean_of_calls(truth: Truth, maps: list[Tensor]) -> Answer | None:
     return tuple(found)
 
 
-def _row(truth: Truth, call: Call, scores: Tensor) -> Tensor | None:
+def _row(truth: Truth, call: Call, scores: Tensor | None) -> Tensor | None:
     """(batch, position): the row that is read of one map."""
-    if call.query_index is None or call.key_index is None:
+    if scores is None or call.query_index is None or call.key_index is None:
         return None
     assert truth.rows is not None
     batch, length = len(scores), truth.lengths[call.key_source]

@@ -470,9 +470,27 @@ class Oracle:
         self, x: State, memory: State, call: Call, attended: Tensor, inner: NormParameters | None, total: Tensor,
         outer: NormParameters | None, y: Tensor, cross: bool = False,
     ) -> Tensor | None:  # fmt: skip
-        """c reach, with c_ij = max(0, ||y_i|| - ||y_i - t_ij||) / row sum in L1."""
+        """c reach, with c_ij = max(0, ||y_i|| - ||y_i - t_ij||) / row sum in L1; the call has the lengths of t_ij."""
+        t = self._through_block(x, memory, call, attended, inner, total, outer, cross)
+        call.block_norms = t.norm(dim=-1)
         if x.alti is None or memory.alti is None:
             return None
+        length = y.abs().sum(-1)[..., None]
+        c = length - (y[:, :, None] - t).abs().sum(-1)
+        c = torch.where(c > 1e-12 * length, c, 0.0)  # less is rounding: a masked key brings nothing nearer
+        total_c = c.sum(-1, keepdim=True)
+        self.empty_rows |= bool((total_c == 0).any())
+        c = torch.where(total_c > 0, c / total_c, 0.0)
+        if cross:
+            return c[..., :-1] @ memory.alti + c[..., -1:] * x.alti
+        return c @ memory.alti
+
+    def _through_block(
+        self, x: State, memory: State, call: Call, attended: Tensor, inner: NormParameters | None, total: Tensor,
+        outer: NormParameters | None, cross: bool,
+    ) -> Tensor:  # fmt: skip
+        """t_ij, what each key makes of each query through the block, the residual and the norms included, (b, q, k, d);
+        the residual of cross-attention is one more key."""
         vectors = call.vectors().sum(1)  # (b, q, k, d)
         own = x.value
         if inner is not None:
@@ -486,15 +504,7 @@ class Oracle:
         t = torch.stack(columns, 2)
         if outer is not None:
             t = self.centred(t) / self.sigma(total)[:, :, None] * outer.gamma
-        length = y.abs().sum(-1)[..., None]
-        c = length - (y[:, :, None] - t).abs().sum(-1)
-        c = torch.where(c > 1e-12 * length, c, 0.0)  # less is rounding: a masked key brings nothing nearer
-        total_c = c.sum(-1, keepdim=True)
-        self.empty_rows |= bool((total_c == 0).any())
-        c = torch.where(total_c > 0, c / total_c, 0.0)
-        if cross:
-            return c[..., :-1] @ memory.alti + c[..., -1:] * x.alti
-        return c @ memory.alti
+        return t
 
     def _stream(self, x: State, memory: State | None) -> State:
         c, p = self.config, self.parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import captum_norm
 from tests.random_models.__main__ import main
-from tests.random_models.check import Case, broken, distance
+from tests.random_models.check import CHECKS, Case, broken, distance
 from tests.random_models.config import (
     KINDS,
     MIXERS,
@@ -206,6 +206,10 @@ def test_wrong_maps_are_seen(case, name, break_it):
     assert broken(case, "attention_maps", break_maps).status == "silent"
 
 
+def _with_a_smaller_residual(record):
+    return replace(record, block=replace(record.block, residual=0.9 * record.block.residual))
+
+
 @pytest.mark.parametrize(
     ("method", "break_it"),
     [
@@ -214,8 +218,10 @@ def test_wrong_maps_are_seen(case, name, break_it):
         ("AttentionNorm", lambda record: replace(record, values=record.values.roll(1, 2))),
         ("AttentionWeights", lambda record: replace(record, weights=record.weights.roll(1, 3))),
         ("AttentionRollout", lambda record: replace(record, weights=record.weights.mT)),
+        ("AttentionBlockNorm", lambda record: replace(record, values=0.9 * record.values)),
+        ("AttentionBlockNorm", _with_a_smaller_residual),
         ("ALTI", lambda record: replace(record, values=0.9 * record.values)),
-        ("ALTI", lambda record: replace(record, block=replace(record.block, residual=0.9 * record.block.residual))),
+        ("ALTI", _with_a_smaller_residual),
     ],
 )
 def test_a_method_that_reads_a_wrong_record_is_seen(case, method, break_it, monkeypatch):
@@ -278,7 +284,7 @@ def doubled(monkeypatch):
 def test_outcomes_are_counted(doubled):
     doubled()
     table = Table([Outcome.of(seed) for seed in (0, 16, 10)])
-    assert table.count("right") + table.count("silent") + table.count("refused") + table.count("crash") == 18
+    assert sum(map(table.count, ("right", "silent", "refused", "crash"))) == 3 * len(CHECKS)
     assert table.count("silent", "encoder") == 2
     assert table.first("silent", "encoder")[0] == 0
     assert "encoder" in table.text()
@@ -290,8 +296,8 @@ def test_the_command_says_by_its_exit_status_whether_anything_is_silent(tmp_path
     found = tmp_path / "found.json"
     asked = ["--models", "1", "--kind", "encoder", "--seed", "16"]
     assert main([*asked, "--json", str(found)]) == 0
-    assert json.loads(found.read_text())["answers"] == {"right": 6, "refused": 0, "silent": 0, "crash": 0}
-    assert "ordinary models: 6 of 6 answers right" in capsys.readouterr().out
+    assert json.loads(found.read_text())["answers"] == {"right": len(CHECKS), "refused": 0, "silent": 0, "crash": 0}
+    assert f"ordinary models: {len(CHECKS)} of {len(CHECKS)} answers right" in capsys.readouterr().out
     doubled()
     assert main([*asked, "--details"]) == 1
     assert "| AttentionNorm |" in capsys.readouterr().out

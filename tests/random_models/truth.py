@@ -54,6 +54,8 @@ class Call:
             positions on the way to the values.
         groups: (window, row) the rows that see one another, in the order of the model, where none sees another.
         answered: (b, row) the queries that are answered, where not all are and heads agree on them.
+        block_norms: (b, q, k), how long what each key makes of each query through the block is, with the residual and
+            the norms; of cross-attention with one more key, the residual.  None where the call is not alone in it.
     """
 
     weights: Tensor
@@ -70,6 +72,7 @@ class Call:
     mixers: tuple[str, ...]
     groups: Tensor | None = None
     answered: Tensor | None = None
+    block_norms: Tensor | None = None
 
     def vectors(self) -> Tensor:
         """What each key adds to each query through each head, (b, h, q, k, d)."""
