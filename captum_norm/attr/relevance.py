@@ -192,7 +192,7 @@ def weight_gradients(
         (batch, head, query, key) for each record, float32 at least.
 
     Raises:
-        ValueError: if the graph does not lead from L to a call.
+        ValueError: if the graph does not lead from L to a call, or the model has no gradient of its own.
     """
     edges = [edge for record in records for edge in _edges(record)]
     if not explained.requires_grad:
@@ -200,7 +200,16 @@ def weight_gradients(
             f"{caller}: the output has no gradient, which says what it rests on: forward_func runs under "
             "torch.no_grad(), or detaches its output."
         )
-    each = iter(torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True))
+    try:
+        each = iter(torch.autograd.grad(explained, edges, retain_graph=keep, allow_unused=True))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{caller}: the model's own gradient cannot be computed ({str(error).split('. ')[0]}). What is overwritten "
+            "in place has to be a new tensor where its gradient is needed (x = x + y for x += y), and a custom "
+            "autograd Function needs its backward; methods without gradients need neither."
+        ) from error
     found = [[next(each) for _ in _edges(record)] for record in records]
     without = [any(gradient is None for gradient in gradients) for gradients in found]
     missing = [record.call for record, lacks in zip(records, without, strict=True) if lacks]

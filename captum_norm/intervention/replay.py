@@ -309,6 +309,12 @@ class _Changing(_Watching):
     def mix(self, mixture: Mixture, out: Tensor, steps: tuple[Step, ...], place: Place | None) -> None:
         super().mix(mixture, out, steps, place)
         if self._numbers[mixture] == self._number:
+            if self._operation is not None and out is not self._operation.out:
+                raise InexactCaptureError(
+                    f"{self._module() or 'attention'}: its weights, values and W_O meet in one operation, "
+                    f"{self._operation.name!r}, which gives out no mixed values that could be others; write the "
+                    "product of weights and values by itself"
+                )
             result = self._change(mixture, out.dtype)
             for step in steps:
                 result = step.apply(result)

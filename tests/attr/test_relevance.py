@@ -159,6 +159,29 @@ def test_a_forward_without_gradients_is_refused():
         AttentionRelevance(lambda tokens: model(tokens).logits.detach()).attribute(ids(2, 6), target=1)
 
 
+class WithoutBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+def overwritten(y: Tensor) -> Tensor:
+    y, z = y.exp(), y * 2
+    y += 1  # of which exp's gradient is made
+    return y + z
+
+
+@pytest.mark.parametrize("bent", [overwritten, WithoutBackward.apply])
+def test_a_model_without_a_gradient_of_its_own_is_refused_with_a_way_out(bent):
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(x: Tensor) -> Tensor:
+        return bent(attention(x, x, x)[0]).sum((1, 2))
+
+    with pytest.raises(ValueError, match=r"model's own gradient .*x = x \+ y for x \+= y.* methods without gradients"):
+        AttentionRelevance(forward).attribute(torch.randn(2, 5, 8))
+
+
 def hidden(output: Any) -> Tensor:
     """What a layer gives out: a tensor, or before transformers 5 a tuple that holds it."""
     return output[0] if isinstance(output, tuple) else output

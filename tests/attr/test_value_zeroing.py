@@ -118,6 +118,24 @@ def test_a_model_that_draws_random_numbers_is_refused():
         ValueZeroing(model).attribute(ids(2, 6))
 
 
+class AllInOne(nn.Module):
+    """A layer whose weights, values and W_O meet in one einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W_O = nn.Parameter(torch.randn(2, 4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (2, 4)).transpose(1, 2)
+        return x + torch.einsum("bhnm,bhme,hed->bnd", (heads @ heads.mT).softmax(-1), heads, self.W_O)
+
+
+def test_weights_that_meet_values_and_projection_at_once_are_refused():
+    model = nn.Sequential(AllInOne(), AllInOne()).eval()
+    with pytest.raises(InexactCaptureError, match=r"weights, values and W_O meet in one operation, 'einsum'"):
+        ValueZeroing(model).attribute(torch.randn(2, 5, 8))
+
+
 def test_a_row_that_no_key_changes_is_zero_with_a_warning():
     """W_O erased in one layer: its outputs do not turn, whatever is zeroed."""
     model = tiny("GPT2")

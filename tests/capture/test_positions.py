@@ -45,6 +45,8 @@ def reordered(move):
         (lambda x: x.repeat_interleave(2, 1), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
         (lambda x: torch.cat([x.new_zeros(BATCH, 2, MODEL), x], 1), [-1, -1, 0, 1, 2, 3, 4]),
         (lambda x: nn.functional.pad(x, (0, 0, 1, 0)), [-1, 0, 1, 2, 3, 4]),
+        (lambda x: nn.functional.pad(x.mT, (1, 0)).mT, [-1, 0, 1, 2, 3, 4]),
+        (lambda x: nn.functional.pad(x.flip(1), (0, 1), value=1.0) @ torch.ones(MODEL + 1, MODEL), [4, 3, 2, 1, 0]),
         (lambda x: torch.stack(list(x.unbind(1)[::-1]), 1), [4, 3, 2, 1, 0]),
         (lambda x: x.gather(1, PERMUTATION[None, :, None].expand_as(x)), PERMUTATION.tolist()),
         (lambda x: x.sort(1).values, None),
@@ -57,7 +59,8 @@ def reordered(move):
     ],
     ids=[
         "flipped", "indexed", "selected", "rolled", "flipped among elementwise operations", "cut", "repeated",
-        "memory keys", "padded", "stacked", "gathered", "sorted", "flipped across examples", "scrambled",
+        "memory keys", "padded", "padded as columns", "a feature more",
+        "stacked", "gathered", "sorted", "flipped across examples", "scrambled",
         "shifted features", "features in turns", "beside no features", "in turns with others",
     ],
 )  # fmt: skip

@@ -897,6 +897,22 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/rules/moves.py",
+        ("if trace.place is not None and _pads_features(flow, op, trace.place):", "if False:"),
+        ("len(pads) == 2 and flow.places.holds_one(place, (op.tensors[0].ndim - 1,))", "len(pads) == 2"),
+        tests="capture/test_positions.py",
+    ),
+    *changes_of(
+        "intervention/replay.py",
+        ("if self._operation is not None and out is not self._operation.out:", "if False:"),
+        tests="attr/test_value_zeroing.py",
+    ),
+    *changes_of(
+        "attr/relevance.py",
+        ("except RuntimeError as error:", "except KeyError as error:"),
+        tests="attr/test_relevance.py",
+    ),
+    *changes_of(
+        "capture/rules/moves.py",
         ("if len(projections) == len(traces) == 1:", "if False:"),
         tests="capture/test_factors.py",
     ),

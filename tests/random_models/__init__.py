@@ -2,6 +2,7 @@
 
     python -m tests.random_models --models 10000 --jobs 2           # a table by kind; exit status 1 if any is silent
     python -m tests.random_models --models 500 --kind mixers --details --json found.json
+    python -m tests.random_models --models 1000 --twins             # other methods, beside the function's usual form
     python -m tests.random_models --seed 42 --show                  # one model, and every answer about it
     python -m tests.random_models --seed 42 --check ALTI --keep some_name --about "What is wrong."
 
@@ -19,6 +20,7 @@ file                    what it answers
 ``truth``               What the oracle then knows: calls, what feeds what, what mixes, which row is read.
 ``definitions``         What each method must answer, from that.
 ``check``               Each answer, classified.
+``twins``               Answers of methods without a definition here, beside those about the function's usual form.
 ``table, __main__``     Counted by kind; the command.
 ``named_cases``         Faults that were found, as plain as they get, in ``cases/``; faults known in ordinary models.
 ``erasure``             A third look, for the tests of the oracle: values set to zero below torch functions.

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from tests.random_models.check import CHECKS, Case
-from tests.random_models.config import KINDS, drawn, seeds_of
+from tests.random_models.config import KINDS, Config, drawn, seeds_of
 from tests.random_models.named_cases import NamedCase, shrunk, silences
 from tests.random_models.table import Outcome, Table
+from tests.random_models.twins import Twins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if told.keep:
         return _keep(told.seed, told.keep, told.check, told.about)
     if told.show:
-        return _show(told.seed)
+        return _show(told.seed, Twins if told.twins else Case)
     seeds = seeds_of(told.kind, told.seed, told.models)
-    table = Table(_outcomes(seeds, told.jobs))
+    table = Table(_outcomes(seeds, told.jobs, Twins if told.twins else Case))
     print(table.text())
     if told.details:
         print(table.details())
@@ -43,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=tuple(dict.fromkeys(KINDS)), help="one kind only")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--json", type=Path, help="write every answer that is not right to this file")
+    parser.add_argument(
+        "--twins", action="store_true", help="ask other methods, beside the same function in its usual form"
+    )
     parser.add_argument("--details", action="store_true", help="print the reasons, too")
     parser.add_argument("--show", action="store_true", help="print the model of --seed and every answer about it")
     parser.add_argument("--keep", metavar="NAME", help="make a named case of the model of --seed, as plain as it gets")
@@ -51,12 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _outcomes(seeds: list[int], jobs: int) -> Iterator[Outcome]:
+def _outcomes(seeds: list[int], jobs: int, made_of: Callable[[Config], Case | Twins]) -> Iterator[Outcome]:
+    outcome = partial(Outcome.of, made_of=made_of)
     if jobs == 1:
-        yield from _counted(map(Outcome.of, seeds), len(seeds))
+        yield from _counted(map(outcome, seeds), len(seeds))
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from _counted(pool.map(Outcome.of, seeds, chunksize=16), len(seeds))
+        yield from _counted(pool.map(outcome, seeds, chunksize=16), len(seeds))
 
 
 def _counted(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
@@ -66,12 +72,13 @@ def _counted(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
         yield outcome
 
 
-def _show(seed: int) -> int:
+def _show(seed: int, made_of: Callable[[Config], Case | Twins]) -> int:
     config = drawn(seed)
     print(config)
-    found = Case(config).findings()
+    found = made_of(config).findings()
+    width = max((len(finding.check) for finding in found), default=0) + 2
     for finding in found:
-        print(f"  {finding.check:<17}{finding.status:<9}{finding.what} {finding.message}".rstrip())
+        print(f"  {finding.check:<{width}}{finding.status:<9}{finding.what} {finding.message}".rstrip())
     return int(any(finding.status == "silent" for finding in found))
 
 

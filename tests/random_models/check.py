@@ -135,8 +135,7 @@ class Case:
         scores = attribution.attribute(
             given, target=self.truth.target if needs_target else None, additional_forward_args=self.told or None
         )
-        scores = scores if isinstance(scores, tuple) else (scores,)
-        return tuple(s.double() if s.ndim == 2 else s.double().flatten(2).sum(-1) for s in scores)
+        return flat(scores)
 
     def findings(self, checks: tuple[str, ...] = CHECKS) -> list[Finding]:
         """Every check, classified."""
@@ -149,7 +148,7 @@ class Case:
                 warnings.simplefilter("ignore")
                 answer = self.ask_for_maps() if check == "attention_maps" else self.ask(check)
         except Exception as error:
-            return self._error(check, error)
+            return classified_error(check, error, self.model)
         return self.judged(check, answer)
 
     def judged(self, check: str, answer: Any) -> Finding:
@@ -188,12 +187,21 @@ class Case:
                 return True
         return False
 
-    def _error(self, check: str, error: Exception) -> Finding:
-        names = {name for name, _ in self.model.named_modules() if name}
-        message = str(error)
-        named = any(name in message for name in names)
-        status: Status = "refused" if _is_ours(error) else "crash"
-        return Finding(check, status, type(error).__name__, message, named)
+
+def flat(scores: Tensor | tuple[Tensor, ...]) -> Answer:
+    """(batch, position) for each input, whatever else an input has summed up."""
+    scores = scores if isinstance(scores, tuple) else (scores,)
+    scores = tuple(s.detach().double() for s in scores)
+    return tuple(s if s.ndim == 2 else s.flatten(2).sum(-1) for s in scores)
+
+
+def classified_error(check: str, error: Exception, model: Module) -> Finding:
+    """An error in the place of an answer."""
+    names = {name for name, _ in model.named_modules() if name}
+    message = str(error)
+    named = any(name in message for name in names)
+    status: Status = "refused" if _is_ours(error) else "crash"
+    return Finding(check, status, type(error).__name__, message, named)
 
 
 def _states(model: RandomTransformer, tensors: tuple[Tensor, ...], told: tuple[Tensor, ...]) -> list[Tensor]:

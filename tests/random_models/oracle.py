@@ -450,10 +450,10 @@ class Oracle:
         y = self.norm(x, p.norms["attention"])
         out, call = self.attention(y, y, p.attention, visible)
         fed, moved = self._in_place(x, self.feed_forward(y, p.feed_forward, mixer))
-        if moved:
-            return self.total(x, out, fed, reach=None, alti=None)
         attended = x.value + out.value
         alti = self._alti(x, y, call, out.value, None, attended, None, attended)
+        if moved:
+            return self.total(x, out, fed, reach=None, alti=None)
         return self.total(x, out, fed, reach=self._reached(x, y, [call]), alti=alti)
 
     def _reached(self, x: State, memory: State, calls: list[Call]) -> Tensor | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.random_models.check import Case, Finding
-from tests.random_models.config import KINDS, drawn
+from tests.random_models.config import KINDS, Config, drawn
+from tests.random_models.twins import Twins
 
 STATUSES = ("right", "refused", "silent", "crash")
 
@@ -31,12 +32,12 @@ class Outcome:
     fault: str = ""
 
     @classmethod
-    def of(cls, seed: int) -> Outcome:
-        """Make the model of a seed and check every answer about it."""
+    def of(cls, seed: int, made_of: Callable[[Config], Case | Twins] = Case) -> Outcome:
+        """Make the model of a seed and check every answer about it: beside the truth, or beside its twin's."""
         config = drawn(seed)
         who = (seed, config.kind, config.variant, config.ordinary)
         try:
-            return cls(*who, tuple(Case(config).findings()))
+            return cls(*who, tuple(made_of(config).findings()))
         except Exception as error:  # the generator's or the oracle's own fault: reported, never counted as an answer
             return cls(*who, (), f"{type(error).__name__}: {error}")
 

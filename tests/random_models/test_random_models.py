@@ -10,9 +10,12 @@ import pytest
 from tests.random_models.check import CHECKS, Case, Finding
 from tests.random_models.config import drawn, seeds_of
 from tests.random_models.named_cases import NamedCase, known_faults, named_cases, silences
+from tests.random_models.twins import Twins
 
 COUNTS = {"encoder": 26, "decoder": 26, "encoder-decoder": 26, "masks": 26, "dtypes": 26, "padding": 36}
 SEEDS = [seed for kind, count in COUNTS.items() for seed in seeds_of(kind, 0, count)]
+TWINS = [seed for kind, count in {"encoder": 8, "decoder": 8, "projections": 24, "weights": 8}.items()
+         for seed in seeds_of(kind, 0, count)]  # fmt: skip
 KNOWN = known_faults()
 TRUTHFUL = ("right", "refused")
 
@@ -52,3 +55,25 @@ def test_a_named_case_is_wrong_only_where_it_says(case: NamedCase):
     """When a check becomes right or refused, take its name off the file in ``cases/``."""
     assert silences(case.config) == case.silent
     assert case.about
+
+
+@pytest.mark.wide(8)
+@pytest.mark.parametrize("seed", TWINS)
+def test_two_forms_of_one_function_have_one_answer(seed):
+    assert not [finding for finding in Twins(drawn(seed)).findings() if finding.status not in TRUTHFUL]
+
+
+@pytest.mark.slow
+def test_most_models_have_a_twin_of_which_most_methods_say_something():
+    found = [finding.status for seed in TWINS[::8] for finding in Twins(drawn(seed)).findings()]
+    assert found.count("right") >= 0.3 * 8 * len(TWINS[::8])
+
+
+def test_another_answer_than_the_twins_is_seen(monkeypatch):
+    twins = Twins(drawn(next(seed for seed in TWINS if Twins(drawn(seed)).twin is not None)))
+    asked = Twins._ask
+    monkeypatch.setattr(
+        Twins, "_ask",
+        lambda self, name, model: tuple((1 + (model is self.twin)) * s for s in asked(self, name, model)),
+    )  # fmt: skip
+    assert "silent" in {finding.status for finding in twins.findings()}

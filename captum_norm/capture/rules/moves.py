@@ -29,7 +29,16 @@ def move(flow: Dataflow, op: Operation) -> None:
         trace = trace._replace(scores=trace.scores.after_telling("the model"))
     for k, out in enumerate(op.outputs):
         step = strided_step(op) if op.name == "as_strided" else step_of(op, k if op.out is not out else None)
-        flow.traces[out] = trace.after(step)
+        after = trace.after(step)
+        if trace.place is not None and _pads_features(flow, op, trace.place):
+            after = after._replace(place=trace.place.of_features(out.shape[-1]))
+        flow.traces[out] = after
+
+
+def _pads_features(flow: Dataflow, op: Operation, place: Place) -> bool:
+    """Whether each position is given more features, such as the one by which a matrix holds its bias."""
+    pads = op.argument(1, "pad") if op.name == "pad" else None
+    return isinstance(pads, list | tuple) and len(pads) == 2 and flow.places.holds_one(place, (op.tensors[0].ndim - 1,))
 
 
 @rule("cat", "hstack", "vstack")
