@@ -32,6 +32,9 @@ METHODS: dict[str, Callable[[Module], Any]] = {
     "ValueZeroing": captum_norm.ValueZeroing,
 }
 
+OUT_OF_SIGHT = ("by numpy", "in detached memory", "halved by its data", "halved in detached memory")
+"""Residuals that are written where autograd does not see it."""
+
 TOLERANCE = 1e-3
 """How far two answers may be apart, relative to the largest score of any input."""
 
@@ -72,7 +75,23 @@ class Twins:
     def findings(self) -> list[Finding]:
         """What each method answers about the model, beside its answer about the twin; none where there is no twin."""
         assert self.case.truth
-        return [] if self.twin is None else [self._checked(name) for name in METHODS]
+        names = [name for name in METHODS if name != "AttentionRelevance" or self.has_gradient]
+        return [] if self.twin is None else [self._checked(name) for name in names]
+
+    @cached_property
+    def has_gradient(self) -> bool:
+        """Whether torch gives the model the gradient of its function.
+
+        It gives none to what is written by ``out=``, and that of another function where memory is written unseen.
+        """
+        if self.case.config.residual in OUT_OF_SIGHT:
+            return False
+        try:
+            with torch.enable_grad():
+                self.case.model(*self.case.tensors, *self.case.told).sum().backward()
+        except RuntimeError:
+            return False
+        return True
 
     def _checked(self, name: str) -> Finding:
         answers = []
