@@ -70,4 +70,4 @@ def _is_at(root: Module, name: str, what: object) -> bool:
         holder = None if holder is None else holder._modules.get(part)
     if holder is None:
         return False
-    return what is (holder._modules.get(last) or holder._parameters.get(last) if name else holder)
+    return what is (holder._modules.get(last, holder._parameters.get(last)) if name else holder)
