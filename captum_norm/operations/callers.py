@@ -101,12 +101,13 @@ _CALL = Module._call_impl.__code__
 
 
 def how_many_run(callers: tuple[Caller, ...], running: tuple[Caller, ...]) -> int:
-    """How many of these, outermost first, are running still."""
-    for count, caller in enumerate(callers):
-        is_there = count < len(running) and caller.is_same_run(running[count])
-        if not is_there and not any(map(caller.is_same_run, running)):
-            return count
-    return len(callers)
+    """How many of these are running still: what ends first was called last, so those that both begin with."""
+    count = 0
+    for caller, still in zip(callers, running, strict=False):
+        if not caller.is_same_run(still):
+            break
+        count += 1
+    return count
 
 
 @lru_cache(maxsize=4096)
