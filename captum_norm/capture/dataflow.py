@@ -454,6 +454,8 @@ class Dataflow:
         What mixes beside that one in the same module may be heads of one call with it, each with its part of W_O.
         """
         done = self._open
+        if before is None and self.output_bits is None:
+            self.factors.end_with(None)
         if before is not None:
             done = [m for m in done if m.projection is not None and not m.may_be_one_with(before)]
         if self._stream is not None and before is not None and done:

@@ -41,6 +41,7 @@ class Factors:
         self._traces, self._projections, self._reach, self._places = traces, projections, reach, places
         self._module = module
         self._written: Facts[Projection] = Facts()
+        self._last: tuple[Projection | None, str] | None = None
         self._unread: Facts[str] = Facts()  # made by a further map, this one, that is no factor of W_O as it is read
 
     def concern(self, op: Operation) -> bool:
@@ -55,7 +56,7 @@ class Factors:
         unread = [one for one in read if one in self._unread]
         name = op.name if is_map else next((self._unread[one] for one in unread), None)
         if is_map and self._projection(op.out) is None:
-            self._refuse(read, op.name)
+            self._refuse(self._written[read[0]], op.name)
         elif unread and not is_map and (self._goes_on(op, keeps) or not self._is_in_module(unread[0])):
             self._refuse_whole(unread)
         for out in op.written:
@@ -63,18 +64,27 @@ class Factors:
             is_W_O = projection is not None and all(one.projection is projection for one in projection.mixtures)
             self._written[out] = projection or (self._written[read[0]] if keeps else None)
             self._unread[out] = None if is_W_O or self._written[out] is None else name
+            if self._unread[out] is not None and self._has_all_rows(out):
+                self._last = self._written[out], name or ""
         for into in op.overwritten:
             self._written.follow(into)
             self._unread.follow(into)
 
-    def end_with(self, output: Tensor) -> None:
-        """This is what the model gives out."""
-        self._refuse_whole([output] if output in self._unread else [])
+    def end_with(self, output: Tensor | None) -> None:
+        """This is what the model gives out; None where nobody says: what one further map made may then be it, and of
+        several, as of queries and keys, each is taken for a reader of its own."""
+        if output is not None:
+            self._refuse_whole([output] if output in self._unread else [])
+        elif self._last is not None:
+            projection, name = self._last
+            whole = None if projection is None else projection.mixtures[0].projection
+            self._refuse(projection if whole is not None and not whole.is_final else None, name)
 
     def clear(self) -> None:
         """Forget everything."""
         self._written.clear()
         self._unread.clear()
+        self._last = None
 
     def _projection(self, out: object) -> Projection | None:
         trace = self._traces[out]
@@ -126,20 +136,19 @@ class Factors:
     def _refuse_whole(self, unread: list[Tensor]) -> None:
         for one in unread:
             if self._has_all_rows(one):
-                self._refuse([one], self._unread[one] or "")
+                self._refuse(self._written[one], self._unread[one] or "")
 
-    def _refuse(self, read: list[Tensor], name: str) -> None:
+    def _refuse(self, projection: Projection | None, name: str) -> None:
         """What W_O wrote goes through a map that is no factor of it as it is read: its calls are refused."""
-        for projection in [self._written[one] for one in read]:
-            where = self._module()
-            for mixture in () if projection is None else projection.mixtures:
-                if mixture.is_read:
-                    continue
-                mixture.problem = mixture.problem or (
-                    f"its output projection W_O is followed by another linear map of what it wrote, operation {name!r}"
-                    f"{f' in {where!r}' if where else ''}, which is not read as a factor of W_O: apply it to all rows "
-                    "in their order (torch.nn.functional.linear, x @ W), or multiply both into one matrix"
-                )
+        where = self._module()
+        for mixture in () if projection is None else projection.mixtures:
+            if mixture.is_read:
+                continue
+            mixture.problem = mixture.problem or (
+                f"its output projection W_O is followed by another linear map of what it wrote, operation {name!r}"
+                f"{f' in {where!r}' if where else ''}, which is not read as a factor of W_O: apply it to all rows "
+                "in their order (torch.nn.functional.linear, x @ W), or multiply both into one matrix"
+            )
 
 
 def _has_rows(tensor: Tensor) -> bool:

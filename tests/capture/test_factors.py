@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import captum_norm
 from captum_norm import attention_maps
-from captum_norm.capture import InexactCaptureError
+from captum_norm.capture import InexactCaptureError, recording
 from tests.random_models.spellings import MAPS
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
@@ -99,6 +99,12 @@ WHEREVER = {
 def test_a_factor_that_is_not_read_refuses_wherever_it_leads(leads_to):
     with pytest.raises(InexactCaptureError, match="followed by another linear map"):
         attention_maps(WHEREVER[leads_to](), torch.randn(2, LENGTH, WIDTH))
+
+
+def test_where_nobody_says_what_the_output_is_a_factor_that_may_be_it_refuses():
+    layer = WHEREVER["the output"]()
+    with pytest.raises(InexactCaptureError, match="followed by another linear map"), recording():
+        layer(torch.randn(2, LENGTH, WIDTH))
 
 
 def test_one_example_projected_alone_is_no_head_of_several():
