@@ -65,7 +65,7 @@ class AttentionCall:
     @cached_property
     def without_modules(self) -> AttentionCall:
         """The call as it is kept: without the modules, of which it says nothing more once they are gone."""
-        return replace(self, modules=())
+        return AttentionCall(self.name, self.kind, self.call, self.heads, self.projection)
 
     @property
     def module(self) -> Module | None:

@@ -137,7 +137,7 @@ def _rest(parts: list[Heads]) -> tuple[Tensor, Tensor] | None:
     first = parts[0]
     if len(parts) == 1:
         rest = first.layout.rest.to(first.W.device)
-        return (first.x[:, rest], first.W[rest]) if len(rest) else None
+        return (first.x[:, rest], first.W[rest]) if rest.numel() else None
     held = torch.zeros(first.x.shape, dtype=torch.bool, device=first.x.device)
     for part in parts:
         tokens, columns = part.layout.tokens.to(held.device), part.layout.columns.to(held.device)

@@ -152,7 +152,7 @@ def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
 def _in_groups(part: Heads) -> bool:
     """Whether attention ran in more groups than there are examples, as within windows."""
     place = part.mixture.values_place
-    return place is not None and len(part.layout.tokens) > place.anchor.shape[0]
+    return place is not None and part.layout.tokens.shape[0] > place.anchor.shape[0]
 
 
 def joined(alone: Sequence[Joined]) -> list[Joined]:

@@ -84,9 +84,14 @@ def _cross_attends(callers: tuple[Caller, ...]) -> bool:
 
 def has_cache(callers: tuple[Caller, ...]) -> bool:
     """The keys of earlier forward passes come before those of this one."""
-    names = ("past_key_values", "past_key_value", "layer_past", "cache")
-    return any(caller.arguments.get(name) is not None for caller in callers for name in names)
+    for caller in callers:
+        arguments = caller.arguments
+        if not _CACHES.isdisjoint(arguments) and any(arguments.get(name) is not None for name in _CACHES):
+            return True
+    return False
 
+
+_CACHES = frozenset(("past_key_values", "past_key_value", "layer_past", "cache"))
 
 # What is added to the score of a key that is left out is less than this.
 _LEAST = -1e30
@@ -123,11 +128,11 @@ class _Ahead:
             read: those of some queries, which settle it for most encoders.
             allowed: which keys each query may attend to, (..., query, key) bool, where a mask tells.
         """
-        if len(self.keys) == 1:
+        if self.keys.numel() == 1:
             return False
-        if len(self.queries) == 1:
-            return not len(self.rows)  # one step of generation
-        if not len(self.rows) or (weights.queries_in_order and self._is_forbidden(weights.weights)):
+        if self.queries.numel() == 1:
+            return not self.rows.numel()  # one step of generation
+        if not self.rows.numel() or (weights.queries_in_order and self._is_forbidden(weights.weights)):
             return True
         if read is not None and self._first_looks(read):
             return False

@@ -50,7 +50,7 @@ class MaskOrigins:
 
     def see(self, op: Operation, is_weights: bool = False) -> None:
         """Take in one operation; whether it made attention weights."""
-        if self._any_selection or any(tensor.dtype is torch.bool for tensor in op.tensors):
+        if self._any_selection or torch.bool in [tensor.dtype for tensor in op.tensors]:
             self._see_selections(op, is_weights)
         if self._any_chosen or op.name in _BY_SIZE:
             self._see_choices(op)

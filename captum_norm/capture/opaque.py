@@ -105,10 +105,12 @@ class OpaqueParts:
         self._versions: dict[int, int] = {}
         self._distributed = is_distributed()
 
-    def know(self, tensor: Tensor) -> None:
-        """A tensor that was there before, or that a seen operation made."""
-        storage = self._storages.hold(tensor)
-        self._versions[storage] = max(self._versions.get(storage, 0), version_of(tensor))
+    def know(self, tensor: Tensor, storage: int | None = None) -> None:
+        """A tensor that was there before, or that a seen operation made; its storage, where that is known."""
+        storage = self._storages.hold(tensor, storage)
+        version = version_of(tensor)
+        if version > self._versions.get(storage, 0):
+            self._versions[storage] = version
 
     def give_out(self, op: Operation) -> None:
         """Take in an operation that hands over numbers; those made of an input may come back unseen."""
@@ -140,7 +142,8 @@ class OpaqueParts:
             if not storage:
                 continue
             if storage not in self._storages:
-                self._first_sight(op, tensor, storage)
+                if not isinstance(tensor, Parameter) or not _is_numbers(tensor):
+                    self._first_sight(op, tensor, storage)
             elif storage in self._unwritten and _is_numbers(tensor) and kind_of(op.name) is not OperationKind.MOVE:
                 self._unwritten.discard(storage)
                 self._note(op, tensor, "it reads memory that was not seen to be written", tensor)
@@ -156,14 +159,13 @@ class OpaqueParts:
             bits |= self._bits.get(storage, 0)
         given = _numbers_among((op.args, op.kwargs)) if self._has_given_out else []
         foreign = "" if op.name in _FOLLOWED else _foreign(op.func)
-        for out in op.written:
-            self.know(out)
+        for out, storage in zip(op.written, op.written_storages, strict=True):
+            self.know(out, storage)
             if foreign and self._reach.of_all(op.tensors) > INPUT:
                 self._note(op, out, f"an operation of {foreign!r}, not of torch")
             if given and _is_numbers(out):
                 self._note(op, out, "it may take in numbers that were handed to Python", torch.tensor(given))
             if bits and _is_numbers(out):
-                storage = storage_of(out)
                 self._bits[storage] = self._bits.get(storage, 0) | bits
         if base_name(op.name) in _LEAVES_UNWRITTEN:
             self._unwritten |= {storage_of(out) for out in op.outputs}
@@ -205,8 +207,6 @@ class OpaqueParts:
             if not self._is_held(storage):
                 self._reach.tell(tensor)
             self.know(tensor)
-            return
-        if isinstance(tensor, Parameter):
             return
         if storage > 0:
             self._lent.doubt(self._storages.overlapping(tensor))

@@ -48,9 +48,9 @@ class Reach:
         """The bits of a tensor; 0 for one that no input and no call reached."""
         return self._bits.get(storage_of(tensor), 0)
 
-    def add(self, tensor: Tensor, bits: int) -> None:
-        """Join bits to those of a tensor and all that shares its storage."""
-        storage = self.storages.hold(tensor)
+    def add(self, tensor: Tensor, bits: int, storage: int | None = None) -> None:
+        """Join bits to those of a tensor and all that shares its storage, whose number may be known."""
+        storage = self.storages.hold(tensor, storage)
         if storage:
             self._bits[storage] = self._bits.get(storage, 0) | bits
 
@@ -93,16 +93,16 @@ class Reach:
             bits = chosen
         if not bits:
             if not self._told.isdisjoint(storages):
-                self._told.update(map(storage_of, op.written))
+                self._told.update(op.written_storages)
             return
-        for out in op.written:
+        for out, storage in zip(op.written, op.written_storages, strict=True):
             numbers = _is_float(out) or op.name in ROUNDINGS
             passed_on = bits if numbers else bits & INPUT
             if not numbers and chosen > INPUT:
-                storage = self.storages.hold(out)
+                self.storages.hold(out, storage)
                 self._chosen[storage] = self._chosen.get(storage, 0) | chosen
             if passed_on:
-                self.add(out, passed_on)
+                self.add(out, passed_on, storage)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -304,7 +304,7 @@ def check_of(projection: Projection, part: Heads, offsets: list[tuple[Tensor, Te
     """What the weights of a projection's only heads must reproduce; arguments as for :func:`certify`."""
     r, actual, size, beside = _written(projection, offsets)
     tokens = part.layout.tokens
-    if part.layout.tokens_in_order and len(actual) == tokens.numel():
+    if part.layout.tokens_in_order and actual.numel() == tokens.numel():
         actual = actual.view(tokens.shape)
     else:
         actual, size = actual[tokens.to(actual.device)], size[tokens.to(actual.device)]

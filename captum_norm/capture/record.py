@@ -175,7 +175,7 @@ class AttentionRecord:
     fed: Fed | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weights, Tensor):  # rows on demand stand in until all weights are asked for
+        if "weights" in self.__dict__ and not isinstance(self.weights, Tensor):  # rows on demand, until all are wanted
             self.__dict__["_rows"] = self.__dict__.pop("weights")
 
     if TYPE_CHECKING:
@@ -217,8 +217,15 @@ class AttentionRecord:
 
     def but(self, **changes: Any) -> AttentionRecord:
         """``dataclasses.replace`` that asks for no weights."""
-        kept: Any = self.weights if "weights" in self.__dict__ else self._rows
-        return replace(self, **({"weights": kept} | changes))
+        if not changes.keys() <= self.__dataclass_fields__.keys():
+            raise TypeError(f"no fields of a record: {', '.join(changes.keys() - self.__dataclass_fields__.keys())}")
+        other: AttentionRecord = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        if "weights" in changes:
+            other.__dict__.pop("_rows", None)
+        other.__dict__.update(changes)
+        other.__post_init__()
+        return other
 
     def at(self, rows: slice | Tensor, placed: bool = True) -> AttentionRecord:
         """The record of some queries alone, whose weights alone are computed and checked.
@@ -256,8 +263,7 @@ class AttentionRecord:
             weights, certificate = self._rows.at(rows)
             self.__dict__["certificate"] = certificate
         positions, mask = (self.queries if same else None, self.query_mask) if placed else (None, None)
-        return replace(
-            self,
+        return self.but(
             weights=weights,
             certificate=certificate,
             gate=None if self.gate is None else _taken(self.gate, rows),

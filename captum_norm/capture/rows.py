@@ -120,7 +120,7 @@ class ReadRows:
             return None
         else:
             asked = rows[0].tolist()
-        if not all(number in self.numbers for number in asked):
+        if not set(asked).issubset(self.numbers):
             return None
         where = [self.numbers.index(number) for number in asked]
         return self.weights[:, :, where[0] : where[0] + 1] if len(where) == 1 else self.weights[:, :, where]
@@ -247,4 +247,7 @@ def sample(query: int, random: Random) -> tuple[int, ...]:
     """The queries to be checked before any is asked for: the first, the last and some at random; all where few."""
     if query <= CHECKED:
         return tuple(range(query))
-    return 0, *sorted(random.sample(range(1, query - 1), CHECKED - 2)), query - 1
+    chosen: set[int] = set()
+    while len(chosen) < CHECKED - 2:
+        chosen.add(1 + int(random.random() * (query - 2)))
+    return 0, *sorted(chosen), query - 1

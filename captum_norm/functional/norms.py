@@ -211,7 +211,7 @@ def _fill_summed_norms_of_row(
     if known:
         fill_summed_norms_by_products(result[..., :known], weights[..., :known], values[:, :, :known], W_O, gate)
     result, weights, values = result[..., known:used], weights[..., known:used], values[:, :, known:used]
-    factor = triangle(W_O, len(result) * (used - known)) or [(0, W_O.flatten(0, 1).float())]
+    factor = triangle(W_O, result.shape[0] * (used - known)) or [(0, W_O.flatten(0, 1).float())]
     for b, k in _key_blocks(values, W_O.shape[0] * W_O.shape[1]):
         own = None if gate is None else gate[b]
         fill_summed_norms_of_row(result[b, :, k], weights[b, :, :, k], values[b, :, k], W_O, own, factor)

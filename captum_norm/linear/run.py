@@ -211,7 +211,7 @@ class FrozenRun:
         if not self._concerns(op):
             before = self._kept(op)
             out = _on_constants(op, known=rule is not _refuse)
-            op.out = out
+            op.returned(out)
             if any(self.count == count for count, _ in self.starts):
                 return self._begun(op)
             if self.sources is None or not self.sources.note(op):
@@ -445,7 +445,7 @@ def _on_constants(op: Operation, known: bool) -> Any:
 def _refuse(run: FrozenRun, op: Operation) -> Any:
     """Nothing is linear by accident: only what gives out no numbers passes."""
     with torch.no_grad():
-        op.out = op.func(*op.args, **op.kwargs)
+        op.returned(op.func(*op.args, **op.kwargs))
     if not any(tensor.is_floating_point() or tensor.is_complex() for tensor in op.outputs):
         return op.out
     raise run.refusal(op, "there is no rule for it; compute that part before the model, or report it")

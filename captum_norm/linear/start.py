@@ -111,7 +111,7 @@ class _StreamFinder(BackwardRun):
 
     def _perform(self, rule: Rule, op: Operation) -> Any:
         out = super()._perform(rule, op)
-        op.out = out
+        op.returned(out)
         for number, tensor in enumerate(op.outputs):
             place = self._sources.place(tensor)
             if place is not None and tensor not in self._nodes:

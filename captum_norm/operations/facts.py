@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -43,7 +44,8 @@ class Facts(Generic[Fact]):
         if fact is None or (not isinstance(fact, Tensor) and not fact):
             self._of.pop(key, None)
             return
-        self._of[key] = (weakref.ref(tensor, lambda ref: self._forget(key, ref)), fact)
+        # Called as ``pop(key, ref)`` when the tensor dies, before another one can have its id.
+        self._of[key] = (weakref.ref(tensor, partial(self._of.pop, key)), fact)  # type: ignore[arg-type]
 
     def __contains__(self, tensor: object) -> bool:
         entry = self._of.get(id(tensor))
@@ -69,8 +71,3 @@ class Facts(Generic[Fact]):
     def clear(self) -> None:
         """Forget everything."""
         self._of.clear()
-
-    def _forget(self, key: int, ref: weakref.ref[Tensor]) -> None:
-        entry = self._of.get(key)
-        if entry is not None and entry[0] is ref:
-            del self._of[key]

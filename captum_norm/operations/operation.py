@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.operations.storages import storage_of
+from captum_norm.operations.storages import storages_of
 
 _SPELLINGS = {
     "__matmul__": "matmul", "__rmatmul__": "rmatmul", "mm": "matmul", "bmm": "matmul",
@@ -58,6 +58,7 @@ def operation_name(func: Callable[..., Any]) -> str:
     return _SPELLINGS.get(name, name)
 
 
+@cache
 def base_name(name: str) -> str:
     """The name without the in-place underscore.
 
@@ -73,17 +74,19 @@ class Operation:
     Attributes:
         name: its one name, see :func:`operation_name`.
         func, args, kwargs: the call; operands that the model gave by keyword stand among ``args``.
-        out: what it returned; None before it has run.
+        out: what it returned; None before it has run, see :meth:`returned`.
+        outputs: the tensors it returned.
         tensors: all tensors among the arguments, in order; lists of tensors (``cat``, ``stack``) are opened.
         in_place: whether its name is that of an in-place form.
         writes: whether it overwrites its first operand.
         overwritten: the tensors whose numbers it replaces: its first operand, each of a list of these
             (``_foreach_add_``), or what it was given as ``out``.
+        written: the tensors it wrote: those that it overwrote, and those it returned.
     """
 
     __slots__ = (
-        "_outputs", "_storages", "args", "func", "in_place", "kwargs", "name", "out", "overwritten", "tensors",
-        "writes",
+        "_storages", "_written_storages", "args", "func", "in_place", "kwargs", "name", "out", "outputs", "overwritten",
+        "tensors", "writes", "written",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +94,7 @@ class Operation:
     ) -> None:
         if kwargs:
             args, kwargs = _positional(args, kwargs)
-        self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
+        self.name, self.func, self.args, self.kwargs = name, func, args, kwargs
         self.tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
         self.in_place = name.endswith("_") and not name.endswith("__")
         writes = self.in_place or name == "setitem" or bool(kwargs and kwargs.get("inplace"))
@@ -99,31 +102,33 @@ class Operation:
         self.overwritten = [args[0]] if self.writes else _tensors(args[:1]) if self.in_place else []
         if kwargs and "out" in kwargs:
             self.overwritten += _tensors((kwargs["out"],))
-        self._outputs: list[Tensor] | None = None
         self._storages: list[int] | None = None
+        self.returned(out)
+
+    def returned(self, out: Any) -> None:
+        """Take in what it returned."""
+        self.out = out
+        self.outputs = [out] if isinstance(out, Tensor) else [] if out is None else _tensors((out,))
+        self.written = [*self.overwritten, *self.outputs] if self.overwritten else self.outputs
+        self._written_storages: list[int] | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or by keyword, whichever way the model passed it."""
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
     @property
-    def outputs(self) -> list[Tensor]:
-        """The tensors it returned."""
-        if self._outputs is None:
-            self._outputs = [self.out] if isinstance(self.out, Tensor) else _tensors((self.out,))
-        return self._outputs
-
-    @property
-    def written(self) -> list[Tensor]:
-        """The tensors it wrote: those that it overwrote, and those it returned."""
-        return [*self.overwritten, *self.outputs] if self.overwritten else self.outputs
-
-    @property
     def storages(self) -> list[int]:
         """What the storage of each of ``tensors`` is known by, see :func:`storage_of`."""
         if self._storages is None:
-            self._storages = [storage_of(tensor) for tensor in self.tensors]
+            self._storages = storages_of(self.tensors)
         return self._storages
+
+    @property
+    def written_storages(self) -> list[int]:
+        """Likewise of each of ``written``."""
+        if self._written_storages is None:
+            self._written_storages = storages_of(self.written)
+        return self._written_storages
 
     @property
     def drops_out(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -78,7 +78,11 @@ class Place:
 
     @cached_property
     def key(self) -> Hashable:
-        return (id(self.anchor), tuple(step.key for step in self.steps))
+        return (id(self.anchor), tuple([step.key for step in self.steps]))
+
+    @cached_property
+    def _after(self) -> dict[Step, Place]:
+        return {}
 
     @property
     def named(self) -> bool:
@@ -95,8 +99,11 @@ class Place:
         return numbers
 
     def then(self, step: Step) -> Place:
-        """The place after one more step."""
-        return Place(self.anchor, (*self.steps, step), self.mixers)
+        """The place after one more step, the same object for the same step."""
+        place = self._after.get(step)
+        if place is None:
+            place = self._after[step] = Place(self.anchor, (*self.steps, step), self.mixers)
+        return place
 
     def of_features(self, count: int) -> Place:
         """The place after an operation that reads all features of a position and writes ``count`` new ones.
@@ -105,10 +112,10 @@ class Place:
         """
         last = self.steps[-1] if self.steps else None
         if not isinstance(last, Features):
-            return self.then(Features(count))
+            return self.then(Features.writing(count))
         if last.count == count:
             return self
-        return Place(self.anchor, (*self.steps[:-1], Features(count)), self.mixers)
+        return Place(self.anchor, (*self.steps[:-1], Features.writing(count)), self.mixers)
 
     def mixed_by(self, mixers: frozenset[Hashable]) -> Place:
         """The place with these among its mixers."""
@@ -127,6 +134,12 @@ class Features(Step):
     def __init__(self, count: int) -> None:
         super().__init__(("features", count), lambda numbers: self._apply(numbers, count))
         self.count = count
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def writing(cls, count: int) -> Features:
+        """The step of this count, one object for all."""
+        return cls(count)
 
     @staticmethod
     def _apply(numbers: Tensor, count: int) -> Tensor:

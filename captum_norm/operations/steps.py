@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -46,6 +47,11 @@ def step_of(op: Operation, k: int | None) -> Step:
     """The move an operation made, to be made again with numbers (which live on the CPU)."""
     name, func = base_name(op.name), op.new_tensor_form()
     args, kwargs = op.args[1:], op.kwargs
+    if name in _PLAIN and len(op.tensors) == 1 and not kwargs:
+        try:
+            return _plain_step(name, func, args, k)
+        except TypeError:  # a list of sizes among its arguments
+            pass
     if name in ("view_as", "reshape_as", "expand_as"):
         name, args, kwargs = name[:-3], (tuple(op.out.shape),), {}
         func = torch.Tensor.expand if name == "expand" else torch.Tensor.reshape
@@ -63,6 +69,23 @@ def step_of(op: Operation, k: int | None) -> Step:
         return moved if k is None else moved[k]
 
     return Step(lambda: (name, k, _key(args), _key(tuple(kwargs.items()))), apply)
+
+
+# Told by numbers alone, so that each layer's step is the same object, and so is the place behind it.
+_PLAIN = frozenset("view reshape transpose permute flatten unsqueeze squeeze t mT contiguous".split())
+
+
+@lru_cache(maxsize=1024)
+def _plain_step(name: str, func: Callable[..., Any], args: tuple[Any, ...], k: int | None) -> Step:
+    if not all(isinstance(item, int | tuple) for item in args):
+        raise TypeError("not told by numbers alone")
+    func = torch.Tensor.reshape if name == "view" else func
+
+    def apply(t: Tensor) -> Tensor:
+        moved = func(t, *args)
+        return moved if k is None else moved[k]
+
+    return Step((name, k, _key(args), ()), apply)
 
 
 def strided_step(op: Operation) -> Step:

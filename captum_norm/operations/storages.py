@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def storage_of(tensor: Any) -> int:
         return 0 if tensor.layout is torch.strided else -id(tensor)
 
 
+def storages_of(tensors: Sequence[Tensor]) -> list[int]:
+    """What the storage of each is known by, see :func:`storage_of`."""
+    try:
+        return [tensor.untyped_storage()._cdata for tensor in tensors]
+    except (RuntimeError, NotImplementedError):
+        return [storage_of(tensor) for tensor in tensors]
+
+
 def is_same_view(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors in one memory hold the same entries in the same order."""
     return (
@@ -42,9 +51,14 @@ class Storages(dict[int, StorageWeakRef | Tensor]):
     A tensor without a storage is held itself.
     """
 
-    def hold(self, tensor: Tensor) -> int:
-        """The number of a tensor's storage, which stands for no other one from now on; 0 where there is none."""
-        storage = storage_of(tensor)
+    def hold(self, tensor: Tensor, storage: int | None = None) -> int:
+        """The number of a tensor's storage, which stands for no other one from now on; 0 where there is none.
+
+        Args:
+            tensor: whose storage it is.
+            storage: its number, where that is known.
+        """
+        storage = storage_of(tensor) if storage is None else storage
         if storage and storage not in self:
             held = tensor if storage < 0 else StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
             self[storage] = held
