@@ -14,6 +14,7 @@ from captum_norm.capture.answer import Answer, Recorded
 from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.following import Following
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
 from captum_norm.capture.ledger import Softmax
@@ -32,6 +33,7 @@ __all__ = [
     "Certificate",
     "Dataflow",
     "Fed",
+    "Following",
     "InexactCaptureError",
     "Kind",
     "Layout",

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from captum_norm.capture.aliases import follow_traces
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
@@ -21,8 +20,7 @@ from captum_norm.capture.columns import Columns
 from captum_norm.capture.factors import Factors
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
-from captum_norm.capture.mask_origins import COMPARISONS, MaskOrigins
-from captum_norm.capture.masks import UnknownMaskError
+from captum_norm.capture.mask_origins import MaskOrigins
 from captum_norm.capture.names import Names
 from captum_norm.capture.opaque import OpaqueParts
 from captum_norm.capture.projections import Projections
@@ -32,30 +30,15 @@ from captum_norm.capture.readout import ReadOuts
 from captum_norm.capture.traces import Mixed, Mixture, Trace, Traces
 from captum_norm.operations.callers import Caller, innermost_module, running_modules
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.formats import ROUNDINGS, what_is_strange
-from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_with
-from captum_norm.operations.modes import OfKnownTensors
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.places import Anchor, Place, Places, WholeAxes, along, patches
 from captum_norm.operations.rules import RuleTable
 from captum_norm.operations.steps import Step
 from captum_norm.operations.storages import storage_of
 
-OperationRule = Callable[[Operation], None]
 Rule = Callable[["Dataflow", Operation], None]
 RULES: RuleTable[Rule] = RuleTable()
 rule = RULES.rule
-
-
-# In place these give a tensor other axes, or another format.
-_KEEP_NUMBERS = (OperationKind.MOVE, OperationKind.IDENTITY)
-_LENDS, _GIVES_OUT = names_with(Property.LENDS), names_with(Property.GIVES_OUT)
-
-# What makes something that is followed of tensors that are not.
-_BEGIN = {
-    "softmax", "log_softmax", "exp", "scaled_dot_product_attention", "flex_attention", "flash_attn_func",
-    "flash_attn_varlen_func", *ROUNDINGS,
-}  # fmt: skip
 
 
 class Dataflow:
@@ -64,13 +47,11 @@ class Dataflow:
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
         stream: ResidualStream | None = None, names: Names | None = None, chain: bool = False,
-        calls_only: bool = False,
     ) -> None:  # fmt: skip
-        self._calls_only = calls_only
         self.traces = Traces()
         self.places, self.reach = Places(), Reach()
         self.rows = ReadOuts(self.traces, self.reach, self.places)
-        self.chain = Chain(self.reach, self._module) if chain else None
+        self.chain = Chain(self.reach, self.module) if chain else None
         self.ledger = Ledger()
         self.masks = MaskOrigins(self.reach)
         self.shallow: Facts[Tensor] = Facts()  # scores -> what a shallow mask, such as -100, allows of them
@@ -84,11 +65,11 @@ class Dataflow:
         self._callers: tuple[Caller, ...] | None = None
         self.refuses_dropout = False
         self.output_bits: int | None = None  # of the output, once it is known
-        self._stream, self.projections = stream, Projections(stream, lambda: self.callers)
+        self.stream, self.projections = stream, Projections(stream, lambda: self.callers)
         if stream is not None:
             stream.agree = self._agree
-        self.readers = Readers(self.traces, self.projections, self.reach, self._module)
-        self.factors = Factors(self.traces, self.projections, self.reach, self.places, self._module)
+        self.readers = Readers(self.traces, self.projections, self.reach, self.module)
+        self.factors = Factors(self.traces, self.projections, self.reach, self.places, self.module)
         self._finish, self.differentiable = finish, differentiable
         self._open: list[Mixture] = []
         self._anchors = self._embeddings = self._latents = 0
@@ -142,124 +123,19 @@ class Dataflow:
         anchor = Anchor(f"latents {self._latents - 1}", (1, shape[axis]), (1,), self.next_anchor())
         return along(anchor, shape, axis)
 
-    def rule_for(self, name: str) -> Callable[[Operation], None] | None:
-        """What to do with operations of this name."""
-        if name in _LENDS | _GIVES_OUT and not self._calls_only:
-            return self.opaque.lend if name in _LENDS else self.opaque.give_out
-        rule = RULES.of(name)
-        if rule is None:
-            if name in COMPARISONS:
-                return self._compare
-            kind = kind_of(name)
-            if kind is OperationKind.FILLED:
-                return self._fill
-            return self.opaque.see if kind is OperationKind.FRESH else None
-        see = None if self._stream is None else self._stream.see
-        if self._calls_only:
-            return self._of_calls(rule, name in _BEGIN, see)
-
-        moves = kind_of(name) is OperationKind.MOVE
-
-        def all_of(op: Operation) -> None:
-            try:
-                is_view = moves and not op.overwritten and self._is_known_view(op)
-                for changed in () if is_view else self.opaque.see_operands(op):
-                    self._lose(changed)
-                read, roots = self.readers.read_by(op) if self.calls and not is_view else (), self.projections.roots
-                self._apply(rule, op)
-                new, gates = self.readers.see(op, read, roots) if read else (0, 0)
-                if read or self.factors.concern(op):
-                    self.factors.see(op)
-                if see is not None:
-                    see(op)
-                if not is_view:
-                    self.opaque.see_results(op)
-                trace = self.traces[op.out] if isinstance(op.out, Tensor) else None
-                self.masks.see(op, trace is not None and trace.weights is not None)
-                for into in op.overwritten:
-                    self.masks.follow(into, self.traces)
-                    self.ledger.written.forget(into)
-                if trace is None or trace.place is None:
-                    self.ledger.written.see(op)
-                born, self._born, self._operation, self._callers = self._born | new, 0, None, None
-                if born or not is_view:
-                    self.reach.see(op, born, without=gates)
-                if self.chain is not None:
-                    self.chain.see(op, begins=bool(born))
-                if self.calls:
-                    self.rows.see(op)
-                    for into in op.overwritten:
-                        self.rows.known.follow(into)
-            except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
-                strange = what_is_strange(op)
-                if strange:
-                    raise InexactCaptureError(strange) from error
-                raise
-
-        return all_of
-
-    def _apply(self, rule: Rule, op: Operation) -> None:
+    def begin(self, op: Operation) -> None:
+        """An operation is taken in from here on."""
         self._operation, self._callers = op, None
-        before = [self.traces[into] for into in op.overwritten] if op.overwritten else ()
-        try:
-            rule(self, op)
-        except UnknownMaskError as error:
-            raise InexactCaptureError(f"{self._module() or 'the model'} {error}") from None
-        if before and op.name != "data_" and kind_of(op.name) not in _KEEP_NUMBERS:
-            for into, trace in zip(op.overwritten, before, strict=True):
-                follow_traces(into, trace, self.traces)
-                for facts in (self.shallow, self.exponentials, self.unrounded):
-                    facts.follow(into)
+
+    def end(self) -> int:
+        """It was taken in; the bits that were born with it."""
+        born, self._born, self._operation, self._callers = self._born, 0, None, None
+        return born
 
     def _agree(self, first: Tensor, second: Tensor) -> bool:
         """Whether two tensors of one shape lie at the same positions, as far as is known."""
         ours, theirs = (None if trace is None else trace.place for trace in (self.traces[first], self.traces[second]))
         return ours is None or theirs is None or self.places.agree(ours, theirs, first.shape)
-
-    def _lose(self, changed: Tensor) -> None:
-        """Nothing is known any more of a tensor that was changed out of sight, nor of others in its memory."""
-        for facts in (self.traces, self.shallow, self.exponentials, self.unrounded, self.rows.known):
-            for tensor in (changed, *facts.beside(changed)):
-                facts[tensor] = None
-
-    def _is_known_view(self, op: Operation) -> bool:
-        """Whether it made a view of a tensor that was seen before: what is known of the storage is known of it."""
-        storages = op.storages
-        if len(storages) != 1 or not storages[0] or not isinstance(op.out, Tensor):
-            return False
-        return storages[0] in self.reach.storages and storage_of(op.out) == storages[0]
-
-    def _fill(self, op: Operation) -> None:
-        """Something is made of the numbers that stand behind the first operand, at no known place."""
-        self.opaque.see(op)
-        made_of = self.reach.of_all(op.tensors[1:])
-        for out in op.outputs if made_of else ():
-            self.reach.add(out, made_of if out.is_floating_point() else INPUT)
-
-    def _compare(self, op: Operation) -> None:
-        """A mask is made of sizes, or of ids."""
-        self.masks.see(op)
-        given = any(map(self.is_given, op.tensors))
-        for out in op.written:
-            self.tell(out) if given else self.opaque.know(out)
-
-    def _of_calls(self, rule: Rule, begins: bool, see: OperationRule | None) -> OperationRule:
-        """What to do with operations where calls are read, and positions and what reaches what are not followed."""
-
-        def on_the_way(op: Operation) -> None:
-            self._apply(rule, op)
-            self._born, self._operation, self._callers = 0, None, None
-
-        of_known = OfKnownTensors(on_the_way, (self.traces, self.exponentials, self.unrounded))
-        if see is None:
-            return on_the_way if begins else of_known
-
-        def with_blocks(op: Operation) -> None:
-            if begins or of_known.concerns(op.tensors):
-                on_the_way(op)
-            see(op)
-
-        return with_blocks
 
     def unchosen(self, tensors: Sequence[Tensor] | None = None) -> Tensor | None:
         """What scores or weights would be if none had been left out for being small; None where none was.
@@ -280,7 +156,7 @@ class Dataflow:
         """
         if self.refuses_dropout:
             raise InexactCaptureError(
-                f"{self._module() or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
+                f"{self.module() or 'the model'} is in training mode: its dropout (p = {probability}) makes each run "
                 "another one, and weights that do not sum to 1. Call model.eval() first."
             )
 
@@ -322,9 +198,9 @@ class Dataflow:
         if op is not None and self._has_sources and not self.reach.of_all(op.tensors) & INPUT:
             return place
         name = "" if op is None else op.name
-        return place.mixed_by(frozenset((Mixer(name, self._module(), why),)))
+        return place.mixed_by(frozenset((Mixer(name, self.module(), why),)))
 
-    def _module(self) -> str:
+    def module(self) -> str:
         """The name of the module that is running."""
         known = self._names.known(innermost_module()) if self._callers is None else None
         return known or self._names.module(tuple(caller.module for caller in self.callers))
@@ -360,7 +236,7 @@ class Dataflow:
             return ()
         axis = None if axis is None else axis % len(shape)
         along = self._along(scores, axis) if isinstance(scores, Tensor) else along
-        softmax = Softmax(self._module(), tuple(shape), axis, along, bit=self.reach.new_bit(), ancestors=bits)
+        softmax = Softmax(self.module(), tuple(shape), axis, along, bit=self.reach.new_bit(), ancestors=bits)
         self._born |= softmax.bit
         self.ledger.note(softmax)
         return (softmax,)
@@ -411,8 +287,8 @@ class Dataflow:
             mixture.selections = self.masks.selections(self._operation.tensors)
         self.finish(before=mixture)
         self._open.append(mixture)
-        if self._stream is not None:
-            self._stream.mixed(mixture)
+        if self.stream is not None:
+            self.stream.mixed(mixture)
         mixture.steps = steps
         mixture.settle("call")
         mixture.bit = self.reach.new_bit()
@@ -458,9 +334,9 @@ class Dataflow:
             self.factors.end_with(None)
         if before is not None:
             done = [m for m in done if m.projection is not None and not m.may_be_one_with(before)]
-        if self._stream is not None and before is not None and done:
+        if self.stream is not None and before is not None and done:
             # How the stream goes on from the last one is told by the residual of the next.
-            done = [mixture for mixture in done if not self._stream.are_one(mixture, done[-1])]
+            done = [mixture for mixture in done if not self.stream.are_one(mixture, done[-1])]
         self._open = [mixture for mixture in self._open if mixture not in done]
         together: dict[int, list[Mixture]] = {}
         for mixture in done:
@@ -509,5 +385,5 @@ class Dataflow:
         self.opaque.clear()
         self.masks.clear()
         self.ledger.written.clear()
-        if self._stream is not None:
-            self._stream.clear()
+        if self.stream is not None:
+            self.stream.clear()

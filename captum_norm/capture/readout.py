@@ -43,6 +43,8 @@ class ReadOuts:
                 self.known[out] = self._pooled(op) or self._rows_of_all(op)
             elif op.overwritten:
                 self.known[out] = None
+        for into in op.overwritten:
+            self.known.follow(into)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -20,6 +20,7 @@ from torch.nn import Module
 from captum_norm.capture.answer import Recorded
 from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.dataflow import Dataflow
+from captum_norm.capture.following import Following
 from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
 from captum_norm.capture.record import AttentionRecord
@@ -87,11 +88,11 @@ def recording(
     records = Recorded()
     keep = on_record or (lambda record: _kept(records, record))
     reader = RecordReader(names, keep, on_inexact, stream, over_windows)
-    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, calls_only)
+    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:
         flow.tell(tensor)
-    mode = WatchingMode(flow.rule_for)
+    mode = WatchingMode(Following(flow, calls_only).rule_for)
     try:
         with _uncompiled(), mode:
             yield records

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_norm.capture import Dataflow, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
+from captum_norm.capture import Dataflow, Following, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
 from captum_norm.functional.precision import full_precision
 from captum_norm.intervention.calls import LayerCall, hooks_of, tensors_of
 from captum_norm.operations.modes import OperationRule, WatchingMode
@@ -311,7 +311,7 @@ class _Changing(_Watching):
         if self._numbers[mixture] == self._number:
             if self._operation is not None and out is not self._operation.out:
                 raise InexactCaptureError(
-                    f"{self._module() or 'attention'}: its weights, values and W_O meet in one operation, "
+                    f"{self.module() or 'attention'}: its weights, values and W_O meet in one operation, "
                     f"{self._operation.name!r}, which gives out no mixed values that could be others; write the "
                     "product of weights and values by itself"
                 )
@@ -338,7 +338,7 @@ class _ReplayingMode(WatchingMode):
     """Shows a layer's operations to a data flow until that has what it wants, and takes a result from it."""
 
     def __init__(self, flow: _Watching) -> None:
-        super().__init__(flow.rule_for)
+        super().__init__(Following(flow).rule_for)
         self._flow = flow
 
     def hand_over(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture import Dataflow
+from captum_norm.capture import Dataflow, Following
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
@@ -116,6 +116,7 @@ class TokenSources:
     def __init__(self, inputs: Iterable[Tensor], of_the_first: bool = False) -> None:
         sequences, self._of_the_first = list(inputs), of_the_first
         self._flow = Dataflow(sequences, finish=lambda mixture: None)
+        self._following = Following(self._flow)
         for number, ids in enumerate(sequences):
             # Ids of more axes, such as (batch, choice, position): each is a token, whichever axis attention runs over.
             if ids.ndim > 2 and not ids.is_floating_point():
@@ -129,7 +130,7 @@ class TokenSources:
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         if name in _MIXES:
             return None
-        return self._softmax if name == "softmax" else self._flow.rule_for(name)
+        return self._softmax if name == "softmax" else self._following.rule_for(name)
 
     def _softmax(self, op: Operation) -> None:
         """Over the features of one token it is that token's own; over positions it is attention."""

@@ -45,7 +45,7 @@ class Facts(Generic[Fact]):
             self._of.pop(key, None)
             return
         # Called as ``pop(key, ref)`` when the tensor dies, before another one can have its id.
-        self._of[key] = (weakref.ref(tensor, partial(self._of.pop, key)), fact)  # type: ignore[arg-type]
+        self._of[key] = (weakref.ref(tensor, partial(self._of.pop, key)), fact)
 
     def __contains__(self, tensor: object) -> bool:
         entry = self._of.get(id(tensor))

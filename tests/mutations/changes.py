@@ -629,7 +629,19 @@ CHANGES: list[Change] = [
         ('if name != "inplace"}', "}"),
     ),
     *changes_of("operations/places.py", ("(not isinstance(self.source", "(isinstance(self.source")),
-    *changes_of("operations/places.py", ("if last.count == count:", "if True:"), tests="operations/test_steps.py"),
+    *changes_of(
+        "operations/places.py",
+        ("if last.count == count:", "if True:"),
+        ("place = self._after.get(step)\n", "place = next(iter(self._after.values()), None)\n"),
+        ("Place(self.anchor, (*self.steps, step), self.mixers)", "Place(self.anchor, (*self.steps, step))"),
+        tests="operations/test_steps.py",
+    ),
+    *changes_of(
+        "operations/steps.py",
+        ("return _plain_step(name, func, args, k)\n", "return _plain_step(name, func, args[:1], k)\n"),
+        ("@lru_cache(maxsize=1024)\n", ""),
+        tests="operations/test_steps.py",
+    ),
     *changes_of("forward/modules.py", ("in reversed(module", "in list(module")),
     *changes_of(
         "attr/_read_out.py", ("(given != asked[:, None]).all(1)", "(given != asked[:, None]).any(1)"),
@@ -728,7 +740,7 @@ CHANGES: list[Change] = [
         tests="capture/test_lent.py capture/test_ledger.py",
     ),
     *changes_of(
-        "capture/dataflow.py", ("self.reach.of_all(op.tensors[1:])", "0"), tests="capture/test_ledger.py"
+        "capture/following.py", ("flow.reach.of_all(op.tensors[1:])", "0"), tests="capture/test_ledger.py"
     ),
     *changes_of(
         "attr/_read_out.py",
@@ -860,8 +872,13 @@ CHANGES: list[Change] = [
         tests="capture/test_readers.py",
     ),
     *changes_of(
+        "capture/following.py",
+        ("reach.see(op, born, without=gates)", "reach.see(op, born)"),
+        ("readers.read_by(op) if flow.calls and not is_view else ()", "()"),
+        tests="capture/test_readers.py",
+    ),
+    *changes_of(
         "capture/dataflow.py",
-        ("self.reach.see(op, born, without=gates)", "self.reach.see(op, born)"),
         ("mixture.problem = mixture.problem or problem", "pass"),
         ("self.output_bits if before is None else before.ancestors", "None"),
         tests="capture/test_readers.py",
@@ -973,7 +990,7 @@ CHANGES: list[Change] = [
         ("self[into] if is_same_view(alias, into) else None", "self[into]"),
         tests="operations/test_facts.py",
     ),
-    *changes_of("capture/dataflow.py", (", *facts.beside(changed))", ",)"), tests="capture/test_lent.py"),
+    *changes_of("capture/following.py", (", *facts.beside(changed))", ",)"), tests="capture/test_lent.py"),
     *changes_of("capture/reach.py", ("if not numbers and chosen > INPUT:", "if False:"), tests="capture/test_reach.py"),
     *changes_of(
         "capture/lent.py",

@@ -71,3 +71,21 @@ def test_a_place_numbers_batch_and_position_and_is_lost_where_positions_are_torn
     assert place.then(broadcast(torch.Size([2, 3, 4]))).numbers().shape == (2, 3, 4)
     torn = place.then(step_of(moved(lambda x: x.transpose(1, 2), torch.ones(2, 3, 4)), None)).of_features(1)
     assert torn.numbers() is None
+
+
+def test_equal_moves_of_sizes_are_one_step_and_lead_to_one_place():
+    """So that what is worked out of a place in one layer is there in the next."""
+    place, x = Place(Anchor(0, (2, 3, 4), (1,))), torch.ones(2, 3, 4)
+    one, same, other = (step_of(moved(lambda x, n=n: x.transpose(1, n), x), None) for n in (2, 2, 0))
+    assert one is same
+    assert place.then(one) is place.then(same)
+    assert place.then(other) is not place.then(one)
+    assert place.of_features(5) is place.of_features(5)
+    assert place.mixed_by(frozenset("m")).then(one).mixers == frozenset("m")
+
+
+def test_a_list_of_sizes_moves_as_its_numbers_do():
+    numbers = torch.arange(24).view(2, 3, 4)
+    step = step_of(moved(lambda x: x.view([4, 6]), numbers), None)
+    assert step.key == step_of(moved(lambda x: x.view((4, 6)), numbers), None).key
+    assert torch.equal(step.apply(numbers), numbers.view(4, 6))
