@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from captum_norm.linear.constants import own_graph
 from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError
-from captum_norm.linear.run import FrozenRun, Known, Start, own_graph
+from captum_norm.linear.run import FrozenRun, Known, Start
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts

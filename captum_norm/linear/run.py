@@ -14,24 +14,22 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, peek_interpreter_stack
 
+from captum_norm.linear.constants import on_constants, own_graph
 from captum_norm.linear.frozen import RULES, Conventions, Frozen, NotFrozenError, Rule
 from captum_norm.linear.overwritten import OverwrittenMemory
+from captum_norm.linear.rounded import RoundedStates
 from captum_norm.linear.sources import TokenSources
 from captum_norm.operations.callers import running_modules
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import HIDDEN_ATTENTION, OperationKind, kind_of, names_of
+from captum_norm.operations.kinds import HIDDEN_ATTENTION, OperationKind, names_of
 from captum_norm.operations.modes import SubstitutingMode
-from captum_norm.operations.operation import Operation, base_name, swapped
+from captum_norm.operations.operation import Operation
 from captum_norm.operations.sharded import is_distributed
 from captum_norm.operations.storages import Storages, storage_of
 
 Start = tuple[int, int]
 
 _PRODUCTS = names_of(OperationKind.SCALE, OperationKind.PRODUCT) | {"mul_", "div_"}
-
-
-_TO_INTEGERS = frozenset(("int", "long", "short", "char", "byte"))
-_COMPUTE = (OperationKind.SUM, OperationKind.SCALE, OperationKind.REDUCTION, OperationKind.PRODUCT, OperationKind.MAP)
 
 
 @dataclass
@@ -84,7 +82,7 @@ class FrozenRun:
         self._formats: set[torch.dtype] = set()
         self._entering: tuple[Tensor, ...] = ()
         self._mode = SubstitutingMode(self._rule_for)
-        self._integers: Facts[bool] = Facts()  # what followed tensors were rounded to
+        self._rounded = RoundedStates(self.is_live)
         self._twins: Facts[Callable[[Tensor], Tensor]] = Facts()
         self._copied = Storages()  # memory of which another piece is a copy where the model has a view
         self.memory = OverwrittenMemory()
@@ -104,7 +102,7 @@ class FrozenRun:
         finally:
             self.known.clear()
             self._twins.clear()
-            self._integers.clear()
+            self._rounded.clear()
             self._copied.clear()
             self.memory.clear()
             if self.sources is not None:
@@ -183,34 +181,19 @@ class FrozenRun:
         self.count += 1
         if self.memory:
             self._refuse_stale(op)
-        of_integers = bool(self._integers.numbers) and any(tensor in self._integers for tensor in op.tensors)
+        of_integers = self._rounded.are_read_by(op)
         out = self._performed(rule, op)
-        self._see_integers(op, out, of_integers)
+        if self._rounded.come_back(op, out, of_integers):
+            raise self.refusal(op, "it computes with integers that hidden states were rounded to")
         self.memory.note(op.overwritten)
         return out
-
-    def _see_integers(self, op: Operation, out: Any, of_integers: bool) -> None:
-        """Follow states through formats of integers, from which they may not come back as numbers: they would count as
-        a bias."""
-        kind = kind_of(op.name)
-        cast = kind is OperationKind.IDENTITY or base_name(op.name) in _TO_INTEGERS
-        x = op.tensors[0] if cast and op.tensors else None
-        if not of_integers and (x is None or not x.is_floating_point() or not self.is_live(x)):
-            return
-        for tensor in out if isinstance(out, list | tuple) else (out,):
-            if not isinstance(tensor, Tensor) or tensor.dtype is torch.bool:
-                continue
-            if not tensor.is_floating_point():
-                self._integers[tensor] = True
-            elif of_integers and (cast or kind in _COMPUTE) and not self.is_live(tensor):
-                raise self.refusal(op, "it computes with integers that hidden states were rounded to")
 
     def _performed(self, rule: Rule, op: Operation) -> Any:
         if peek_interpreter_stack() is not None:
             self._refuse_batched(op)
         if not self._concerns(op):
             before = self._kept(op)
-            out = _on_constants(op, known=rule is not _refuse)
+            out = on_constants(op, known=rule is not _refuse)
             op.returned(out)
             if any(self.count == count for count, _ in self.starts):
                 return self._begun(op)
@@ -398,46 +381,6 @@ class FrozenRun:
             for number, part in enumerate(value):
                 self.known[part] = Known(lambda number=number: once()[number], frozen.lazy)  # type: ignore[misc]
         return value
-
-
-@contextmanager
-def own_graph() -> Iterator[None]:
-    """Autograd's graph is ours: what the model saves for its own backward pass, as in a checkpoint, is not asked."""
-    with torch.enable_grad():
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-            yield
-            return
-        with torch.autograd.graph.saved_tensors_hooks(_kept, _kept):
-            yield
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _on_constants(op: Operation, known: bool) -> Any:
-    """Run an operation on nothing live.
-
-    Autograd must not keep what nobody asks for, so parameters go in detached.  But a parameter that comes out again is
-    the model's own, and what writes to one, or has no rule (``known``), runs as the model asked: wrappers that load and
-    unload weights do so in the middle of a forward.
-    """
-    parameters = {id(tensor): tensor for tensor in op.tensors if tensor.requires_grad}
-    if parameters and (op.writes or not known or is_distributed()):  # a view of a sharded weight must show as one
-        with torch.no_grad():
-            return op.func(*op.args, **op.kwargs)
-    if op.writes:  # into what may be a view that was made without gradients
-        with torch.no_grad():
-            return op.func(*op.args, **op.kwargs)
-    held = {key: tensor.detach() for key, tensor in parameters.items()}
-
-    def swap(tensor: Tensor) -> Tensor:
-        return held.get(id(tensor), tensor)
-
-    kwargs = {name: swapped(value, swap) for name, value in op.kwargs.items()}
-    with torch.enable_grad():  # a view that is made without gradients cannot be written to with them
-        out = op.func(*(swapped(value, swap) for value in op.args), **kwargs)
-    return next((parameters[key] for key, tensor in held.items() if tensor is out), out)
 
 
 @RULES.any_other

@@ -775,7 +775,7 @@ CHANGES: list[Change] = [
         tests="linear/test_compositions.py",
     ),
     *changes_of(
-        "linear/run.py",
+        "linear/rounded.py",
         ("elif of_integers and (cast or kind in _COMPUTE)", "elif False and (cast or kind in _COMPUTE)"),
         ("self._integers[tensor] = True", "pass"),
         tests="linear/test_compositions.py",
