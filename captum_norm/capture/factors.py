@@ -4,11 +4,15 @@ W_O may be several linear maps in a row.  One that is applied to all rows in the
 (:mod:`captum_norm.capture.projections`).  Any other that is made of what W_O wrote alone, in the module where W_O was
 applied, is a factor as well, whichever operation it is written by: of some of the features, beside others, row by row.
 What was added to the residual stream, or went through a norm or an activation, is no longer linear in mixed values.
+
+W_O may also write more features than one vector of the stream, which part ways behind it.  The norm of all of them
+together is that of no vector which is added anywhere, so that such a call is refused as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -27,6 +31,13 @@ _END = (OperationKind.NORM, OperationKind.ACTIVATION)
 _MAPS = (OperationKind.MAP, OperationKind.PRODUCT, None)
 
 
+class _Way(NamedTuple):
+    """In which way what W_O wrote goes on unread: by a further map, or in parts; and that in words."""
+
+    by_map: bool
+    told: str
+
+
 class Factors:
     """Follows what W_O wrote for as long as it is linear in mixed values, and finds the maps that are made of it.
 
@@ -41,8 +52,8 @@ class Factors:
         self._traces, self._projections, self._reach, self._places = traces, projections, reach, places
         self._module = module
         self._written: Facts[Projection] = Facts()
-        self._last: tuple[Projection | None, str] | None = None
-        self._unread: Facts[str] = Facts()  # made by a further map, this one, that is no factor of W_O as it is read
+        self._last: tuple[Projection | None, _Way] | None = None
+        self._unread: Facts[_Way] = Facts()  # made of what W_O wrote in a way that is not read, and in which
 
     def concern(self, op: Operation) -> bool:
         """Whether an operation reads something that W_O wrote."""
@@ -52,20 +63,22 @@ class Factors:
         """Take in one operation that reads mixed values or what W_O wrote, after what is known of its result."""
         read = [one for one in op.tensors if one in self._written]
         is_map = bool(read) and self._is_map(op, read) and self._is_in_module(read[0])
-        keeps = is_map or (bool(read) and self._keeps(op, read))
+        parts = bool(read) and self._takes_apart(op, read[0])
+        keeps = is_map or parts or (bool(read) and self._keeps(op, read))
         unread = [one for one in read if one in self._unread]
-        name = op.name if is_map else next((self._unread[one] for one in unread), None)
+        known = next((self._unread[one] for one in unread), None)
+        way = self._further_map(op) if is_map else known or (self._parting(op) if parts else None)
         if is_map and self._projection(op.out) is None:
-            self._refuse(self._written[read[0]], op.name)
+            self._refuse(self._written[read[0]], way)
         elif unread and not is_map and (self._goes_on(op, keeps) or not self._is_in_module(unread[0])):
             self._refuse_whole(unread)
         for out in op.written:
             projection = self._projection(out)
             is_W_O = projection is not None and all(one.projection is projection for one in projection.mixtures)
             self._written[out] = projection or (self._written[read[0]] if keeps else None)
-            self._unread[out] = None if is_W_O or self._written[out] is None else name
-            if self._unread[out] is not None and self._has_all_rows(out):
-                self._last = self._written[out], name or ""
+            self._unread[out] = None if (is_W_O and not parts) or self._written[out] is None else way
+            if self._unread[out] is not None and way is not None and way.by_map and self._has_all_rows(out):
+                self._last = self._written[out], way
         for into in op.overwritten:
             self._written.follow(into)
             self._unread.follow(into)
@@ -76,9 +89,9 @@ class Factors:
         if output is not None:
             self._refuse_whole([output] if output in self._unread else [])
         elif self._last is not None:
-            projection, name = self._last
+            projection, way = self._last
             whole = None if projection is None else projection.mixtures[0].projection
-            self._refuse(projection if whole is not None and not whole.is_final else None, name)
+            self._refuse(projection if whole is not None and not whole.is_final else None, way)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -104,6 +117,39 @@ class Factors:
                 return False
             return self._places.holds_one(place, tuple(axis % x.ndim for axis in axes))
         return kind_of(op.name) in _MAPS and len(read) == 1 and not self._beside(op)
+
+    def _takes_apart(self, op: Operation, x: Tensor) -> bool:
+        """Whether some of the features of what W_O wrote go one way, and others another."""
+        written, trace = self._written[x], self._traces[x]
+        whole = None if written is None else written.mixtures[0].projection
+        if whole is None or whole.actual is None or kind_of(op.name) is not OperationKind.MOVE:
+            return base_name(op.name) == "glu"
+        for out in op.outputs:
+            if not out.ndim or out.shape[-1] >= whole.width or out.numel() >= x.numel():
+                continue
+            if out.numel() == len(whole.actual) * out.shape[-1]:
+                return True
+            place = None if trace is None or out.shape[-1] == x.shape[-1] else trace.place
+            if place is not None and self._places.holds_one(place, (x.ndim - 1,)):
+                return True
+        return False
+
+    def _further_map(self, op: Operation) -> _Way:
+        return _Way(True,
+            f"is followed by another linear map of what it wrote, operation {op.name!r}{self._where()}, which is not "
+            "read as a factor of W_O: apply it to all rows in their order (torch.nn.functional.linear, x @ W), or "
+            "multiply both into one matrix",
+        )  # fmt: skip
+
+    def _parting(self, op: Operation) -> _Way:
+        return _Way(False,
+            f"writes features of which some part ways in operation {op.name!r}{self._where()}, so that no vector of "
+            "all of them is added to anything: give each part a linear map of its own",
+        )  # fmt: skip
+
+    def _where(self) -> str:
+        module = self._module()
+        return f" in {module!r}" if module else ""
 
     def _beside(self, op: Operation) -> list[Tensor]:
         """What else an operation reads that is made of an input."""
@@ -136,19 +182,13 @@ class Factors:
     def _refuse_whole(self, unread: list[Tensor]) -> None:
         for one in unread:
             if self._has_all_rows(one):
-                self._refuse(self._written[one], self._unread[one] or "")
+                self._refuse(self._written[one], self._unread[one])
 
-    def _refuse(self, projection: Projection | None, name: str) -> None:
-        """What W_O wrote goes through a map that is no factor of it as it is read: its calls are refused."""
-        where = self._module()
+    def _refuse(self, projection: Projection | None, way: _Way | None) -> None:
+        """What W_O wrote goes on in a way in which it is not read: its calls are refused."""
         for mixture in () if projection is None else projection.mixtures:
-            if mixture.is_read:
-                continue
-            mixture.problem = mixture.problem or (
-                f"its output projection W_O is followed by another linear map of what it wrote, operation {name!r}"
-                f"{f' in {where!r}' if where else ''}, which is not read as a factor of W_O: apply it to all rows "
-                "in their order (torch.nn.functional.linear, x @ W), or multiply both into one matrix"
-            )
+            if not mixture.is_read and way is not None:
+                mixture.problem = mixture.problem or f"its output projection W_O {way.told}"
 
 
 def _has_rows(tensor: Tensor) -> bool:

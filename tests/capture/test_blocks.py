@@ -368,7 +368,54 @@ def in_pieces(m: Layer, x: Tensor) -> Tensor:
     return torch.cat([x[:, :2] + attended[:, :2], x[:, 2:] + attended[:, 2:]], 1)
 
 
+def attention_twice(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return x + attended + attended
+
+
+def attention_doubled(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return x + (attended + attended)
+
+
+def an_adapter_of_what_was_written(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return x + (attended + m.ff(attended))
+
+
+def an_adapter_of_what_was_written_behind_the_sum(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return x + attended + m.ff(attended)
+
+
+def the_residual_twice(m: Layer, x: Tensor) -> Tensor:
+    return x + m.attention(x) + x
+
+
+def the_residual_doubled_behind(m: Layer, x: Tensor) -> Tensor:
+    return (x + m.attention(x)) + (x + x)
+
+
+def a_sum_of_two_halves(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    return m.layer_norms[0]((x / 2 + attended / 2) + (x / 2 + attended / 2))
+
+
+def another_sum_that_nobody_reads(m: Layer, x: Tensor) -> Tensor:
+    attended = m.attention(x)
+    m.noted[-1]["aside"] = 3 * x + attended
+    return x + attended
+
+
 REFUSED = {
+    attention_twice: "what W_O wrote is added to more than one state",
+    attention_doubled: "what W_O wrote is added to something that was made of it",
+    an_adapter_of_what_was_written: "what W_O wrote is added to something that was made of it",
+    an_adapter_of_what_was_written_behind_the_sum: "made of what attention gave out alone is added to the stream",
+    the_residual_twice: "the residual is added to the stream more than once",
+    the_residual_doubled_behind: "the residual is added to the stream more than once",
+    a_sum_of_two_halves: "what W_O wrote is added to more than one state",
+    another_sum_that_nobody_reads: "what W_O wrote is added to more than one state",
     in_pieces: "added to the residual stream in pieces",
     no_residual: "was not seen to be added to a residual stream",
     another_residual: "was not seen to be added to a residual stream",
@@ -397,7 +444,7 @@ def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
     (norms_of_features_apart, "layer_norm"),
     (lambda m, x: torch.lerp(x + m.attention(x), m.layer_norms[0](x), 0.3), "lerp"),
     (lambda m, x: torch.zeros_like(x).addcmul_(m.layer_norms[0](x + m.attention(x)), m.scale), "addcmul_"),
-    (lambda m, x: x + (y := x + m.attention(x)) - m.layer_norms[0](y), "sub"),
+    (lambda m, x: (y := x + m.attention(x)) * 2 - m.layer_norms[0](y), "sub"),
     (lambda m, x: (y := x + m.attention(x)) + m.layer_norms[0](y), "add"),
 ])  # fmt: skip
 def test_a_stream_that_goes_on_as_something_else_is_seen_where_the_next_layer_takes_it_up(lost, operation):

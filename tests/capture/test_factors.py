@@ -26,6 +26,15 @@ BEHIND = {
     "a mean of rows and a map": lambda m, x, y: m.last(y.mean(1, keepdim=True)).expand_as(x),
 }
 
+IN_PARTS = {
+    "a half alone": lambda m, x, y: torch.cat([x[..., :4] + y[..., :4], x[..., 4:]], -1),
+    "a half that has an axis": lambda m, x, y: x + y.unflatten(-1, (2, 4))[:, :, 0].repeat(1, 1, 2),
+    "one half gates the other": lambda m, x, y: x + (y[..., :4] * y[..., 4:].sigmoid()).repeat(1, 1, 2),
+    "glu": lambda m, x, y: x + F.glu(y).repeat(1, 1, 2),
+    "the sum of the halves": lambda m, x, y: x + sum(y.chunk(2, -1)).repeat(1, 1, 2),
+    "one half through an activation": lambda m, x, y: x + torch.cat([y[..., :4], y[..., 4:].tanh()], -1),
+}
+
 
 def in_a_view(x: Tensor, y: Tensor) -> Tensor:
     y.view(-1, WIDTH).add_(x.view(-1, WIDTH))
@@ -174,3 +183,11 @@ def test_attention_to_what_another_call_in_one_forward_wrote_reads_no_factor():
     first, second = norms(lambda x: attended(attended(x)), x)
     assert first.allclose(norms(attended, x)[0], atol=1e-4)
     assert second.allclose(norms(attended, attended(x))[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("behind", IN_PARTS)
+def test_features_that_part_ways_behind_the_output_projection_are_no_vector_of_the_stream(behind):
+    model = two_layers(behind=IN_PARTS[behind])
+    for method in (captum_norm.AttentionNorm, captum_norm.ALTI):
+        with pytest.raises(InexactCaptureError, match=r"'?0.* W_O writes features of which some part ways"):
+            method(model).attribute(torch.randn(2, LENGTH, WIDTH), target=(0, 0))

@@ -61,6 +61,7 @@ def half(m: Layer, y: Tensor, which: slice, function=lambda t: t) -> Tensor:
 
 
 FIRST, SECOND = slice(0, WIDTH // 2), slice(WIDTH // 2, None)
+IN_HALVES = torch.eye(2).repeat_interleave(WIDTH // 2, 1)
 ELSEWHERE = {
     "an adapter behind the residual": lambda m, x, y: (x + m.o(y)) + m.up(m.down(y)),
     "an adapter before W_O": lambda m, x, y: (x + m.up(m.down(y))) + m.o(y),
@@ -79,7 +80,7 @@ ELSEWHERE = {
     "every second row by another map": lambda m, x, y: (
         x + torch.where((torch.arange(LENGTH) % 2 == 0)[:, None], m.o(y), m.other(y))
     ),
-    "features of two maps": lambda m, x, y: x + torch.cat([m.o(y)[..., FIRST], m.other(y)[..., SECOND]], -1),
+    "features of two maps": lambda m, x, y: x + m.o(y) * IN_HALVES[0] + m.other(y) * IN_HALVES[1],
     "one head behind an activation": lambda m, x, y: x + half(m, y, FIRST) + half(m, y, SECOND, torch.tanh),
     "heads added one by one to the stream": lambda m, x, y: (x + half(m, y, FIRST)) + half(m, y, SECOND),
     "experts": lambda m, x, y: x + m.o(y) * m.norm(y)[..., :1] + m.other(y) * m.norm(y)[..., 1:2],

@@ -72,6 +72,21 @@ class Node:
                 todo.extend((parent, change) for parent in node.parents)
         return ""
 
+    def continues(self, state: Node) -> bool:
+        """Whether a state's own numbers lead here, moved, scaled or added up: the stream, and nothing made of it."""
+        root = state.root()
+        seen, todo = set(), [self]
+        while todo:
+            node = todo.pop()
+            if node is state or node is root:
+                return True
+            if node.number < root.number or id(node) in seen:
+                continue
+            seen.add(id(node))
+            if node.thin or node.step in ("same", "sum"):
+                todo.extend(node.parents)
+        return False
+
     def comes_from(self, other: Node) -> bool:
         """Whether it was made of ``other``, or of what ``other`` is a copy of."""
         while True:

@@ -42,6 +42,8 @@ class BlockReader:
         Raises:
             UnreadableBlockError: if there is no block, or if it does not reproduce what the model computed.
         """
+        if block is not None and block.problem:
+            raise UnreadableBlockError(block.problem)
         if block is None or block.part is None or block.residual is None:
             raise UnreadableBlockError(
                 "what W_O wrote was not seen to be added to a residual stream as it is, scaled or normalised"

@@ -68,6 +68,7 @@ class OpenBlock:
         pre_norm: the queries, keys or values are made of a norm of the residual.
         in_pieces: some of its rows are added to the residual apart from others.
         is_moved: the residual lies at other positions than what W_O wrote, as far as is known.
+        problem: why attention and residual are not one sum; "" where they are.
     """
 
     mixed: Node
@@ -79,6 +80,7 @@ class OpenBlock:
     pre_norm: bool = False
     in_pieces: bool = False
     is_moved: bool = False
+    problem: str = ""
 
 
 class ResidualStream:
@@ -282,17 +284,24 @@ class ResidualStream:
             if form is None or node is None:
                 continue
             block = self._blocks.get(form.state)
-            if block is not None and not block.stages:
+            if block is None:
+                continue
+            if not block.stages:
                 return self._to_attention(op, block, form, part, other, node)
-            if block is not None and form.steps and block.residual_node is not None:
-                block.in_pieces = block.in_pieces or node.comes_from(block.residual_node.root())
+            if form.steps and block.residual_node is not None and node.comes_from(block.residual_node.root()):
+                block.in_pieces = True
+            else:
+                block.problem = block.problem or "what W_O wrote is added to more than one state"
         for stream, part in ((first, second), (second, first)):
             form, node = self._forms[stream], self._nodes[part]
             added = self._forms[part]
             is_stream = added is not None and not isinstance(added.state, PartState)
-            if form is None or node is None or form.state not in self._stages or is_stream:
+            if form is None or node is None or form.state not in self._stages:
                 continue
             block, _ = self._stages[form.state]
+            block.problem = block.problem or _is_no_part(block, form, node)
+            if is_stream or block.problem:
+                continue
             if node.comes_from(form.state.node):
                 return self._behind(op, form, stream, part, "behind")
             if block.residual_node is not None and node.comes_from(block.residual_node):
@@ -304,6 +313,9 @@ class ResidualStream:
     ) -> Form | None:
         if not block.mixed.comes_from(node):
             # Neither made before attention nor of it: a feed-forward part beside it, the residual is yet to come.
+            if node.comes_from(form.state.node):
+                block.problem = block.problem or "what W_O wrote is added to something that was made of it"
+                return None
             if form.beside is not None:
                 return None
             block.feed_forward = "beside"
@@ -340,6 +352,16 @@ class ResidualStream:
         block.stages.append(stage)
         self._stages[state] = block, stage
         return Form(state)
+
+
+def _is_no_part(block: OpenBlock, stream: Form, added: Node) -> str:
+    """Why what is added behind attention is no feed-forward part; "" where it may be one, or leads past the block."""
+    if added.comes_from(block.mixed):
+        return "something that was made of what attention gave out alone is added to the stream as well"
+    is_sum = stream.state is block.stages[0].state
+    if is_sum and block.residual_node is not None and added.continues(block.residual_node):
+        return "the residual is added to the stream more than once"
+    return ""
 
 
 _LEAVE_THE_STREAM = (

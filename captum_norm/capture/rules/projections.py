@@ -152,7 +152,7 @@ def _merge(
     first, second = projections
     if first is not None and second is not None:
         in_parts = first.parts_axis is not None or second.parts_axis is not None
-        if not _are_branches(first, second) or in_parts:
+        if not _are_branches(first, second) or in_parts or op.out.shape[-1] != first.width:
             return None
         if first.roots & second.roots and not flow.projections.is_where_made(first):  # what W_O wrote, and a map of it
             return None
