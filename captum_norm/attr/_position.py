@@ -32,7 +32,8 @@ class Rows:
         several: whether more than one row of each example is asked for, and so given one by one.
 
     Raises:
-        ValueError: if ``position`` is another word.
+        TypeError: if ``position`` is of another kind; bool is.
+        ValueError: if it is another word.
 
     Example:
         >>> Rows(-1).chosen(batch=2, queries=5, real=None, causal=False)
@@ -50,6 +51,8 @@ class Rows:
         self._of_each: Tensor | None = None
         if isinstance(position, Tensor) and position.ndim == 2 and not _are_weights(position):
             self.several, self._of_each = True, as_indices(position.flatten()).view_as(position)
+        elif self.few and position is not None:
+            as_indices(position)  # refused here: within an operator that the model runs, torch hides a TypeError
 
     def candidates(
         self, batch: int, queries: int, real: Tensor | None, looks_ahead: bool = False, text: Tensor | None = None

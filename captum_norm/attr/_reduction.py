@@ -280,9 +280,8 @@ class Reduction:
         queries, keys = self._route(0, given[0])  # what no position helps against comes first
         axis = self.asked.axis(queries)
         within = queries not in (keys, self._last) and self._kind is None and axis.length > 1
-        out_of_order = read.how == "out of order"
-        if read.how == "unseen" or out_of_order or behind or within:
-            raise ValueError(unseen_rows(self._title, behind, out_of_order))
+        if read.how in ("unseen", "out of order", "other examples") or behind or within:
+            raise ValueError(unseen_rows(self._title, behind, read.how))
         if read.rows is None and axis.leaves_out_the_default([noted.record for noted in self._noted]):
             raise ValueError(different_queries(self._title, [axis.length]))
         missing = None if read.given is None else axis.default_missing(*read.given)

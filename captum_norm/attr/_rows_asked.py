@@ -148,16 +148,21 @@ class RowsAsked:
         return found
 
     def _text(self, queries: SequenceName) -> Tensor | None:
-        """The rows that are positions of a text, where a model has put others beside them: virtual tokens, a picture's.
+        """The row of each position of the input, where a model takes them in another order, or has put others beside
+        those of a text: virtual tokens, a picture's.
 
-        None where all rows are, or the sequence is no text, such as a picture with its class token.
+        None where all rows are positions in their order, or the sequence is no text and has rows beside its positions,
+        such as a picture with its class token.
         """
         known = self._queries.get(queries)
-        if known is None or known.all_inputs or queries not in self.texts:
+        if known is None or (queries not in self.texts and not known.all_inputs):
             return None
-        rows = (known.index >= 0).nonzero()[:, 0].cpu()
-        in_order = torch.equal(known.index[rows].cpu(), torch.arange(len(rows)))
-        return rows if in_order and 0 < len(rows) < len(known.index) else None
+        index = known.index.cpu()
+        rows = (index >= 0).nonzero()[:, 0]
+        rows = rows[index[rows].argsort()]
+        of_each = torch.arange(len(rows))
+        is_whole = len(rows) > 0 and torch.equal(index[rows], of_each)
+        return rows if is_whole and not (len(rows) == len(index) and torch.equal(rows, of_each)) else None
 
     def _late(self, way_out: str) -> str:
         return (

@@ -10,6 +10,7 @@ from captum_norm.attr._maps import Route
 from captum_norm.capture import (
     AttentionCall,
     AttentionRecord,
+    HowRead,
     InexactCaptureError,
     Mixer,
     Opaque,
@@ -180,17 +181,22 @@ def no_such_row(title: str, position: int) -> str:
     )
 
 
-def unseen_rows(title: str, behind: Sequence[Mixer], out_of_order: bool = False) -> str:
+def unseen_rows(title: str, behind: Sequence[Mixer], read: HowRead = "unseen") -> str:
     """What to say where it is not known which rows the output was read from.
 
     Args:
         title: the method's name.
         behind: what mixed them, if it was that.
-        out_of_order: whether it has a row for every position, but not in their order.
+        read: how it was read otherwise.
     """
     if behind:
         how = f"positions are mixed behind the last attention call by {behind[0]}"
-    elif out_of_order:
+    elif read == "other examples":
+        how = (
+            "the output of an example was read from another one (examples were turned round, or that of the best is "
+            "given out for all)"
+        )
+    elif read == "out of order":
         how = (
             "it has a row for every position, which do not lie in their order (they were rolled, or turned round): its "
             "first or last row is not the first or last token's"

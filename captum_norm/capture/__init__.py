@@ -10,7 +10,7 @@ the residual stream around each call as well.
 Other parts of the package import from here and from no module inside.
 """
 
-from captum_norm.capture.answer import Answer, Recorded
+from captum_norm.capture.answer import Answer, HowRead, Recorded
 from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
@@ -34,6 +34,7 @@ __all__ = [
     "Dataflow",
     "Fed",
     "Following",
+    "HowRead",
     "InexactCaptureError",
     "Kind",
     "Layout",

@@ -18,11 +18,12 @@ from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.ledger import Softmax
 from captum_norm.capture.opaque import Opaque
 from captum_norm.capture.reach import INPUT
+from captum_norm.capture.readout import is_of_other_examples
 from captum_norm.capture.record import AttentionRecord
 from captum_norm.capture.traces import RowsRead
 from captum_norm.operations.places import Anchor, Source
 
-HowRead = Literal["rows", "every position", "out of order", "unseen", "no attention"]
+HowRead = Literal["rows", "every position", "out of order", "other examples", "unseen", "no attention"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Answer:
     Attributes:
         reach: the bits of the attention calls that they were made of; 0 where none is known to reach them.
         how: ``"rows"``: they were read from the rows in ``rows``; ``"every position"``: each position has its own;
-            ``"out of order"``: likewise, and they lie otherwise than the positions do; ``"unseen"``: they were read
-            from several in a way that was not followed; ``"no attention"``: no attention call is known to reach them.
+            ``"out of order"``: likewise, and they lie otherwise than the positions do; ``"other examples"``: those
+            of an example were read from another one; ``"unseen"``: they were read from several rows in a way that was
+            not followed; ``"no attention"``: no attention call is known to reach them.
         rows: the rows, for ``"rows"``.
         given: for ``"every position"``, the sequence and which positions of it the output's rows are, (batch, row),
             less than 0 for what is no input; None where its rows are not along its second axis.
@@ -120,6 +122,8 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
         mixers: frozenset[object] = frozenset() if known is None else known.mixers
         return Answer(reach, "unseen" if rows is None else "rows", rows, mixers=_listed(mixers))
     chosen = _without_repeats(select(numbers)).reshape(len(numbers), -1)
+    if is_of_other_examples(_without_repeats(numbers), place.anchor):
+        return Answer(reach, "other examples", mixers=_listed(place.mixers))
     of_each = _one_row_of_each(chosen, place.anchor)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
     if of_each is not None:

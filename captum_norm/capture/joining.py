@@ -149,6 +149,19 @@ def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
     return [Joined.of(part, len(parts) > 1 or (over_windows and _in_groups(part))) for part in parts]
 
 
+def meets_values_twice(parts: Sequence[Heads]) -> bool:
+    """Whether weights of one softmax meet several values that are added up into the same entries of W_O's input."""
+    for number, one in enumerate(parts):
+        for other in parts[:number]:
+            ours, theirs = one.mixture.softmaxes, other.mixture.softmaxes
+            if one.root != other.root or not any(softmax in theirs for softmax in ours):
+                continue
+            rows = bool(torch.isin(one.layout.tokens, other.layout.tokens).any())
+            if rows and bool(torch.isin(one.layout.columns, other.layout.columns).any()):
+                return True
+    return False
+
+
 def _in_groups(part: Heads) -> bool:
     """Whether attention ran in more groups than there are examples, as within windows."""
     place = part.mixture.values_place

@@ -28,7 +28,7 @@ from captum_norm.capture.certificate import (
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
-from captum_norm.capture.joining import Joined, apart, joined
+from captum_norm.capture.joining import Joined, apart, joined, meets_values_twice
 from captum_norm.capture.kind import KindReader, has_cache
 from captum_norm.capture.layout import LayoutError
 from captum_norm.capture.names import Names
@@ -140,6 +140,11 @@ class RecordReader:
         offsets = something_else(parts)
         pieces = apart(parts, self._over_windows)
         spread = whole_of(pieces)
+        if not spread and meets_values_twice(parts):
+            raise InexactCaptureError(
+                "its weights meet two sets of values that are added up (relative positions of values, the values of "
+                "another layer), so that what a key adds is no alpha f(x) of one: add the values before the product"
+            )
         calls = spread or joined(pieces)
         if len(parts) > 1 or spread:
             return ReadProjection(projection, calls, certify(projection, parts, offsets), None, bool(offsets))

@@ -12,8 +12,10 @@ from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.row_factors import UNKNOWN, RowFactors
 from captum_norm.capture.traces import RowsRead, Traces
 from captum_norm.operations.facts import Facts
+from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import Place, Places
+from captum_norm.operations.places import Anchor, Place, Places
+from captum_norm.operations.steps import step_of
 
 
 class ReadOuts:
@@ -40,7 +42,8 @@ class ReadOuts:
         self._factors.see(op)
         for out in op.written:
             if self._place(out) is None and out.is_floating_point():
-                self.known[out] = self._pooled(op) or self._rows_of_all(op)
+                rows = self._pooled(op) or self._rows_of_all(op)
+                self.known[out] = None if rows is None or _turns_examples(op, rows) else rows
             elif op.overwritten:
                 self.known[out] = None
         for into in op.overwritten:
@@ -73,7 +76,7 @@ class ReadOuts:
         if place is None or not tensor.ndim or not self._places.holds_one(place, tuple(range(1, tensor.ndim))):
             return None
         numbers = place.numbers()
-        if numbers is None:
+        if numbers is None or is_of_other_examples(numbers, place.anchor):
             return None
         positions = _positions(numbers.reshape(len(numbers), -1)[:, :1], place)
         return RowsRead(positions, torch.ones(len(numbers), 1), place.mixers)
@@ -91,6 +94,8 @@ class ReadOuts:
         numbers = place.numbers()
         if numbers is None or not self._places.holds_one(place, (features,)):
             return None
+        if is_of_other_examples(numbers, place.anchor):
+            return None
         if axis == 0 and not _of_one_example_each(numbers[..., 0].T, place):  # a mean of examples
             return None
         weights = (op.tensors[0].detach().movedim(axis, 1) != 0).any(-1).double()
@@ -107,6 +112,36 @@ class ReadOuts:
             return None
         positions = _positions(numbers.movedim(axis, 1)[..., 0], place)
         return RowsRead(positions, (weights / total).cpu(), place.mixers)
+
+
+def is_of_other_examples(numbers: Tensor, anchor: Anchor) -> bool:
+    """Whether rows, one for each example, were read each from one example, and not from its own: those of the best.
+
+    Args:
+        numbers: (row, ...), as the anchor counts them.
+        anchor: where positions begin to count.
+    """
+    examples = anchor.shape[0]
+    if examples == 1 or len(numbers) != examples or not numbers.numel() or bool((numbers < 0).any()):
+        return False
+    read = (numbers // anchor.length).reshape(examples, -1)
+    return torch.equal(read, read[:, :1].expand_as(read)) and not torch.equal(read[:, 0], torch.arange(examples))
+
+
+def _turns_examples(op: Operation, rows: RowsRead) -> bool:
+    """Whether examples change places, or one stands for others, in something that was read from these rows."""
+    examples, x = len(rows.positions), op.tensors[0] if op.tensors else None
+    if x is None or kind_of(op.name) is not OperationKind.MOVE or not isinstance(op.out, Tensor) or not x.ndim:
+        return False
+    if examples == 1 or op.out.shape[:1] != (examples,) or x.shape[0] != examples:
+        return False
+    own = torch.arange(examples, device="cpu")
+    try:
+        moved = step_of(op, None).apply(own.view(-1, *[1] * (x.ndim - 1)).expand(x.shape)).reshape(examples, -1)
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    alike = torch.equal(moved, moved[:, :1].expand_as(moved))  # else examples are along another axis now
+    return moved.numel() > 0 and alike and not torch.equal(moved[:, 0], own)
 
 
 def _of_one_example_each(numbers: Tensor, place: Place) -> bool:

@@ -158,7 +158,8 @@ def refuse_mixed_examples(
     """
     if len(output) < 2:
         return
-    weights = 1 + torch.arange(len(output), dtype=output.dtype, device=output.device) / len(output)
+    # Without a pattern: of evenly spaced weights that in the middle is the mean of all, as if it were read by all.
+    weights = (1 + torch.arange(1, len(output) + 1, dtype=torch.float64, device="cpu").mul(0.618034).frac()).to(output)
     weighed = torch.autograd.grad((output * weights).sum(), tensors, retain_graph=True, allow_unused=True)
     for found, gradient, of_example in zip(weighed, gradients, examples, strict=True):
         if found is None or gradient is None or not gradient.numel():

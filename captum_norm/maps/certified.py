@@ -163,5 +163,6 @@ def _in_words(answer: Answer) -> str:
     return {
         "every position": "each position has a row of its own",
         "out of order": "each position has a row of its own, in another order",
+        "other examples": "that of an example is read from another one",
         "unseen": "it is read from several rows in a way that was not followed",
     }.get(answer.how, "no attention call is known to reach it")

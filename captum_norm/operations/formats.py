@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor as is_batched
 from torch.nn import Parameter
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
@@ -70,11 +71,13 @@ def same_storage(one: Tensor, other: Tensor) -> bool:
 
 def what_is_strange(op: Operation) -> str:
     """Which operand or result of an operation has a format that cannot be followed, and the way out; "" if none."""
-    strange = next((tensor for tensor in (*op.tensors, *op.outputs) if not is_plain(tensor)), None)
+    taken = (*op.tensors, *op.outputs)
+    strange, callers = next((tensor for tensor in taken if not is_plain(tensor)), None), running_modules()
+    where = f" in {type(callers[-1].module).__name__}" if callers else ""
+    if any(map(is_batched, taken)):
+        return f"operation {op.name!r}{where} runs under torch.vmap, out of sight; write the axis out"
     if strange is None:
         return ""
-    callers = running_modules()
-    where = f" in {type(callers[-1].module).__name__}" if callers else ""
     way = "padded to one length (torch.nested.to_padded_tensor)" if strange.is_nested else "dequantised, or whole"
     return (
         f"operation {op.name!r}{where} works on {format_name(strange)}, which cannot be followed; run the model on "

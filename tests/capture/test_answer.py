@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from captum_norm import AttentionNorm
+from captum_norm import ALTI, AttentionNorm, AttentionRollout, DecompX
 from captum_norm.capture import recording
+from captum_norm.linear import NotFrozenError
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -76,6 +77,36 @@ def test_rows_that_do_not_lie_as_positions_do_have_neither_first_nor_last(encode
     torch.testing.assert_close(
         AttentionNorm(model).attribute(X, position=2), AttentionNorm(encoder).attribute(X, position=2)
     )
+
+
+@pytest.mark.parametrize("order", [[3, 4, 0, 1, 2], [4, 3, 2, 1, 0], [2, 0, 1, 4, 3]], ids=str)
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionRollout, ALTI], ids=lambda method: method.__name__)
+def test_positions_are_the_inputs_in_whatever_order_a_model_takes_them(encoder, method, order):
+    """As where a picture's cells stand before a text that is given first."""
+    back = torch.tensor(order).argsort()
+
+    def model(x):
+        return encoder(x[:, order])[:, back]
+
+    for position in (0, 1, -1, [0, 3], torch.tensor([[0, 2], [4, 1]]), "mean", "all", None):
+        found, expected = (method(one).attribute(X, position=position, target=(1, 0)) for one in (model, encoder))
+        torch.testing.assert_close(found, expected)
+
+
+OF_OTHER_EXAMPLES = {
+    "turned round": lambda h: h.flip(0),
+    "that of the best": lambda h: h[h[:, 0, 0].argmax()][None].expand_as(h),
+    "that of the first, pooled": lambda h: h.mean(1)[[0, 0]],
+    "the class tokens, turned round": lambda h: h[:, 0].roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("read", OF_OTHER_EXAMPLES.values(), ids=OF_OTHER_EXAMPLES)
+def test_an_output_that_was_read_from_another_example_is_not_taken_for_its_own(encoder, read):
+    with pytest.raises(ValueError, match="which rows the output was read from is not known"):
+        AttentionNorm(lambda x: read(encoder(x))).attribute(X, target=0 if read(X).ndim == 2 else (0, 0))
+    with pytest.raises(NotFrozenError, match="an example's output depends on what another one was given"):
+        DecompX(lambda x: read(encoder(x))).attribute(X, target=0 if read(X).ndim == 2 else (0, 0))
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -63,3 +63,19 @@ def test_weights_below_nothing_look_ahead():
     factor[1, 2] = -1
     assert kind(torch.randn(2, 4, 4), factor) == "self"
     assert kind(torch.randn(2, 4, 4), factor.clamp_min(0)) == "causal"
+
+
+@pytest.mark.parametrize("by", [lambda s: s.softmax(-2), lambda s: s.mT.softmax(-1).mT], ids=["axis", "turned"])
+def test_a_softmax_over_queries_leaves_them_where_they_are(by):
+    """As slots compete for what they look at."""
+    output = nn.Linear(8, 8)
+
+    def attend(x: Tensor, y: Tensor) -> Tensor:
+        return output(by(x @ y.mT / 3) @ y)
+
+    x, y = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    found = []
+    with torch.no_grad(), recording(found.append, sources=(x, y)):
+        attend(x, x), attend(x, y)
+    assert [record.call.kind for record in found] == ["self", "cross"]
+    assert all(record.queries is not None and record.queries.source == 0 for record in found)

@@ -45,6 +45,39 @@ def test_what_is_not_linear_or_not_visible_is_refused_by_name(write, reason):
     assert caught.value.call.name == "Attention"
 
 
+def _relative(m, x):
+    q, k, v = m.split(x)
+    alpha, distance = weights(q, k), (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).clamp(-2, 2) + 2
+    return m.o(join(alpha @ v + torch.einsum("bhqk,qke->bhqe", alpha, m.o.weight[:, :4][distance])))
+
+
+def _two_sets_of_values(m, x):
+    q, k, v = m.split(x)
+    alpha = weights(q, k)
+    return m.o(join(alpha @ v + alpha @ k))
+
+
+@pytest.mark.parametrize("write", [_relative, _two_sets_of_values], ids=["relative values", "two sets"])
+def test_weights_that_meet_two_sets_of_values_are_refused_by_name(write):
+    with pytest.raises(InexactCaptureError, match="its weights meet two sets of values that are added up"):
+        record(write)
+
+
+def test_a_whole_model_under_vmap_is_refused_by_name():
+    attention = Attention(lambda m, x: m.o(join(m.mixed(x))))
+    model = nn.Sequential(nn.Linear(MODEL, MODEL), attention)
+    method = captum_norm.AttentionNorm(lambda x: torch.vmap(lambda one: x[:1] + model(one[None])[0])(x))
+    with pytest.raises(InexactCaptureError, match=r"runs under torch\.vmap, out of sight; write the axis out"):
+        method.attribute(torch.randn(BATCH, LENGTH, MODEL), target=(0, 0, 0))
+
+
+@pytest.mark.parametrize("position", [True, 1.0, [1.5], slice(0, 2)])
+def test_a_position_of_another_kind_is_refused_before_the_model_runs(position):
+    attention = Attention(lambda m, x: m.o(join(m.mixed(x))))
+    with pytest.raises(TypeError, match="position should be None, an integer"):
+        captum_norm.AttentionNorm(attention).attribute(torch.randn(BATCH, LENGTH, MODEL), position=position)
+
+
 def test_values_overwritten_before_the_projection_are_refused():
     def write(m, x):
         q, k, v = m.split(x)

@@ -916,6 +916,38 @@ CHANGES: list[Change] = [
         tests="capture/test_blocks.py attr/test_answer.py",
     ),
     *changes_of(
+        "capture/readout.py",
+        ("return torch.equal(read, read[:, :1].expand_as(read)) and not", "return not"),
+        ("torch.equal(read[:, 0], torch.arange(examples))", "True"),
+        ("None if rows is None or _turns_examples(op, rows) else rows", "rows"),
+        tests="capture/test_answer.py",
+    ),
+    *changes_of(
+        "attr/_rows_asked.py",
+        ("rows = rows[index[rows].argsort()]", "pass"),
+        tests="capture/test_answer.py",
+    ),
+    *changes_of(
+        "linear/contributions.py", (".mul(0.618034).frac())", ".div(len(output)))"), tests="capture/test_answer.py"
+    ),
+    *changes_of(
+        "capture/rules/softmax.py",
+        ("if scores is None or scores.axis in (None, columns.axis):", "if True:"),
+        tests="capture/test_kind.py",
+    ),
+    *changes_of(
+        "capture/joining.py",
+        ("if rows and bool(torch.isin(one.layout.columns", "if False and bool(torch.isin(one.layout.columns"),
+        ("if one.root != other.root or not any(softmax in theirs for softmax in ours):", "if False:"),
+        tests="capture/test_refusals.py capture/test_written_in_pieces.py",
+    ),
+    *changes_of(
+        "operations/formats.py", ("if any(map(is_batched, taken)):", "if False:"), tests="capture/test_refusals.py"
+    ),
+    *changes_of(
+        "attr/_position.py", ("            as_indices(position)  #", "            pass  #"), tests="capture/test_refusals.py"
+    ),
+    *changes_of(
         "capture/blocks/lineage.py",
         ('if node.thin or node.step in ("same", "sum"):', "if node.thin:"),
         ('if node.thin or node.step in ("same", "sum"):', "if True:"),

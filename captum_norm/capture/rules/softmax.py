@@ -21,9 +21,12 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
         trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
         columns = _columns(flow, op.tensors[0], op.out, None if axis is None else axis % op.out.ndim)
         place = None if trace is None else trace.place
+        scores = None if trace is None else trace.scores
         if place is not None and columns.axis is not None and not flow.places.holds_one(place, (columns.axis,)):
-            learned = _of_queries(flow, place, op.out.shape, columns.axis)
-            place = learned or where_weighted(flow, place, op.out, columns.axis)
+            scores = None if trace is None else trace.scores
+            if scores is None or scores.axis in (None, columns.axis):  # not over queries, which stay where they are
+                learned = _of_queries(flow, place, op.out.shape, columns.axis)
+                place = learned or where_weighted(flow, place, op.out, columns.axis)
         flow.softmax(op, op.tensors[0], columns.start)
         flow.traces[op.out] = Trace(weights=columns, place=place)
 
