@@ -945,7 +945,9 @@ CHANGES: list[Change] = [
         "operations/formats.py", ("if any(map(is_batched, taken)):", "if False:"), tests="capture/test_refusals.py"
     ),
     *changes_of(
-        "attr/_position.py", ("            as_indices(position)  #", "            pass  #"), tests="capture/test_refusals.py"
+        "attr/_position.py",
+        ("            as_indices(position)  #", "            pass  #"),
+        tests="capture/test_refusals.py",
     ),
     *changes_of(
         "capture/blocks/lineage.py",
