@@ -4,7 +4,9 @@ A step of ``generate`` runs the model on the last token alone, over keys and val
 whose row of the measure explains the next token.  Nothing is computed a second time.
 
 Which position a cached key is shows in its values: those of the positions before are the ones of the step before, in a
-row of the batch (beams change rows), and one is new.
+row of the batch (beams change rows), and one is new.  Rows of the step before whose values are alike in all calls, as
+where a window has moved past what they differ in, make no difference to what comes after: a row may have gone on from
+each of them, and tokens tell which texts are its own.
 
 Axes: row of the running batch (example or beam), position of the text, token that was written.
 """
@@ -23,6 +25,7 @@ from torch import Tensor
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._maps import CallMap, measured
 from captum_norm.attr._unread import refuse_lost, refuse_opaque
+from captum_norm.attr._writing import Writing, watched
 from captum_norm.attr.llm import model_of
 from captum_norm.capture import Answer, AttentionCall, AttentionRecord, Certificate, Positions, Recorded, recording
 from captum_norm.forward.outputs import output_tensor
@@ -78,23 +81,27 @@ class GenerationAttribution:
         self._counts: list[bool] = []
         self._has_gates = False
         self._inside = False
+        self._writing: Writing | None = None
 
     def __enter__(self) -> GenerationAttribution:
         if self._inside:
             raise ValueError("GenerationAttribution: its with is entered already; take one for each generate.")
-        self._inside, self._own = True, self.model.__dict__.get("forward")
+        self._inside, self._writing = True, None
         self._calls, self._steps, self._answer, self._has_gates = [], [], None, False
         forward = self.model.forward
+        self._own = {"forward": self.model.__dict__.get("forward")}
         self.model.forward = wraps(forward)(lambda *args, **kwargs: self._run(forward, args, kwargs))
+        self._own |= watched(self.model, self._begin)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._own is None:
-            del self.model.forward
-        else:
-            self.model.forward = self._own
+        for name, own in self._own.items():
+            if own is None:
+                delattr(self.model, name)
+            else:
+                setattr(self.model, name, own)
         self._inside = False
         if error is None and self._answer is not None and len(self._steps) == 1:
             refuse_opaque(type(self).__name__, self._answer.opaque, ())
@@ -120,29 +127,66 @@ class GenerationAttribution:
         sequences = written if isinstance(written, Tensor) else written.sequences
         if not self._steps:
             raise ValueError("GenerationAttribution: the model wrote nothing within the with; call generate in it.")
-        prompt, (count, length) = self._steps[0].ids.shape[1], sequences.shape
+        prompt, (count, length) = self._steps[0].length, sequences.shape
         if length - prompt > len(self._steps):
             raise ValueError(
                 f"GenerationAttribution: {length - prompt} tokens stand behind a prompt of {prompt}, but "
                 f"{len(self._steps)} steps ran within the with. Give what generate returned, prompt included."
             )
         scores = self._steps[0].scores.new_zeros(count, length - prompt, length)
-        for number, sequence in enumerate(sequences):
-            for place in range(length - prompt):
-                step = self._steps[place]
-                before = sequence[: prompt + place]
-                if place and self._has_ended(before):
-                    break
-                same = (step.ids == before.to(step.ids.device)).all(1).nonzero()[:, 0]
-                if not len(same):
-                    raise ValueError(
-                        f"GenerationAttribution: no row of step {place} has read sequence {number} up to position "
-                        f"{prompt + place}: it was not written within the with, or a cache changed its rows unseen."
-                    )
-                own = number * len(step.ids) // count
-                row = int(same[(same - own).abs().argmin()])
-                scores[number, place, : prompt + place] = step.scores[row]
+        for number, sequence in enumerate(sequences.cpu()):
+            ends = (place for place in range(prompt + 1, length) if self._has_ended(sequence[:place]))
+            for place, row in enumerate(self._rows_of(sequence[: next(ends, length) - 1], number, count)):
+                scores[number, place, : prompt + place] = self._steps[place].scores[row]
         return scores
+
+    def _rows_of(self, text: Tensor, number: int, count: int) -> list[int]:
+        """The row of each step that has read a sequence, the ``number``-th of ``count``, as far as the step goes."""
+        size = len(self._steps[0].scores)
+        block = None if self._writing is None else self._writing.rows_of(number, count, size)
+        found = [] if block is None else self._read_by(text, block)
+        known = bool(found) and bool(found[-1].any())
+        found = found if known else self._read_by(text, torch.ones(size, dtype=torch.bool))
+        rows: list[int] = []
+        for step, read in zip(self._steps, found, strict=False):
+            same, what = read.nonzero()[:, 0], f"sequence {number} up to position {step.length}"
+            if not len(same):
+                raise ValueError(
+                    f"GenerationAttribution: no row of step {len(rows)} has read {what}: it was not written within the "
+                    "with, or a cache changed its rows unseen."
+                )
+            own = number * len(read) // count
+            row = int(same[(same - own).abs().argmin()])
+            stayed = row == own and count == size and self._keeps_rows
+            if not known and not stayed and not self._is_one(step, same):
+                raise ValueError(
+                    f"GenerationAttribution: rows {same.tolist()} of step {len(rows)} have all read {what}, behind "
+                    "masks of their own, and it is not known which of them it is. Give all sequences that generate "
+                    "returned, in their order."
+                )
+            rows.append(row)
+        return rows
+
+    @property
+    def _keeps_rows(self) -> bool:
+        """Whether each row may have gone on from itself in every step."""
+        return all(step.parents is None or bool(step.parents.diagonal().all()) for step in self._steps)
+
+    def _is_one(self, step: _Step, rows: Tensor) -> bool:
+        """Whether these rows of a step have the same scores."""
+        if self._writing is not None and bool((rows // self._writing.rows == rows[0] // self._writing.rows).all()):
+            return True
+        scores = step.scores[rows.to(step.scores.device)]
+        return torch.allclose(scores, scores[:1].expand_as(scores), rtol=1e-4, atol=1e-6 * float(scores.abs().max()))
+
+    def _read_by(self, text: Tensor, among: Tensor) -> list[Tensor]:
+        """Of each step up to the text's end, which rows (row,) have read it, of those that are ``among``."""
+        found: list[Tensor] = []
+        for step in self._steps:
+            if step.length > len(text):
+                break
+            found.append(step.has_read(text[: step.length], found[-1] if found else among, among))
+        return found
 
     def _has_ended(self, before: Tensor) -> bool:
         config = getattr(self.model, "generation_config", None) or getattr(self.model, "config", None)
@@ -158,13 +202,14 @@ class GenerationAttribution:
         fresh = not self._steps or self._is_whole(ids)
         if not fresh and ids.shape[1] != 1:
             raise ValueError(
-                f"GenerationAttribution: {ids.shape[1]} tokens came in one step behind {self._steps[-1].ids.shape[1]}: "
+                f"GenerationAttribution: {ids.shape[1]} tokens came in one step behind {self._steps[-1].length}: "
                 "assisted decoding, a prompt in chunks, or a second generate. Generate once, one token at a time, or "
                 "explain the text with LLMAttentionAttribution."
             )
-        before = None if fresh else self._steps[-1].ids
+        before = 0 if fresh else self._steps[-1].length
         self._running, self._bits = [], []
-        passes, looks = _Pass(ids, before, []), fresh or len(self._steps) < _LOOKED_AT or self._has_gates
+        alike = None if fresh else self._may_go_on(len(ids))
+        passes, looks = _Pass(ids, before, alike), fresh or len(self._steps) < _LOOKED_AT or self._has_gates
         with torch.no_grad(), recording(
             lambda record: self._take(record, passes), sources=(ids,) if looks else (), model=self.model,
             blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
@@ -184,16 +229,37 @@ class GenerationAttribution:
         for one, counts in zip(self._running, self._counts, strict=True):
             if counts:
                 aggregate.add(one)
-        read = ids if before is None else torch.cat([before[passes.parents(ids.device)], ids], 1)
-        self._steps.append(_Step(read, aggregate.result((0, 0)).scores[:, 0]))
+        self._steps.append(_Step(ids.cpu(), passes.length, passes.alike, aggregate.result((0, 0)).scores[:, 0]))
         return output
+
+    def _begin(self, writing: Writing) -> None:
+        """What ``generate`` was told, when it begins."""
+        if self._writing is not None or self._steps:
+            raise ValueError(
+                "GenerationAttribution: a second generate within one with, or one behind other passes of the model. "
+                "Take a with for each."
+            )
+        self._writing = writing
+
+    def _may_go_on(self, count: int) -> Tensor:
+        """From which rows of the step before each row may go on, (row, row before): those of its example."""
+        before = len(self._steps[-1].scores)
+        alike = torch.ones(count, before, dtype=torch.bool)
+        if self._writing is not None and count == before:
+            example = torch.arange(count) // self._writing.rows
+            alike = example[:, None] == example
+        return alike
 
     def _is_whole(self, ids: Tensor) -> bool:
         """Whether a step reads the text from its beginning again, as without a cache."""
-        read = self._steps[-1].ids
-        if ids.shape[1] != read.shape[1] + 1 or ids.shape[1] == 1:
+        if ids.shape[1] != self._steps[-1].length + 1:
             return False
-        return all(bool((read == row[:-1]).all(1).any()) for row in ids)
+        last = max(number for number, step in enumerate(self._steps) if step.parents is None)
+        read = torch.ones(len(ids), len(self._steps[last].ids), dtype=torch.bool)
+        texts = ids.cpu()
+        for step in self._steps[last:]:
+            read = torch.stack([step.has_read(text[: step.length], one) for text, one in zip(texts, read, strict=True)])
+        return bool(read.any(1).all())
 
     def _look(self, recorded: Recorded, output: Any) -> None:
         """Refuse where the first step rests on what was not read, or the second shows that it did."""
@@ -212,7 +278,7 @@ class GenerationAttribution:
         elif number >= len(self._calls) or self._calls[number].call.name != record.call.name:
             raise _unlike(record, f"another attention call than at the first step ran as number {number}")
         call, last = self._calls[number], record.shape[2] - 1
-        positions = call.first(record, passes) if passes.before is None else call.next(record, passes)
+        positions = call.first(record, passes) if passes.alike is None else call.next(record, passes)
         row = replace(record.at(slice(last, last + 1)), queries=None, query_mask=None)
         call.certificate = replace(row.certificate, rows=None, error=max(call.certificate.error, row.certificate.error))
         row = _over_text(row, positions)
@@ -231,28 +297,61 @@ _LOOKED_AT = 2
 
 @dataclass(eq=False)
 class _Step:
-    """The text that each row has read, (row, position), and the scores of what comes next, likewise."""
+    """One pass of the model.
+
+    Attributes:
+        ids: what each row has read in it, (row, token).
+        length: of the text that each row has read by then.
+        parents: from which rows of the step before each row may go on, (row, row before), all of them alike in whatever
+            is cached; None where the pass read the text from its beginning.
+        scores: of what comes next, (row, position).
+    """
 
     ids: Tensor
+    length: int
+    parents: Tensor | None
     scores: Tensor
+
+    def has_read(self, text: Tensor, before: Tensor, among: Tensor | None = None) -> Tensor:
+        """Which rows, (row,), have read a text (position,), where ``before`` (row,) says it of the step before."""
+        same = (self.ids == text[len(text) - self.ids.shape[1] :]).all(1)
+        if self.parents is not None:
+            return same & (self.parents & before).any(1)
+        return same & among if among is not None and len(among) == len(same) else same
 
 
 @dataclass(eq=False)
 class _Pass:
-    """What one pass reads: ids (row, token) behind ``before`` (row, position), which is None where it reads all."""
+    """What one pass reads.
+
+    Attributes:
+        ids: (row, token).
+        before: how many positions stand before them.
+        alike: which rows of the step before have the values that each row finds cached, (row, row before), in all calls
+            so far; None where the pass reads the text from its beginning.
+    """
 
     ids: Tensor
-    before: Tensor | None
-    found: list[Tensor]
+    before: int
+    alike: Tensor | None
 
     @property
     def length(self) -> int:
         """How long the text is when it was read."""
-        return self.ids.shape[1] + (0 if self.before is None else self.before.shape[1])
+        return self.ids.shape[1] + self.before
 
-    def parents(self, device: torch.device) -> Tensor:
-        """Which row of the step before each row goes on from."""
-        return self.found[0].to(device)
+    def go_on(self, values: Tensor, kept: Tensor) -> Tensor | None:
+        """A row of ``kept`` that each row of ``values`` equals, (row,), its own if that is one; None if one has none.
+
+        Rows that another call told apart are none.
+        """
+        assert self.alike is not None
+        self.alike = _equal_rows(values, kept, self.alike)
+        if not bool(self.alike.any(1).all()):
+            return None
+        own = torch.arange(len(values))
+        stays = len(kept) == len(values) and self.alike[own, own]
+        return torch.where(torch.as_tensor(stays), own, self.alike.int().argmax(1))
 
 
 @dataclass(eq=False)
@@ -293,10 +392,9 @@ class _Call:
         if old > known:
             raise _unlike(record, f"it reads {old} older keys, and the step before had {known}")
         values, kept = record.values[:, :, :end], self.values[:, :, known - old :]
-        parents = _same_rows(values[:, :, :old], kept)
+        parents = passes.go_on(values[:, :, :old], kept)
         if parents is None:
             raise _unlike(record, "its older keys are not those of the step before")
-        passes.found.append(parents)
         self.factors.go_on(parents, known - old)
         stays = known == old and torch.equal(parents, torch.arange(len(kept)))
         self._keep(values, old if stays else 0)
@@ -322,15 +420,18 @@ def _tensors(given: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _same_rows(values: Tensor, kept: Tensor) -> Tensor | None:
-    """The row of ``kept`` that each row of ``values`` equals, (row,), its own if that is one; None if one has none."""
-    if values.shape == kept.shape and torch.equal(values, kept):
-        return torch.arange(len(values))
-    found = []
-    for number, row in enumerate(values):
-        own = [number] if number < len(kept) else []
-        found.append(next((n for n in (*own, *range(len(kept))) if torch.equal(kept[n], row)), -1))
-    return None if -1 in found else torch.tensor(found)
+def _equal_rows(values: Tensor, kept: Tensor, among: Tensor) -> Tensor:
+    """Which rows of ``kept`` each row of ``values`` equals, (row, row kept), of those that are ``among``."""
+    if values.shape[1:] != kept.shape[1:]:
+        return torch.zeros_like(among)
+    if len(values) == len(kept) and torch.equal(among, torch.eye(len(values)).bool()) and torch.equal(values, kept):
+        return among
+    if values.shape[2]:  # most rows differ in the last key already
+        among = among & (values[:, None, :, -1] == kept[None, :, :, -1]).all(-1).all(-1).cpu()
+    found = among.clone()
+    for number, other in among.nonzero().tolist():
+        found[number, other] = torch.equal(values[number], kept[other])
+    return found
 
 
 def _over_text(row: AttentionRecord, positions: Tensor) -> AttentionRecord:

@@ -113,6 +113,81 @@ def test_prompts_with_padding_are_explained_as_each_alone():
         assert not found[:, :padded].any()
 
 
+def small(of, config, seed, scale=2.0, **sizes):
+    torch.manual_seed(seed)
+    sizes = SIZES | {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.02} | sizes
+    model = of(config(**sizes)).eval()
+    model.generation_config.eos_token_id = sizes["eos_token_id"]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale if weight.ndim == 2 else 1)
+    return model
+
+
+def agree(scores, model, written, prompt, starts=None):
+    method = AttentionNorm(model)
+    for found, sequence, start in zip(scores, written, starts or [0] * len(written), strict=True):
+        rows = method.attribute(sequence[None, start:-1], position="all")[0, prompt - 1 - start :]
+        torch.testing.assert_close(found[:, start:-1], rows, rtol=1e-3, atol=1e-5)
+        assert not found[:, :start].any()
+
+
+@pytest.mark.parametrize(("layers", "seed"), [(2, 107), (2, 115), (1, 104)])
+def test_beams_that_a_window_leaves_alike_are_told_apart_by_what_is_not(layers, seed):
+    """The last three tokens of two beams are often alike, and so is all that the first layer has cached of them.
+
+    In the only layer there is nothing else, and their texts alone differ.
+    """
+    sizes = {"vocab_size": 8, "sliding_window": 3, "num_hidden_layers": layers, "eos_token_id": None}
+    model = small(MistralForCausalLM, MistralConfig, seed, **sizes, pad_token_id=None)
+    with GenerationAttribution(AttentionNorm(model)) as generation:
+        written = model.generate(
+            torch.tensor([[6, 2, 3, 4, 5]]), max_new_tokens=7, num_beams=4, num_return_sequences=4, pad_token_id=0
+        )
+    agree(generation.scores(written), model, written, 5)
+
+
+@pytest.mark.parametrize(("seed", "beams"), [(0, 4), (3, 2), (3, 3)])
+def test_beams_of_one_prompt_behind_other_masks_are_told_apart_by_where_they_run(seed, beams):
+    model = small(LlamaForCausalLM, LlamaConfig, seed, vocab_size=19, eos_token_id=None)
+    prompts, mask = torch.tensor([[10, 12, 3, 4, 5]] * 3), torch.ones(3, 5, dtype=torch.long)
+    mask[1, :1], mask[2, :2] = 0, 0
+    with GenerationAttribution(AttentionNorm(model)) as generation:
+        written = model.generate(prompts, attention_mask=mask, max_new_tokens=5, num_beams=beams)
+    assert not {"forward", "_get_stopping_criteria"} & model.__dict__.keys()
+    agree(generation.scores(written), model, written, 5, starts=[0, 1, 2])
+    with pytest.raises(ValueError, match="in their order"):
+        generation.scores(written[1:2])
+
+
+def test_some_of_the_sequences_or_others_first_are_found_by_their_tokens():
+    model = small(LlamaForCausalLM, LlamaConfig, 5, eos_token_id=None)
+    with GenerationAttribution(AttentionNorm(model)) as generation:
+        written = model.generate(
+            torch.tensor([[10, 12, 3], [7, 12, 3]]), max_new_tokens=4, num_beams=3, num_return_sequences=2
+        )
+    for some in ([3, 2, 1, 0], [2], [1, 3]):
+        agree(generation.scores(written[some]), model, written[some], 3)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_loop_of_ones_own_is_followed_as_generate_is(cache):
+    model, texts = small(LlamaForCausalLM, LlamaConfig, 5), torch.tensor([[10, 12, 3, 4], [10, 12, 3, 4]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with GenerationAttribution(AttentionNorm(model)) as generation, torch.no_grad():
+        kept = None
+        for _ in range(4):
+            read = texts if kept is None else texts[:, -1:]
+            places = (mask.cumsum(1) - 1).clamp_min(0)[:, -read.shape[1] :]
+            output = model(read, attention_mask=mask, position_ids=places, past_key_values=kept, use_cache=cache)
+            kept = output.past_key_values
+            texts = torch.cat([texts, torch.tensor([[5], [5]])], 1)
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    agree(generation.scores(texts), model, texts, 4, starts=[0, 2])
+    with pytest.raises(ValueError, match="in their order"):
+        generation.scores(texts[1:])
+
+
 def test_what_a_key_needs_is_prepared_once(monkeypatch):
     prepared, prepare = [], norms._key_factors
 

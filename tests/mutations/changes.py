@@ -242,7 +242,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "attr/generation.py",
         ("if parents is None:", "if False:"),
-        ("before[passes.parents(ids.device)]", "before"),
+        ("(self.parents & before).any(1)", "before"),
+        ("kept, self.alike)", "kept, self.alike | True)"),
         ("torch.arange(length - end, length)", "torch.arange(end)"),
         tests="attr/test_generation.py",
     ),
