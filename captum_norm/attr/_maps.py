@@ -205,12 +205,17 @@ def one_key_for_each_position(scores: Tensor, keys: Positions) -> tuple[Tensor, 
     """
     if keys.all_distinct or not keys.all_inputs:
         return scores, keys
-    index = keys.index.to(scores.device)
-    positions, place = torch.unique(index, return_inverse=True)
-    whole = scores.new_zeros(*scores.shape[:-1], len(positions))
-    if bool((whole.index_add(-1, place, (scores != 0).to(whole)) > 1).any()):
+    read, distinct = added_up((scores != 0).to(scores), keys)
+    if bool((read > 1).any()):
         return scores, keys
-    return whole.index_add(-1, place, scores), Positions(keys.source, positions.to(keys.index.device), keys.grid)
+    return added_up(scores, keys)[0], distinct
+
+
+def added_up(scores: Tensor, keys: Positions) -> tuple[Tensor, Positions]:
+    """Scores (..., key) of parts that add up, those of one position together, and where these lie."""
+    positions, place = torch.unique(keys.index.to(scores.device), return_inverse=True)
+    whole = scores.new_zeros(*scores.shape[:-1], len(positions)).index_add(-1, place, scores)
+    return whole, Positions(keys.source, positions.to(keys.index.device), keys.grid)
 
 
 def route_of(record: AttentionRecord) -> Route | None:

@@ -15,6 +15,7 @@ from captum_norm.attr._maps import (
     CallMap,
     Needs,
     Route,
+    added_up,
     at_rows,
     call_map,
     check_same_keys,
@@ -190,23 +191,27 @@ class Routes:
         length = max(map(len, reached))
         numbers = torch.tensor([rows + [rows[0]] * (length - len(rows)) for rows in reached])
         own = own_keys(one)
+        several = None if record.shape[3] == len(one.keys.index) else record.keys
         found = [_Rows(rows, [], []) for rows in reached]
         size = max(1, _BLOCK // max(1, record.shape[1] * record.shape[3]))
         for start in range(0, length, size):
             block = numbers[:, start : start + size]
             part = without_padding(at_rows(record, block))
-            edges = self._edges(part, own)
+            edges = self._edges(part, own, several)
             for example, known in enumerate(found):
                 known.take(edges, example, block[example, : max(0, len(known.rows) - start)], self._threshold)
         return found
 
-    def _edges(self, part: AttentionRecord, own: Tensor | None) -> _Shares:
+    def _edges(self, part: AttentionRecord, own: Tensor | None, several: Positions | None) -> _Shares:
+        """The shares of some rows, by position: ``several`` are the keys where a position has more than one."""
         block = part.block
         assert block is not None
         inner, norm = ([one for one in (norm,) if one is not None] for norm in (block.inner, block.norm))
         shares = route_shares(
             part.weights, part.values, part.W_O, block.residual, block.output, gate=part.gate, inner=inner, norm=norm
         )
+        if several is not None:
+            shares = shares._replace(attention=added_up(shares.attention, several)[0])
         shares = _above(shares, self._threshold) if self._renormalise else shares
         before = block.output if block.second_norm is None else block.second_norm(block.output)
         feed_forward = feed_forward_share(before.to(shares.residual), block.behind.to(shares.residual))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LongformerConfig, LongformerForSequenceClassification
 
 from captum_norm import HFForward, InformationFlowRoutes, RouteEdge, RouteGraph, RouteNode, SpanTrace
+from captum_norm.capture import recording
+from captum_norm.functional import route_shares
 from tests.attr.models import ids, tiny
 from tests.attr.test_span_trace import published
 
@@ -152,6 +155,36 @@ def test_what_has_no_routes_is_refused():
     attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     with pytest.raises(ValueError, match=r"InformationFlowRoutes: the block .* cannot be taken in"):
         InformationFlowRoutes(lambda x: attention(x, x, x)[0]).attribute(torch.randn(1, 3, 8))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_position_with_two_keys_is_one_source(layers):
+    """Longformer's global queries read keys of their own from every position."""
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
+    config = LongformerConfig(**sizes, num_hidden_layers=layers, attention_window=4, max_position_embeddings=64)
+    torch.manual_seed(0)
+    model, tokens = LongformerForSequenceClassification(config).eval(), torch.randint(3, 99, (1, 9))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(6 if weight.ndim > 1 else 1)
+    method = InformationFlowRoutes(model, threshold=0.0)
+    records = []
+    with torch.no_grad(), recording(records.append, sources=(tokens,), model=model, blocks=True):
+        model(tokens)
+    top = records[-1]
+    assert top.keys.index.tolist() == [*range(9), *range(9)]
+    shares = route_shares(top.weights, top.values, top.W_O, top.block.residual, top.block.output, norm=[top.block.norm])
+    folded = shares.attention[0, ..., :9] + shares.attention[0, ..., 9:]
+    for row in (0, 4):
+        scores = method.attribute(tokens, target=0, position=row)
+        [[graph]] = method.report.graphs
+        edges = [edge for edge in graph.edges if edge.layer == layers - 1]
+        for edge in edges:
+            by_heads = torch.tensor([dict(edge.heads).get(head, 0.0) for head in range(4)])
+            close(by_heads, folded[:, row, edge.source], rtol=1e-4, atol=1e-6)
+        assert sum(edge.weight for edge in edges) == pytest.approx(1 - float(shares.bias[0, row]), abs=1e-5)
+        close(scores[0], graph.tokens.to(scores))
+        assert bool((scores > 0).all()) or row  # the global row reads every position
 
 
 def test_encoders_have_routes_too():

@@ -1004,6 +1004,10 @@ CHANGES: list[Change] = [
         "attr/routes.py", ("own = own_keys(one)", "own = None"), tests="attr/test_keys_in_another_order.py"
     ),
     *changes_of(
+        "attr/routes.py", ("attention=added_up(shares.attention, several)[0]", "bias=shares.bias"),
+        tests="attr/test_routes.py",
+    ),
+    *changes_of(
         "attr/_chain.py",
         ("if sequence != keys and keys in taken_in[sequence]", "if False"),
         tests="attr/test_latents.py",
