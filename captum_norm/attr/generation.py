@@ -13,7 +13,7 @@ Axes: row of the running batch (example or beam), position of the text, token th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from types import TracebackType
@@ -25,7 +25,7 @@ from torch import Tensor
 from captum_norm.attr._base import MapMethod
 from captum_norm.attr._maps import CallMap, measured
 from captum_norm.attr._unread import refuse_lost, refuse_opaque
-from captum_norm.attr._writing import Writing, watched
+from captum_norm.attr._writing import Writing, ends_of, watched
 from captum_norm.attr.llm import model_of
 from captum_norm.capture import Answer, AttentionCall, AttentionRecord, Certificate, Positions, Recorded, recording
 from captum_norm.forward.outputs import output_tensor
@@ -111,18 +111,20 @@ class GenerationAttribution:
         """Each attention call, with the largest error of all steps."""
         return tuple((call.call, call.certificate) for call in self._calls)
 
-    def scores(self, written: Any) -> Tensor:
+    def scores(self, written: Any, ends: Iterable[int] | None = None) -> Tensor:
         """What each token before contributed to each token that was written.
 
         Args:
             written: what ``generate`` returned, ids (sequence, position) or an output with ``sequences``.
+            ends: ids that end a sequence, where a loop of your own wrote it.  What ``generate`` writes ends where it
+                found it to end, by whatever it was told: ``eos_token_id``, strings, criteria.
 
         Returns:
             (sequence, token, position), in the method's unit: a row for each token behind the prompt, 0 from that
             token on.  Rows of what stands behind an end of sequence are 0.
 
         Raises:
-            ValueError: if these sequences were not written within the ``with``.
+            ValueError: if these sequences were not written within the ``with``, or it is not known where they end.
         """
         sequences = written if isinstance(written, Tensor) else written.sequences
         if not self._steps:
@@ -135,8 +137,8 @@ class GenerationAttribution:
             )
         scores = self._steps[0].scores.new_zeros(count, length - prompt, length)
         for number, sequence in enumerate(sequences.cpu()):
-            ends = (place for place in range(prompt + 1, length) if self._has_ended(sequence[:place]))
-            for place, row in enumerate(self._rows_of(sequence[: next(ends, length) - 1], number, count)):
+            end = self._end(sequence, number, count, ends)
+            for place, row in enumerate(self._rows_of(sequence[: end - 1], number, count)):
                 scores[number, place, : prompt + place] = self._steps[place].scores[row]
         return scores
 
@@ -188,11 +190,23 @@ class GenerationAttribution:
             found.append(step.has_read(text[: step.length], found[-1] if found else among, among))
         return found
 
-    def _has_ended(self, before: Tensor) -> bool:
-        config = getattr(self.model, "generation_config", None) or getattr(self.model, "config", None)
-        end = getattr(config, "eos_token_id", None)
-        ends = {end} if isinstance(end, int) else set(end or ())
-        return int(before[-1]) in ends
+    def _end(self, sequence: Tensor, number: int, count: int, ends: Iterable[int] | None) -> int:
+        """How many positions of a sequence, the ``number``-th of ``count``, were written, its end included."""
+        places, size = range(self._steps[0].length + 1, len(sequence)), len(self._steps[0].scores)
+        if ends is None and self._writing is not None:
+            writing = self._writing
+            found = (place for place in places if writing.has_ended(sequence, place, number, count, size))
+            return next(found, len(sequence))
+        known = ends_of(self.model) if ends is None else set(ends)
+        end = next((place for place in places if int(sequence[place - 1]) in known), len(sequence))
+        if ends is None and end < len(sequence):
+            token = int(sequence[end - 1])
+            raise ValueError(
+                f"GenerationAttribution: token {token} at position {end - 1} of sequence {number} ends a sequence by "
+                "the model's generation_config, but generate was not seen to write it, and it is not known whether it "
+                f"ended this one. Give scores(written, ends=[{token}]) if it did, ends=[] if not."
+            )
+        return end
 
     def _run(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """One pass of the model: a step."""

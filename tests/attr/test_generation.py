@@ -6,10 +6,13 @@ from torch import nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from captum_norm import ALTI, AttentionBlockNorm, AttentionNorm, AttentionRollout, AttentionWeights, DecompX
@@ -168,6 +171,67 @@ def test_some_of_the_sequences_or_others_first_are_found_by_their_tokens():
         )
     for some in ([3, 2, 1, 0], [2], [1, 3]):
         agree(generation.scores(written[some]), model, written[some], 3)
+
+
+class After(StoppingCriteria):
+    """Stops behind a token."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -1] == self.token
+
+
+ENDS = {
+    "an argument": lambda end: {"eos_token_id": end},
+    "a list of them": lambda end: {"eos_token_id": [38, end]},
+    "a configuration": lambda end: {"generation_config": GenerationConfig(eos_token_id=end, pad_token_id=0)},
+    "a criterion": lambda end: {"eos_token_id": 38, "stopping_criteria": StoppingCriteriaList([After(end)])},
+}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("told", ENDS)
+def test_a_sequence_ends_where_generate_was_told(told, beams):
+    """Whatever the model's own configuration says: here the first token that would be written."""
+    model = small(LlamaForCausalLM, LlamaConfig, 0, scale=6.0, vocab_size=40, eos_token_id=None)
+    prompts = torch.tensor([[10, 20, 30, 14, 5], [11, 21, 31, 4, 5]])
+    plain = model.generate(prompts, max_new_tokens=6)
+    end, first = int(plain[0, 7]), int(plain[0, 5])
+    assert end not in plain[1, 5:]
+    model.generation_config.eos_token_id = first
+    with GenerationAttribution(AttentionNorm(model)) as generation:
+        written = model.generate(prompts, max_new_tokens=6, num_beams=beams, suppress_tokens=[0], **ENDS[told](end))
+    lengths = [next((p + 1 for p in range(5, 11) if row[p] == end), written.shape[1]) for row in written]
+    assert min(lengths) < max(lengths) == written.shape[1]
+    for number, (found, sequence, length) in enumerate(zip(generation.scores(written), written, lengths, strict=True)):
+        agree(found[None, : length - 5, :length], model, sequence[None, :length], 5)
+        assert not found[length - 5 :].any(), number
+
+
+def test_a_sequence_that_is_written_on_behind_a_criterion_has_no_end_there():
+    """Without an end of sequence generate fills nothing up: it goes on with all until the last one stops."""
+    model = small(LlamaForCausalLM, LlamaConfig, 0, scale=6.0, vocab_size=40, eos_token_id=None)
+    prompts = torch.tensor([[10, 20, 30, 14, 5], [11, 21, 31, 4, 5]])
+    plain = model.generate(prompts, max_new_tokens=6)
+    with GenerationAttribution(AttentionNorm(model)) as generation:
+        stop = StoppingCriteriaList([After(int(plain[0, 7]))])
+        written = model.generate(prompts, max_new_tokens=6, stopping_criteria=stop)
+    assert torch.equal(written, plain)
+    agree(generation.scores(written), model, written, 5)
+
+
+def test_where_a_loop_of_ones_own_ends_has_to_be_told():
+    model, text = small(LlamaForCausalLM, LlamaConfig, 5), torch.tensor([[10, 12, 3, 4]])
+    with GenerationAttribution(AttentionNorm(model)) as generation, torch.no_grad():
+        for token in (7, 2, 9):
+            model(text, use_cache=False)
+            text = torch.cat([text, torch.tensor([[token]])], 1)
+    with pytest.raises(ValueError, match=r"token 2 at position 5 of sequence 0 .* ends=\[2\]\) if it did, ends=\[\]"):
+        generation.scores(text)
+    agree(generation.scores(text, ends=[]), model, text, 4)
+    assert generation.scores(text, ends=[2])[0].any(1).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("cache", [True, False])
