@@ -449,14 +449,17 @@ def _equal_rows(values: Tensor, kept: Tensor, among: Tensor) -> Tensor:
 
 
 def _over_text(row: AttentionRecord, positions: Tensor) -> AttentionRecord:
-    """The row without the keys that are no position yet, which come last."""
+    """The row of the last position without the keys that are no position yet, which come last."""
     end = int((positions >= 0).sum())
     if end == len(positions):
         return row
     if bool((row.weights[..., end:] != 0).any()):
         raise _unlike(row, "it gives weight to keys behind the text")
     mask = None if row.key_mask is None else row.key_mask[:, :end]
-    return replace(row, weights=row.weights[..., :end], values=row.values[:, :, :end], key_mask=mask, keys=None)
+    # A static cache has its room behind the query's own key, which was taken to come last.
+    block = row.block and replace(row.block, residual_key=torch.tensor([end - 1]))
+    weights, values = row.weights[..., :end], row.values[:, :, :end]
+    return replace(row, weights=weights, values=values, key_mask=mask, keys=None, block=block)
 
 
 def _unlike(record: AttentionRecord, why: str) -> ValueError:

@@ -252,6 +252,20 @@ def test_a_loop_of_ones_own_is_followed_as_generate_is(cache):
         generation.scores(texts[1:])
 
 
+@pytest.mark.parametrize("name", ["keys in groups", "a window"])
+@pytest.mark.parametrize("parts", [{}, {"residual": False}, {"layer_norm": False}])
+def test_a_block_is_measured_over_a_static_cache_as_over_one_that_grows(name, parts):
+    """The room of a static cache stands behind the key of the query itself."""
+    model = model_of(name)
+    method, found = AttentionBlockNorm(model, **parts), []
+    for cache in ({}, {"cache_implementation": "static"}):
+        with GenerationAttribution(method) as generation:
+            written = write(model, min_new_tokens=10, **cache)
+        found.append(generation.scores(written)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1][:, :-1], expected(method, written[0])[5:], rtol=1e-4, atol=1e-6)
+
+
 def test_what_a_key_needs_is_prepared_once(monkeypatch):
     prepared, prepare = [], norms._key_factors
 

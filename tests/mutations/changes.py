@@ -244,6 +244,7 @@ CHANGES: list[Change] = [
         ("if parents is None:", "if False:"),
         ("(self.parents & before).any(1)", "before"),
         ("torch.arange(length - end, length)", "torch.arange(end)"),
+        ("residual_key=torch.tensor([end - 1])", "residual_key=torch.tensor([end - 2])"),
         tests="attr/test_generation.py",
     ),
     *changes_of(
