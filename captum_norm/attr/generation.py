@@ -52,7 +52,7 @@ class GenerationAttribution:
             computed again), or one that holds no model.
         ValueError: for an encoder-decoder; within the ``with``, for what cannot be followed: several tokens in one step
             (assisted decoding, a prompt in chunks), a cache that was filled before, prompts as vectors, a second
-            ``generate``.
+            text (another ``generate``, classifier-free guidance).
         InexactCaptureError: if an attention call cannot be read exactly.
 
     Example:
@@ -130,6 +130,11 @@ class GenerationAttribution:
         if not self._steps:
             raise ValueError("GenerationAttribution: the model wrote nothing within the with; call generate in it.")
         prompt, (count, length) = self._steps[0].length, sequences.shape
+        if length <= prompt:
+            raise ValueError(
+                f"GenerationAttribution: sequences of {length} positions hold nothing that was written: the prompt "
+                f"that the first step read has {prompt}. Give what generate returned, prompt included."
+            )
         if length - prompt > len(self._steps):
             raise ValueError(
                 f"GenerationAttribution: {length - prompt} tokens stand behind a prompt of {prompt}, but "
@@ -217,8 +222,8 @@ class GenerationAttribution:
         if not fresh and ids.shape[1] != 1:
             raise ValueError(
                 f"GenerationAttribution: {ids.shape[1]} tokens came in one step behind {self._steps[-1].length}: "
-                "assisted decoding, a prompt in chunks, or a second generate. Generate once, one token at a time, or "
-                "explain the text with LLMAttentionAttribution."
+                "assisted decoding, a prompt in chunks, a second text (a second generate, the negative prompt of a "
+                "guidance_scale). Generate once, one token at a time, or explain the text with LLMAttentionAttribution."
             )
         before = 0 if fresh else self._steps[-1].length
         self._running, self._bits = [], []
@@ -235,6 +240,13 @@ class GenerationAttribution:
             raise ValueError(
                 f"GenerationAttribution: {len(self._running)} attention calls were seen in step {len(self._steps)} of "
                 f'{type(self.model).__name__}, {len(self._calls)} before. Load it with attn_implementation="sdpa".'
+            )
+        if not fresh and not passes.goes_on:
+            raise ValueError(
+                f"GenerationAttribution: a token came in step {len(self._steps)} that reads nothing of the {before} "
+                "before it: a second text within one with (a second generate, classifier-free guidance with "
+                "guidance_scale). "
+                "Take a with for each generate, or explain the text with LLMAttentionAttribution."
             )
         if not self._steps and self._answer is not None:
             reach = self._answer.reach
@@ -343,11 +355,13 @@ class _Pass:
         before: how many positions stand before them.
         alike: which rows of the step before have the values that each row finds cached, (row, row before), in all calls
             so far; None where the pass reads the text from its beginning.
+        goes_on: whether a call has read keys that were cached.
     """
 
     ids: Tensor
     before: int
     alike: Tensor | None
+    goes_on: bool = False
 
     @property
     def length(self) -> int:
@@ -360,7 +374,7 @@ class _Pass:
         Rows that another call told apart are none.
         """
         assert self.alike is not None
-        self.alike = _equal_rows(values, kept, self.alike)
+        self.alike, self.goes_on = _equal_rows(values, kept, self.alike), self.goes_on or values.shape[2] > 0
         if not bool(self.alike.any(1).all()):
             return None
         own = torch.arange(len(values))

@@ -298,6 +298,11 @@ def test_what_cannot_be_followed_is_refused_by_name():
     refused("assisted decoding", lambda: write(model, assistant_model=other))
     refused("a prompt in chunks", lambda: write(model, prefill_chunk_size=3))
     refused("a second generate", lambda: (write(model), write(model)))
+    refused("a second generate", lambda: (write(model), write(model, PROMPT[:, :1])))
+    refused("a second text", lambda: (model(PROMPT), model(PROMPT[:, :1])))
+    refused("a second text", lambda: (model(PROMPT[:, :1]), model(PROMPT[:, 1:2])))
+    refused("guidance_scale", lambda: write(model, guidance_scale=1.5))
+    refused("guidance_scale", lambda: write(model, guidance_scale=1.5, negative_prompt_ids=PROMPT[:, :3]))
     refused("Give the prompt as ids", lambda: model(inputs_embeds=torch.randn(1, 4, 16)))
     cache = model(PROMPT[:, :3]).past_key_values
     refused("was the cache empty", lambda: model(PROMPT[:, 3:], past_key_values=cache))
@@ -331,5 +336,8 @@ def test_only_what_was_written_has_scores():
         written = write(model)
     with pytest.raises(ValueError, match="was not written within"):
         generation.scores(written.flip(1))
+    for prompt in (PROMPT, PROMPT[:, :2]):
+        with pytest.raises(ValueError, match="hold nothing that was written"):
+            generation.scores(prompt)
     with pytest.raises(ValueError, match="steps ran within"):
         generation.scores(torch.cat([written] * 2, 1))
