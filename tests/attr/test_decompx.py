@@ -303,6 +303,15 @@ def test_positions_that_stand_where_examples_are_sought_are_refused_with_the_way
     close(DecompX(encoder).attribute(x, target=(3, 1)), found.transpose(0, 1))
 
 
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_an_output_that_is_read_from_one_example_for_all_is_refused(best):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    with pytest.raises(NotFrozenError, match="an example's output depends on what another one was given"):
+        DecompX(lambda x: encoder(x)[best].expand(x.shape)).attribute(torch.randn(3, 4, 8).double(), target=(0, 1))
+
+
 @pytest.mark.parametrize("bias", ["token", "absdot"])
 def test_choices_are_explained_as_each_by_itself(bias):
     torch.manual_seed(0)

@@ -56,8 +56,9 @@ def test_a_target_chooses_the_row(encoder):
     assert answer_of(encoder, lambda h: h, lambda tensor: tensor[:, 3, 1]).rows.positions.tolist() == [[3], [3]]
 
 
-def test_of_an_output_that_compares_all_examples_each_has_the_row_that_was_read_of_it(encoder):
-    pictures = torch.randn(3, 16)
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_an_output_that_compares_all_examples_each_has_the_row_that_was_read_of_it(encoder, count):
+    pictures = torch.randn(count, 16)
     read = answer_of(encoder, lambda h: (h[torch.arange(2), torch.tensor([2, 4])] @ pictures.T).T)
     assert read.how == "rows"
     assert read.rows.positions.tolist() == [[2], [4]]

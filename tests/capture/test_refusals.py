@@ -73,9 +73,10 @@ def test_a_whole_model_under_vmap_is_refused_by_name():
 
 @pytest.mark.parametrize("position", [True, 1.0, [1.5], slice(0, 2)])
 def test_a_position_of_another_kind_is_refused_before_the_model_runs(position):
-    attention = Attention(lambda m, x: m.o(join(m.mixed(x))))
+    """Within an operator that the model runs torch would say that its operands are of unsupported types."""
+    model = nn.Sequential(*(Attention(lambda m, x: m.o(join(m.mixed(x)))) for _ in "ab"))
     with pytest.raises(TypeError, match="position should be None, an integer"):
-        captum_norm.AttentionNorm(attention).attribute(torch.randn(BATCH, LENGTH, MODEL), position=position)
+        captum_norm.AttentionNorm(model).attribute(torch.randn(BATCH, LENGTH, MODEL), position=position)
 
 
 def test_values_overwritten_before_the_projection_are_refused():

@@ -935,7 +935,7 @@ CHANGES: list[Change] = [
         tests="capture/test_answer.py",
     ),
     *changes_of(
-        "linear/contributions.py", (".mul(0.618034).frac())", ".div(len(output)))"), tests="capture/test_answer.py"
+        "linear/contributions.py", (".mul(0.618034).frac())", ".div(len(output)))"), tests="attr/test_decompx.py"
     ),
     *changes_of(
         "capture/rules/softmax.py",
