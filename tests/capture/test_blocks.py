@@ -440,6 +440,16 @@ def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
         assert REFUSED[write] in record.no_block
 
 
+def test_a_bias_in_the_shape_of_the_residual_is_no_residual():
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = x + (m.attention(m.layer_norms[0](x)) + m.scale.expand_as(x))
+        return state + m.ff(m.layer_norms[1](state))
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    records = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+    assert [(record.no_block, record.block.feed_forward) for record in records] == [("", "behind")] * 2
+
+
 @pytest.mark.parametrize(("lost", "operation"), [
     (norms_of_features_apart, "layer_norm"),
     (lambda m, x: torch.lerp(x + m.attention(x), m.layer_norms[0](x), 0.3), "lerp"),

@@ -919,6 +919,7 @@ CHANGES: list[Change] = [
         ("block.problem = block.problem or _is_no_part(block, form, node)", "pass"),
         ("if added.comes_from(block.mixed):", "if False:"),
         ("is_sum = stream.state is block.stages[0].state", "is_sum = True"),
+        ("op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors", "op.tensors"),
         ('block.problem or "what W_O wrote is added to more than one state"', '""'),
         tests="capture/test_blocks.py attr/test_answer.py",
     ),

@@ -22,7 +22,7 @@ from captum_norm.capture.blocks.lineage import Node, StreamStep
 from captum_norm.capture.record import FeedForward
 from captum_norm.capture.traces import Mixture
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, kind_of, names_of
+from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.storages import is_same_view
 
@@ -140,9 +140,9 @@ class ResidualStream:
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
-        parents = tuple(node for tensor in op.tensors if (node := self._node(tensor)) is not None)
+        name, made_of = base_name(op.name), op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors
+        parents = tuple(node for tensor in made_of if (node := self._node(tensor)) is not None)
         outs = list({id(out): out for out in op.written}.values()) if op.overwritten else op.outputs
-        name = base_name(op.name)
         forms = [(tensor, form) for tensor in op.tensors if (form := self._forms[tensor]) is not None]
         form = self._form(op, name, forms)
         normalised = self._normalised(op) if form is None else None
@@ -369,6 +369,7 @@ _LEAVE_THE_STREAM = (
     OperationKind.COMBINATION,
 )  # fmt: skip
 _MOVES = names_of(OperationKind.MOVE)
+_LIKE = names_with(Property.LIKE)
 _THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
 _KEEP_ENTRIES = (
     OperationKind.MOVE, OperationKind.JOIN, OperationKind.IDENTITY, OperationKind.DROPOUT, OperationKind.WRITE,
