@@ -450,6 +450,31 @@ def test_a_bias_in_the_shape_of_the_residual_is_no_residual():
     assert [(record.no_block, record.block.feed_forward) for record in records] == [("", "behind")] * 2
 
 
+def by_hand(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+IN_FRONT = {
+    "a module": (lambda m, x: m.layer_norms[0](x), lambda y: y.round().long().to(y)),
+    "by hand": (lambda m, x: by_hand(x), lambda y: y.round().long().to(y)),
+    "through complex numbers": (lambda m, x: nn.functional.normalize(x, dim=-1), lambda y: torch.fft.fft(y).real),
+}
+
+
+@pytest.mark.parametrize(("norm", "within"), IN_FRONT.values(), ids=IN_FRONT)
+def test_a_norm_in_front_of_the_feed_forward_part_is_none_behind_attention(norm, within):
+    """Also where the part is not followed back to the stream, as through integers."""
+
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = x + m.attention(norm(m, x))
+        return state + m.down(within(m.up(norm(m, state))))
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    records = recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())
+    assert records[0].block.norm is None
+
+
 @pytest.mark.parametrize(("lost", "operation"), [
     (norms_of_features_apart, "layer_norm"),
     (lambda m, x: torch.lerp(x + m.attention(x), m.layer_norms[0](x), 0.3), "lerp"),

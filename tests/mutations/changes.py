@@ -920,6 +920,8 @@ CHANGES: list[Change] = [
         ("if added.comes_from(block.mixed):", "if False:"),
         ("is_sum = stream.state is block.stages[0].state", "is_sum = True"),
         ("op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors", "op.tensors"),
+        ("if not _is_numbers(out) or", "if not out.is_floating_point() or"),
+        ("node = whole if mean.comes_from(whole) else node", "pass"),
         ('block.problem or "what W_O wrote is added to more than one state"', '""'),
         tests="capture/test_blocks.py attr/test_answer.py",
     ),
