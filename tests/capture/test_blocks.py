@@ -432,6 +432,63 @@ REFUSED = {
 }
 
 
+AGAIN = {
+    "subtracted": lambda m, x, y: (x + y) - x / 2,
+    "in place": lambda m, x, y: (x + y).sub_(x / 2),
+    "with alpha": lambda m, x, y: torch.add(x + y, x, alpha=0.5),
+    "by addcmul": lambda m, x, y: torch.addcmul(x + y, x, m.scale),
+    "by lerp": lambda m, x, y: torch.lerp(x + y, x, 0.3),
+    "stacked": lambda m, x, y: torch.stack([x + y, x]).sum(0),
+    "turned round": lambda m, x, y: (x + y) + -(x * 0.5),
+    "times a buffer, before": lambda m, x, y: (y + x * m.scale.data) + x,
+    "in halves": lambda m, x, y: (x + y) + torch.cat(x.chunk(2, -1), -1),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_residual_that_is_added_again_in_any_way_is_refused(again, behind):
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = AGAIN[again](m, x, m.attention(m.layer_norms[0](x)))
+        return state + m.ff(m.layer_norms[1](state)) if behind else state
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
+        assert "the residual is added to the stream more than once" in record.no_block
+
+
+def test_a_feed_forward_part_with_a_residual_of_its_own_is_no_part_of_the_block():
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = x + m.attention(m.layer_norms[0](x))
+        normed = m.layer_norms[1](state)
+        return state + (normed + m.ff(normed))
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
+        assert "two states of the stream behind attention are added up" in record.no_block
+
+
+@pytest.mark.parametrize("again", [lambda s, f: s + f, lambda s, f: s.clone().add_(f), lambda s, f: s - f], ids="+i-")
+def test_two_feed_forward_parts_that_read_one_state_are_several(again):
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = x + m.attention(m.layer_norms[0](x))
+        normed = m.layer_norms[1](state)
+        return again(state + m.ff(normed), m.down(torch.sin(m.up(normed))))
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double()):
+        assert record.block.feed_forward == "several" or "several" in record.block.no_part
+
+
+def test_a_bias_on_the_stream_is_no_norm():
+    def write(m: Layer, x: Tensor) -> Tensor:
+        state = x + m.attention(m.layer_norms[0](x))
+        return (state + m.scale) + m.ff(m.layer_norms[1](state))
+
+    model = nn.Sequential(Layer(write), Layer(write)).double().eval()
+    assert [record.block.norm for record in recorded(model, torch.randn(BATCH, LENGTH, MODEL).double())] == [None] * 2
+
+
 @pytest.mark.parametrize("write", REFUSED, ids=lambda write: write.__name__)
 def test_a_block_that_cannot_be_read_is_none_with_a_reason(write):
     model = nn.Sequential(Layer(write), Layer(write)).double().eval()

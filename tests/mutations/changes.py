@@ -916,7 +916,11 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/blocks/stream.py",
         ("if node.comes_from(form.state.node):\n                block", "if False:\n                block"),
-        ("block.problem = block.problem or _is_no_part(block, form, node)", "pass"),
+        ("if added is not None and of_stage and self._stages[added.state][0] is block:", "if False:"),
+        ("            self._note_sum(op)", "            pass"),
+        ('block.feed_forward = "several"  #', "pass  #"),
+        ("if any(one.continues(node) for one in block.beside):", "if False:"),
+        ("for stage in block.stages):\n                return self", "for stage in ()):\n                return self"),
         ("if added.comes_from(block.mixed):", "if False:"),
         ("is_sum = stream.state is block.stages[0].state", "is_sum = True"),
         ("op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors", "op.tensors"),
@@ -961,8 +965,10 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/blocks/lineage.py",
-        ('if node.thin or node.step in ("same", "sum"):', "if node.thin:"),
-        ('if node.thin or node.step in ("same", "sum"):', "if True:"),
+        ('if node.thin or node.step in ("same", "sum") or', "if node.thin or"),
+        ('if node.thin or node.step in ("same", "sum") or node.is_scaled():', "if True:"),
+        ('node.step in ("same", "sum") or node.is_scaled()', 'node.step in ("same", "sum")'),
+        ("sum(bool(parent.parents) for parent in self.parents) < 2", "False"),
         tests="capture/test_blocks.py",
     ),
     *changes_of(

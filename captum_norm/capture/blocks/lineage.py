@@ -83,9 +83,16 @@ class Node:
             if node.number < root.number or id(node) in seen:
                 continue
             seen.add(id(node))
-            if node.thin or node.step in ("same", "sum"):
+            if node.thin or node.step in ("same", "sum") or node.is_scaled():
                 todo.extend(node.parents)
         return False
+
+    def is_scaled(self) -> bool:
+        """Whether it is one of its parents side by side with others, turned round, or times what was there before."""
+        name = self.operation.rstrip("_")
+        if name in ("neg", "cat", "stack", "hstack", "vstack"):
+            return True
+        return name in ("mul", "div") and sum(bool(parent.parents) for parent in self.parents) < 2
 
     def comes_from(self, other: Node) -> bool:
         """Whether it was made of ``other``, or of what ``other`` is a copy of."""

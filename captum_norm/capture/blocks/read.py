@@ -264,9 +264,9 @@ def _written(projection: Projection | None, rows: Tensor) -> Tensor | None:
 
 
 def _is_norm(form: Form) -> bool:
-    """A norm, or one factor or bias per feature in its place; a number alone scales the whole stream."""
+    """A norm, or one factor per feature in its place; a number scales the whole stream, a bias alone is no norm."""
     per_feature = isinstance(form.weight, Tensor) and form.weight.numel() > 1
-    return form.normalises or per_feature or form.bias is not None
+    return form.normalises or per_feature
 
 
 def _is_normalised(block: OpenBlock) -> bool:

@@ -68,6 +68,7 @@ class OpenBlock:
         pre_norm: the queries, keys or values are made of a norm of the residual.
         in_pieces: some of its rows are added to the residual apart from others.
         is_moved: the residual lies at other positions than what W_O wrote, as far as is known.
+        beside: what was added to attention before the residual was.
         problem: why attention and residual are not one sum; "" where they are.
     """
 
@@ -80,6 +81,7 @@ class OpenBlock:
     pre_norm: bool = False
     in_pieces: bool = False
     is_moved: bool = False
+    beside: list[Node] = field(default_factory=list)
     problem: str = ""
 
 
@@ -226,6 +228,8 @@ class ResidualStream:
             total = self._add(op)
             if total is not None:
                 return total
+        if kind_of(op.name) is OperationKind.SUM or name in _SUM_TOO:
+            self._note_sum(op)
         if name in ("add", "sub", "mul", "div"):
             operand = next((t for t in op.args[:2] if isinstance(t, Tensor) and t.shape == op.out.shape), None)
             form = None if operand is None else self._forms[operand]
@@ -302,14 +306,37 @@ class ResidualStream:
             if form is None or node is None or form.state not in self._stages:
                 continue
             block, _ = self._stages[form.state]
-            block.problem = block.problem or _is_no_part(block, form, node)
+            block.problem = block.problem or self._why_no_part(block, form, part, node)
             if is_stream or block.problem:
                 continue
-            if node.comes_from(form.state.node):
+            if any(node.comes_from(stage.state.node) for stage in block.stages):
                 return self._behind(op, form, stream, part, "behind")
             if block.residual_node is not None and node.comes_from(block.residual_node):
                 return self._behind(op, form, stream, part, "beside")
         return None
+
+    def _why_no_part(self, block: OpenBlock, stream: Form, part: Tensor, node: Node) -> str:
+        """Why what is added to a state of a block is no feed-forward part; "" where it may be one, or leads past it."""
+        added = self._forms[part]
+        of_stage = added is not None and added.state is not stream.state and added.state in self._stages
+        if added is not None and of_stage and self._stages[added.state][0] is block:
+            return "two states of the stream behind attention are added up"
+        return _is_no_part(block, stream, node)
+
+    def _note_sum(self, op: Operation) -> None:
+        """A sum that is written otherwise than as one of two tensors, of which one is a state of a block."""
+        for stream in op.tensors:
+            form = self._forms[stream]
+            if form is None or form.state not in self._stages:
+                continue
+            block, _ = self._stages[form.state]
+            for part in op.tensors:
+                node = None if part is stream or part.shape != stream.shape else self._nodes[part]
+                if node is None:
+                    continue
+                block.problem = block.problem or self._why_no_part(block, form, part, node)
+                if any(node.comes_from(stage.state.node) for stage in block.stages):
+                    block.feed_forward = "several"  # a part that is not seen as one of them
 
     def _to_attention(
         self, op: Operation, block: OpenBlock, form: Form, part: Tensor, other: Tensor, node: Node
@@ -322,6 +349,7 @@ class ResidualStream:
             if form.beside is not None:
                 return None
             block.feed_forward = "beside"
+            block.beside.append(node)
             return replace(form, beside=_operand(op, part, other))
         residual = _operand(op, other, part)
         block.is_moved = not self.agree(part, other)
@@ -333,6 +361,8 @@ class ResidualStream:
         elif known is None:
             for _, stage in self._stages.values():
                 stage.lost = stage.lost or (node.lost(stage.state.node) if stage.going_on is None else "")
+        if any(one.continues(node) for one in block.beside):
+            block.problem = block.problem or _RESIDUAL_TWICE
         block.part = form, Kept(_operand(op, part, other) if form.beside is None else form.beside)
         block.residual, block.residual_node = Kept(residual), node
         block.pre_norm = _has_norm_between(block.mixed, node)
@@ -357,13 +387,16 @@ class ResidualStream:
         return Form(state)
 
 
+_RESIDUAL_TWICE = "the residual is added to the stream more than once"
+
+
 def _is_no_part(block: OpenBlock, stream: Form, added: Node) -> str:
     """Why what is added behind attention is no feed-forward part; "" where it may be one, or leads past the block."""
     if added.comes_from(block.mixed):
         return "something that was made of what attention gave out alone is added to the stream as well"
     is_sum = stream.state is block.stages[0].state
     if is_sum and block.residual_node is not None and added.continues(block.residual_node):
-        return "the residual is added to the stream more than once"
+        return _RESIDUAL_TWICE
     return ""
 
 
@@ -372,6 +405,7 @@ _LEAVE_THE_STREAM = (
     OperationKind.COMBINATION,
 )  # fmt: skip
 _MOVES = names_of(OperationKind.MOVE)
+_SUM_TOO = frozenset(("addcmul", "addcdiv", "lerp", "baddbmm", "addmm", "addbmm", "stack"))
 _LIKE = names_with(Property.LIKE)
 _THIN = names_of(OperationKind.DROPOUT, OperationKind.IDENTITY, OperationKind.MOVE)
 _KEEP_ENTRIES = (
