@@ -295,7 +295,7 @@ class MapMethod(InputMethod):
         if position is None:
             position = position_given(self.forward_func, extras)
         reduction = self._reduction(position, kind, call, given[0].device, mixers_as_identity)
-        reduction.asked.texts = texts = frozenset(index for index, tensor in enumerate(given) if tensor.ndim == 2)
+        reduction.asked.texts = texts = {i: tensor.shape[1] for i, tensor in enumerate(given) if tensor.ndim == 2}
         self._read(reduction, given, target, extras)
         if reduction.explained is not None:
             chosen = partial(explained, target=target)
@@ -307,7 +307,7 @@ class MapMethod(InputMethod):
         if read is not None:  # another row than the one that was kept
             row, counted_in = reduction.row, reduction.to_count_in
             reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
-            reduction.asked.texts, reduction.asked.counted_in = texts, counted_in
+            reduction.asked.texts, reduction.asked.counted_in, reduction.asked.of_input = texts, counted_in, False
             self._read(reduction, given, target, extras)
             reduction.conclude()
             reduction.row = row

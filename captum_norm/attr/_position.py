@@ -79,6 +79,17 @@ class Rows:
             return torch.stack(ends, dim=1)
         return self.chosen(batch, queries, None, causal=False)
 
+    @property
+    def numbers(self) -> Tensor | None:
+        """The numbers that were given, (n, row) for n examples; None where none were."""
+        if self._of_each is not None or self.position is None or not self.few:
+            return self._of_each
+        return as_indices(self.position).view(-1, 1)
+
+    def with_numbers(self, numbers: Tensor) -> Rows:
+        """The same with other numbers, (batch, row)."""
+        return Rows(numbers if self.several else numbers[:, 0])
+
     def pick(self, scores: Tensor, real: Tensor | None, text: Tensor | None = None) -> Tensor:
         """``"mean"`` or ``"all"`` of a whole map.
 

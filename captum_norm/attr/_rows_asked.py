@@ -8,18 +8,19 @@ Axes: b batch, q query, r row asked for, k key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from captum_norm.attr._aggregate import Aggregate
+from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._maps import Route, SequenceName, at_rows, route_of
 from captum_norm.attr._position import Rows
 from captum_norm.attr._read_out import QueryAxis, same_rows
 from captum_norm.attr._sequences import Sequences
-from captum_norm.attr._unread import different_queries
-from captum_norm.capture import AttentionRecord, Positions
+from captum_norm.attr._unread import asks_nothing, different_queries
+from captum_norm.capture import AttentionCall, AttentionRecord, Positions
+from captum_norm.forward.position import resolve_rows
 
 
 class RowsAsked:
@@ -32,7 +33,10 @@ class RowsAsked:
         sequences: what is known of the sequences.
 
     Attributes:
-        texts: the inputs that are (batch, position), whose positions count even where the model has more rows.
+        texts: the inputs that are (batch, position), whose positions count even where the model has more rows, each
+            with how many it has.
+        of_input: whether ``rows`` count positions of the input, as a user's do, also where some of them alone are
+            queries; rows that an output was seen to read count queries.
         counted_in: the query axis that ``rows`` count in, where calls differ in their queries; else None.
     """
 
@@ -42,13 +46,16 @@ class RowsAsked:
         self._queries: dict[SequenceName, Positions] = {}
         self._candidates: dict[SequenceName, tuple[Tensor, bool]] = {}
         self._summed: dict[SequenceName, Tensor] = {}
-        self.texts: frozenset[SequenceName] = frozenset()
+        self._calls: dict[SequenceName, AttentionCall] = {}
+        self.texts: Mapping[int, int] = {}
+        self.of_input = True
         self.counted_in: Positions | None = None
 
     def needed(self, record: AttentionRecord, queries: SequenceName) -> AttentionRecord:
         """A call of these queries with the rows asked for alone, where the others do not matter."""
         if record.queries is not None:
             self._queries[queries] = record.queries
+        self._calls[queries] = record.call.without_modules
         batch, _, length, _ = record.shape
         self._shapes[queries] = (batch, length)
         counted_in = self.counted_in
@@ -63,7 +70,11 @@ class RowsAsked:
         try:
             real = self._sequences.real.get(queries)
             real = None if real is None or real.shape[1] != length else real  # of other calls of the sequence
-            rows = self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
+            among = self._among(queries, record.queries, batch)
+            rows = (
+                self._rows.candidates(batch, length, real, looks_ahead=settled, text=self._text(queries))
+                if among is None else among.chosen(batch, length, None, causal=False)
+            )  # fmt: skip
         except ValueError:  # a position that this sequence does not have: an error only if this sequence is asked for
             return record
         self._candidates.setdefault(queries, (rows, settled))
@@ -75,6 +86,7 @@ class RowsAsked:
             route = route_of(record)
             if route is not None and route[0] in self._shapes:
                 self._shapes[route[0]] = self._shapes[route[0]][0], length
+                self._calls[route[0]] = record.call
                 if record.queries is not None:
                     self._queries[route[0]] = record.queries
 
@@ -105,6 +117,11 @@ class RowsAsked:
             if summed is not None and not torch.equal(summed, shares):
                 raise ValueError(self._late('position="all" and take the mean of its real rows'))
             return self._aggregate.result(route, shares if summed is None else None).scores[:, 0].to(device)
+        among = self._among_of(route, axis)
+        if among is not None:
+            rows = None if route[0] in self._candidates else among.chosen(batch, length, None, causal)
+            scores = self._aggregate.result(route, rows).scores.to(device)
+            return scores if self._rows.several else scores[:, 0]
         if route[0] not in self._candidates:
             rows = self._rows.chosen(batch, length, real, causal, text)
             scores = self._aggregate.result(route, rows).scores.to(device)
@@ -146,6 +163,54 @@ class RowsAsked:
         if found is None:
             raise ValueError(different_queries(self._title, [len(counted_in.index), record.shape[2]]))
         return found
+
+    def _among_of(self, route: Route, axis: QueryAxis) -> Rows | None:
+        """As ``_among``, of the call that the answer is of."""
+        if not isinstance(self._aggregate, Single):
+            return self._among(route[0], axis.positions, axis.batch, axis.real)
+        one = self._aggregate.result(route)
+        self._calls[route[0]] = one.call
+        same = axis.positions is not None and one.queries is not None and axis.length == len(one.queries.index)
+        return self._among(route[0], one.queries, axis.batch, axis.real if same else None)
+
+    def _among(
+        self, queries: SequenceName, known: Positions | None, batch: int, real: Tensor | None = None
+    ) -> Rows | None:  # fmt: skip
+        """The rows of a call that are the positions asked for, where some positions of the input alone are its queries.
+
+        None where no positions are asked for by their numbers, or all positions are queries, or it is not known which.
+
+        Args:
+            queries: the sequence.
+            known: where the call's queries lie.
+            batch: size of the batch.
+            real: (batch, query) bool, True at real tokens; None where all are real.
+
+        Raises:
+            ValueError: if a position is no query, is out of range or padding.
+        """
+        numbers = self._rows.numbers
+        size = self.texts.get(queries) if isinstance(queries, int) else None
+        if not self.of_input or numbers is None or known is None or (size is None and not known.all_inputs):
+            return None
+        rows = (known.index.cpu() >= 0).nonzero()[:, 0]
+        index = known.index.cpu()[rows]
+        if len(index) == 0 or len(set(index.tolist())) < len(index):
+            return None
+        length = max(int(index.max()) + 1, size or 0)
+        if len(index) == length:
+            return None
+        inside = (numbers >= -length) & (numbers < length) if size is not None else torch.ones_like(numbers).bool()
+        counted = numbers if size is None else numbers % length
+        lacking = numbers[inside & (counted[..., None] != index).all(-1)]
+        if len(lacking):
+            raise ValueError(asks_nothing(self._title, self._calls[queries], int(lacking[0]), index.tolist()))
+        of_input = None
+        if real is not None:
+            of_input = torch.zeros(batch, length, dtype=torch.bool)
+            of_input[:, index] = real.cpu()[:, rows]
+        positions = resolve_rows(numbers, of_input, batch, length)
+        return self._rows.with_numbers(rows[(positions[..., None] == index).int().argmax(-1)])
 
     def _text(self, queries: SequenceName) -> Tensor | None:
         """The row of each position of the input, where a model takes them in another order, or has put others beside

@@ -131,7 +131,7 @@ class AttentionRelevance(MapMethod):
         rows = [None] * len(targets) if positions is None else positions
         reductions = [self._reduction(row, kind, call, inputs.device, mixers_as_identity) for row in rows]
         for reduction in reductions:
-            reduction.asked.texts = frozenset((0,) if inputs.ndim == 2 else ())
+            reduction.asked.texts = {0: inputs.shape[1]} if inputs.ndim == 2 else {}
         self._explain(reductions, (inputs,), targets, extra_arguments(additional_forward_args))
         for reduction in reductions:
             reduction.conclude()
