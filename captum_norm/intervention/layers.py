@@ -108,6 +108,7 @@ def _no_layer(call: AttentionCall, layers: Sequence[Module] | None) -> str:
         return f"{title} runs in none of the {len(layers)} modules given as layers=, but in these: {around}."
     return (
         f"the layer around {title} was not found: of the modules it runs in, {around}, none hands its output to "
-        "another module of its kind, and no list of modules runs layers that are alike, with nothing in between. Name "
-        "the layers: layers=list(model.blocks)."
+        "another module of its kind, and no list of modules runs layers that are alike, with nothing in between, each "
+        "given what the one before hands on (a norm that no module is, in front of attention, hides that). Name the "
+        "layers: layers=list(model.blocks)."
     )

@@ -7,7 +7,8 @@
 The residual is added by the owner, between the modules that an entry of its list holds.  A layer then begins where the
 first module of an entry with attention is called, and what it hands on is what the first module of the next such entry
 is given, or what follows the list.  That is known where nothing but the list's modules runs in between and all layers
-run modules of the same kinds, which one forward pass shows.
+run modules of the same kinds, which one forward pass shows.  Where the owner itself normalises what it hands to that
+module, the residual leads past it: then what the module is given is not what the layer hands on.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Module
+from torch.overrides import TorchFunctionMode
 
 from captum_norm.capture import AttentionCall
-from captum_norm.intervention.calls import LayerCall, watched
+from captum_norm.intervention.calls import LayerCall, tensors_of, watched
+from captum_norm.operations.storages import storage_of
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,37 @@ class _LayerIsOver(BaseException):
 
 
 class _ChildCall(NamedTuple):
-    """The owner calls a module, for the which time, with what; at the end none."""
+    """The owner calls a module, for the which time, with what; at the end none.
+
+    Attributes:
+        read: what it and the owner's own operations up to the next call read.
+        made: what they made.
+        norms: how many norms the owner computed itself since.
+    """
 
     module: Module | None
     times: int
     given: Tensor | None
+    read: list[Tensor]
+    made: list[Tensor]
+    norms: list[str]
+
+
+class _Own(TorchFunctionMode):
+    """Tells of the operations that a module runs itself."""
+
+    def __init__(self, tell: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        made = tensors_of(output)
+        if made and name != "__get__" and "new_" not in name and not name.endswith("_like"):
+            read = [one for each in (*args, *(kwargs or {}).values()) for one in tensors_of(each)]
+            self._tell(name, read, made)
+        return output
 
 
 def stretch_calls(call: LayerCall, stretches: Sequence[Stretch]) -> list[StretchCall]:
@@ -145,13 +175,23 @@ def _forwards(owner: Module, run: Callable[[], Any]) -> list[list[_ChildCall]]:
             counts.clear()
         counts[module] += 1
         if running and running[-1] is owner:
-            forwards[-1].append(_ChildCall(module, counts[module], _given(args, kwargs)))
+            read = tensors_of([*args, *kwargs.values()])  # lists of states are handed about, read or not
+            forwards[-1].append(_ChildCall(module, counts[module], _given(args, kwargs), read, [], []))
         running.append(module)
 
     def leave(module: Module, output: Any) -> None:
         running.pop()
+        tell("", [], tensors_of(output))
 
-    with watched(owner.modules(), enter, leave):
+    def tell(name: str, read: list[Tensor], made: list[Tensor]) -> None:
+        if running and running[-1] is owner and forwards[-1]:
+            last = forwards[-1][-1]
+            last.read.extend(read)
+            last.made.extend(made)
+            if name in _NORMS:
+                last.norms.append(name)
+
+    with watched(owner.modules(), enter, leave), _Own(tell):
         run()
     return forwards
 
@@ -188,7 +228,8 @@ def _layers(
     """The layers of one forward of an owner: the numbers of their entries, the module called behind, for which time.
 
     Nothing where they are not alike, where something that is no entry's runs in between, where the list is entered
-    before them, or where one is given what the next is given.
+    before them, where one is given what the next is given, or where something else than what the next is given leads on
+    into it.
     """
     numbers = [None if child.module is None else entry_of.get(child.module) for child in forward]
     inside = [n for n, number in enumerate(numbers) if number is not None]
@@ -200,16 +241,42 @@ def _layers(
     handed_on = [(forward[a].given, forward[b].given) for a, b in pairwise(first)]
     if len(kinds) > 1 or any(before is after or after is None for before, after in handed_on):
         return []
-    behind = [forward[stop] if stop < len(forward) else _ChildCall(None, 0, None) for _, stop in bounds]
+    if any(_leads_past(forward[a:b], forward[b:c]) for (a, b), (_, c) in pairwise(bounds)):
+        return []
+    if len({tuple(forward[stop - 1].norms) for _, stop in bounds}) > 1:
+        return []
+    none = _ChildCall(None, 0, None, [], [], [])
+    behind = [forward[stop] if stop < len(forward) else none for _, stop in bounds]
     return [
         ({number for number in numbers[start:stop] if number is not None}, child.module, child.times)
         for (start, stop), child in zip(bounds, behind, strict=True)
     ]
 
 
+def _leads_past(layer: Sequence[_ChildCall], following: Sequence[_ChildCall]) -> bool:
+    """Whether the next layer reads a state that the layer made, beside the one that its first module is given."""
+    given = following[0].given
+    if given is None:
+        return True
+    made = {id(tensor) for child in layer for tensor in child.made}
+    read = [tensor for child in following for tensor in child.read if id(tensor) in made and tensor is not given]
+    return any(
+        tensor.shape[-1] == given.shape[-1] and tensor.numel() == given.numel() and not _are_one(tensor, given)
+        for tensor in read
+    )
+
+
+def _are_one(tensor: Tensor, other: Tensor) -> bool:
+    """Whether they are one state: views of one memory, or a copy."""
+    return storage_of(tensor) == storage_of(other) or torch.equal(tensor, other)
+
+
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The first tensor that a module is given."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+_NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize"}
 
 
 def _nothing(module: Module, output: Any) -> None:

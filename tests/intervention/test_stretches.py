@@ -88,6 +88,74 @@ class Apart(Pairs):
         return x
 
 
+class NormedByTheOwner(Pairs):
+    """The owner computes norms itself: in front of attention, or behind the last layer alone."""
+
+    def __init__(self, blocks: Sequence[Block], where: str = "", last: nn.Module | None = None) -> None:
+        super().__init__(blocks, last)
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, attention, up, _ in self.layers:
+            y = normed(self.where, norm, x) if self.where in ("layer_norm", "by hand", "scaled") else norm(x)
+            x = x.clone() if self.where == "a copy" else x
+            a = attention(y, y, y, need_weights=False)[0]
+            x = x.add_(a) if self.where == "added in place" else x + a
+            x = x + up(x).relu()
+            x = normed("layer_norm", norm, x) if self.where == "behind each" else x
+        x = normed("layer_norm", self.layers[0][0], x) if self.where == "behind" else x
+        return x if self.last is None else self.last(x)
+
+
+def normed(how: str, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    if how == "layer_norm":
+        return nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps)
+    if how == "by hand":
+        return x * (x.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight
+    return 0.5 * x
+
+
+@pytest.mark.parametrize("last", [None, nn.Linear(8, 8)], ids=["returned", "with a head"])
+@pytest.mark.parametrize("where", ["layer_norm", "by hand", "scaled", "behind"])
+def test_what_a_norm_of_the_owner_hands_on_is_not_taken_for_what_a_layer_does(where, last):
+    model = NormedByTheOwner([Block() for _ in range(2)], where, last).double().eval()
+    with pytest.raises(ValueError, match=r"each given what the one before hands on.*a norm that no module is"):
+        maps_of(lambda: model(X))
+
+
+@pytest.mark.parametrize("where", ["added in place", "a copy"])
+def test_a_state_that_is_written_to_or_copied_is_what_a_layer_hands_on(where):
+    blocks = [Block() for _ in range(3)]
+    expected, _ = maps_of(lambda: built(*blocks)(X))
+    model = NormedByTheOwner(blocks, where).double().eval()
+    found, _ = maps_of(lambda: model(X.clone()))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_norm_of_the_owner_behind_each_layer_is_part_of_it():
+    model = NormedByTheOwner([Block() for _ in range(2)], "behind each").double().eval()
+    found, _ = maps_of(lambda: model(X))
+    stack = built(*map(PostNormed, model.layers))
+    expected, _ = maps_of(lambda: stack(X))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, rtol=1e-9, atol=1e-12)
+
+
+class PostNormed(nn.Module):
+    """An entry of a list as a module, with its norm once more behind it."""
+
+    def __init__(self, entry: nn.ModuleList) -> None:
+        super().__init__()
+        self.entry = entry
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, attention, up, _ = self.entry
+        y = norm(x)
+        x = x + attention(y, y, y, need_weights=False)[0]
+        return norm(x + up(x).relu())
+
+
 class Heads(nn.Module):
     """Attention whose heads are modules that are all given the same."""
 
