@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file", metavar="FILE", help="texts, one per line, a tab before the second of a pair; - is standard input"
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"which ones (default: {', '.join(DEFAULT)})")
-    parser.add_argument("--target", help="class (name or number) or next token to explain (default: the predicted one)")
+    parser.add_argument(
+        "--target",
+        help="class, next token or word of the text to explain, or the number of one where nothing is called so "
+        "(default: the predicted one)",
+    )
     parser.add_argument(
         "--position", metavar="N", help="token whose row is explained: a number, or a word (default: the one read)"
     )

@@ -175,7 +175,9 @@ def compare(
         model, tokenizer: of transformers, in evaluation mode.
         text, pair, position: as for :func:`captum_norm.comparison.question`.
         methods: of ``captum_norm.methods.METHODS``; None: ``DEFAULT``.
-        target: the class, token or position to explain, by name or number; None: the predicted one.
+        target: the class, token or position to explain; an int is its number, a str its name. Digits in a str are a
+            number only where no class is called so, no token is written so and no word of the text is; None: the
+            predicted one.
         specials: whether tables and shares count special tokens.
         on_method: told of each method before it runs.
         show_progress: whether slow methods say how much longer they take.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_model
+from captum_norm.numerals import number_of, whole_number
 from captum_norm.suggestions import did_you_mean
 from captum_norm.words import words_of
 
@@ -85,29 +86,44 @@ class Question:
         return str(self._names().get(index, index))
 
     def index_of(self, asked: str) -> int:
-        """The entry that a class's name, a token or a number means.
+        """The entry that a class's name, a token, a word of the text or a number means.
+
+        A text is a name first: digits are the number of a class or of a token only where no class is called so and no
+        token is written so.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, or digits are a word of the text and the number of another.
         """
         known = {str(name).lower(): index for index, name in self._names().items()}
         if self.meaning == "classes" and asked.lower() in known:
             return known[asked.lower()]
-        if asked.lstrip("-").isdigit():
-            if 0 <= int(asked) < len(self.values):
-                return int(asked)
-            raise ValueError(f"target {asked}: the model has {len(self.values)} outputs, 0 to {len(self.values) - 1}.")
-        if self.meaning == "tokens":
-            pieces = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
-            if len(pieces) == 1:
-                return int(pieces[0])
-            cut = self.tokenizer.convert_ids_to_tokens(pieces)
-            raise ValueError(
-                f"target {asked!r} should be one token, but the tokenizer makes {len(pieces)} of it: {cut}."
-            )
         if self.meaning == "positions":
             return find_position(self.encoding, self.text, asked, last=True)
+        token = self._token(asked) if self.meaning == "tokens" else None
+        if token is not None:
+            return token
+        number = whole_number(asked)
+        if number is not None:
+            return self._numbered(number)
+        if self.meaning == "tokens":
+            cut = self.tokenizer.convert_ids_to_tokens(self.tokenizer(asked, add_special_tokens=False)["input_ids"])
+            raise ValueError(
+                f"target {asked!r} should be one token of the vocabulary, but the tokenizer makes {cut} of it."
+            )
         raise ValueError(f"target {asked}: no such class. There are: {', '.join(known)}.{did_you_mean(asked, known)}")
+
+    def _numbered(self, number: int) -> int:
+        """The entry of a number."""
+        if 0 <= number < len(self.values):
+            return number
+        raise ValueError(f"target {number}: the model has {len(self.values)} outputs, 0 to {len(self.values) - 1}.")
+
+    def _token(self, written: str) -> int | None:
+        """The one token that a text is; None where it is several, or none that the vocabulary has."""
+        pieces = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        token = pieces[0] if len(pieces) == 1 else self.tokenizer.get_vocab().get(written)
+        unknown = token == self.tokenizer.unk_token_id and written != self.tokenizer.unk_token
+        return None if token is None or unknown else int(token)
 
     def _names(self) -> Mapping[int, str]:
         return getattr(self.model.config, "id2label", None) or {}
@@ -163,19 +179,29 @@ def find_position(encoding: Any, text: Any, asked: int | str, *, last: bool = Fa
     """The token that a number or a word means: the first of the word, where it first (or last) occurs.
 
     Raises:
-        ValueError: for a number out of range, and a word that the text does not have.
+        ValueError: for a number out of range, a word that the text does not have, and digits that are a word of the
+            text and the number of another token.
     """
     length = encoding["input_ids"].shape[1]
-    if isinstance(asked, int) or asked.lstrip("-").isdigit():
-        if not -length <= int(asked) < length:
-            raise ValueError(f"position {asked}: the text has {length} tokens, 0 to {length - 1}.")
-        return int(asked) % length
-    words = words_of(encoding, text, split="punctuation")
-    places = [place for place, word in enumerate(words.strings) if word.lower() == asked.lower()]
-    if not places:
-        known = dict.fromkeys(words.strings)
-        raise ValueError(f"position {asked!r}: the text has no such word.{did_you_mean(asked, known)}")
-    return words.index.index(places[-1 if last else 0])
+    number = whole_number(asked) if isinstance(asked, str) else number_of(asked, "a position")
+    of_number = number % length if number is not None and -length <= number < length else None
+    if isinstance(asked, str) and (number is None or getattr(encoding, "encodings", None)):
+        words = words_of(encoding, text, split="punctuation")
+        places = [place for place, word in enumerate(words.strings) if word.lower() == asked.lower()]
+        if number is None and not places:
+            known = dict.fromkeys(words.strings)
+            raise ValueError(f"position {asked!r}: the text has no such word.{did_you_mean(asked, known)}")
+        if places:
+            of_word = words.index.index(places[-1 if last else 0])
+            if of_number in (None, of_word):
+                return of_word
+            raise ValueError(
+                f"position {asked!r} is a word of the text, token {of_word}, and the number of another token. Count "
+                f"from the end: {of_word - length} is the word, {of_number - length} the other."
+            )
+    if of_number is None:
+        raise ValueError(f"position {asked}: the text has {length} tokens, 0 to {length - 1}.")
+    return of_number
 
 
 @dataclass(frozen=True)

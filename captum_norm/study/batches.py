@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.forward import HFForward
+from captum_norm.numerals import whole_number
 from captum_norm.study.metrics.answers import Answers
 from captum_norm.study.tokenized import Tokenized, tokenize
 
@@ -228,8 +229,8 @@ def class_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> int:
         raise ValueError(f'{example.where} has no label, which target="label" explains.')
     if isinstance(label, str) and label.lower() in labels:
         return labels[label.lower()]
-    number = int(label) if isinstance(label, int) or label.lstrip("-").isdigit() else -1
-    if not 0 <= number < classes:
+    number = label if isinstance(label, int) else whole_number(label)
+    if number is None or not 0 <= number < classes:
         named = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
         raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {named}.")
     return number

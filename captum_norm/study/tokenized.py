@@ -155,21 +155,34 @@ class _Reader:
     def _next_token(self, example: Example) -> int | None:
         """The token that the label of a language model continues its text with; None for numbers and other models.
 
+        A label of digits is the token that is written so.  It is a token's number where the vocabulary has no such
+        token at all.
+
         Raises:
-            ValueError: where the label begins with no token of its own.
+            ValueError: where the label begins with no token of its own, and for digits that are several tokens, which
+                might as well be the number of one.
         """
         label = example.label
         generates = bool(getattr(unwrapped(self.model), "can_generate", lambda: False)())
-        if not isinstance(label, str) or label.lstrip("-").isdigit() or not generates:
+        if not isinstance(label, str) or not generates:
             return None
         decodes = _decodes(self.model)
         before = (example.written or "") if decodes else example.texts[-1]
         ids = self._ids(before, decodes) if before else []
         joined = self._ids(f"{before} {label}".strip() if not label[0].isspace() else before + label, decodes)
+        digits = label.isascii() and label.isdecimal()
+        if digits and self.tokenizer.unk_token_id in joined[len(ids) :]:
+            return None
         if joined[: len(ids)] != ids or len(joined) == len(ids):
             raise ValueError(
                 f"{example.where}: the label {label!r} begins with no token of its own behind {before[-20:]!r}. Give "
                 "the token's number, or end the text before a word."
+            )
+        if digits and len(joined) > len(ids) + 1:
+            raise ValueError(
+                f"{example.where}: the label {label!r} may be a token's number or the text {label!r}, of which the "
+                f"tokenizer makes {self.tokenizer.convert_ids_to_tokens(joined[len(ids) :])}. Give the number of the "
+                "token that is meant as a number: an int, in JSON without quotes."
             )
         return joined[len(ids)]
 

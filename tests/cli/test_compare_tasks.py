@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,10 +15,12 @@ from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
     BertModel,
+    PreTrainedTokenizerFast,
 )
 
 from captum_norm.comparison import compare, question
-from tests.cli.models import TEXT, bert_config, bert_tokenizer
+from captum_norm.comparison.tasks import find_position
+from tests.cli.models import TEXT, bert_config, bert_tokenizer, counting_model
 from tests.cli.running import answer
 
 CONTEXT = "the plot is thin"
@@ -176,3 +179,51 @@ def test_a_target_that_is_not_there_is_refused(tasks):
         asked.index_of("loc")
     with pytest.raises(ValueError, match="the model has 2 outputs"):
         asked.index_of("7")
+
+
+def test_a_numeral_is_the_token_that_is_written_so_before_it_is_a_tokens_number():
+    asked = question(*counting_model(), "two plus five is")
+    assert (asked.index_of("7"), asked.index_of("8"), asked.index_of("cat")) == (5, 6, 7)
+    assert (asked.index_of("3"), asked.index_of("42")) == (3, 42)  # no token is written so
+    with pytest.raises(ValueError, match=r"target 99: the model has 50 outputs"):
+        asked.index_of("99")
+    with pytest.raises(ValueError, match=r"target 'zebra' should be one token of the vocabulary.*\['\[UNK\]'\]"):
+        asked.index_of("zebra")
+    assert asked.index_of("[UNK]") == 0
+    found = compare(*counting_model(), "two plus five is", methods=["DecompX"], target="7")
+    assert (found.prediction.target, found.prediction.target_index) == ("'7'", 5)
+
+
+def test_a_numeral_that_is_written_with_a_mark_of_spaces_is_that_token():
+    model, _ = counting_model()
+    pieces = Tokenizer(models.BPE({"▁": 0, "7": 1, "a": 2, "▁a": 3}, [("▁", "a")]))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    asked = question(model, PreTrainedTokenizerFast(tokenizer_object=pieces), "a 7 a")
+    assert (asked.index_of("7"), asked.index_of("a")) == (1, 3)
+
+
+def test_digits_that_are_a_word_of_the_text_and_anothers_number_are_refused_as_a_position():
+    _, tokenizer = counting_model()
+    encoding = tokenizer("2 plus 7 is 42", return_tensors="pt")
+    places = [find_position(encoding, "2 plus 7 is 42", asked) for asked in ("7", "1", "-2", 2, "plus")]
+    assert places == [2, 1, 4, 2, 1]
+    message = r"position '2' is a word of the text, token 0, and the number of another.* -6 is the word, -4 the other"
+    with pytest.raises(ValueError, match=message):
+        find_position(encoding, "2 plus 7 is 42", "2")
+    assert [find_position(encoding, "2 plus 7 is 42", asked) for asked in ("-6", "-4")] == [0, 2]
+
+
+@pytest.mark.parametrize("written", ["²", "--1", "1.0", "٣"])
+def test_what_only_looks_like_a_number_is_refused_by_name(tasks, written):
+    asked = question(model_of(tasks, BertForTokenClassification), bert_tokenizer(), TEXT)
+    with pytest.raises(ValueError, match="no such class"):
+        asked.index_of(written)
+    with pytest.raises(ValueError, match="the text has no such word"):
+        find_position(asked.encoding, TEXT, written)
+
+
+@pytest.mark.parametrize("given", [True, 1.0, None])
+def test_a_position_that_is_no_number_and_no_word_is_refused(given):
+    encoding = bert_tokenizer()(TEXT, return_tensors="pt")
+    with pytest.raises(TypeError, match=r"a position should be a whole number or a str, got"):
+        find_position(encoding, TEXT, given)

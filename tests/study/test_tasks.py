@@ -6,9 +6,10 @@ from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClass
 
 from captum_norm import AttentionNorm, HFForward
 from captum_norm.study import Example, Study
-from captum_norm.study.batches import Padding, padded, tokenize
+from captum_norm.study.batches import Padding, class_of, padded, pair_of, tokenize
 from captum_norm.study.metrics import Comprehensiveness
 from captum_norm.study.metrics.normalised import NormalisedComprehensiveness
+from tests.cli.models import counting_model
 from tests.study import tiny
 
 METRICS = [Comprehensiveness(removal="mask"), NormalisedComprehensiveness(removal="mask", exact=3, beams=1)]
@@ -129,3 +130,23 @@ def test_the_word_that_continues_a_text_is_a_label_of_a_language_model():
     assert labels == [tiny.PIECES.index("thin"), None, tiny.PIECES.index("delight")]
     with pytest.raises(ValueError, match="says what has been written, but GPT2LMHeadModel has no decoder of its own"):
         tokenize([Example("the plot", written="is")], bare, decoder)
+
+
+def test_a_numeral_that_continues_a_text_is_the_token_that_is_written_so():
+    model, counting = counting_model()
+    texts = [
+        Example("two plus five is", "7", foil="8"), Example("two plus five is", 7, foil=8),
+        Example("two plus five is", "3"), Example("two plus five is", " 42"),
+    ]  # fmt: skip
+    read = tokenize(texts, counting, model)
+    assert [class_of(text, {}, 50) for text in read] == [5, 7, 3, 8]
+    assert [pair_of(text, {}, 50) for text in read[:2]] == [(5, 6), (7, 8)]
+    with pytest.raises(ValueError, match=r"the label '42' may be a token's number or the text '42'.*\['4', '2'\]"):
+        tokenize([Example("two plus five is", "42")], counting, model)
+
+
+@pytest.mark.parametrize("label", ["²", "--1", "٣"])
+def test_a_label_that_only_looks_like_a_number_is_no_class(label):
+    [text] = tokenize([Example("A warm film.", label)], tiny.tokenizer(), tiny.classifier())
+    with pytest.raises(ValueError, match=r"the label '.*' is no class of the model, which has 0 to 3"):
+        class_of(text, {}, 4)
