@@ -257,7 +257,7 @@ def _applicable(names: Sequence[str] | None, prediction: Prediction | None) -> t
 
 def _prediction(asked: Question, target: str | int | None) -> Prediction:
     index = asked.predicted
-    wanted = index if target is None else asked.index_of(str(target))
+    wanted = index if target is None else asked.index_of(target)
 
     def said(index: int) -> tuple[str, int, float, float | None]:
         chance = None if asked.chances is None else float(asked.chances[index])

@@ -85,15 +85,18 @@ class Question:
             return {"similarity": "the cosine", "multiple choice": "the choice's logit"}.get(self.task, "the value")
         return str(self._names().get(index, index))
 
-    def index_of(self, asked: str) -> int:
+    def index_of(self, asked: str | int) -> int:
         """The entry that a class's name, a token, a word of the text or a number means.
 
-        A text is a name first: digits are the number of a class or of a token only where no class is called so and no
-        token is written so.
+        An int is a number.  A str is a name first: digits are the number of a class or of a token only where no class
+        is called so and no token is written so.
 
         Raises:
+            TypeError: for what is neither.
             ValueError: if there is none, or digits are a word of the text and the number of another.
         """
+        if not isinstance(asked, str):
+            return self._numbered(number_of(asked, "a target"))
         known = {str(name).lower(): index for index, name in self._names().items()}
         if self.meaning == "classes" and asked.lower() in known:
             return known[asked.lower()]

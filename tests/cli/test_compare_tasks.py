@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -13,6 +14,7 @@ from transformers import (
     BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
     PreTrainedTokenizerFast,
@@ -163,8 +165,6 @@ def test_special_tokens_are_dropped_where_asked_and_the_largest_words_stay(capsy
 
 
 def test_shares_add_up_with_and_without_special_tokens(folders):
-    from transformers import BertForSequenceClassification
-
     model = BertForSequenceClassification.from_pretrained(folders / "classifier").eval()
     for specials in ("keep", "drop"):
         found = compare(model, bert_tokenizer(), TEXT, methods=["AttentionNorm"], specials=specials)
@@ -227,3 +227,23 @@ def test_a_position_that_is_no_number_and_no_word_is_refused(given):
     encoding = bert_tokenizer()(TEXT, return_tensors="pt")
     with pytest.raises(TypeError, match=r"a position should be a whole number or a str, got"):
         find_position(encoding, TEXT, given)
+
+
+def test_a_class_is_asked_for_by_its_number_as_an_int_and_by_its_name_as_a_str():
+    config = bert_config()
+    config.id2label, config.label2id = {0: "1", 1: "0"}, {"1": 0, "0": 1}
+    model = BertForSequenceClassification(config).eval()
+    given = (0, 1, np.int64(1), torch.tensor(0), "0", "1")
+    found = [compare(model, bert_tokenizer(), TEXT, methods=["AttentionNorm"], target=target) for target in given]
+    assert [one.prediction.target_index for one in found] == [0, 1, 1, 0, 1, 0]
+    assert [one.prediction.target for one in found] == ["1", "0", "0", "1", "0", "1"]
+    with pytest.raises(ValueError, match="target -1: the model has 2 outputs, 0 to 1"):
+        compare(model, bert_tokenizer(), TEXT, methods=["AttentionNorm"], target=-1)
+    with pytest.raises(TypeError, match="a target should be a whole number or a str, got True"):
+        compare(model, bert_tokenizer(), TEXT, methods=["AttentionNorm"], target=True)
+
+
+def test_a_token_and_a_place_are_asked_for_by_their_numbers_as_ints(tasks):
+    assert question(*counting_model(), "two plus five is").index_of(7) == 7
+    asked = question(model_of(tasks, BertForQuestionAnswering), bert_tokenizer(), TEXT, CONTEXT)
+    assert (asked.index_of(3), asked.index_of("plot")) == (3, asked.encoding["input_ids"][0].tolist().index(18))
