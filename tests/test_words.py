@@ -1,6 +1,7 @@
 """From subword tokens to words: exact slices of the text for every kind of tokenizer, and sums that lose nothing."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from captum_norm.words import (
     Words,
+    added_ids,
+    special_tokens,
     word_map,
     word_scores,
     words_of,
@@ -290,3 +293,13 @@ def test_scores_that_do_not_fit_the_words_are_named():
         word_scores(torch.ones(3), words, "median")
     with pytest.raises(ValueError, match="index names word 2, but there are 2 words"):
         Words(("a", "b"), (0, 2))
+
+
+def test_tokens_that_stand_for_words_are_not_added_ones_unless_they_begin_or_end_a_text():
+    ids = {"unk_token_id": 1, "mask_token_id": 4, "cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    slow = SimpleNamespace(**ids, all_special_ids=[0, 1, 2, 3, 4])
+    assert added_ids(slow) == {0, 2, 3}
+    assert special_tokens({"input_ids": [[2, 7, 1, 4, 3, 0]]}, slow) == [True, False, False, False, True, True]
+    one_for_all = SimpleNamespace(unk_token_id=9, eos_token_id=9, bos_token_id=9, all_special_ids=[9])
+    assert added_ids(one_for_all) == {9}
+    assert added_ids(None) == set()

@@ -16,7 +16,7 @@ from captum_norm.maps import CheckedCall, checked_calls
 from captum_norm.methods import DEFAULT, METHODS, Attributor, TokenScores, known_methods
 from captum_norm.ranks import spearman
 from captum_norm.tables import Table, Tabular
-from captum_norm.words import Words, word_scores, words_of
+from captum_norm.words import Words, special_tokens, word_scores, words_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Comparison(Tabular):
         asked: the task, and the row of the output that is explained.
         prediction: what the model says; None where it predicts nothing.
         words: of the text, special tokens among them.
-        special: (word,), which are special tokens.
+        special: (word,), which are special tokens: those that the tokenizer put around the text.  An unknown word and a
+            mask or another token that is written in the text are words of it.
         results: method -> its scores of each token, and the seconds they took.
         calls: the attention calls of the model, each checked.
         left_out: methods that were left out for want of a target.
@@ -269,13 +270,12 @@ def _prediction(asked: Question, target: str | int | None) -> Prediction:
 def _words(asked: Question) -> tuple[Words, tuple[bool, ...]]:
     """The words of the text, special tokens among them, and which are special."""
     ids = asked.encoding["input_ids"][0].tolist()
-    marks = set(asked.tokenizer.all_special_ids)
     if getattr(asked.encoding, "encodings", None):
         words = words_of(asked.encoding, asked.text, special="keep")
     else:  # a tokenizer without offsets: its tokens are the words
         words = Words(tuple(asked.tokenizer.convert_ids_to_tokens(ids)), tuple(range(len(ids))))
     special = [False] * len(words)
-    for token, word in zip(ids, words.index, strict=True):
-        if word is not None and token in marks:
+    for added, word in zip(special_tokens(asked.encoding, asked.tokenizer), words.index, strict=True):
+        if word is not None and added:
             special[word] = True
     return words, tuple(special)

@@ -17,7 +17,7 @@ from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_model
 from captum_norm.numerals import number_of, whole_number
 from captum_norm.suggestions import did_you_mean
-from captum_norm.words import words_of
+from captum_norm.words import special_tokens, words_of
 
 Row = int | Literal["mean"] | None
 Meaning = Literal["classes", "tokens", "positions", "value", "none"]
@@ -256,8 +256,7 @@ def _token_classes(asked: _Asked) -> Question:
             chances = asked.model(**asked.encoding).logits[0].double().softmax(-1).cpu()
         outside = [i for i, name in asked.model.config.id2label.items() if str(name).upper() == "O"]
         sure = 1 - chances[:, outside].sum(-1) if outside else chances.max(-1).values
-        marks = set(asked.tokenizer.all_special_ids)
-        special = torch.tensor([one in marks for one in asked.encoding["input_ids"][0].tolist()])
+        special = torch.tensor(special_tokens(asked.encoding, asked.tokenizer))
         position = int(sure.masked_fill(special, -1.0).argmax())
     values = asked.row(position)
     note = f"the token {asked.token(position)}, at position {position}"

@@ -7,6 +7,7 @@ their marks.  ``word_scores`` and ``word_map`` add or average the scores of a wo
 
 from captum_norm.words.marks import words_of_pieces
 from captum_norm.words.offsets import words_of
+from captum_norm.words.specials import added_ids, special_tokens
 from captum_norm.words.words import Words, word_map, word_scores
 
-__all__ = ["Words", "word_map", "word_scores", "words_of", "words_of_pieces"]
+__all__ = ["Words", "added_ids", "special_tokens", "word_map", "word_scores", "words_of", "words_of_pieces"]

@@ -247,3 +247,19 @@ def test_a_token_and_a_place_are_asked_for_by_their_numbers_as_ints(tasks):
     assert question(*counting_model(), "two plus five is").index_of(7) == 7
     asked = question(model_of(tasks, BertForQuestionAnswering), bert_tokenizer(), TEXT, CONTEXT)
     assert (asked.index_of(3), asked.index_of("plot")) == (3, asked.encoding["input_ids"][0].tolist().index(18))
+
+
+def test_unknown_words_and_masks_of_the_text_are_words_and_no_special_tokens(tasks):
+    model = model_of(tasks, BertForTokenClassification)
+    methods = ["AttentionNorm", "DecompX"]
+    found = compare(model, bert_tokenizer(), "A warm🙂 [MASK] film", methods=methods, specials="drop")
+    assert found.words.strings == ("[CLS]", "A", "warm🙂", "[MASK]", "film", "[SEP]")
+    assert found.special == (True, False, False, False, False, True)
+    assert [row[0] for row in found.as_table().rows] == ["A", "warm🙂", "[MASK]", "film"]
+    assert all(found.shares(name)[2] != 0 for name in found.results)
+
+
+def test_the_token_that_a_classifier_is_surest_of_may_be_an_unknown_word(tasks):
+    asked = question(model_of(tasks, BertForTokenClassification), bert_tokenizer(), "zebra")
+    assert asked.position == 1
+    assert asked.note == "the token '[UNK]', at position 1"

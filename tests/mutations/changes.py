@@ -1400,6 +1400,7 @@ CHANGES: list[Change] = [
         ("return None if token is None or unknown else", "return None if token is None else"),
         tests="cli/test_compare_tasks.py",
     ),
+    *changes_of("words/specials.py", ("(of_words - around)", "of_words"), tests="test_words.py"),
     *changes_of(
         "numerals.py",
         ("-?[0-9]", "-*[0-9]"),
