@@ -23,7 +23,7 @@ from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import title
 from captum_norm.optional_packages import required
 from captum_norm.tables import Table, Tabular
-from captum_norm.words import Words, word_scores, words_of
+from captum_norm.words import Words, added_ids, word_scores, words_of
 
 Text = Any  # a text, a pair of texts, or a list of these, one for each example
 
@@ -216,6 +216,8 @@ def explain(
     """
     asked, forward = _on_forward(method)
     given = forward.inputs(encoding)
+    if text is not None:
+        _check_unchanged(encoding)
     if given["inputs"].is_floating_point():
         given["inputs"].requires_grad_()  # Captum would do so, and warn of it
     scores = asked.attribute(**given, target=target, **arguments)
@@ -278,22 +280,57 @@ def _named(method: Any) -> str:
 def _described(
     encoding: Any, tokenizer: Any, shape: Sequence[int]
 ) -> tuple[tuple[tuple[str, ...], ...], Tensor, Tensor]:
-    """The tokens, which of them are real, and which are special."""
-    kept = getattr(encoding, "encodings", None)
-    if kept:
+    """The tokens, which of them are real, and which are special: of the ids and the mask that were scored, which need
+    not be those that the tokenizer made."""
+    kept = getattr(encoding, "encodings", None) or ()
+    mask = encoding.get("attention_mask") if isinstance(encoding, Mapping) else None
+    if kept and _changed_ids(encoding) is None:
         tokens = tuple(tuple(one.tokens) for one in kept)
         real = torch.tensor([one.attention_mask for one in kept], dtype=torch.bool)
         special = torch.tensor([one.special_tokens_mask for one in kept], dtype=torch.bool)
         if tuple(real.shape) == tuple(shape):
+            if mask is not None and tuple(torch.as_tensor(mask).shape) == tuple(shape):
+                real = torch.as_tensor(mask).bool().cpu()
             return tokens, real, special | ~real
     ids = encoding["input_ids"] if "input_ids" in encoding else torch.arange(shape[1]).expand(*shape)
     rows = torch.as_tensor(ids).tolist()
-    mask = encoding.get("attention_mask") if isinstance(encoding, Mapping) else None
     real = torch.ones(*shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
-    marks = set(getattr(tokenizer, "all_special_ids", ()))
+    pieces = [piece for one in kept for piece in zip(one.ids, one.tokens, one.special_tokens_mask, strict=True)]
+    known = {token: name for token, name, _ in pieces}
+    marks = added_ids(tokenizer) | {token for token, _, marked in pieces if marked}
     special = torch.tensor([[one in marks for one in row] for row in rows]) | ~real
-    name = getattr(tokenizer, "convert_ids_to_tokens", lambda row: list(map(str, row)))
-    return tuple(tuple(map(str, name(row))) for row in rows), real, special
+    named = getattr(tokenizer, "convert_ids_to_tokens", lambda row: [known.get(token, token) for token in row])
+    return tuple(tuple(map(str, named(row))) for row in rows), real, special
+
+
+def _changed_ids(encoding: Any) -> int | None:
+    """The first example whose ids are not those that the tokenizer made of its text; None where all are."""
+    kept = getattr(encoding, "encodings", None)
+    if not kept or "input_ids" not in encoding:
+        return None
+    ids = torch.as_tensor(encoding["input_ids"])
+    rows, made = (ids if ids.ndim > 1 else ids[None]).tolist(), [one.ids for one in kept]
+    differing = [i for i, (row, of_text) in enumerate(zip(rows, made, strict=False)) if row != of_text]
+    return next(iter(differing), None if len(rows) == len(made) else min(len(rows), len(made)))
+
+
+def _check_unchanged(encoding: Any) -> None:
+    """Refuse words of ids or a mask that are not those that the tokenizer made of the text.
+
+    A mask may hide tokens of the text, which stay words of it; it may show no padding, which is no word.
+    """
+    changed, what = _changed_ids(encoding), "ids"
+    kept, mask = getattr(encoding, "encodings", None), encoding.get("attention_mask")
+    if changed is None and kept and mask is not None and torch.as_tensor(mask).ndim == 2:
+        made = torch.tensor([one.attention_mask for one in kept], dtype=torch.bool)
+        shown = torch.as_tensor(mask).bool().cpu()
+        if shown.shape == made.shape and bool((shown & ~made).any()):
+            changed, what = int((shown & ~made).any(-1).nonzero()[0]), "marks of the attention mask"
+    if changed is not None:
+        raise ValueError(
+            f"explain: the {what} of example {changed} in the encoding are not what the tokenizer made of the text, so "
+            "the words of its tokens are not known. Leave text= out for scores of the tokens, or encode the text anew."
+        )
 
 
 def _words(encoding: Any, text: Text, count: int) -> tuple[Words, ...]:

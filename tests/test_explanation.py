@@ -108,3 +108,49 @@ def test_the_method_asked_keeps_the_model_it_was_built_on(model, encoding):
     method = AttentionNorm(model)
     explain(method, encoding)
     assert method.forward_func is model
+
+
+def test_tokens_are_those_that_were_scored_where_the_encoding_was_changed(model):
+    tokenizer = bert_tokenizer()
+    encoding = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    turned = tokenizer(TEXTS[::-1], return_tensors="pt", padding=True)
+    for name in encoding:
+        encoding[name] = encoding[name].flip(0)
+    expected = explain(AttentionNorm(model), turned)
+    for given in ({}, {"tokenizer": tokenizer}):
+        found = explain(AttentionNorm(model), encoding, **given)
+        assert found.tokens == expected.tokens
+        assert torch.equal(found.real, expected.real)
+        assert torch.equal(found.special, expected.special)
+    with pytest.raises(ValueError, match=r"the ids of example 0 in the encoding are not what the tokenizer made"):
+        explain(AttentionNorm(model), encoding, text=TEXTS)
+
+
+def test_a_token_that_was_replaced_is_named_by_its_id_or_by_the_tokenizer_and_has_no_words(model):
+    tokenizer = bert_tokenizer()
+    encoding = tokenizer("the plot is thin", return_tensors="pt")
+    encoding["input_ids"][0, 2] = tokenizer.unk_token_id
+    assert explain(AttentionNorm(model), encoding).tokens[0][1:4] == ("the", "1", "is")
+    found = explain(AttentionNorm(model), encoding, tokenizer=tokenizer)
+    assert found.tokens[0] == ("[CLS]", "the", "[UNK]", "is", "thin", "[SEP]")
+    assert found.special[0].tolist() == [True, False, False, False, False, True]
+    with pytest.raises(ValueError, match="Leave text= out"):
+        explain(AttentionNorm(model), encoding, text="the plot is thin")
+    fewer = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    for name in fewer:
+        fewer[name] = fewer[name][:1]
+    assert len(explain(AttentionNorm(model), fewer).tokens) == 1
+    with pytest.raises(ValueError, match="example 1 in the encoding"):
+        explain(AttentionNorm(model), fewer, text=TEXTS[0])
+
+
+def test_real_are_the_tokens_that_the_mask_showed(model):
+    encoding = bert_tokenizer()(TEXTS, return_tensors="pt", padding=True)
+    encoding["attention_mask"][0, 2] = 0
+    found = explain(AttentionNorm(model), encoding, text=TEXTS)
+    assert torch.equal(found.real, encoding["attention_mask"].bool())
+    assert found.words[0].strings[2] == "warm"
+    assert float(found.word_scores(0)[2]) == 0
+    encoding["attention_mask"][1, -1] = 1
+    with pytest.raises(ValueError, match="the marks of the attention mask of example 1 in the encoding"):
+        explain(AttentionNorm(model), encoding, text=TEXTS)

@@ -1416,6 +1416,8 @@ CHANGES: list[Change] = [
         ("html.escape(label)}</span>", "label}</span>"),
         ("if self.real[example, place]", "if True"),
         ("method = copy(method)", "pass"),
+        ("bool((shown & ~made).any())", "False"),
+        ("if kept and _changed_ids(encoding) is None:", "if kept:"),
         tests="test_explanation.py",
     ),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name")),
