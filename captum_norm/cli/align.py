@@ -17,6 +17,7 @@ from captum_norm.cli.arguments import (
     write_figure,
     write_json,
 )
+from captum_norm.numerals import whole_number
 from captum_norm.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _check_together(asked: argparse.Namespace) -> None:
         raise ValueError("--dev is the number of pairs to choose on, at least 1, and needs --gold.")
     if asked.batch_size < 1:
         raise ValueError(f"--batch-size {asked.batch_size} should be at least 1.")
-    if asked.layer is not None and asked.layer != "mean" and not asked.layer.lstrip("-").isdecimal():
+    if asked.layer is not None and asked.layer != "mean" and whole_number(asked.layer) is None:
         raise ValueError(f"--layer {asked.layer} should be a number from 0 on, or mean.")
 
 

@@ -109,6 +109,7 @@ def test_a_figure_is_drawn(files, capsys):
         (("--source", "de", "--target", "en", "--gold", "gold", "--dev", "12"), "leave none of 12 to report on"),
         (("--source", "de", "--target", "en", "--method", "norms"), "--method norms: there are norm, weights"),
         (("--source", "de", "--target", "en", "--layer", "last"), "--layer last should be a number"),
+        (("--source", "de", "--target", "en", "--layer=--5"), "--layer --5 should be a number"),
         (("--dev", "3"), "--dev is the number of pairs"),
         (("--languages", "de", "en"), "--languages: the tokenizer of this model knows no languages"),
         (("--batch-size", "0"), "--batch-size 0 should be at least 1"),
