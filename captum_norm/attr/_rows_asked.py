@@ -225,7 +225,7 @@ class RowsAsked:
         index = known.index.cpu()
         rows = (index >= 0).nonzero()[:, 0]
         rows = rows[index[rows].argsort()]
-        of_each = torch.arange(len(rows))
+        of_each = torch.arange(len(rows), device="cpu")
         is_whole = len(rows) > 0 and torch.equal(index[rows], of_each)
         return rows if is_whole and not (len(rows) == len(index) and torch.equal(rows, of_each)) else None
 

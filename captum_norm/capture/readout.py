@@ -124,8 +124,8 @@ def is_of_other_examples(numbers: Tensor, anchor: Anchor) -> bool:
     examples = anchor.shape[0]
     if examples == 1 or len(numbers) != examples or not numbers.numel() or bool((numbers < 0).any()):
         return False
-    read = (numbers // anchor.length).reshape(examples, -1)
-    return torch.equal(read, read[:, :1].expand_as(read)) and not torch.equal(read[:, 0], torch.arange(examples))
+    read, own = (numbers // anchor.length).reshape(examples, -1), torch.arange(examples, device="cpu")
+    return torch.equal(read, read[:, :1].expand_as(read)) and not torch.equal(read[:, 0], own)
 
 
 def _turns_examples(op: Operation, rows: RowsRead) -> bool:
