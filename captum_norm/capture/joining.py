@@ -26,6 +26,9 @@ from captum_norm.operations.places import Anchor, Place
 Arrange = Callable[[Sequence[Tensor]], Tensor]
 """From a tensor (b, h, q, ...) of each part to that of the whole call."""
 
+# Of so many queries weights are compared.
+_FIRST = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Numbered:
@@ -150,16 +153,30 @@ def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
 
 
 def meets_values_twice(parts: Sequence[Heads]) -> bool:
-    """Whether weights of one softmax meet several values that are added up into the same entries of W_O's input."""
+    """Whether the same weights meet several values that are added up into the same entries of W_O's input.
+
+    Heads of one softmax that are subtracted (differential attention) are other weights.
+    """
     for number, one in enumerate(parts):
         for other in parts[:number]:
             ours, theirs = one.mixture.softmaxes, other.mixture.softmaxes
             if one.root != other.root or not any(softmax in theirs for softmax in ours):
                 continue
             rows = bool(torch.isin(one.layout.tokens, other.layout.tokens).any())
-            if rows and bool(torch.isin(one.layout.columns, other.layout.columns).any()):
+            columns = bool(torch.isin(one.layout.columns, other.layout.columns).any())
+            if rows and columns and _are_same_weights(one, other):
                 return True
     return False
+
+
+def _are_same_weights(one: Heads, other: Heads) -> bool:
+    """Whether two parts have the same weights, as far as the first queries tell, or one values of no input."""
+    if one.mixture is other.mixture:
+        return False
+    if not (one.mixture.reach[1] and other.mixture.reach[1]):
+        return True
+    ours, theirs = (part.weights.at(slice(0, _FIRST)) for part in (one, other))
+    return ours.shape == theirs.shape and torch.equal(ours, theirs)
 
 
 def _in_groups(part: Heads) -> bool:

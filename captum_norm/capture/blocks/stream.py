@@ -335,7 +335,9 @@ class ResidualStream:
                 if node is None:
                     continue
                 block.problem = block.problem or self._why_no_part(block, form, part, node)
-                if any(node.comes_from(stage.state.node) for stage in block.stages):
+                added = self._forms[part]
+                is_made = added is None or isinstance(added.state, PartState)  # and no row, or norm, of the state
+                if is_made and any(node.comes_from(stage.state.node) for stage in block.stages):
                     block.feed_forward = "several"  # a part that is not seen as one of them
 
     def _to_attention(
