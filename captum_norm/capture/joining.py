@@ -26,8 +26,9 @@ from captum_norm.operations.places import Anchor, Place
 Arrange = Callable[[Sequence[Tensor]], Tensor]
 """From a tensor (b, h, q, ...) of each part to that of the whole call."""
 
-# Of so many queries weights are compared.
+# Of so many queries weights are compared; those of all keys add up to more than this.
 _FIRST = 8
+_ALL = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +171,15 @@ def meets_values_twice(parts: Sequence[Heads]) -> bool:
 
 
 def _are_same_weights(one: Heads, other: Heads) -> bool:
-    """Whether two parts have the same weights, as far as the first queries tell, or one values of no input."""
-    if one.mixture is other.mixture:
+    """Whether two parts have the same weights, as far as the first queries tell, or each all keys, and one no input.
+
+    Those of some keys and those of others, as of windows and global tokens, add up to one together.
+    """
+    if one.mixture is other.mixture or one.weights.shape[-1] != other.weights.shape[-1]:
         return False
-    if not (one.mixture.reach[1] and other.mixture.reach[1]):
-        return True
     ours, theirs = (part.weights.at(slice(0, _FIRST)) for part in (one, other))
+    if not (one.mixture.reach[1] and other.mixture.reach[1]):
+        return bool(ours.sum(-1).amin() > _ALL) and bool(theirs.sum(-1).amin() > _ALL)
     return ours.shape == theirs.shape and torch.equal(ours, theirs)
 
 
