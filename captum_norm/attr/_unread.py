@@ -45,6 +45,10 @@ def different_queries(title: str, counts: Sequence[int]) -> str:
     )
 
 
+# Of so many positions an error names each.
+_NAMED = 8
+
+
 def asks_nothing(title: str, call: AttentionCall, position: int, queries: Sequence[int]) -> str:
     """What to say of a position that is no query, where some positions of an input alone are queries.
 
@@ -54,10 +58,11 @@ def asks_nothing(title: str, call: AttentionCall, position: int, queries: Sequen
         position: the position, as it was given.
         queries: the positions that are queries, in their order.
     """
+    some = str([*queries[:_NAMED]]) + (f" and {len(queries) - _NAMED} more" if len(queries) > _NAMED else "")
     from_the_end = ", and how many positions the input has is not known" if position < 0 else ""
     return (
         f"{title}: position {position} asks nothing in attention call {call.name!r} ({call.kind}, call {call.call}): "
-        f"its queries are positions {[*queries]} of the input{from_the_end}. Give one of these, position=\"all\" for a "
+        f"its queries are positions {some} of the input{from_the_end}. Give one of these, position=\"all\" for a "
         "row of each in this order, or target=(row, class) without position= for what a row of the output was read "
         "from."
     )

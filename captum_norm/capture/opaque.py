@@ -24,7 +24,7 @@ from captum_norm.capture.names import Names
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.weights import version_of
 from captum_norm.operations.callers import running_modules
-from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS
+from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS, holds_numbers
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.sharded import is_distributed
@@ -114,7 +114,7 @@ class OpaqueParts:
 
     def give_out(self, op: Operation) -> None:
         """Take in an operation that hands over numbers; those made of an input may come back unseen."""
-        self._has_given_out |= any(_is_numbers(tensor) and self._reach.is_given(tensor) for tensor in op.tensors)
+        self._has_given_out |= any(holds_numbers(tensor) and self._reach.is_given(tensor) for tensor in op.tensors)
 
     def lend(self, op: Operation) -> None:
         """Take in an operation that hands over the memory of a tensor, which may be written out of sight."""
@@ -142,9 +142,9 @@ class OpaqueParts:
             if not storage:
                 continue
             if storage not in self._storages:
-                if not isinstance(tensor, Parameter) or not _is_numbers(tensor):
+                if not isinstance(tensor, Parameter) or not holds_numbers(tensor):
                     self._first_sight(op, tensor, storage)
-            elif storage in self._unwritten and _is_numbers(tensor) and kind_of(op.name) is not OperationKind.MOVE:
+            elif storage in self._unwritten and holds_numbers(tensor) and kind_of(op.name) is not OperationKind.MOVE:
                 self._unwritten.discard(storage)
                 self._note(op, tensor, "it reads memory that was not seen to be written", tensor)
             elif self._is_changed(tensor, storage, op.overwritten):
@@ -163,9 +163,9 @@ class OpaqueParts:
             self.know(out, storage)
             if foreign and self._reach.of_all(op.tensors) > INPUT:
                 self._note(op, out, f"an operation of {foreign!r}, not of torch")
-            if given and _is_numbers(out):
+            if given and holds_numbers(out):
                 self._note(op, out, "it may take in numbers that were handed to Python", torch.tensor(given))
-            if bits and _is_numbers(out):
+            if bits and holds_numbers(out):
                 self._bits[storage] = self._bits.get(storage, 0) | bits
         if base_name(op.name) in _LEAVES_UNWRITTEN:
             self._unwritten |= {storage_of(out) for out in op.outputs}
@@ -203,7 +203,7 @@ class OpaqueParts:
         self._lent.clear()
 
     def _first_sight(self, op: Operation, tensor: Tensor, storage: int) -> None:
-        if not _is_numbers(tensor):
+        if not holds_numbers(tensor):
             if not self._is_held(storage):
                 self._reach.tell(tensor)
             self.know(tensor)
@@ -239,11 +239,6 @@ class OpaqueParts:
                 for tensor in _held(module):
                     self.know(tensor)
         return storage in self._storages
-
-
-def _is_numbers(tensor: Tensor) -> bool:
-    """Whether it holds numbers, and no ids, masks or routes."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _numbers_among(arguments: Any) -> list[float]:

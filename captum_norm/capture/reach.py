@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from captum_norm.operations.formats import ROUNDINGS
+from captum_norm.operations.formats import ROUNDINGS, holds_numbers
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation
 from captum_norm.operations.storages import Storages, storage_of
@@ -89,14 +89,14 @@ class Reach:
         chosen = bits
         for storage in storages if self._chosen else ():
             chosen |= self._chosen.get(storage, 0)
-        if chosen != bits and not any(map(_is_float, op.tensors)):
+        if chosen != bits and not any(map(holds_numbers, op.tensors)):
             bits = chosen
         if not bits:
             if not self._told.isdisjoint(storages):
                 self._told.update(op.written_storages)
             return
         for out, storage in zip(op.written, op.written_storages, strict=True):
-            numbers = _is_float(out) or op.name in ROUNDINGS
+            numbers = holds_numbers(out) or op.name in ROUNDINGS
             passed_on = bits if numbers else bits & INPUT
             if not numbers and chosen > INPUT:
                 self.storages.hold(out, storage)
@@ -110,7 +110,3 @@ class Reach:
         self._chosen.clear()
         self._told.clear()
         self.storages.clear()
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()

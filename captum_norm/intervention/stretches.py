@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode
 
 from captum_norm.capture import AttentionCall
 from captum_norm.intervention.calls import LayerCall, tensors_of, watched
+from captum_norm.operations.kinds import OperationKind, kind_of
+from captum_norm.operations.modes import WatchingMode
+from captum_norm.operations.operation import Operation
 from captum_norm.operations.storages import storage_of
 
 
@@ -99,23 +101,6 @@ class _ChildCall(NamedTuple):
     norms: list[str]
 
 
-class _Own(TorchFunctionMode):
-    """Tells of the operations that a module runs itself."""
-
-    def __init__(self, tell: Callable[[str, list[Tensor], list[Tensor]], None]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        made = tensors_of(output)
-        if made and name != "__get__" and "new_" not in name and not name.endswith("_like"):
-            read = [one for each in (*args, *(kwargs or {}).values()) for one in tensors_of(each)]
-            self._tell(name, read, made)
-        return output
-
-
 def stretch_calls(call: LayerCall, stretches: Sequence[Stretch]) -> list[StretchCall]:
     """The layers in a call of their owner, in order."""
     parts = [StretchCall(call.layer, call.args, call.kwargs, call.output, stretch) for stretch in stretches]
@@ -181,19 +166,24 @@ def _forwards(owner: Module, run: Callable[[], Any]) -> list[list[_ChildCall]]:
 
     def leave(module: Module, output: Any) -> None:
         running.pop()
-        tell("", [], tensors_of(output))
+        if running and running[-1] is owner and forwards[-1]:
+            forwards[-1][-1].made.extend(tensors_of(output))
 
-    def tell(name: str, read: list[Tensor], made: list[Tensor]) -> None:
+    def see(op: Operation) -> None:
         if running and running[-1] is owner and forwards[-1]:
             last = forwards[-1][-1]
-            last.read.extend(read)
-            last.made.extend(made)
-            if name in _NORMS:
-                last.norms.append(name)
+            last.read.extend(op.tensors)
+            last.made.extend(op.written)
+            if kind_of(op.name) is OperationKind.NORM or op.name == "instance_norm":
+                last.norms.append(op.name)
 
-    with watched(owner.modules(), enter, leave), _Own(tell):
+    with watched(owner.modules(), enter, leave), WatchingMode(lambda name: None if kind_of(name) in _NEW else see):
         run()
     return forwards
+
+
+# What takes the shape of a tensor alone, or asks it something, reads no state.
+_NEW = (OperationKind.FRESH, OperationKind.FILLED, OperationKind.QUESTION, OperationKind.SETTING)
 
 
 def _stretch(
@@ -274,9 +264,6 @@ def _are_one(tensor: Tensor, other: Tensor) -> bool:
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The first tensor that a module is given."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-
-
-_NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize"}
 
 
 def _nothing(module: Module, output: Any) -> None:

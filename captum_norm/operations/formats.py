@@ -64,6 +64,11 @@ def as_applied(linear: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     return whole - bias, bias[0]
 
 
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether it holds numbers, complex ones included, and no ids, masks or routes."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def same_storage(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors share memory; a format of its own shares it with nothing."""
     return is_plain(other) and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

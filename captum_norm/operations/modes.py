@@ -61,6 +61,14 @@ class OperationMode(TorchFunctionMode):
         self._rules: dict[Any, OperationRule | None] = {}
         self._thread = threading.get_ident()
         self._distributed = is_distributed()
+        self._raised: TypeError | None = None  # by a rule
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        raised, self._raised = self._raised, None
+        # Within an operator such as @ torch takes a TypeError for a question to the other operand.
+        if raised is not None and isinstance(error, TypeError) and str(error).startswith("unsupported operand"):
+            raise raised from None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -136,12 +144,16 @@ class WatchingMode(OperationMode):
         if isinstance(rule, OfKnownTensors) and not rule.concerns((*args, *kwargs.values()) if kwargs else args):
             return
         operation = self.seen(Operation(name, func, args, kwargs, out))
-        with torch._C.DisableTorchFunction():
-            if torch.is_grad_enabled():
-                with torch.no_grad():
+        try:
+            with torch._C.DisableTorchFunction():
+                if torch.is_grad_enabled():
+                    with torch.no_grad():
+                        rule(operation)
+                else:
                     rule(operation)
-            else:
-                rule(operation)
+        except TypeError as error:
+            self._raised = error
+            raise
 
 
 class SubstitutingMode(OperationMode):
@@ -171,8 +183,12 @@ class SubstitutingMode(OperationMode):
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        with torch._C.DisableTorchFunction():
-            return rule(without_own_formats(self.seen(Operation(operation_name(func), func, args, kwargs))))
+        try:
+            with torch._C.DisableTorchFunction():
+                return rule(without_own_formats(self.seen(Operation(operation_name(func), func, args, kwargs))))
+        except TypeError as error:
+            self._raised = error
+            raise
 
 
 def _is_numbers(tensor: Any) -> bool:

@@ -99,10 +99,12 @@ class Place:
         return numbers
 
     def then(self, step: Step) -> Place:
-        """The place after one more step, the same object for the same step."""
-        place = self._after.get(step)
+        """The place after one more step: the same object after a step that all layers share."""
+        place = self._after.get(step) if step.is_shared else None
         if place is None:
-            place = self._after[step] = Place(self.anchor, (*self.steps, step), self.mixers)
+            place = Place(self.anchor, (*self.steps, step), self.mixers)
+            if step.is_shared:
+                self._after[step] = place
         return place
 
     def of_features(self, count: int) -> Place:
@@ -132,7 +134,7 @@ class Features(Step):
     __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
-        super().__init__(("features", count), lambda numbers: self._apply(numbers, count))
+        super().__init__(("features", count), lambda numbers: self._apply(numbers, count), is_shared=True)
         self.count = count
 
     @classmethod

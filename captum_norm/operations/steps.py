@@ -26,14 +26,16 @@ class Step:
     Attributes:
         apply: the step itself, on any tensor of the right shape (numbers included, unless ``scales``).
         scales: the step multiplies (a gate, a norm's 1/sigma) instead of moving entries.
+        is_shared: equal steps are this one object, whichever operation took it.
     """
 
-    __slots__ = ("_key", "apply", "scales")
+    __slots__ = ("_key", "apply", "is_shared", "scales")
 
     def __init__(
-        self, key: Hashable | Callable[[], Hashable], apply: Callable[[Tensor], Tensor], scales: bool = False
-    ) -> None:
-        self._key, self.apply, self.scales = key, apply, scales
+        self, key: Hashable | Callable[[], Hashable], apply: Callable[[Tensor], Tensor], scales: bool = False,
+        is_shared: bool = False,
+    ) -> None:  # fmt: skip
+        self._key, self.apply, self.scales, self.is_shared = key, apply, scales, is_shared
 
     @property
     def key(self) -> Hashable:
@@ -85,7 +87,7 @@ def _plain_step(name: str, func: Callable[..., Any], args: tuple[Any, ...], k: i
         moved = func(t, *args)
         return moved if k is None else moved[k]
 
-    return Step((name, k, _key(args), ()), apply)
+    return Step((name, k, _key(args), ()), apply, is_shared=True)
 
 
 def strided_step(op: Operation) -> Step:

@@ -18,7 +18,8 @@ from captum_norm.attr._position import Rows
 from captum_norm.attr._read_out import same_rows
 from captum_norm.attr._rows_asked import RowsAsked
 from captum_norm.attr._sequences import Sequences
-from captum_norm.capture import Positions
+from captum_norm.attr._unread import asks_nothing
+from captum_norm.capture import AttentionCall, Positions
 from tests.attr.records import record_of
 
 
@@ -94,6 +95,11 @@ def test_a_position_that_is_no_query_is_refused_by_name(case):
             assert f"its queries are positions {positions}" in str(error.value)
     with pytest.raises(ValueError, match="position 6 is out of range: there are 6 positions"):
         method.attribute(IDS, (0, 1), position=6)
+
+
+def test_of_many_queries_the_error_names_some():
+    call = AttentionCall("layers.0", "self", 0, 2, "")
+    assert "positions [1, 2, 3, 4, 5, 6, 7, 8] and 91 more of the input" in asks_nothing("M", call, 0, range(1, 100))
 
 
 def test_a_position_counts_in_the_one_call_that_is_asked_for():

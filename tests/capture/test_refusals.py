@@ -63,6 +63,15 @@ def test_weights_that_meet_two_sets_of_values_are_refused_by_name(write):
         record(write)
 
 
+def test_two_softmaxes_of_which_one_looks_at_what_the_model_holds_are_two_calls():
+    def write(m, x):
+        q, k, v = m.split(x)
+        memory = m.o.weight[:LENGTH, :4].detach().expand(BATCH, HEADS, LENGTH, 4)
+        return m.o(join(weights(q, k) @ v + weights(q, memory) @ memory))
+
+    assert len(record(write)) == 2
+
+
 def test_a_whole_model_under_vmap_is_refused_by_name():
     attention = Attention(lambda m, x: m.o(join(m.mixed(x))))
     model = nn.Sequential(nn.Linear(MODEL, MODEL), attention)

@@ -1,5 +1,6 @@
 """Watching leaves a model as it is; substituting gives it what the rule returns; another thread is not seen."""
 
+import contextlib
 import threading
 
 import pytest
@@ -98,3 +99,34 @@ def test_a_rule_is_looked_up_once_for_each_function():
             x.relu()
             x.mul(2)
     assert asked == ["relu", "mul"]
+
+
+@pytest.mark.parametrize("mode", [WatchingMode, SubstitutingMode])
+@pytest.mark.parametrize("operator", [lambda x: x @ x, lambda x: x * x, lambda x: torch.matmul(x, x)], ids="@*f")
+def test_a_type_error_of_a_rule_is_told_where_torch_would_speak_of_operands(mode, operator):
+    def rule(op):
+        raise TypeError("what the rule has to say")
+
+    x = torch.ones(2, 2)
+    with pytest.raises(TypeError, match="what the rule has to say"), mode(lambda name: rule):
+        operator(x)
+
+
+def test_a_type_error_of_the_model_stays_its_own():
+    x = torch.ones(2)
+    with pytest.raises(TypeError, match="unsupported operand"), WatchingMode(lambda name: lambda op: None):
+        x @ "text"
+
+
+def test_a_type_error_that_a_model_has_seen_to_is_not_told_in_the_place_of_another():
+    def rule(op):
+        raise TypeError("what the rule has to say")
+
+    def model(x):
+        with contextlib.suppress(TypeError):
+            x @ x
+        raise TypeError("another")
+
+    x = torch.ones(2)
+    with pytest.raises(TypeError, match="another"), WatchingMode(lambda name: rule):
+        model(x)

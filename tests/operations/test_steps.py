@@ -1,5 +1,7 @@
 """A move that a model made is made again on the numbers of entries, and equal moves have equal keys."""
 
+from weakref import ref
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -89,3 +91,11 @@ def test_a_list_of_sizes_moves_as_its_numbers_do():
     step = step_of(moved(lambda x: x.view([4, 6]), numbers), None)
     assert step.key == step_of(moved(lambda x: x.view((4, 6)), numbers), None).key
     assert torch.equal(step.apply(numbers), numbers.view(4, 6))
+
+
+def test_a_place_keeps_none_behind_a_step_of_one_operation_alone():
+    """Else a loop over positions would keep each index that it takes until the model has run."""
+    place = Place(Anchor(0, (2, 3, 4), (1,)))
+    step = step_of(moved(lambda x: x[INDEX], torch.ones(2, 3, 4)), None)
+    behind = ref(place.then(step))
+    assert behind() is None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from captum_norm.operations.kinds import OperationKind, kind_of
+from captum_norm.operations.operation import base_name
+
 StreamStep = Literal["same", "sum", "changed", "other"]
 
 
@@ -89,10 +92,10 @@ class Node:
 
     def is_scaled(self) -> bool:
         """Whether it is one of its parents side by side with others, turned round, or times what was there before."""
-        name = self.operation.rstrip("_")
-        if name in ("neg", "cat", "stack", "hstack", "vstack"):
+        kind = kind_of(self.operation)
+        if kind is OperationKind.JOIN or base_name(self.operation) == "neg":
             return True
-        return name in ("mul", "div") and sum(bool(parent.parents) for parent in self.parents) < 2
+        return kind is OperationKind.SCALE and sum(bool(parent.parents) for parent in self.parents) < 2
 
     def comes_from(self, other: Node) -> bool:
         """Whether it was made of ``other``, or of what ``other`` is a copy of."""

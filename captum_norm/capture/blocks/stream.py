@@ -22,6 +22,7 @@ from captum_norm.capture.blocks.lineage import Node, StreamStep
 from captum_norm.capture.record import FeedForward
 from captum_norm.capture.traces import Mixture
 from captum_norm.operations.facts import Facts
+from captum_norm.operations.formats import holds_numbers
 from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.storages import is_same_view
@@ -150,7 +151,7 @@ class ResidualStream:
         normalised = self._normalised(op) if form is None else None
         thin = len(parents) == 1 and (name in _THIN or (name in ("mul", "div") and self._is_fixed(op)))
         for out in outs:
-            if not _is_numbers(out) or (not op.overwritten and any(out is tensor for tensor in op.tensors)):
+            if not holds_numbers(out) or (not op.overwritten and any(out is tensor for tensor in op.tensors)):
                 continue  # what gives out what it was given, such as conj, changes nothing
             node = self._stage_node or self._new_node(parents, thin, _step(op), op.name)
             node.normalised = form.state.node.root() if form is not None and form.normalises else normalised
@@ -180,7 +181,7 @@ class ResidualStream:
     def _node(self, tensor: Tensor) -> Node | None:
         """The tensor's place in the lineage; what was there before the model ran has its own."""
         node = self._nodes[tensor]
-        if node is None and _is_numbers(tensor) and not isinstance(tensor, Parameter):
+        if node is None and holds_numbers(tensor) and not isinstance(tensor, Parameter):
             node = self._new_node()
             self._nodes[tensor] = node
         return node
@@ -270,7 +271,7 @@ class ResidualStream:
         """What this operation normalises, if it is no form of a known state."""
         x = is_normalisation(op, self._was_made_of)
         node = None if x is None else self._nodes[x]
-        if node is not None and node.operation == "sub" and len(node.parents) == 2:
+        if node is not None and base_name(node.operation) == "sub" and len(node.parents) == 2:
             whole, mean = node.parents
             node = whole if mean.comes_from(whole) else node
         return None if node is None else node.root()
@@ -428,10 +429,6 @@ def _step(op: Operation) -> StreamStep:
         mask = op.argument(1, "mask") if name == "masked_fill" else op.args[0]
         return "same" if isinstance(mask, Tensor) and mask.ndim and mask.shape[-1] == 1 else "changed"
     return "same" if kind in _KEEP_ENTRIES else "changed"
-
-
-def _is_numbers(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:
