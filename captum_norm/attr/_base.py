@@ -110,6 +110,7 @@ class AttentionMethod:
                 chain=chain,
                 refuse_dropout=True,
                 over_windows=over_windows,
+                together=True,
                 beside=tensors_beside(self.forward_func, (*inputs, *extras)),
             ) as recorded,
         ):

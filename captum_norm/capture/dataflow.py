@@ -17,6 +17,7 @@ from captum_norm.capture.blocks.stream import ResidualStream
 from captum_norm.capture.call import InexactCaptureError, Mixer
 from captum_norm.capture.chain import Chain
 from captum_norm.capture.columns import Columns
+from captum_norm.capture.complete import CompleteCalls
 from captum_norm.capture.factors import Factors
 from captum_norm.capture.graph import edge_of
 from captum_norm.capture.ledger import Along, Ledger, Softmax
@@ -46,7 +47,7 @@ class Dataflow:
 
     def __init__(
         self, sources: Iterable[Tensor], finish: Callable[[tuple[Mixture, ...]], None], differentiable: bool = False,
-        stream: ResidualStream | None = None, names: Names | None = None, chain: bool = False,
+        stream: ResidualStream | None = None, names: Names | None = None, chain: bool = False, together: bool = False,
     ) -> None:  # fmt: skip
         self.traces = Traces()
         self.places, self.reach = Places(), Reach()
@@ -70,7 +71,7 @@ class Dataflow:
             stream.agree = self._agree
         self.readers = Readers(self.traces, self.projections, self.reach, self.module)
         self.factors = Factors(self.traces, self.projections, self.reach, self.places, self.module)
-        self._finish, self.differentiable = finish, differentiable
+        self.complete, self.differentiable = CompleteCalls(finish, together), differentiable
         self._open: list[Mixture] = []
         self._anchors = self._embeddings = self._latents = 0
         named = tuple(sources)
@@ -345,10 +346,9 @@ class Dataflow:
             problem = self.readers.settle(mixtures, self.output_bits if before is None else before.ancestors)
             for mixture in mixtures if problem else ():
                 mixture.problem = mixture.problem or problem
-            self._finish(tuple(mixtures))
-            for mixture in mixtures:
-                mixture.is_read = True
-                mixture.projection = None  # they hold each other, and all that they read, until the collector comes
+            self.complete.add(tuple(mixtures))
+        if before is None:
+            self.complete.hand_over()
 
     def check_readers(self, on_inexact: Callable[[InexactCaptureError], None] | None) -> None:
         """Refuse where the output rests on mixed values of a call that was handed over by another way than its W_O.
@@ -372,6 +372,7 @@ class Dataflow:
     def forget(self) -> None:
         """Drop everything that is held."""
         self._open.clear()
+        self.complete.clear()
         self.traces.clear()
         self.shallow.clear()
         self.exponentials.clear()

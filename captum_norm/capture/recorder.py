@@ -25,6 +25,7 @@ from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
 from captum_norm.capture.record import AttentionRecord
 from captum_norm.operations.modes import WatchingMode
+from captum_norm.operations.sharded import is_distributed
 
 
 @contextlib.contextmanager
@@ -41,6 +42,7 @@ def recording(
     beside: Sequence[Tensor] = (),
     calls_only: bool = False,
     over_windows: bool = False,
+    together: bool = False,
 ) -> Iterator[Recorded]:
     """Record every attention call of the code inside the ``with``, in this thread.
 
@@ -66,6 +68,8 @@ def recording(
             of which that is known.
         over_windows: lay a call within windows alone over all positions, as large as the map of one that attends to
             all; by default each window is an example of its own.
+        together: let calls that are complete wait for others, at most until the end, so that several are handed over at
+            once; this costs less.  Calls with ``blocks`` do not wait.
         refuse_dropout: raise where the model drops anything out, as each of its runs is then another one.
 
     Yields:
@@ -88,11 +92,12 @@ def recording(
     records = Recorded()
     keep = on_record or (lambda record: _kept(records, record))
     reader = RecordReader(names, keep, on_inexact, stream, over_windows)
-    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain)
+    together = together and stream is None and not is_distributed()  # which frees weights behind their layer
+    flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, together)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:
         flow.tell(tensor)
-    mode = WatchingMode(Following(flow, calls_only).rule_for)
+    mode = WatchingMode(Following(flow, calls_only).rule_for, flow.complete.hand_over if together else None)
     try:
         with _uncompiled(), mode:
             yield records

@@ -45,7 +45,7 @@ class Mixture:
         given: whether something given to the model may have told it; otherwise it is a pattern of the model's own.
         selections: of which selections of positions, (batch, position) bool, its mask was made.
         last_reader: the operation that read the mixed values last, where it made nothing of them that is followed.
-        is_read: it was handed over.
+        is_read: it is complete, and was handed over or is about to be.
     """
 
     weights: Weights
@@ -86,6 +86,11 @@ class Mixture:
         if bool(self.callers) != bool(later.callers) or later.ancestors & self.bit:
             return False
         return not self.callers or self.callers[-1].is_one_with(later.callers[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values, and of what its weights are read from."""
+        return self.weights.nbytes + self.values.nbytes
 
     @property
     def unchanged(self) -> bool:
@@ -201,6 +206,11 @@ class Projection:
     is_moved: bool = False
     number_format: str = ""
     rounding: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Of what its linear maps read, and of their matrices."""
+        return sum({term.root: term.x.nbytes + term.W.nbytes for term in self.terms}.values())
 
     def of(self, mixtures: tuple[Mixture, ...]) -> Projection:
         """The part of it that these mixtures make up; to the others it adds something else."""

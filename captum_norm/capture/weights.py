@@ -35,6 +35,10 @@ class Weights(Protocol):
     def unchanged(self) -> bool:
         """Whether nothing has been written since to what they are read from."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of what they are read from."""
+
     def whole(self) -> Tensor:
         """All of them."""
 
@@ -51,6 +55,7 @@ class GivenWeights:
         self.shape, self.device = weights.shape, weights.device
         self.mask: Tensor | None = None
         self._weights, self._version = weights, version_of(weights)
+        self.nbytes = weights.nbytes
 
     @property
     def unchanged(self) -> bool:

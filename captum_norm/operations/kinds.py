@@ -7,8 +7,10 @@ say about it fails a test.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, auto
 from functools import cache
+from typing import Any
 
 from captum_norm.operations.operation import base_name
 
@@ -188,3 +190,17 @@ HIDDEN_ATTENTION = tuple(sorted(names_of(OperationKind.ATTENTION) - {"scaled_dot
 def names_with(prop: Property) -> frozenset[str]:
     """All operations that have a property."""
     return frozenset(PROPERTIES[prop].split())
+
+
+def may_write(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation that is called so writes into something that it is given, or hands out its memory.
+
+    >>> may_write("mul", {}), may_write("mul_", {}), may_write("mul", {"inplace": True}), may_write("numpy", {})
+    (False, True, True, True)
+    """
+    return _may_write(name) or bool(kwargs and ("out" in kwargs or kwargs.get("inplace")))
+
+
+@cache
+def _may_write(name: str) -> bool:
+    return base_name(name) != name or name == "setitem" or name in names_with(Property.LENDS)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from captum_norm.operations.compositions import SUMS_OF_PRODUCTS, written_out
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import with_plain_mask, without_own_formats
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, may_write, names_of
 from captum_norm.operations.operation import Operation, operation_name
 from captum_norm.operations.sharded import is_distributed, with_weights_held
 
@@ -114,12 +114,26 @@ class WatchingMode(OperationMode):
     result is then a copy of theirs.
 
     The rule works under ``no_grad`` and with torch functions off, so that neither this mode nor autograd sees it.
+
+    Args:
+        rule_for: as for :class:`OperationMode`.
+        before_writing: what is done, likewise, before an operation that may write into what it is given.
     """
+
+    def __init__(
+        self, rule_for: Callable[[str], OperationRule | None], before_writing: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(rule_for)
+        self._before_writing = before_writing
 
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        out, name = func(*args, **kwargs), operation_name(func)
+        name = operation_name(func)
+        if self._before_writing is not None and may_write(name, kwargs):
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                self._before_writing()
+        out = func(*args, **kwargs)
         if name in SUMS_OF_PRODUCTS and "out" not in kwargs:
             self._tell_of_parts(rule, name, args, kwargs, out)
         elif not args or out is not args[0] or name not in _MAY_DO_NOTHING or kwargs.get("inplace"):

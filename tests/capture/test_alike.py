@@ -204,3 +204,36 @@ def test_of_what_a_recurrence_written_out_gives_it_is_not_known_which_position_i
         model[1](recurrence(model[0](IDS)))
     assert records[0].keys is None
     assert records[0].call.kind == "self"
+
+
+class AddedUp(nn.Module):
+    """Two states stacked, and the last of their sums or products so far."""
+
+    def __init__(self, added_up, others, order=1):
+        super().__init__()
+        self.added_up, self.others, self.order = added_up, others, order
+
+    def forward(self, x):
+        return self.added_up(torch.stack([x, self.others(x)][:: self.order]), 0)[1]
+
+
+@pytest.mark.parametrize("added_up", [torch.cumsum, torch.cumprod])
+def test_the_last_of_several_states_added_up_lies_nowhere_where_their_rows_do_not_match(added_up):
+    """It is no more the last one's rows than the first one's; where they match it lies where both do."""
+    assert mixers(AddedUp(added_up, lambda x: 2 * x)) == []
+    for others in (lambda x: x.roll(1, 1), lambda x: F.pad(x[:, 1:], (0, 0, 0, 1))):
+        embedding, layer, _ = two_layers(None)
+        layer.between = nn.Identity()
+        model = nn.Sequential(embedding, AddedUp(added_up, others), layer)
+        with torch.no_grad(), recording(sources=(IDS,), model=model) as records:
+            model(IDS)
+        assert records[0].keys is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_behind_attention_rows_of_no_input_added_to_a_state_may_hold_others(order):
+    embedding, first, second = two_layers(nn.Identity())
+    nothing = AddedUp(torch.cumsum, lambda x: F.pad(x[:, :0], (0, 0, 0, LENGTH)), order)
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        nn.Sequential(embedding, first, nothing, second)(IDS)
+    assert records[1].keys is None

@@ -136,10 +136,25 @@ def _along(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | Non
     beside = _beside_constants(flow, x, place, axes, out)
     if beside is not None:
         return beside
-    stays = name in ("cumsum", "cumprod") or name not in _SHUFFLES | {"tril", "triu"}
-    if out.shape == x.shape and stays and place.numbers() is not None:
-        return flow.mixed_by(place, "it reads several positions at once")
-    return None
+    if out.shape != x.shape or not _stays(name, place, axes):
+        return None
+    return flow.mixed_by(place, "it reads several positions at once")
+
+
+def _stays(name: str, place: Place, axes: tuple[int, ...]) -> bool:
+    """Whether each entry counts as its own position still, where several along these axes were read for it.
+
+    A sum so far does along an axis of positions; along one that holds each position more than once, as two states
+    stacked do, the last entry is no more its own than the first.
+    """
+    numbers = place.numbers()
+    if numbers is None or name not in ("cumsum", "cumprod"):
+        return numbers is not None and name not in _SHUFFLES | {"tril", "triu"}
+    slices = numbers.movedim(axes[0], 0).flatten(1)
+    if not slices.numel() or bool((slices < 0).any()):
+        return False
+    apart = slices + (int(slices.amax()) + 1) * torch.arange(len(slices))[:, None]
+    return apart.unique().numel() == slices.unique().numel()
 
 
 def _gathered(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | None:

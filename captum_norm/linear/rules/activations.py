@@ -59,9 +59,9 @@ def bent_form(run: FrozenRun, op: Operation, root: Tensor) -> Frozen:
             slope = torch.where(z == 0, 0, y.to(z.dtype) / z)
             if run.fused and y.dtype is z.dtype:
                 return Line.apply(x, slope, y)  # type: ignore[no-untyped-call]
-            return x * slope
+            return (x * slope).to(y.dtype)  # the root may be in a wider format than what was made of it
         slope = (z > 0).to(z.dtype) if tangent is None else tangent()
-        return x * slope + (y - z * slope) * one.to(z.dtype)
+        return (x * slope + (y - z * slope) * one.to(z.dtype)).to(y.dtype)
 
     return Frozen(apply, (root,), line != "ZO", lazy=True, value=value, root=root, bent=True)
 

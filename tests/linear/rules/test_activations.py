@@ -87,3 +87,18 @@ def test_activations_in_place_are_as_those_that_are_not(line, x):
     found, expected = (FrozenModel(Twice(inplace), x, activation=line) for inplace in (True, False))
     close(found.contributions((1, 2)).vectors, expected.contributions((1, 2)).vectors)
     assert found.contributions((1, 2)).error < 1e-14
+
+
+class Narrower(Perceptron):
+    """The first map is computed in more digits than what is made of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x.double()).to(x.dtype)
+        return torch.einsum("...f,df->...d", self.act(z) * z, self.second.weight.to(x.dtype))
+
+
+@pytest.mark.parametrize("line", ["ZO", "LA", "ReLU"])
+def test_the_line_of_an_activation_is_in_the_activation_s_own_format(line, x):
+    """A sum of products takes operands of one format, as the model's own are."""
+    narrow, wide = (contributions(Narrower(F.silu), inputs, activation=line) for inputs in (x.float(), x))
+    close(narrow.vectors.double(), wide.vectors, rtol=1e-4, atol=1e-5)
