@@ -154,7 +154,7 @@ def _stays(name: str, place: Place, axes: tuple[int, ...]) -> bool:
     if not slices.numel() or bool((slices < 0).any()):
         return False
     apart = slices + (int(slices.amax()) + 1) * torch.arange(len(slices))[:, None]
-    return apart.unique().numel() == slices.unique().numel()
+    return torch.unique(apart).numel() == torch.unique(slices).numel()
 
 
 def _gathered(flow: Dataflow, op: Operation, name: str, out: Tensor) -> Place | None:
