@@ -232,7 +232,7 @@ class GenerationAttribution:
         with torch.no_grad(), recording(
             lambda record: self._take(record, passes), sources=(ids,) if looks else (), model=self.model,
             blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
-            calls_only=not looks,
+            calls_only=not looks, together=True,
         ) as recorded:  # fmt: skip
             output = forward(*args, **kwargs)
             self._look(recorded, output)

@@ -1,4 +1,4 @@
-"""Running a model once, with each of its attention calls handed over as it finishes.
+"""Running a model once, with each of its attention calls handed over when it is complete.
 
 What ``attention_maps``, ``certify`` and the token shares have in common: which inputs hold positions, what is refused
 at the door, and that a model in which nothing was seen is an error rather than an empty answer.
@@ -31,7 +31,7 @@ def run_recorded(
     blocks: bool = False,
     on_output: Callable[[Recorded, Any], None] | None = None,
 ) -> Any:
-    """Run a model once and hand over each attention call as it finishes.
+    """Run a model once and hand over each attention call when it is complete, in order, some of them at once.
 
     ``record.keys.source`` and ``record.queries.source`` are indices into
     ``position_sources(named_inputs(model, inputs))``.
@@ -72,8 +72,9 @@ def run_recorded(
     given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
     beside = tensors_beside(model, given)
     with recording(
-        count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks, beside=beside
-    ) as recorded:
+        count_record, sources=sources, model=module, on_inexact=count_refusal, blocks=blocks, beside=beside,
+        together=True,
+    ) as recorded:  # fmt: skip
         output = call_model(model, inputs)
         recorded.ends_with(output_tensor(output))
         if on_output is not None:

@@ -19,7 +19,7 @@ def emitting(monkeypatch):
     receivers = []
 
     @contextmanager
-    def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False, beside=()):
+    def recording(on_record, *, sources=(), model=None, on_inexact=None, blocks=False, beside=(), together=False):
         receivers.append((on_record, on_inexact))
         yield SimpleNamespace(answer=lambda explained, select: Answer(), ends_with=lambda output: None)
         receivers.pop()
