@@ -36,8 +36,8 @@ LAYERS = (
     {"cli"},
 )
 LEAVES = set(
-    "explanation files forward models numerals optional_packages pictures ranks suggestions tables token_classes "
-    "tokens words".split()
+    "class_names explanation files forward models numerals optional_packages pictures ranks suggestions tables "
+    "token_classes tokens words".split()
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

@@ -74,12 +74,6 @@ class Loaded:
             return repr(self.tokenizer.decode([index]))
         return str(self.model.config.id2label.get(index, index))
 
-    def labels(self) -> dict[str, int]:
-        """Lower-case class name → class; empty for language models."""
-        if self.task == "next token":
-            return {}
-        return {str(name).lower(): index for index, name in self.model.config.id2label.items()}
-
 
 @contextmanager
 def quiet() -> Iterator[None]:

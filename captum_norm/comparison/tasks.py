@@ -6,13 +6,14 @@ numbers are: classes, tokens of the vocabulary, positions of the text, or one va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from captum_norm.class_names import ClassNames
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_model
 from captum_norm.numerals import number_of, whole_number
@@ -83,7 +84,7 @@ class Question:
             return repr(self.tokenizer.decode(self.encoding["input_ids"][0, index : index + 1]).strip())
         if self.meaning == "value" or (self.chances is None and len(self.values) == 1):
             return {"similarity": "the cosine", "multiple choice": "the choice's logit"}.get(self.task, "the value")
-        return str(self._names().get(index, index))
+        return ClassNames.of(self.model).names.get(index, str(index))
 
     def index_of(self, asked: str | int) -> int:
         """The entry that a class's name, a token, a word of the text or a number means.
@@ -93,13 +94,18 @@ class Question:
 
         Raises:
             TypeError: for what is neither.
-            ValueError: if there is none, or digits are a word of the text and the number of another.
+            ValueError: if there is none, if several classes are called so, or if digits are a word of the text and the
+                number of another.
         """
         if not isinstance(asked, str):
             return self._numbered(number_of(asked, "a target"))
-        known = {str(name).lower(): index for index, name in self._names().items()}
-        if self.meaning == "classes" and asked.lower() in known:
-            return known[asked.lower()]
+        known = ClassNames.of(self.model)
+        try:
+            named = known.number_of(asked) if self.meaning == "classes" else None
+        except ValueError as error:
+            raise ValueError(f"target {error}") from None
+        if named is not None:
+            return named
         if self.meaning == "positions":
             return find_position(self.encoding, self.text, asked, last=True)
         token = self._token(asked) if self.meaning == "tokens" else None
@@ -127,9 +133,6 @@ class Question:
         token = pieces[0] if len(pieces) == 1 else self.tokenizer.get_vocab().get(written)
         unknown = token == self.tokenizer.unk_token_id and written != self.tokenizer.unk_token
         return None if token is None or unknown else int(token)
-
-    def _names(self) -> Mapping[int, str]:
-        return getattr(self.model.config, "id2label", None) or {}
 
 
 def question(

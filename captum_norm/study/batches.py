@@ -10,13 +10,14 @@ Axes: b batch, s token (padding included), c class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_norm.class_names import ClassNames
 from captum_norm.forward import HFForward
 from captum_norm.numerals import whole_number
 from captum_norm.study.metrics.answers import Answers
@@ -185,7 +186,7 @@ class Explained:
     foil: Tensor | None = None
 
 
-def explain(batch: TextBatch, forward: HFForward, labels: Mapping[str, int], which: str) -> Explained:
+def explain(batch: TextBatch, forward: HFForward, labels: ClassNames, which: str) -> Explained:
     """The class that is explained: the one the model predicts, or the label of the data, or why it and not the foil.
 
     Raises:
@@ -216,7 +217,7 @@ def with_target(batch: TextBatch, target: Tensor, foil: Tensor | None = None) ->
     return replace(batch, target=target, foil=foil, rows=batch.rows if batch.places is None else target)
 
 
-def class_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> int:
+def class_of(text: Tokenized, labels: ClassNames, classes: int) -> int:
     """The number of the class that an example's label names.
 
     Raises:
@@ -227,16 +228,20 @@ def class_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> int:
     example, label = text.example, text.example.label
     if label is None:
         raise ValueError(f'{example.where} has no label, which target="label" explains.')
-    if isinstance(label, str) and label.lower() in labels:
-        return labels[label.lower()]
+    try:
+        named = labels.number_of(label) if isinstance(label, str) else None
+    except ValueError as error:
+        raise ValueError(f"{example.where}: the label {error}") from None
+    if named is not None:
+        return named
     number = label if isinstance(label, int) else whole_number(label)
     if number is None or not 0 <= number < classes:
-        named = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
-        raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {named}.")
+        known = f"0 to {classes - 1}" + (f" or {', '.join(labels)}" if labels else "")
+        raise ValueError(f"{example.where}: the label {label!r} is no class of the model, which has {known}.")
     return number
 
 
-def pair_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> tuple[int, int]:
+def pair_of(text: Tokenized, labels: ClassNames, classes: int) -> tuple[int, int]:
     """The classes of an example's label and foil.
 
     Raises:
@@ -254,7 +259,7 @@ def pair_of(text: Tokenized, labels: Mapping[str, int], classes: int) -> tuple[i
     return pair
 
 
-def _known_class(text: Tokenized, labels: Mapping[str, int], classes: int) -> int | None:
+def _known_class(text: Tokenized, labels: ClassNames, classes: int) -> int | None:
     try:
         return class_of(text, labels, classes)
     except ValueError:

@@ -67,6 +67,9 @@ class Example:
         for text in self.texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
+        for what, label in (("label", self.label), ("foil", self.foil)):
+            if isinstance(label, str) and not label.strip():
+                raise ValueError(f"{self.where}: the {what} is empty. Leave it out where it is not known.")
         if (self.evidence_pair or self.span_pair) and self.text_pair is None:
             what = "evidence" if self.evidence_pair else "a span"
             raise ValueError(f"{self.where} has {what} of a second text, and no second text.")

@@ -159,8 +159,8 @@ class _Reader:
         token at all.
 
         Raises:
-            ValueError: where the label begins with no token of its own, and for digits that are several tokens, which
-                might as well be the number of one.
+            ValueError: where the label begins with no token of its own, or with none that the vocabulary has, and for
+                digits that are several tokens, which might as well be the number of one.
         """
         label = example.label
         generates = bool(getattr(unwrapped(self.model), "can_generate", lambda: False)())
@@ -171,12 +171,18 @@ class _Reader:
         ids = self._ids(before, decodes) if before else []
         joined = self._ids(f"{before} {label}".strip() if not label[0].isspace() else before + label, decodes)
         digits = label.isascii() and label.isdecimal()
-        if digits and self.tokenizer.unk_token_id in joined[len(ids) :]:
+        unknown = self.tokenizer.unk_token_id
+        if digits and unknown in joined[len(ids) :]:
             return None
         if joined[: len(ids)] != ids or len(joined) == len(ids):
             raise ValueError(
                 f"{example.where}: the label {label!r} begins with no token of its own behind {before[-20:]!r}. Give "
                 "the token's number, or end the text before a word."
+            )
+        if joined[len(ids)] == unknown and label.strip() != self.tokenizer.unk_token:
+            raise ValueError(
+                f"{example.where}: the vocabulary has no token that the label {label!r} begins with. Give the token's "
+                "number."
             )
         if digits and len(joined) > len(ids) + 1:
             raise ValueError(

@@ -175,7 +175,7 @@ def test_shares_add_up_with_and_without_special_tokens(folders):
 
 def test_a_target_that_is_not_there_is_refused(tasks):
     asked = question(model_of(tasks, BertForTokenClassification), bert_tokenizer(), TEXT)
-    with pytest.raises(ValueError, match=r"no such class\. There are: o, per"):
+    with pytest.raises(ValueError, match=r"no such class\. There are: O, PER"):
         asked.index_of("loc")
     with pytest.raises(ValueError, match="the model has 2 outputs"):
         asked.index_of("7")

@@ -143,3 +143,9 @@ def test_the_fingerprint_follows_texts_labels_and_evidence_but_not_their_origin(
         Example("Fine.", key="1"),
     ]
     assert len({digest_of([one]) for one in [same[0][0], *others]}) == 5
+
+
+@pytest.mark.parametrize("field", ["label", "foil"])
+def test_an_empty_label_is_none_at_all(field):
+    with pytest.raises(ValueError, match=f"example: the {field} is empty. Leave it out where it is not known"):
+        Example("A warm film.", **{field: " "})

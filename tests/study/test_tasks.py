@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
 from captum_norm import AttentionNorm, HFForward
+from captum_norm.class_names import ClassNames
 from captum_norm.study import Example, Study
 from captum_norm.study.batches import Padding, class_of, padded, pair_of, tokenize
 from captum_norm.study.metrics import Comprehensiveness
@@ -139,14 +140,31 @@ def test_a_numeral_that_continues_a_text_is_the_token_that_is_written_so():
         Example("two plus five is", "3"), Example("two plus five is", " 42"),
     ]  # fmt: skip
     read = tokenize(texts, counting, model)
-    assert [class_of(text, {}, 50) for text in read] == [5, 7, 3, 8]
-    assert [pair_of(text, {}, 50) for text in read[:2]] == [(5, 6), (7, 8)]
+    assert [class_of(text, ClassNames({}), 50) for text in read] == [5, 7, 3, 8]
+    assert [pair_of(text, ClassNames({}), 50) for text in read[:2]] == [(5, 6), (7, 8)]
     with pytest.raises(ValueError, match=r"the label '42' may be a token's number or the text '42'.*\['4', '2'\]"):
         tokenize([Example("two plus five is", "42")], counting, model)
+
+
+@pytest.mark.parametrize("label", ["ж", " ж film"])
+def test_a_label_that_the_vocabulary_does_not_have_is_no_unknown_token(label):
+    [(decoder, bare), _] = tiny.language_models()
+    with pytest.raises(ValueError, match=rf"the vocabulary has no token that the label '{label}' begins with"):
+        tokenize([Example("the plot is", label)], bare, decoder)
+    [text] = tokenize([Example("the plot is", bare.unk_token)], bare, decoder)
+    assert text.label == bare.unk_token_id
+
+
+def test_a_label_in_letters_of_another_case_is_refused_where_it_may_be_several_classes():
+    [text] = tokenize([Example("A warm film.", "pos")], tiny.tokenizer(), tiny.classifier())
+    assert class_of(text, ClassNames({0: "neg", 1: "POS"}), 2) == 1
+    assert class_of(text, ClassNames({0: "POS", 1: "pos"}), 2) == 1
+    with pytest.raises(ValueError, match="the label 'pos' may be any of the classes 0, 1: give the number"):
+        class_of(text, ClassNames({0: "POS", 1: "Pos"}), 2)
 
 
 @pytest.mark.parametrize("label", ["²", "--1", "٣"])
 def test_a_label_that_only_looks_like_a_number_is_no_class(label):
     [text] = tokenize([Example("A warm film.", label)], tiny.tokenizer(), tiny.classifier())
     with pytest.raises(ValueError, match=r"the label '.*' is no class of the model, which has 0 to 3"):
-        class_of(text, {}, 4)
+        class_of(text, ClassNames({}), 4)

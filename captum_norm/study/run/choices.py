@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from captum_norm.class_names import ClassNames
 from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import title
 from captum_norm.study.batches import Padding, Tokenized, class_of, logits_of, padded, pair_of, tokenize
@@ -17,7 +18,6 @@ from captum_norm.study.run.fingerprints import model_record, versions
 from captum_norm.study.run.plan import (
     Plan,
     batches_of,
-    class_names,
     data_records,
     generations_of_data,
     in_order,
@@ -80,7 +80,7 @@ class Choices:
         before, keys = begun_in(store)
         generations = generations_of_data(examples, before.get("data", []), keys)
         examples = [text for generation in generations for text in generation]
-        labels = class_names(self.forward.model)
+        labels = ClassNames.of(self.forward.model)
         if self.target != "predicted":
             self._check_labels(examples, labels)
         evidence = any(text.evidence is not None for text in examples)
@@ -165,7 +165,7 @@ class Choices:
                 "token's. Choose removal='mask', 'pad', 'mean_embedding' or 'gate'."
             )
 
-    def _check_labels(self, examples: Sequence[Tokenized], labels: Mapping[str, int]) -> None:
+    def _check_labels(self, examples: Sequence[Tokenized], labels: ClassNames) -> None:
         """Refuse a label or foil that names no class now, and not when its batch comes."""
         shortest = padded(0, (min(examples, key=len),), Padding.of(self.tokenizer))
         classes = logits_of(shortest, self.forward).shape[1]

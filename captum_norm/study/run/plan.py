@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from captum_norm.class_names import ClassNames
 from captum_norm.study.batches import Tokenized, cut
 from captum_norm.study.metrics import Metric
 from captum_norm.study.run.fingerprints import data_record
@@ -28,14 +29,14 @@ class Plan:
     Attributes:
         examples: the data as the model reads it.
         batches: the examples that go through the model together.
-        labels: lower-case class name -> class.
+        labels: what the model's classes are called.
         runner: runs methods on batches.
         config: what decides the results.
     """
 
     examples: list[Tokenized]
     batches: list[tuple[Tokenized, ...]]
-    labels: dict[str, int]
+    labels: ClassNames
     runner: Runner
     config: dict[str, Any]
 
@@ -144,12 +145,6 @@ def names_of(metrics: list[Metric]) -> dict[str, Metric]:
         arguments = ", ".join(f"{argument}={value}" for argument, value in metric.arguments().items())
         named[metric.name if metric.name not in named else f"{metric.name}({arguments})"] = metric
     return named
-
-
-def class_names(model: Any) -> dict[str, int]:
-    """lower-case class name -> class, as the model's config has them."""
-    names: Mapping[Any, Any] = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return {str(name).lower(): int(index) for index, name in names.items()}
 
 
 def _text(record: Any) -> str:
