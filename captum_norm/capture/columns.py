@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_norm.operations.places import UnplacedError
+from captum_norm.operations.places import Place, UnplacedError
 from captum_norm.operations.steps import Step
 
 ToldBy = Literal["nothing", "the model", "inputs"]
@@ -31,6 +31,8 @@ class Columns:
         chosen: whether others were left out before the softmax for being small.
         patterned: whether weights were multiplied afterwards with what the model holds, which may set some to zero.
         before: the same before some entries along the keys' axis were chosen, which scattering puts back.
+        keys: where the keys of the scores lie, which are queries where the scores are read the other way; None where
+            that is not known.
         told_by: what may have told which keys are hidden: ``"nothing"`` where none are; ``"the model"``, by a pattern
             of its own; or ``"inputs"``, something that it was given.
 
@@ -40,20 +42,22 @@ class Columns:
         1
     """
 
-    __slots__ = ("_known", "allowed", "before", "chosen", "cut", "patterned", "shape", "start", "steps", "told_by")
+    __slots__ = (
+        "_known", "allowed", "before", "chosen", "cut", "keys", "patterned", "shape", "start", "steps", "told_by",
+    )  # fmt: skip
 
     def __init__(
         self, shape: tuple[int, ...], axis: int | None, steps: tuple[Step, ...] = (), allowed: Tensor | None = None,
         cut: bool = False, chosen: bool = False, told_by: ToldBy = "inputs",
-        patterned: bool = False, before: Columns | None = None,
+        patterned: bool = False, before: Columns | None = None, keys: Place | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.start, self.steps, self.allowed = shape, axis, steps, allowed
         self.cut, self.chosen, self.told_by, self.patterned = cut, chosen, told_by, patterned
-        self._known, self.before = axis if not steps else _UNASKED, before
+        self._known, self.before, self.keys = axis if not steps else _UNASKED, before, keys
 
     def then(self, step: Step) -> Columns:
         """The axis after one more step."""
-        return self._but(steps=(*self.steps, step))
+        return self._but(steps=(*self.steps, step), keys=self.keys and self.keys.then(step))
 
     def after_a_mask(self) -> Columns:
         """The same where some weights have been set to zero."""
@@ -75,8 +79,10 @@ class Columns:
         )
 
     def _but(self, **changes: Any) -> Columns:
-        kept = {"steps": self.steps, "allowed": self.allowed, "cut": self.cut, "chosen": self.chosen,
-                "told_by": self.told_by, "patterned": self.patterned, "before": self.before}  # fmt: skip
+        kept = {
+            "steps": self.steps, "allowed": self.allowed, "cut": self.cut, "chosen": self.chosen, "keys": self.keys,
+            "told_by": self.told_by, "patterned": self.patterned, "before": self.before,
+        }  # fmt: skip
         return Columns(self.shape, self.start, **(kept | changes))
 
     @property

@@ -65,6 +65,26 @@ def test_weights_below_nothing_look_ahead():
     assert kind(torch.randn(2, 4, 4), factor.clamp_min(0)) == "causal"
 
 
+@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize(
+    "scaled", [lambda s: s, lambda s: (s - s.amax()).clamp(-50, 50), lambda s: s.flatten(1).unflatten(1, s.shape[1:])]
+)
+def test_scores_that_are_read_both_ways_have_the_queries_of_each(scaled, length):
+    """As text attends to a picture, and the picture to the text, by one product of both."""
+    output = nn.Linear(8, 8)
+
+    def attend(x: Tensor, y: Tensor) -> Tensor:
+        scores = scaled(x @ y.mT / 3)
+        return output(scores.softmax(-1) @ y), output(scores.mT.softmax(-1) @ x)
+
+    x, y, found = torch.randn(2, 4, 8), torch.randn(2, length, 8), []
+    with torch.no_grad(), recording(found.append, sources=(x, y)):
+        attend(x, y)
+    assert [record.call.kind for record in found] == ["cross", "cross"]
+    assert [(record.queries.source, record.keys.source) for record in found] == [(0, 1), (1, 0)]
+    assert [record.queries.index.tolist() for record in found] == [list(range(4)), list(range(length))]
+
+
 @pytest.mark.parametrize("by", [lambda s: s.softmax(-2), lambda s: s.mT.softmax(-1).mT], ids=["axis", "turned"])
 def test_a_softmax_over_queries_leaves_them_where_they_are(by):
     """As slots compete for what they look at."""

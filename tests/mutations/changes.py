@@ -895,6 +895,14 @@ CHANGES: list[Change] = [
         tests="capture/test_readers.py",
     ),
     *changes_of(
+        "capture/rules/products.py",
+        ("if whose is not None and whose is places[0] and _lies_along", "if False and _lies_along"),
+        ("keys if keys is not None and flow.places.holds_one(keys, (weights.ndim - 1,)) else None", "None"),
+        ("keys = place.then(WholeAxes(whole, out.shape)) if whole", "keys = place if whole"),
+        tests="capture/test_kind.py",
+    ),
+    *changes_of("capture/columns.py", ("keys=self.keys and self.keys.then(step)", ""), tests="capture/test_kind.py"),
+    *changes_of(
         "class_names.py",
         ("if name == asked]", "if name.lower() == asked.lower()]"),
         ("if len(found) > 1:", "if False:"),

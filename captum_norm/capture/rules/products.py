@@ -283,8 +283,17 @@ def scores_of_product(
     if flow.reach.of(left) <= INPUT or flow.reach.of(right) <= INPUT:
         return None
     place = place_of(flow, right)
-    one = place is not None and flow.places.holds_one(place, (axis,)) and right.shape[axis] > 1
-    return None if one else Columns(tuple(out.shape), out_axis, told_by="nothing")
+    if place is not None and right.shape[axis] > 1 and flow.places.holds_one(place, (axis,)):
+        return None
+    whole = (right.ndim - 2,) if axis == right.ndim - 1 and right.ndim == out.ndim else ()
+    keys = place.then(WholeAxes(whole, out.shape)) if whole and place and flow.places.holds_one(place, whole) else None
+    return Columns(tuple(out.shape), out_axis, told_by="nothing", keys=keys)
+
+
+def _lies_along(flow: Dataflow, place: Place, weights: Tensor, axis: int) -> bool:
+    """Whether positions lie along this axis of weights alone, but for the examples'."""
+    others = tuple(n for n in range(1, weights.ndim) if n != axis % weights.ndim)
+    return not flow.places.holds_one(place, (axis % weights.ndim,)) and flow.places.holds_one(place, others)
 
 
 def value_product(
@@ -295,6 +304,9 @@ def value_product(
     trace, of_values = flow.traces[weights], flow.traces[values]
     places = _places(flow, weights, weights.shape, values)
     whose = places[0] and (where_weighted(flow, places[0], weights, -1) or places[0])
+    if whose is not None and whose is places[0] and _lies_along(flow, whose, weights, -1):  # scores, read the other way
+        keys = None if trace is None or trace.weights is None else trace.weights.keys
+        whose = keys if keys is not None and flow.places.holds_one(keys, (weights.ndim - 1,)) else None
     if not problem and of_values is not None and of_values.mixed:
         problem = "its values are themselves mixed values of another attention call, with no projection between"
     unchosen = flow.unchosen()

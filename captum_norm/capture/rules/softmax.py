@@ -21,7 +21,6 @@ def _softmax(flow: Dataflow, op: Operation) -> None:
         trace, axis = flow.traces[op.tensors[0]], op.argument(1, "dim")
         columns = _columns(flow, op.tensors[0], op.out, None if axis is None else axis % op.out.ndim)
         place = None if trace is None else trace.place
-        scores = None if trace is None else trace.scores
         if place is not None and columns.axis is not None and not flow.places.holds_one(place, (columns.axis,)):
             scores = None if trace is None else trace.scores
             if scores is None or scores.axis in (None, columns.axis):  # not over queries, which stay where they are
@@ -48,7 +47,8 @@ def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> C
     taken = scores if unchosen is None else unchosen
     masked = out.ndim > 2 and (told_by != "nothing" or unchosen is not None)
     allowed = allowed_by_scores(taken, flow.shallow[scores]) if masked else None
-    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, told_by=told_by)
+    keys = None if trace is None or trace.scores is None else trace.scores.keys
+    return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, told_by=told_by, keys=keys)
 
 
 @rule("log_softmax")
