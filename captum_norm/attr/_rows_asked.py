@@ -220,7 +220,7 @@ class RowsAsked:
         such as a picture with its class token.
         """
         known = self._queries.get(queries)
-        if known is None or (queries not in self.texts and not known.all_inputs):
+        if known is None or known.count_themselves or (queries not in self.texts and not known.all_inputs):
             return None
         index = known.index.cpu()
         rows = (index >= 0).nonzero()[:, 0]

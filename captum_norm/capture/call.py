@@ -145,6 +145,11 @@ class Positions:
         return not bool((self.index < 0).any())
 
     @cached_property
+    def count_themselves(self) -> bool:
+        """Whether the entries are 0, 1, 2, ...: entry n of the axis is position n of the input."""
+        return torch.equal(self.index, torch.arange(len(self.index), device=self.index.device))
+
+    @cached_property
     def in_order(self) -> bool:
         """Whether the entries that are inputs follow one another as they do in the input."""
         inputs = self.index[self.index >= 0]
