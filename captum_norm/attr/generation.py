@@ -14,7 +14,7 @@ Axes: row of the running batch (example or beam), position of the text, token th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.attr._base import MapMethod
+from captum_norm.attr._generation_steps import CachedCall, GenerationPass, GenerationStep, unlike
 from captum_norm.attr._maps import CallMap, measured
 from captum_norm.attr._unread import refuse_lost, refuse_opaque
 from captum_norm.attr._writing import Writing, ends_of, watched
@@ -30,7 +31,6 @@ from captum_norm.attr.llm import model_of
 from captum_norm.capture import Answer, AttentionCall, AttentionRecord, Certificate, Positions, Recorded, recording
 from captum_norm.forward.outputs import output_tensor
 from captum_norm.functional.gram import growing
-from captum_norm.functional.growing import GrowingFactors
 from captum_norm.operations.precision import at_least_float32
 
 
@@ -73,8 +73,8 @@ class GenerationAttribution:
         _check_method(attr_method)
         self.attr_method = attr_method
         self.model = model_of(attr_method, type(self).__name__)
-        self._calls: list[_Call] = []
-        self._steps: list[_Step] = []
+        self._calls: list[CachedCall] = []
+        self._steps: list[GenerationStep] = []
         self._answer: Answer | None = None
         self._running: list[CallMap] = []
         self._bits: list[int] = []
@@ -179,7 +179,7 @@ class GenerationAttribution:
         """Whether each row may have gone on from itself in every step."""
         return all(step.parents is None or bool(step.parents.diagonal().all()) for step in self._steps)
 
-    def _is_one(self, step: _Step, rows: Tensor) -> bool:
+    def _is_one(self, step: GenerationStep, rows: Tensor) -> bool:
         """Whether these rows of a step have the same scores."""
         if self._writing is not None and bool((rows // self._writing.rows == rows[0] // self._writing.rows).all()):
             return True
@@ -228,7 +228,7 @@ class GenerationAttribution:
         before = 0 if fresh else self._steps[-1].length
         self._running, self._bits = [], []
         alike = None if fresh else self._may_go_on(len(ids))
-        passes, looks = _Pass(ids, before, alike), fresh or len(self._steps) < _LOOKED_AT or self._has_gates
+        passes, looks = GenerationPass(ids, before, alike), fresh or len(self._steps) < _LOOKED_AT or self._has_gates
         with torch.no_grad(), recording(
             lambda record: self._take(record, passes), sources=(ids,) if looks else (), model=self.model,
             blocks=self.attr_method.reads_block, refuse_dropout=True, beside=_tensors((args, kwargs)),
@@ -255,7 +255,8 @@ class GenerationAttribution:
         for one, counts in zip(self._running, self._counts, strict=True):
             if counts:
                 aggregate.add(one)
-        self._steps.append(_Step(ids.cpu(), passes.length, passes.alike, aggregate.result((0, 0)).scores[:, 0]))
+        scores = aggregate.result((0, 0)).scores[:, 0]
+        self._steps.append(GenerationStep(ids.cpu(), passes.length, passes.alike, scores))
         return output
 
     def _begin(self, writing: Writing) -> None:
@@ -296,13 +297,13 @@ class GenerationAttribution:
         elif len(self._steps) == 1 and self._answer is not None:
             refuse_opaque(title, self._answer.opaque, recorded.flow.opaque.parts)
 
-    def _take(self, record: AttentionRecord, passes: _Pass) -> None:
+    def _take(self, record: AttentionRecord, passes: GenerationPass) -> None:
         """The map of one call: the last query's row over the text's positions."""
         number = len(self._running)
         if not self._steps:
-            self._calls.append(_Call(record.call.without_modules, record.certificate))
+            self._calls.append(CachedCall(record.call.without_modules, record.certificate))
         elif number >= len(self._calls) or self._calls[number].call.name != record.call.name:
-            raise _unlike(record, f"another attention call than at the first step ran as number {number}")
+            raise unlike(record, f"another attention call than at the first step ran as number {number}")
         call, last = self._calls[number], record.shape[2] - 1
         positions = call.first(record, passes) if passes.alike is None else call.next(record, passes)
         row = replace(record.at(slice(last, last + 1)), queries=None, query_mask=None)
@@ -321,125 +322,6 @@ class GenerationAttribution:
 _LOOKED_AT = 2
 
 
-@dataclass(eq=False)
-class _Step:
-    """One pass of the model.
-
-    Attributes:
-        ids: what each row has read in it, (row, token).
-        length: of the text that each row has read by then.
-        parents: from which rows of the step before each row may go on, (row, row before), all of them alike in whatever
-            is cached; None where the pass read the text from its beginning.
-        scores: of what comes next, (row, position).
-    """
-
-    ids: Tensor
-    length: int
-    parents: Tensor | None
-    scores: Tensor
-
-    def has_read(self, text: Tensor, before: Tensor, among: Tensor | None = None) -> Tensor:
-        """Which rows, (row,), have read a text (position,), where ``before`` (row,) says it of the step before."""
-        same = (self.ids == text[len(text) - self.ids.shape[1] :]).all(1)
-        if self.parents is not None:
-            return same & (self.parents & before).any(1)
-        return same & among if among is not None and len(among) == len(same) else same
-
-
-@dataclass(eq=False)
-class _Pass:
-    """What one pass reads.
-
-    Attributes:
-        ids: (row, token).
-        before: how many positions stand before them.
-        alike: which rows of the step before have the values that each row finds cached, (row, row before), in all calls
-            so far; None where the pass reads the text from its beginning.
-        goes_on: whether a call has read keys that were cached.
-    """
-
-    ids: Tensor
-    before: int
-    alike: Tensor | None
-    goes_on: bool = False
-
-    @property
-    def length(self) -> int:
-        """How long the text is when it was read."""
-        return self.ids.shape[1] + self.before
-
-    def go_on(self, values: Tensor, kept: Tensor) -> Tensor | None:
-        """A row of ``kept`` that each row of ``values`` equals, (row,), its own if that is one; None if one has none.
-
-        Rows that another call told apart are none.
-        """
-        assert self.alike is not None
-        self.alike, self.goes_on = _equal_rows(values, kept, self.alike), self.goes_on or values.shape[2] > 0
-        if not bool(self.alike.any(1).all()):
-            return None
-        own = torch.arange(len(values))
-        stays = len(kept) == len(values) and self.alike[own, own]
-        return torch.where(torch.as_tensor(stays), own, self.alike.int().argmax(1))
-
-
-@dataclass(eq=False)
-class _Call:
-    """One attention call from step to step.
-
-    Attributes:
-        call: which.
-        certificate: of all steps.
-        values: of the keys that were read last, (row, head, key, head_dim); their last one is the last position.
-        room: memory of which they are a part, with more behind them.
-        factors: what was prepared for them.
-    """
-
-    call: AttentionCall
-    certificate: Certificate
-    values: Tensor = field(default_factory=lambda: torch.empty(0))
-    room: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, 0))
-    factors: GrowingFactors = field(default_factory=GrowingFactors)
-
-    def first(self, record: AttentionRecord, passes: _Pass) -> Tensor:
-        """Which position each key is, (key,), where the text is read from its beginning; -1 for none yet."""
-        index = None if record.keys is None or record.keys.source != 0 else record.keys.index.cpu()
-        if index is None or not torch.equal(index[: passes.length], torch.arange(passes.length)):
-            why = record.unknown_keys or "they are not the prompt's tokens in order"
-            raise _unlike(record, f"its keys are not known to be the text's positions ({why}); was the cache empty?")
-        if record.shape[2] > 1 and record.call.kind != "causal":
-            raise _unlike(record, "it looks ahead or at another sequence")
-        self._keep(record.values[:, :, : passes.length], 0)
-        self.factors = GrowingFactors()
-        return torch.where(torch.arange(len(index)) < passes.length, index, -1)
-
-    def next(self, record: AttentionRecord, passes: _Pass) -> Tensor:
-        """The same for one more token, whose older keys must have the values of the step before."""
-        length, keys, known = passes.length, record.shape[3], self.values.shape[2]
-        end = min(keys, length)  # a static cache has room left behind
-        old = end - 1
-        if old > known:
-            raise _unlike(record, f"it reads {old} older keys, and the step before had {known}")
-        values, kept = record.values[:, :, :end], self.values[:, :, known - old :]
-        parents = passes.go_on(values[:, :, :old], kept)
-        if parents is None:
-            raise _unlike(record, "its older keys are not those of the step before")
-        self.factors.go_on(parents, known - old)
-        stays = known == old and torch.equal(parents, torch.arange(len(kept)))
-        self._keep(values, old if stays else 0)
-        positions = torch.full((keys,), -1)
-        positions[:end] = torch.arange(length - end, length)
-        return positions
-
-    def _keep(self, values: Tensor, old: int) -> None:
-        """Copies the values, of which the first ``old`` lie there already: a cache grows by one key at a time."""
-        keys = values.shape[2]
-        if self.room.shape[:2] != values.shape[:2] or keys > self.room.shape[2]:
-            old = 0
-            self.room = values.new_empty(*values.shape[:2], keys + keys // 4 + 1, values.shape[3])
-        self.room[:, :, old:keys] = values[:, :, old:]
-        self.values = self.room[:, :, :keys]
-
-
 def _tensors(given: Any) -> list[Tensor]:
     """All tensors among arguments: ids, masks by the kind of layer."""
     if isinstance(given, Tensor):
@@ -448,39 +330,18 @@ def _tensors(given: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _equal_rows(values: Tensor, kept: Tensor, among: Tensor) -> Tensor:
-    """Which rows of ``kept`` each row of ``values`` equals, (row, row kept), of those that are ``among``."""
-    if values.shape[1:] != kept.shape[1:]:
-        return torch.zeros_like(among)
-    if len(values) == len(kept) and torch.equal(among, torch.eye(len(values)).bool()) and torch.equal(values, kept):
-        return among
-    if values.shape[2]:  # most rows differ in the last key already
-        among = among & (values[:, None, :, -1] == kept[None, :, :, -1]).all(-1).all(-1).cpu()
-    found = among.clone()
-    for number, other in among.nonzero().tolist():
-        found[number, other] = torch.equal(values[number], kept[other])
-    return found
-
-
 def _over_text(row: AttentionRecord, positions: Tensor) -> AttentionRecord:
     """The row of the last position without the keys that are no position yet, which come last."""
     end = int((positions >= 0).sum())
     if end == len(positions):
         return row
     if bool((row.weights[..., end:] != 0).any()):
-        raise _unlike(row, "it gives weight to keys behind the text")
+        raise unlike(row, "it gives weight to keys behind the text")
     mask = None if row.key_mask is None else row.key_mask[:, :end]
     # A static cache has its room behind the query's own key, which was taken to come last.
     block = row.block and replace(row.block, residual_key=torch.tensor([end - 1]))
     weights, values = row.weights[..., :end], row.values[:, :, :end]
     return replace(row, weights=weights, values=values, key_mask=mask, keys=None, block=block)
-
-
-def _unlike(record: AttentionRecord, why: str) -> ValueError:
-    return ValueError(
-        f"GenerationAttribution: attention call {record.call.name!r} cannot be followed from step to step: {why}. "
-        "LLMAttentionAttribution explains the text in a pass of its own."
-    )
 
 
 def _check_method(method: Any) -> None:

@@ -240,10 +240,14 @@ CHANGES: list[Change] = [
         tests="attr/test_from_the_top.py",
     ),
     *changes_of(
-        "attr/generation.py",
+        "attr/_generation_steps.py",
         ("if parents is None:", "if False:"),
         ("(self.parents & before).any(1)", "before"),
         ("torch.arange(length - end, length)", "torch.arange(end)"),
+        tests="attr/test_generation.py",
+    ),
+    *changes_of(
+        "attr/generation.py",
         ("residual_key=torch.tensor([end - 1])", "residual_key=torch.tensor([end - 2])"),
         tests="attr/test_generation.py",
     ),
