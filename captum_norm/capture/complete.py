@@ -2,7 +2,8 @@
 
 Between two operations of a model its numbers push Python's own out of the processor's caches: what reads a call takes
 up to twice as long there as right behind another call.  So a call may wait for others, while all that wait hold little,
-and until something is written that they may be read from.
+and until something is written that they may be read from.  Where torch counts no writes, or a tensor lives no longer
+than what it is wrapped in (``torch.vmap``), a call does not wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
+
 from captum_norm.capture.traces import Mixture, Projection
+from captum_norm.functional.precision import full_precision
 
 # Calls wait while all that they hold is no larger, in bytes.
 _MOST_HELD = 1 << 25
@@ -45,7 +49,7 @@ class CompleteCalls:
             mixture.is_read = True
             mixture.projection = None  # they hold each other, and all that they read, until the collector comes
         self._held += sum(mixture.nbytes for mixture in mixtures) + (0 if projection is None else projection.nbytes)
-        if not self._together or self._held > _MOST_HELD:
+        if not self._together or self._held > _MOST_HELD or not all(map(_may_wait, mixtures)):
             self.hand_over()
 
     def hand_over(self) -> None:
@@ -54,7 +58,8 @@ class CompleteCalls:
         for mixtures, projection, problems in waiting:
             for mixture, problem in zip(mixtures, problems, strict=True):
                 mixture.projection, mixture.problem = projection, problem
-            self._finish(mixtures)
+            with full_precision(mixtures[0].values.device):  # the model may be under autocast where they are read
+                self._finish(mixtures)
             for mixture in mixtures:
                 mixture.projection = None
 
@@ -62,3 +67,7 @@ class CompleteCalls:
         """Forget all that wait."""
         self._waiting.clear()
         self._held = 0
+
+
+def _may_wait(mixture: Mixture) -> bool:
+    return not (mixture.values.is_inference() or is_wrapped(mixture.values))

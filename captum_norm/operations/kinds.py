@@ -7,12 +7,12 @@ say about it fails a test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from typing import Any
 
-from captum_norm.operations.operation import base_name
+from captum_norm.operations.operation import base_name, operation_name
 
 
 class OperationKind(Enum):
@@ -192,15 +192,19 @@ def names_with(prop: Property) -> frozenset[str]:
     return frozenset(PROPERTIES[prop].split())
 
 
-def may_write(name: str, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation that is called so writes into something that it is given, or hands out its memory.
-
-    >>> may_write("mul", {}), may_write("mul_", {}), may_write("mul", {"inplace": True}), may_write("numpy", {})
-    (False, True, True, True)
-    """
-    return _may_write(name) or bool(kwargs and ("out" in kwargs or kwargs.get("inplace")))
-
-
 @cache
-def _may_write(name: str) -> bool:
-    return base_name(name) != name or name == "setitem" or name in names_with(Property.LENDS)
+def may_write(func: Callable[..., Any]) -> bool:
+    """Whether an operation writes into something that it is given, as far as its name or its schema tells, or hands out
+    its memory.
+
+    >>> import torch
+    >>> may_write(torch.mul), may_write(torch.Tensor.mul_), may_write(torch.Tensor.numpy)
+    (False, True, True)
+    >>> may_write(torch.ops.aten.set_.source_Tensor), may_write(torch.ops.aten.mul.Tensor)  # by their schemas
+    (True, False)
+    """
+    name, overloads = operation_name(func), getattr(func, "overloads", None)
+    if base_name(name) != name or name == "setitem" or name in names_with(Property.LENDS):
+        return True
+    forms = [getattr(func, overload) for overload in overloads()] if callable(overloads) else [func]
+    return any(bool(getattr(getattr(form, "_schema", None), "is_mutable", False)) for form in forms)

@@ -81,10 +81,14 @@ class OperationMode(TorchFunctionMode):
         try:
             rule = self._rules[func]
         except KeyError:
-            rule = self._rules[func] = self._rule_for(operation_name(func))
+            rule = self._rules[func] = self.rule_of(func)
         if rule is None or threading.get_ident() != self._thread:
             return func(*args, **kwargs)
         return self.hand_over(rule, func, args, kwargs)
+
+    def rule_of(self, func: Callable[..., Any]) -> OperationRule | None:
+        """The rule of an operation."""
+        return self._rule_for(operation_name(func))
 
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -126,11 +130,17 @@ class WatchingMode(OperationMode):
         super().__init__(rule_for)
         self._before_writing = before_writing
 
+    def rule_of(self, func: Callable[..., Any]) -> OperationRule | None:
+        """The rule of an operation; of one that may write it may be that nothing is known of it."""
+        rule = super().rule_of(func)
+        return _nothing_known if rule is None and self._before_writing is not None and may_write(func) else rule
+
     def hand_over(
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         name = operation_name(func)
-        if self._before_writing is not None and may_write(name, kwargs):
+        writes = may_write(func) or (kwargs and ("out" in kwargs or kwargs.get("inplace")))
+        if writes and self._before_writing is not None:
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 self._before_writing()
         out = func(*args, **kwargs)
@@ -203,6 +213,10 @@ class SubstitutingMode(OperationMode):
         except TypeError as error:
             self._raised = error
             raise
+
+
+def _nothing_known(operation: Operation) -> None:
+    """The rule of operations that have none."""
 
 
 def _is_numbers(tensor: Any) -> bool:

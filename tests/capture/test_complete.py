@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from captum_norm.capture import complete, recording
@@ -28,7 +29,14 @@ class Kept(nn.Module):
         return x + self.o((torch.softmax(q @ k.mT, -1) @ self.memory).transpose(1, 2).flatten(2))
 
 
+@torch.library.custom_op("captum_norm_tests::put", mutates_args=("memory",))
+def _put(memory: Tensor, values: Tensor) -> None:
+    memory.copy_(values)
+
+
 WRITES = {
+    "by an operator of one's own": _put,
+    "by one of torch's by its full name": torch.ops.aten.copy_.default,
     "in place": lambda memory, values: memory.copy_(values),
     "by an index": lambda memory, values: memory.__setitem__(slice(None), values),
     "out=": lambda memory, values: torch.add(values, 0, out=memory),
@@ -114,7 +122,7 @@ def test_a_call_that_waits_is_refused_by_its_own_name_and_reason():
 def test_what_the_model_does_behind_a_call_changes_nothing_of_it():
     found, projection = [], SimpleNamespace(nbytes=0)
     calls = CompleteCalls(lambda mixtures: found.extend((m.projection, m.problem) for m in mixtures), together=True)
-    mixture = SimpleNamespace(projection=projection, problem="as it was", is_read=False, nbytes=0)
+    mixture = SimpleNamespace(projection=projection, problem="as it was", is_read=False, nbytes=0, values=torch.ones(1))
     calls.add((mixture,))
     assert (mixture.is_read, mixture.projection) == (True, None)
     mixture.problem = "of something later"
@@ -123,6 +131,57 @@ def test_what_the_model_does_behind_a_call_changes_nothing_of_it():
     assert mixture.projection is None
     calls.hand_over()
     assert len(found) == 1
+
+
+def test_a_mask_that_is_compared_in_place_is_that_of_its_own_call():
+    """Nothing is known of what such a comparison writes, but that it writes."""
+
+    class Masked(Attention):
+        def __init__(self, mask: Tensor) -> None:
+            super().__init__(self.attend)
+            self.mask = mask
+
+        def attend(self, scores: Tensor, values: Tensor) -> Tensor:
+            self.mask.eq_(False)
+            return F.scaled_dot_product_attention(scores, scores, values, attn_mask=self.mask)
+
+    masks = itertools.cycle((torch.ones(5, 5).tril().bool(), torch.ones(5, 5).bool()))
+    model, x = _model(lambda: Masked(next(masks))), torch.randn(2, 5, 8)
+    first = [layer.mask.clone() for layer in model[:2]]
+    one_by_one, _ = _read(model, x)
+    for layer, mask in zip(model, first, strict=False):
+        layer.mask.copy_(mask)
+    _assert_same(_read(model, x, together=True)[0], one_by_one)
+
+
+def test_calls_wait_only_where_writes_are_counted_and_tensors_live_on():
+    """In inference mode torch counts no writes; within ``vmap`` a tensor is another one when it ends."""
+    x, read = torch.randn(2, 3), []
+
+    def add(values: Tensor) -> Tensor:
+        calls = CompleteCalls(read.append, together=True)
+        calls.add((SimpleNamespace(projection=None, problem="", is_read=False, nbytes=0, values=values),))
+        return values
+
+    add(x)
+    assert not read
+    with torch.inference_mode():
+        add(x + 1)
+    assert len(read) == 1
+    torch.vmap(add)(x)
+    assert len(read) == 2
+
+
+def test_a_call_is_read_with_all_its_digits_whatever_is_cast_where_it_is_read():
+    model, x = _model(), torch.randn(2, 5, 8)
+    one_by_one, _ = _read(model, x)
+    with torch.no_grad(), recording(sources=(x,), together=True) as records:
+        y = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y.clone().relu_()
+    for record, (name, error, weights, *_) in zip(records, one_by_one, strict=True):
+        assert (record.call.name, float(record.certificate)) == (name, error)
+        assert torch.equal(record.weights, weights)
 
 
 def test_calls_are_read_before_memory_is_handed_out():

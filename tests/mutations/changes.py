@@ -923,6 +923,9 @@ CHANGES: list[Change] = [
         ("mixture.projection, mixture.problem = projection, problem", "mixture.projection = projection"),
         ("waiting, self._waiting, self._held = self._waiting, [], 0", "waiting, self._held = self._waiting, 0"),
         ("mixture.is_read = True", "pass"),
+        ("with full_precision(mixtures[0].values.device):", "if True:"),
+        ("mixture.values.is_inference() or", ""),
+        ("or is_wrapped(mixture.values)", ""),
         tests="capture/test_complete.py",
     ),
     *changes_of(
@@ -934,8 +937,14 @@ CHANGES: list[Change] = [
         "operations/kinds.py",
         (' or name == "setitem" or name in', " or name in"),
         (" or name in names_with(Property.LENDS)", ""),
-        ("return base_name(name) != name or", "return"),
-        ('"out" in kwargs or kwargs', "kwargs"),
+        ("if base_name(name) != name or name ==", "if name =="),
+        ("return any(bool(getattr(getattr(form,", "return False and any(bool(getattr(getattr(form,"),
+        tests="capture/test_complete.py",
+    ),
+    *changes_of(
+        "operations/modes.py",
+        ('("out" in kwargs or kwargs', "(kwargs"),
+        ("return _nothing_known if rule is None and", "return _nothing_known if False and"),
         tests="capture/test_complete.py",
     ),
     *changes_of(
