@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from captum_norm.attr._aggregate import Aggregate
-from captum_norm.attr._maps import Route, SequenceName
+from captum_norm.attr._maps import Route, SequenceName, route_of
 from captum_norm.attr._sequences import Sequences
+from captum_norm.capture import AttentionRecord
 
 
 def route_for(
@@ -60,3 +63,31 @@ def _covers(aggregate: Aggregate, route: Route, like: Tensor) -> bool:
     positions = aggregate.keys(route).index
     in_order = torch.arange(len(positions))
     return like.ndim > 1 and like.shape[1] == len(positions) and bool((positions.cpu() == in_order).all())
+
+
+def refuse_read_beside_others(title: str, route: Route, records: Sequence[AttentionRecord]) -> None:
+    """Refuse an input that is scored by its own self-attention though a call of another sequence reads what that wrote.
+
+    Such a call reads it beside other inputs, put together with them: its keys are known as the others' positions.
+
+    Args:
+        title: the method's name and the input's.
+        route: of the map that answers.
+        records: the calls that the answer rests on.
+
+    Raises:
+        ValueError: where there is one, naming it.
+    """
+    own, others = 0, list[AttentionRecord]()
+    for record in records:
+        if route_of(record) == route:
+            own |= record.bit
+        elif record.queries is None or record.queries.source != route[0]:
+            others.append(record)
+    reading = [record.call.name for record in others if record.ancestors & own]
+    if route[0] == route[1] and reading:
+        raise ValueError(
+            f"{title} is put together with other inputs before attention call {reading[0]!r} reads it, whose keys are "
+            "known as the others' positions. kind='self' scores it within its own sequence; DecompX follows all inputs "
+            "to the output."
+        )

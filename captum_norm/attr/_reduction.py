@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
-from captum_norm.attr._input_routes import route_for
+from captum_norm.attr._input_routes import refuse_read_beside_others, route_for
 from captum_norm.attr._kept import KeptCalls
 from captum_norm.attr._logit import LogitParts
 from captum_norm.attr._maps import (
@@ -121,6 +121,7 @@ class Reduction:
         self.explained: Tensor | None = None
         self._real: list[Tensor | None] = []
         self._differ = False
+        self._used: list[AttentionRecord] = []
         self._last: SequenceName | None = None
         self._no_chain = ""
         self._within: dict[SequenceName, AttentionRecord] = {}
@@ -213,6 +214,7 @@ class Reduction:
             refuse_lost(self._title, self._read.lost)
         resting = {id(record) for record in self.resting([noted.record for noted in self._noted])}
         used = [noted for noted in self._noted if id(noted.record) in resting]
+        self._used = [noted.record for noted in used]
         self.unused = [noted.record.call for noted in self._noted if noted not in used]
         self.asked.rest_on([(noted.record, noted.queries) for noted in used])
         for noted in used:
@@ -221,7 +223,8 @@ class Reduction:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
         if not self.composes and self.asked.counted_in is None:
             self._differ = queries_differ([noted.record for noted in used])
-        if self._differ and self._rows.position is not None and not isinstance(self._aggregate, Single):
+        of_one = isinstance(self._aggregate, Single) and not self.asked.lack_a_text([noted.record for noted in used])
+        if self._differ and self._rows.position is not None and not of_one:
             counts = [len(noted.record.queries.index) for noted in used if noted.record.queries is not None]
             raise ValueError(different_queries(self._title, counts))
         counts = [] if self.composes else counts_of_unknown([(noted.record, noted.queries) for noted in used])
@@ -392,6 +395,8 @@ class Reduction:
         route = route_for(title, index, like, self._aggregate, self._sequences, self._last)
         if route is None:
             raise ValueError(self._nothing_for(index, like))
+        if route[0] not in (self._last, None) and (self._kind, self._call) == (None, None) and not self.composes:
+            refuse_read_beside_others(title, route, self._used)
         crosses = route[0] != route[1]
         matter = [one for one in self._unknown if self.composes or not crosses or one[0].kind == "cross"]
         refuse_unknown_keys(title, matter)

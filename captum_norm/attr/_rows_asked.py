@@ -212,6 +212,14 @@ class RowsAsked:
         positions = resolve_rows(numbers, of_input, batch, length)
         return self._rows.with_numbers(rows[(positions[..., None] == index).int().argmax(-1)])
 
+    def lack_a_text(self, records: Sequence[AttentionRecord]) -> bool:
+        """Whether one of these calls is of a text's sequence and has no query that is one of its tokens.
+
+        So it is where learned rows beside a text ask by themselves: no position is a row there.
+        """
+        of_texts = [one.queries for one in records if one.queries is not None and one.queries.source in self.texts]
+        return any(not bool((queries.index >= 0).any()) for queries in of_texts)
+
     def _text(self, queries: SequenceName) -> Tensor | None:
         """The row of each position of the input, where a model takes them in another order, or has put others beside
         those of a text: virtual tokens, a picture's.

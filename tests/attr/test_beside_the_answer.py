@@ -90,3 +90,57 @@ def test_rows_are_those_of_calls_that_the_answer_rests_on(name):
     method = getattr(captum_norm, name)
     alone = method(lambda ids: model(ids, goes_on=False)).attribute(ids)
     assert torch.allclose(method(model).attribute(ids), alone, atol=1e-6)
+
+
+class TwoTexts(nn.Module):
+    """Two texts, each read by an encoder of its own, one behind the other in what a third one attends to."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(9, 8)
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(3)]
+        self.first, self.second, self.third = layers
+        self.reads = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, first, second, third):
+        memory = torch.cat([self.first(self.embed(first)), self.second(self.embed(second))], 1)
+        x = self.third(self.embed(third))
+        return (x + self.reads(x, memory, memory)[0])[:, 0]
+
+
+@pytest.mark.parametrize("name", ["AttentionNorm", "AttentionWeights"])
+def test_an_input_that_is_read_in_another_ones_rows_is_not_scored_by_its_own_encoder(name):
+    """Scores of the two would be of different calls, on different scales."""
+    texts = tuple(torch.randint(1, 9, (1, length)) for length in (3, 2, 4))
+    method = getattr(captum_norm, name)(TwoTexts().eval())
+    with pytest.raises(ValueError, match=r"inputs\[1\] is put together with other inputs before .* 'reads' reads it"):
+        method.attribute(texts, target=0)
+    within = method.attribute(texts, target=0, kind="self")
+    assert [scores.shape[1] for scores in within] == [3, 2, 4]
+    followed = captum_norm.DecompX(method.forward_func).attribute(texts, target=0)
+    assert [scores.shape[1] for scores in followed] == [3, 2, 4]
+
+
+class LearnedRowsByThemselves(nn.Module):
+    """Rows that are learned stand before a text's, and ask by themselves in a call of their own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.learned = nn.Embedding(9, 8), nn.Parameter(torch.randn(1, 2, 8))
+        self.both, self.reads = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, memory, ids):
+        memory, x = self.embed(memory), torch.cat([self.learned.expand(len(ids), -1, -1), self.embed(ids)], 1)
+        x = x + self.both(x, x, x)[0]
+        return torch.cat([part + self.reads(part, memory, memory)[0] for part in (x[:, :2], x[:, 2:])], 1)[:, -1]
+
+
+@pytest.mark.parametrize("position", [1, "all"])
+@pytest.mark.parametrize("aggregate", [0, -1])
+def test_a_position_of_a_text_is_no_row_of_a_call_that_learned_rows_make_by_themselves(aggregate, position):
+    texts = torch.randint(1, 9, (2, 5)), torch.randint(1, 9, (2, 4))
+    method = captum_norm.AttentionNorm(LearnedRowsByThemselves().eval(), aggregate=aggregate)
+    with pytest.raises(ValueError, match="attention calls of one sequence have different queries"):
+        method.attribute(texts, target=0, position=position)

@@ -899,6 +899,17 @@ CHANGES: list[Change] = [
         tests="capture/test_readers.py",
     ),
     *changes_of(
+        "attr/_input_routes.py",
+        ("if record.ancestors & own]", "if False]"),
+        ("if route_of(record) == route:", "if False:"),
+        tests="attr/test_beside_the_answer.py",
+    ),
+    *changes_of(
+        "attr/_rows_asked.py",
+        ("return any(not bool((queries.index >= 0).any())", "return any(False"),
+        tests="attr/test_beside_the_answer.py",
+    ),
+    *changes_of(
         "capture/rules/products.py",
         ("if whose is not None and whose is places[0] and _lies_along", "if False and _lies_along"),
         ("keys if keys is not None and flow.places.holds_one(keys, (weights.ndim - 1,)) else None", "None"),
