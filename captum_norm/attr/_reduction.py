@@ -395,11 +395,11 @@ class Reduction:
         route = route_for(title, index, like, self._aggregate, self._sequences, self._last)
         if route is None:
             raise ValueError(self._nothing_for(index, like))
-        if route[0] not in (self._last, None) and (self._kind, self._call) == (None, None) and not self.composes:
-            refuse_read_beside_others(title, route, self._used)
         crosses = route[0] != route[1]
         matter = [one for one in self._unknown if self.composes or not crosses or one[0].kind == "cross"]
         refuse_unknown_keys(title, matter)
+        if not self.composes and route[0] != self._last and (self._kind, self._call) == (None, None):
+            refuse_read_beside_others(title, route, self._used)
         if self.composes:
             refuse_mixers(title, () if self._mixers_as_identity else tuple(self.mixers))
             refuse_no_chain(title, self._no_chain)
