@@ -82,7 +82,7 @@ def refuse_read_beside_others(title: str, route: Route, records: Sequence[Attent
     for record in records:
         if route_of(record) == route:
             own |= record.bit
-        elif record.queries is None or record.queries.source != route[0]:
+        elif record.keys is not None and record.keys.source != route[1]:
             others.append(record)
     reading = [record.call.name for record in others if record.ancestors & own]
     if route[0] == route[1] and reading:
