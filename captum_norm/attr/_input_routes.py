@@ -82,7 +82,7 @@ def refuse_read_beside_others(title: str, route: Route, records: Sequence[Attent
     for record in records:
         if route_of(record) == route:
             own |= record.bit
-        elif record.keys is not None and record.keys.source != route[1]:
+        elif record.keys is not None and record.keys.source != route[1] and not record.mixers:  # which are told of
             others.append(record)
     reading = [record.call.name for record in others if record.ancestors & own]
     if route[0] == route[1] and reading:
