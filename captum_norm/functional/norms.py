@@ -59,6 +59,11 @@ _CANCELS = 0.1
 _FEW_ROWS = 2
 
 
+# Vectors no longer than this, as in examples that are solved by hand, are summed in float64: it costs nothing there,
+# and every digit of the result is right, on whichever processor.
+_SHORT = 12
+
+
 @torch.no_grad()
 def transformed_norms(values: Tensor, W_O: Tensor) -> Tensor:
     """||f(x_j)||: how long each input is after the head's value and output transforms.
@@ -166,7 +171,7 @@ def fill_summed_norms(
         result.zero_()
     elif is_elementwise(gate):
         _fill_gated_summed_norms(result, weights, values, fold(W_O, after), gate)
-    elif result.dtype == torch.float64 or W_O.shape[2] <= W_O.shape[0]:  # vectors are shorter than what replaces them
+    elif result.dtype == torch.float64 or W_O.shape[2] <= max(W_O.shape[0], _SHORT):  # or than what replaces them
         _fill_summed_norms_by_factors(result, weights, values, fold(W_O, after), gate)
     elif weights.shape[2] <= _FEW_ROWS and not after:
         for q in range(weights.shape[2]):

@@ -302,7 +302,7 @@ def test_ratios_are_the_same_where_what_attention_gave_out_is_known(of_others):
 
 
 def test_a_changed_gamma_is_seen_though_the_projection_is_kept():
-    block, own = draw((1, 2, 20, 0, 3, 6), torch.float32)
+    block, own = draw((1, 2, 20, 0, 3, 16), torch.float32)
     for _ in range(3):
         res_ln_norms(**{name: part for name, part in block.items() if name != "second_norm"})
     assert len(gram._kept[block["W_O"].untyped_storage()]) == 1
@@ -315,7 +315,7 @@ def test_a_changed_gamma_is_seen_though_the_projection_is_kept():
 
 
 def test_norms_of_two_forms_with_one_gamma_are_kept_apart():
-    block, own = draw((1, 2, 20, 0, 3, 6), torch.float32)
+    block, own = draw((1, 2, 20, 0, 3, 16), torch.float32)
     for _ in range(3):
         for centred in (True, False):
             block["norm"] = FrozenNorm(block["norm"].state, block["norm"].weight, centred=centred)

@@ -59,6 +59,18 @@ def test_all_norms_are_the_definition_at_any_shape_dtype_and_gate(sizes, dtype, 
             torch.testing.assert_close(fast.double(), slow, rtol=1e-6, atol=0)  # however small
 
 
+wider = st.tuples(*[st.integers(1, 4)] * 2, *[st.integers(1, 6)] * 2, st.integers(1, 5), st.integers(13, 24))
+
+
+@given(sizes=wider, dtype=st.sampled_from(DTYPES[1:]), gate=st.sampled_from(GATES))
+def test_norms_that_are_summed_in_float32_are_right_to_a_millionth(sizes, dtype, gate):
+    """Longer vectors than those above, which are summed in float64."""
+    attention = draw(*sizes, gate=gate, dtype=dtype)
+    expected = slow_summed_norms(**attention)
+    for _ in range(3):
+        torch.testing.assert_close(summed_norms(**attention).double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("sizes", [(2, 3, 12, 200, 4, 24), (40, 2, 3, 20, 4, 16)], ids=["many keys", "large batch"])
 def test_sizes_that_are_worked_on_in_blocks_give_the_same(monkeypatch, sizes, gate):
