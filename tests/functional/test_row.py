@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from captum_norm.functional import gram, summed_norms
+from captum_norm.functional.row import fill_summed_norms_of_row
 from tests.functional.make_cancelling_heads import FILE, KINDS, RATIOS
 
 BATCH, HEADS, QUERIES, KEYS, HEAD_DIM, MODEL = 2, 3, 4, 6, 5, 16
@@ -50,11 +51,11 @@ def test_a_gate_on_heads_scales_the_row():
     torch.testing.assert_close(row.double(), definition(weights[:, :, :1], values, W_O, gate), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("model", [1, 4, 13, 16])
+@pytest.mark.parametrize("model", [1, 3, 4, 16])
 def test_a_row_of_a_model_much_narrower_than_its_heads_keeps_its_digits(model):
     weights, values = (3 * torch.randn(16, 3, 1, 64)).softmax(-1), torch.randn(16, 3, 64, 512)
-    W_O = torch.randn(3, 512, model)
-    row = summed_norms(weights, values, W_O)
+    W_O, row = torch.randn(3, 512, model), torch.empty(16, 1, 64)
+    fill_summed_norms_of_row(row, weights, values, W_O, None, [(0, W_O.flatten(0, 1))])
     torch.testing.assert_close(row.double(), definition(weights, values, W_O), rtol=1e-6, atol=0)
 
 
