@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_norm import AttentionBlockNorm
 from captum_norm.capture import AttentionBlock, AttentionRecord, recording
 from captum_norm.functional import FrozenNorm
 from tests.capture.hand_written import BATCH, LENGTH, MODEL, WRITTEN, Attention, weights
@@ -725,3 +726,30 @@ def test_a_residual_of_other_positions_is_none(added):
     (record,) = recorded(Moved().eval(), torch.randn(BATCH, LENGTH, MODEL))
     assert record.block is None
     assert record.no_block == "what W_O wrote is added to rows of other positions"
+
+
+class HalvedByItsData(nn.Module):
+    """A post-norm layer whose norm's output is given another memory by the feed-forward part's residual."""
+
+    def __init__(self, halves: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.up, self.down, self.halves = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8), halves
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x + self.attention(x, x, x)[0])
+        out = self.down(torch.relu(self.up(y)))
+        if self.halves:
+            y.data = y * 0.5
+            y = y * 2
+        return y + out
+
+
+def test_a_norm_gave_out_what_it_gave_out_whatever_memory_its_tensor_has_now():
+    x = torch.randn(2, 5, 8)
+    found, expected = (
+        AttentionBlockNorm(HalvedByItsData(halves).eval().requires_grad_(False)).attribute(x, target=(0, 0))
+        for halves in (True, False)
+    )
+    close(found, expected)

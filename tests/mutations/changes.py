@@ -916,6 +916,7 @@ CHANGES: list[Change] = [
         ("keys = place.then(WholeAxes(whole, out.shape)) if whole", "keys = place if whole"),
         tests="capture/test_kind.py",
     ),
+    *changes_of("capture/blocks/stream.py", ('if op.name == "data_":', "if False:"), tests="capture/test_blocks.py"),
     *changes_of("capture/columns.py", ("keys=self.keys and self.keys.then(step)", ""), tests="capture/test_kind.py"),
     *changes_of(
         "class_names.py",

@@ -143,6 +143,10 @@ class ResidualStream:
 
     def see(self, op: Operation) -> None:
         """Take in one operation."""
+        if op.name == "data_":  # from here on the tensor is another one
+            into, value = op.args
+            self._nodes[into], self._forms[into] = self._node(value), self._forms[value]
+            return
         name, made_of = base_name(op.name), op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors
         parents = tuple(node for tensor in made_of if (node := self._node(tensor)) is not None)
         outs = list({id(out): out for out in op.written}.values()) if op.overwritten else op.outputs
@@ -251,7 +255,7 @@ class ResidualStream:
         if form is None or form.is_plain:
             return
         before = stage.normed if form.normalises else stage.scaled
-        is_next = before is not None and before[1].tensor is operand  # its weight, its bias
+        is_next = before is not None and _is_view_of_all(operand, before[1].tensor)  # its weight, its bias
         if is_next and base_name(op.name) in _MOVES:
             is_next = operand.shape != form.state.tensor.shape == op.out.shape  # back to the layout of the stream
         if before is None or is_next:
@@ -262,7 +266,7 @@ class ResidualStream:
         """Whether what was made of a state, or of its norm, may be the stream: all its rows, and no sum of states."""
         if kind_of(op.name) in _LEAVE_THE_STREAM or not op.out.is_floating_point() or op.overwritten:
             return False
-        if stage.normed is not None and stage.normed[1].tensor is not operand:
+        if stage.normed is not None and not _is_view_of_all(operand, stage.normed[1].tensor):
             return False
         others = [one for one in op.tensors if one.shape == op.out.shape and self._forms[one] is None]
         return op.out.shape == stage.state.tensor.shape and not (base_name(op.name) in ("add", "sub") and others)
