@@ -6,7 +6,7 @@ Axes: b batch, q query, r row asked for, k key.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Protocol, SupportsIndex
 
@@ -98,6 +98,15 @@ class Single:
             kept[:] = [*kept, one][self._n :]
         elif count == self._n + 1:
             kept.append(one)
+
+    def of_each(self, routes: Sequence[Route | None]) -> list[int]:
+        """Which calls are the n-th of their routes, of calls of these routes in their order."""
+        found = list[int]()
+        for route in dict.fromkeys(routes):
+            of_route = [number for number, one in enumerate(routes) if one == route]
+            if route is not None and -len(of_route) <= self._n < len(of_route):
+                found.append(of_route[self._n])
+        return found
 
     def routes(self) -> list[Route]:
         return list(self._counts)

@@ -223,8 +223,7 @@ class Reduction:
                 self._unknown.append((noted.record.call, noted.record.unknown_keys))
         if not self.composes and self.asked.counted_in is None:
             self._differ = queries_differ([noted.record for noted in used])
-        of_one = isinstance(self._aggregate, Single) and not self.asked.lack_a_text([noted.record for noted in used])
-        if self._differ and self._rows.position is not None and not of_one:
+        if self._differ and self._rows.position is not None and not self._counts_in_one_call(used):
             counts = [len(noted.record.queries.index) for noted in used if noted.record.queries is not None]
             raise ValueError(different_queries(self._title, counts))
         counts = [] if self.composes else counts_of_unknown([(noted.record, noted.queries) for noted in used])
@@ -246,6 +245,15 @@ class Reduction:
                 noted.map = replace(noted.map, at_once=True)
             if noted.map is not None:
                 self._add_known(noted.map)
+
+    def _counts_in_one_call(self, used: Sequence[_Noted]) -> bool:
+        """Whether rows are asked of one call of each route alone, whose own queries they then count."""
+        if not isinstance(self._aggregate, Single):
+            return False
+        chosen = [used[number] for number in self._aggregate.of_each([route_of(one.record) for one in used])]
+        records = [one.record for one in chosen]
+        self.asked.rest_on([(one.record, one.queries) for one in chosen])
+        return not queries_differ(records) and not self.asked.some_ask_for_no_token(records)
 
     def _add_known(self, one: CallMap | LaterMap) -> None:
         """Add a map; one that does not fit to others may be a piece of a call whose other pieces are not known."""

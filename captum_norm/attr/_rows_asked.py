@@ -115,7 +115,7 @@ class RowsAsked:
         if not self._rows.few:
             shares, summed = self._rows.shares(batch, length, real, text), self._summed.get(route[0])
             if summed is not None and not torch.equal(summed, shares):
-                raise ValueError(self._late('position="all" and take the mean of its real rows'))
+                raise ValueError(self._late())
             return self._aggregate.result(route, shares if summed is None else None).scores[:, 0].to(device)
         among = self._among_of(route, axis)
         if among is not None:
@@ -127,7 +127,7 @@ class RowsAsked:
             scores = self._aggregate.result(route, rows).scores.to(device)
             return scores if self._rows.several else scores[:, 0]
         if self._is_late(route[0], axis):
-            raise ValueError(self._late("position= explicitly"))
+            raise ValueError(self._late())
         return self._rows.pick_from_candidates(self._aggregate.result(route).scores, length, real, causal, text)
 
     def default_row(self, queries: SequenceName) -> Tensor | None:
@@ -212,8 +212,8 @@ class RowsAsked:
         positions = resolve_rows(numbers, of_input, batch, length)
         return self._rows.with_numbers(rows[(positions[..., None] == index).int().argmax(-1)])
 
-    def lack_a_text(self, records: Sequence[AttentionRecord]) -> bool:
-        """Whether one of these calls is of a text's sequence and has no query that is one of its tokens.
+    def some_ask_for_no_token(self, records: Sequence[AttentionRecord]) -> bool:
+        """Whether one of these calls is of a text's sequence, and none of its queries is a token of it.
 
         So it is where learned rows beside a text ask by themselves: no position is a row there.
         """
@@ -237,7 +237,9 @@ class RowsAsked:
         is_whole = len(rows) > 0 and torch.equal(index[rows], of_each)
         return rows if is_whole and not (len(rows) == len(index) and torch.equal(rows, of_each)) else None
 
-    def _late(self, way_out: str) -> str:
+    def _late(self) -> str:
         return (
-            f"{self._title}: which tokens are real became known only after their first attention call. Give {way_out}."
+            f"{self._title}: which rows are asked for became known only after the first attention calls: which tokens "
+            'are real, or in which order they are. Give position="all", which has a row of each, and take what you ask '
+            "for of these."
         )

@@ -92,7 +92,7 @@ def recording(
     records = Recorded()
     keep = on_record or (lambda record: _kept(records, record))
     reader = RecordReader(names, keep, on_inexact, stream, over_windows)
-    together = together and stream is None and not is_distributed()  # which frees weights behind their layer
+    together = together and stream is None and not is_distributed()  # wrappers free weights behind their layer
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, together)
     flow.refuses_dropout = refuse_dropout
     for tensor in beside:

@@ -171,7 +171,8 @@ def fill_summed_norms(
         result.zero_()
     elif is_elementwise(gate):
         _fill_gated_summed_norms(result, weights, values, fold(W_O, after), gate)
-    elif result.dtype == torch.float64 or W_O.shape[2] <= max(W_O.shape[0], _SHORT):  # or than what replaces them
+    elif result.dtype == torch.float64 or W_O.shape[2] <= max(W_O.shape[0], _SHORT):
+        # Vectors are short, or no longer than what would replace them: a number for each head.
         _fill_summed_norms_by_factors(result, weights, values, fold(W_O, after), gate)
     elif weights.shape[2] <= _FEW_ROWS and not after:
         for q in range(weights.shape[2]):

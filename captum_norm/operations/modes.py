@@ -139,8 +139,7 @@ class WatchingMode(OperationMode):
         self, rule: OperationRule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         name = operation_name(func)
-        writes = may_write(func) or (kwargs and ("out" in kwargs or kwargs.get("inplace")))
-        if writes and self._before_writing is not None:
+        if self._before_writing is not None and (may_write(func) or "out" in kwargs or kwargs.get("inplace")):
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 self._before_writing()
         out = func(*args, **kwargs)

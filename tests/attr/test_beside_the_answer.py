@@ -6,6 +6,8 @@ from torch import nn
 
 import captum_norm
 
+close = torch.testing.assert_close
+
 
 class Pooled(nn.Module):
     """An encoder beside whose output a query pools the states, without a residual stream; used or not."""
@@ -144,3 +146,53 @@ def test_a_position_of_a_text_is_no_row_of_a_call_that_learned_rows_make_by_them
     method = captum_norm.AttentionNorm(LearnedRowsByThemselves().eval(), aggregate=aggregate)
     with pytest.raises(ValueError, match="attention calls of one sequence have different queries"):
         method.attribute(texts, target=0, position=position)
+
+
+class Rolled(nn.Module):
+    """Two layers, the second of which takes the positions in another order."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(9, 8)
+        self.first, self.second = (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in "ab")
+
+    def forward(self, ids):
+        return self.second(self.first(self.embed(ids)).roll(1, 1))
+
+
+@pytest.mark.parametrize("aggregate", [0, 1, -1])
+def test_positions_of_one_call_are_counted_in_its_own_queries(aggregate):
+    """Another call of the sequence may take them in another order; what is not known in time says how to have it."""
+    ids, model = torch.tensor([[1, 2, 3, 4]]), Rolled().eval()
+    maps = captum_norm.attention_maps(model, ids)
+    rows, keys = maps.summed_norms[aggregate][0], maps.keys[aggregate].index
+    expected = torch.empty(4, 4)
+    expected[keys[:, None], keys] = rows  # queries are the keys, in their order
+    method = captum_norm.AttentionNorm(model, aggregate=aggregate)
+    close(method.attribute(ids, target=(0, 0), position="all")[0], expected)
+    for position in (1, -1):
+        if aggregate == 0:
+            close(method.attribute(ids, target=(0, 0), position=position)[0], expected[position])
+        else:
+            with pytest.raises(ValueError, match=r'known only after the first attention calls: .* Give position="all"'):
+                method.attribute(ids, target=(0, 0), position=position)
+
+
+class LearnedRowsApart(LearnedRowsByThemselves):
+    """The learned rows attend to a text and themselves alone, and so do the text's: one sequence, two calls."""
+
+    def forward(self, ids):
+        x = torch.cat([self.learned.expand(len(ids), -1, -1), self.embed(ids)], 1)
+        x = torch.cat([part + self.reads(part, x, x)[0] for part in (x[:, :2], x[:, 2:])], 1)
+        return (x + self.both(x, x, x)[0])[:, -1]
+
+
+def test_a_position_is_none_of_a_call_of_the_text_s_sequence_that_has_learned_rows_alone():
+    ids, model = torch.randint(1, 9, (2, 4)), LearnedRowsApart().eval()
+    learned, text = (captum_norm.AttentionWeights(model, aggregate=n) for n in (0, 1))
+    for position in (1, "all"):
+        with pytest.raises(ValueError, match="attention calls of one sequence have different queries"):
+            learned.attribute(ids, target=0, position=position)
+    rows = captum_norm.attention_maps(model, ids).weights[1].mean(1)[..., 2:]
+    close(text.attribute(ids, target=0, position="all"), rows)

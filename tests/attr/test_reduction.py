@@ -42,8 +42,9 @@ def test_rows_that_were_cut_out_before_their_mask_was_known_are_asked_for_again(
     close(method.attribute(torch.ones(2, 3)), torch.stack([mean[0, 0], mean[1, 1]]))
     # A row that is named is the same row before and after; a mean would be of different tokens' rows.
     close(method.attribute(torch.ones(2, 3), position=2)[1], mean[1, 2])
-    with pytest.raises(ValueError, match="known only after their first attention call"):
+    with pytest.raises(ValueError, match=r'known only after the first attention calls: which tokens are real.*"all"'):
         method.attribute(torch.ones(2, 3), position="mean")
+    assert method.attribute(torch.ones(2, 3), position="all").shape == (2, 3, 3)  # the way out
 
 
 def test_a_mask_that_becomes_known_late_is_no_matter_where_the_row_stays(monkeypatch):

@@ -905,6 +905,12 @@ CHANGES: list[Change] = [
         tests="attr/test_beside_the_answer.py",
     ),
     *changes_of(
+        "attr/_reduction.py",
+        ("        self.asked.rest_on([(one.record, one.queries) for one in chosen])\n", ""),
+        ("return not queries_differ(records) and not self", "return not self"),
+        tests="attr/test_beside_the_answer.py",
+    ),
+    *changes_of(
         "attr/_rows_asked.py",
         ("return any(not bool((queries.index >= 0).any())", "return any(False"),
         tests="attr/test_beside_the_answer.py",
@@ -955,7 +961,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "operations/modes.py",
-        ('("out" in kwargs or kwargs', "(kwargs"),
+        ('(may_write(func) or "out" in kwargs or', "(may_write(func) or"),
         ("return _nothing_known if rule is None and", "return _nothing_known if False and"),
         tests="capture/test_complete.py",
     ),

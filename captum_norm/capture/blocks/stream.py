@@ -25,7 +25,7 @@ from captum_norm.operations.facts import Facts
 from captum_norm.operations.formats import holds_numbers
 from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.storages import is_same_view
+from captum_norm.operations.storages import is_same_view, storage_of
 
 Added = tuple[Form, Kept]
 """A tensor that was added, and the form that it is of a state."""
@@ -442,7 +442,8 @@ def _operand(op: Operation, operand: Tensor, other: Tensor) -> Tensor:
 
 def _is_view_of_all(view: Tensor, of: Tensor) -> bool:
     """The same numbers in the same order."""
-    return view.shape == of.shape and view.stride() == of.stride() and view.data_ptr() == of.data_ptr()
+    storage = storage_of(view)
+    return storage > 0 and storage == storage_of(of) and is_same_view(view, of)
 
 
 def _same_rows(first: Tensor, second: Tensor, out: Tensor) -> bool:
