@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_norm.capture.call import InexactCaptureError
-from captum_norm.capture.layout import Layout, measure, measured
+from captum_norm.capture.layout import Layout, indices, measure, measured
 from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.rules.norms import CentredNorm
 from captum_norm.capture.traces import Mixture, Projection, Term
@@ -32,6 +33,7 @@ class Heads:
         x: the input, (row, column).
         W: what it is multiplied with, (column, model).
         root: which product this is; heads of one product have one x and one W.
+        steps: what made the input of the mixed values.
         beta: what a LayerNorm before W added to each row of x, (column,), or None.
     """
 
@@ -44,12 +46,18 @@ class Heads:
     x: Tensor
     W: Tensor
     root: int
+    steps: tuple[Step, ...]
     beta: Tensor | None = None
 
     @property
     def first(self) -> tuple[int, int]:
         """Which row of the model's weights, and which query of it, comes first."""
         return int(self.layout.rows[0, 0, 0]), int(self.layout.queries[0, 0, 0])
+
+    @cached_property
+    def indices(self) -> dict[Hashable, set[int]]:
+        """Where the rows of the mixed values lie on the way to W_O, :func:`captum_norm.capture.layout.indices`."""
+        return indices(self.mixture.lead, self.mixture.weights.shape[-2], self.mixture.values.shape[-1], self.steps)
 
 
 class HeadReader:
@@ -107,7 +115,8 @@ class HeadReader:
             gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
             weights = Arranged(mixture.weights, layout, mixture.lead)
             values = layout.values(mixture.values, mixture.lead)
-            parts.append(Heads(mixture, layout, weights, values, layout.heads(folded), gate, x, W, term.root, beta))
+            W_O = layout.heads(folded)
+            parts.append(Heads(mixture, layout, weights, values, W_O, gate, x, W, term.root, term.steps, beta))
         return parts
 
 

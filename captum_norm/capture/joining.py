@@ -9,7 +9,6 @@ Axes: b batch, h head, q query, k key, e head_dim.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -125,6 +124,13 @@ class Joined:
         if self.keys.rows is None or self.keys.anchor is None:
             return ()
         return tuple((self.keys.rows[:, 0, 0] // self.keys.anchor.length).tolist())
+
+    @property
+    def indices(self) -> dict[Hashable, set[int]]:
+        """As for one part: for each axis at whose indices the rows of all parts are, these."""
+        parts = [part.indices for part in self.parts]
+        shared = set(parts[0]).intersection(*parts[1:])
+        return {axis: set().union(*(part[axis] for part in parts)) for axis in shared}
 
 
 _UNASKED = Numbered(None, None)
@@ -302,26 +308,13 @@ def _below(one: Joined, other: Joined) -> Joined | None:
 def _of_other_examples(one: Joined, other: Joined) -> bool:
     """Whether two calls read their keys from different examples, as far as can be known.
 
-    Where positions could not be followed, examples are told by the axes of what W_O takes in: an index for each.
+    Where positions could not be followed, examples are told by the axes on the way to W_O: an index of one for each.
     """
     if one.keys.rows is None and other.keys.rows is None:
-        return any(
-            ours is not None and theirs is not None and ours.isdisjoint(theirs)
-            for ours, theirs in zip(_indices(one), _indices(other), strict=True)
-        )
+        ours, theirs = one.indices, other.indices
+        return any(ours[axis].isdisjoint(theirs[axis]) for axis in ours.keys() & theirs.keys())
     known = one.keys.anchor is other.keys.anchor and one.examples and other.examples
     return bool(known) and set(one.examples).isdisjoint(other.examples)
-
-
-def _indices(call: Joined) -> list[set[int] | None]:
-    """For each axis of what W_O takes in, those at which the rows of a call are; None if they lie along it."""
-    projection = call.parts[0].mixture.projection
-    shape = () if projection is None else projection.terms[0].x.shape[:-1]
-    found: list[set[int] | None] = []
-    for axis, count in enumerate(shape):
-        numbers = call.tokens // math.prod(shape[axis + 1 :]) % count
-        found.append(set(numbers[:, 0].tolist()) if torch.equal(numbers, numbers[:, :1].expand_as(numbers)) else None)
-    return found
 
 
 def _together(one: Joined, other: Joined, axis: int, order: Tensor | None = None) -> Joined:

@@ -9,7 +9,7 @@ which input position a key is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,6 +144,30 @@ def measured(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Ste
             Layout(of_rows, of_queries, ours[tokens], columns, rest, in_order, columns_in_order, values_in_order)
         )
     return layouts
+
+
+def indices(lead: Sequence[int], query: int, head_dim: int, steps: Sequence[Step]) -> dict[Hashable, set[int]]:
+    """On which axes a row of the mixed values is at one index, as one of many that were stacked, and at which they are.
+
+    Args:
+        lead, query, head_dim, steps: as for :func:`measured`.
+
+    Returns:
+        For each axis at one index of which each row of ``lead`` lies, instead of along it, the indices of all rows. An
+        axis is told by how many steps before the projection it is, its tensor's shape and its number.
+    """
+    numbers = torch.arange(math.prod(lead) * query * head_dim, device="cpu").view(*lead, query, head_dim)
+    moves = [step for step in steps if not step.scales]
+    found: dict[Hashable, set[int]] = {}
+    for behind in range(len(moves), -1, -1):
+        places = (numbers != NOT_AN_INPUT).nonzero()
+        rows = numbers[tuple(places.T)] // (query * head_dim)
+        for axis, of_axis in enumerate(places.T):
+            pairs = torch.unique(torch.stack([rows, of_axis]), dim=1)
+            if len(torch.unique(rows)) == pairs.shape[1]:
+                found[behind, numbers.shape, axis] = set(of_axis.tolist())
+        numbers = _moved(numbers, moves[-behind]) if behind else numbers
+    return found
 
 
 def _with_own(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -236,13 +236,15 @@ def test_keys_of_two_softmaxes_that_are_added_are_two_calls(keys):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_examples_one_by_one_are_one_call_though_their_positions_are_not_known(order):
+@pytest.mark.parametrize("flat", [False, True], ids=["", "rows of all examples on one axis before W_O"])
+def test_examples_one_by_one_are_one_call_though_their_positions_are_not_known(order, flat):
     merged = torch.rand(3, LENGTH).double()
 
     def one_by_one(m, x):
         q, k, v = m.split(merged @ x)
         mixed = {b: torch.stack([weights(q[b, h], k[b, h]) @ v[b, h] for h in range(HEADS)]) for b in order}
-        return m.o(join(torch.stack([mixed[b] for b in sorted(mixed)])))
+        rows = join(torch.stack([mixed[b] for b in sorted(mixed)]))
+        return m.o(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]) if flat else m.o(rows)
 
     module, x = run(one_by_one)
     maps = captum_norm.attention_maps(module, x)
