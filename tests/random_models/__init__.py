@@ -21,6 +21,7 @@ file                    what it answers
 ``definitions``         What each method must answer, from that.
 ``check``               Each answer, classified.
 ``twins``               Answers of methods without a definition here, beside those about the function's usual form.
+``positions``           Rows that a user asks for by position: one, all, all of one call.
 ``table, __main__``     Counted by kind; the command.
 ``named_cases``         Faults that were found, as plain as they get, in ``cases/``; faults known in ordinary models.
 ``erasure``             A third look, for the tests of the oracle: values set to zero below torch functions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from tests.random_models.check import CHECKS, Case
-from tests.random_models.config import KINDS, Config, drawn, seeds_of
+from tests.random_models.config import KINDS, drawn, seeds_of
 from tests.random_models.named_cases import NamedCase, shrunk, silences
-from tests.random_models.table import Outcome, Table
+from tests.random_models.positions import Positions
+from tests.random_models.table import Asked, Outcome, Table
 from tests.random_models.twins import Twins
 
 
@@ -24,12 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if no answer is wrong without a word, 1 if one is, 2 if this machine itself failed."""
     told = _parser().parse_args(arguments)
     torch.set_num_threads(1)
+    asked = Twins if told.twins else Positions if told.positions else Case
     if told.keep:
         return _keep(told.seed, told.keep, told.check, told.about)
     if told.show:
-        return _show(told.seed, Twins if told.twins else Case)
+        return _show(told.seed, asked)
     seeds = seeds_of(told.kind, told.seed, told.models)
-    table = Table(_outcomes(seeds, told.jobs, Twins if told.twins else Case))
+    table = Table(_outcomes(seeds, told.jobs, asked))
     print(table.text())
     if told.details:
         print(table.details())
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--twins", action="store_true", help="ask other methods, beside the same function in its usual form"
     )
+    parser.add_argument("--positions", action="store_true", help="ask AttentionNorm for rows by their positions")
     parser.add_argument("--details", action="store_true", help="print the reasons, too")
     parser.add_argument("--show", action="store_true", help="print the model of --seed and every answer about it")
     parser.add_argument("--keep", metavar="NAME", help="make a named case of the model of --seed, as plain as it gets")
@@ -56,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _outcomes(seeds: list[int], jobs: int, made_of: Callable[[Config], Case | Twins]) -> Iterator[Outcome]:
-    outcome = partial(Outcome.of, made_of=made_of)
+def _outcomes(seeds: list[int], jobs: int, asked: Asked) -> Iterator[Outcome]:
+    outcome = partial(Outcome.of, asked=asked)
     if jobs == 1:
         yield from _counted(map(outcome, seeds), len(seeds))
         return
@@ -72,10 +75,10 @@ def _counted(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
         yield outcome
 
 
-def _show(seed: int, made_of: Callable[[Config], Case | Twins]) -> int:
+def _show(seed: int, asked: Asked) -> int:
     config = drawn(seed)
     print(config)
-    found = made_of(config).findings()
+    found = asked(config).findings()
     width = max((len(finding.check) for finding in found), default=0) + 2
     for finding in found:
         print(f"  {finding.check:<{width}}{finding.status:<9}{finding.what} {finding.message}".rstrip())

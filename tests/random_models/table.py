@@ -10,7 +10,11 @@ from typing import Any
 
 from tests.random_models.check import Case, Finding
 from tests.random_models.config import KINDS, Config, drawn
+from tests.random_models.positions import Positions
 from tests.random_models.twins import Twins
+
+Asked = Callable[[Config], Case | Twins | Positions]
+"""What makes the findings of a model."""
 
 STATUSES = ("right", "refused", "silent", "crash")
 
@@ -32,12 +36,12 @@ class Outcome:
     fault: str = ""
 
     @classmethod
-    def of(cls, seed: int, made_of: Callable[[Config], Case | Twins] = Case) -> Outcome:
+    def of(cls, seed: int, asked: Asked = Case) -> Outcome:
         """Make the model of a seed and check every answer about it: beside the truth, or beside its twin's."""
         config = drawn(seed)
         who = (seed, config.kind, config.variant, config.ordinary)
         try:
-            return cls(*who, tuple(made_of(config).findings()))
+            return cls(*who, tuple(asked(config).findings()))
         except Exception as error:  # the generator's or the oracle's own fault: reported, never counted as an answer
             return cls(*who, (), f"{type(error).__name__}: {error}")
 

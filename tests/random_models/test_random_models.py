@@ -10,12 +10,15 @@ import pytest
 from tests.random_models.check import CHECKS, Case, Finding
 from tests.random_models.config import drawn, seeds_of
 from tests.random_models.named_cases import NamedCase, known_faults, named_cases, silences
+from tests.random_models.positions import Positions
 from tests.random_models.twins import Twins
 
 COUNTS = {"encoder": 26, "decoder": 26, "encoder-decoder": 26, "masks": 26, "dtypes": 26, "padding": 36}
 SEEDS = [seed for kind, count in COUNTS.items() for seed in seeds_of(kind, 0, count)]
 TWINS = [seed for kind, count in {"encoder": 8, "decoder": 8, "projections": 24, "weights": 8}.items()
          for seed in seeds_of(kind, 0, count)]  # fmt: skip
+POSITIONS = [seed for kind in ("readouts", "mixers", "projections", "everything", "padding")
+             for seed in seeds_of(kind, 0, 8)]  # fmt: skip
 KNOWN = known_faults()
 TRUTHFUL = ("right", "refused")
 
@@ -77,3 +80,16 @@ def test_another_answer_than_the_twins_is_seen(monkeypatch):
         lambda self, name, model: tuple((1 + (model is self.twin)) * s for s in asked(self, name, model)),
     )  # fmt: skip
     assert "silent" in {finding.status for finding in twins.findings()}
+
+
+@pytest.mark.wide(8)
+@pytest.mark.parametrize("seed", POSITIONS)
+def test_rows_asked_for_by_position_are_those_of_the_positions(seed):
+    assert not [finding for finding in Positions(drawn(seed)).findings() if finding.status not in TRUTHFUL]
+
+
+@pytest.mark.parametrize("check", ["a position", "all positions", "each call"])
+def test_rows_of_other_positions_are_seen(monkeypatch, check):
+    positions, asked = Positions(drawn(seeds_of("decoder", 0, 1)[0])), Positions._ask
+    monkeypatch.setattr(Positions, "_ask", lambda self, *how: tuple(s.roll(1, 1) for s in asked(self, *how)))
+    assert {finding.check: finding.status for finding in positions.findings()}[check] == "silent"
