@@ -17,6 +17,13 @@ from captum_norm.forward.position import as_indices, resolve_rows
 PositionType = SupportsIndex | Sequence[int] | Tensor | Literal["mean", "all"] | None
 
 
+def same_position(one: PositionType, other: PositionType) -> bool:
+    """Whether two positions are the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
 class Rows:
     """The rows of a map that ``position`` asks for.
 

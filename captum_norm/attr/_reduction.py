@@ -32,7 +32,7 @@ from captum_norm.attr._maps import (
 from captum_norm.attr._padding import special_ids, warn_of_padding
 from captum_norm.attr._paths import Rollout
 from captum_norm.attr._placing import count_positions, place, share_left_out
-from captum_norm.attr._position import PositionType, Rows
+from captum_norm.attr._position import PositionType, Rows, same_position
 from captum_norm.attr._read_out import counts_of_unknown, queries_differ
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._rows_asked import RowsAsked
@@ -47,6 +47,7 @@ from captum_norm.attr._unread import (
     refuse_no_chain,
     refuse_unknown_keys,
     refuse_within,
+    rows_of_others,
     unseen_rows,
 )
 from captum_norm.capture import (
@@ -59,6 +60,7 @@ from captum_norm.capture import (
     Opaque,
     Positions,
     Recorded,
+    RowsRead,
 )
 from captum_norm.forward.outputs import output_tensor
 from captum_norm.functional.precision import full_precision
@@ -298,6 +300,9 @@ class Reduction:
         missing = None if read.given is None else axis.default_missing(*read.given)
         if missing is not None:
             raise ValueError(no_such_row(self._title, missing))
+        sequences = [self._route(index, one)[0] for index, one in enumerate(given)]
+        if read.rows is not None and self._kind is None and any(one != self._last for one in sequences):
+            return self._position_in_each(sequences, read.rows)
         if queries != self._last or (read.rows is None and not self._differ):
             return None  # also of an encoder by itself, whose output is not what was returned
         weights = axis.default_weights() if read.rows is None else axis.weights(read.rows)
@@ -309,6 +314,24 @@ class Reduction:
             return None
         self.row = "convention" if read.rows is None else "read"
         return weights.argmax(1) if self._differ else axis.position(weights)
+
+    def _position_in_each(self, sequences: Sequence[SequenceName], read: RowsRead) -> PositionType:
+        """The position that the output was read from in each of these sequences, one for each input, where they are
+        others than the last call's: two texts through one encoder.
+
+        Raises:
+            ValueError: if it was not read from all of them, or from another position of each.
+        """
+        found: list[PositionType] = []
+        for index, sequence in enumerate(sequences):
+            axis = self.asked.axis(sequence)
+            weights = axis.weights(read) if sequence in read.sources and not self._differ else None
+            position = None if weights is None else axis.position(weights)
+            if weights is None or axis.on_padding(weights) or (found and not same_position(position, found[0])):
+                raise ValueError(rows_of_others(self._title, index))
+            found.append(position)
+        self.row = "read"
+        return found[0]
 
     @property
     def to_count_in(self) -> Positions | None:

@@ -204,6 +204,17 @@ def no_such_row(title: str, position: int) -> str:
     )
 
 
+def rows_of_others(title: str, index: int) -> str:
+    """What to say where the output was read from rows of other sequences than this input, or from others of each."""
+    return (
+        f"{title}: which rows of inputs[{index}] the output was read from is not known: it was read from another "
+        "sequence, or from several of which not all rows are known to be the same (two texts through one encoder, a "
+        'text beside a picture). Say whose representation is to be explained: position=<row>, "mean" over the real '
+        'tokens, or "all"; where that is another row of each input, explain them one by one, with the others in '
+        "additional_forward_args."
+    )
+
+
 def unseen_rows(title: str, behind: Sequence[Mixer], read: HowRead = "unseen") -> str:
     """What to say where it is not known which rows the output was read from.
 

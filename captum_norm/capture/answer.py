@@ -127,7 +127,7 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
     of_each = _one_row_of_each(chosen, place.anchor)
     chosen = torch.where(chosen < 0, chosen, chosen % place.anchor.length)
     if of_each is not None:
-        rows = RowsRead(of_each, torch.ones(of_each.shape), place.mixers)
+        rows = RowsRead(of_each, torch.ones(of_each.shape), frozenset((place.anchor.source,)), place.mixers)
         return Answer(reach, "rows", rows, mixers=_listed(place.mixers))
     if not torch.equal(chosen, chosen[:, :1].expand_as(chosen)):
         rows_given = _rows_given(numbers)
@@ -137,7 +137,7 @@ def _answer(flow: Dataflow, explained: Tensor, reach: int, select: Callable[[Ten
             return Answer(reach, "out of order", mixers=_listed(place.mixers))
         given = torch.where(rows_given < 0, rows_given, rows_given % place.anchor.length)
         return Answer(reach, "every position", given=(place.anchor.source, given), mixers=_listed(place.mixers))
-    rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), place.mixers)
+    rows = RowsRead(chosen[:, :1], torch.ones(len(chosen), 1), frozenset((place.anchor.source,)), place.mixers)
     return Answer(reach, "rows", rows, mixers=_listed(place.mixers))
 
 

@@ -79,7 +79,7 @@ class ReadOuts:
         if numbers is None or is_of_other_examples(numbers, place.anchor):
             return None
         positions = _positions(numbers.reshape(len(numbers), -1)[:, :1], place)
-        return RowsRead(positions, torch.ones(len(numbers), 1), place.mixers)
+        return RowsRead(positions, torch.ones(len(numbers), 1), frozenset((place.anchor.source,)), place.mixers)
 
     def _pooled(self, op: Operation) -> RowsRead | None:
         """A sum or mean over the positions of a state (b, n, d), (n, b, d) or (b, d, n); rows of zeros have no part."""
@@ -111,7 +111,7 @@ class ReadOuts:
         if not bool((total > 0).all()) or bool((weights < 0).any()):  # a difference of rows is no mean
             return None
         positions = _positions(numbers.movedim(axis, 1)[..., 0], place)
-        return RowsRead(positions, (weights / total).cpu(), place.mixers)
+        return RowsRead(positions, (weights / total).cpu(), frozenset((place.anchor.source,)), place.mixers)
 
 
 def is_of_other_examples(numbers: Tensor, anchor: Anchor) -> bool:

@@ -16,7 +16,7 @@ from captum_norm.capture.ledger import Fate, Softmax
 from captum_norm.capture.weights import Weights, version_of
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.places import Place
+from captum_norm.operations.places import Place, Source
 from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 
@@ -105,11 +105,13 @@ class RowsRead:
     Attributes:
         positions: (batch, row), the input position of each, or below 0 where it is none.
         weights: (batch, row), how much of each was read; a row's weights sum to 1.
+        sources: the sequences that these are positions of; two texts' where the same rows of both were read.
         mixers: what mixed positions on the way to them.
     """
 
     positions: Tensor
     weights: Tensor
+    sources: frozenset[Source]
     mixers: frozenset[Hashable] = frozenset()
 
     def equals(self, other: RowsRead) -> bool:
@@ -121,8 +123,10 @@ class RowsRead:
         return torch.allclose(self.weights.double(), other.weights.double())
 
     def joined(self, other: RowsRead) -> RowsRead:
-        """The same rows with the mixers of both."""
-        return self if other.mixers <= self.mixers else replace(self, mixers=self.mixers | other.mixers)
+        """The same rows with the sequences and the mixers of both."""
+        if other.mixers <= self.mixers and other.sources <= self.sources:
+            return self
+        return replace(self, sources=self.sources | other.sources, mixers=self.mixers | other.mixers)
 
 
 class Mixed(NamedTuple):

@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from captum_norm.operations.steps import Step
+from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 Source = int | str
 """A sequence that positions count in: the index of a named source, or a description such as ``"embedding 0"``."""
@@ -98,6 +98,20 @@ class Place:
             return None
         return numbers
 
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether the rows, of each example or head, are all positions in their order, and what is no input between."""
+        numbers, length = self.numbers(), self.anchor.length
+        if numbers is None or not numbers.numel():
+            return False
+        positions = torch.where(numbers < 0, NOT_AN_INPUT, numbers % length)
+        for axis in range(positions.ndim):
+            positions = positions if _varies(positions, (axis,)) else positions.narrow(axis, 0, 1)
+        positions = positions[positions >= 0]
+        if positions.numel() % length:
+            return False
+        return bool((positions.view(-1, length) == torch.arange(length, device="cpu")).all()) and positions.numel() > 0
+
     def then(self, step: Step) -> Place:
         """The place after one more step: the same object after a step that all layers share."""
         place = self._after.get(step) if step.is_shared else None
@@ -126,6 +140,14 @@ class Place:
 
 class UnplacedError(ValueError):
     """The entries of one position were torn apart, so the place is no longer known."""
+
+
+def _tear(numbers: Tensor) -> Tensor:
+    raise UnplacedError("positions were taken apart before they were put together")
+
+
+TORN = Step(("torn",), _tear)
+"""The step of an operation behind which nobody knows which position a row is; what has mixed them stays known."""
 
 
 class Features(Step):

@@ -28,11 +28,11 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
         self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
-        self.feed_forward, self.between = nn.Linear(16, 16), between or nn.Identity()
+        self.feed_forward, self.between, self.mask = nn.Linear(16, 16), between or nn.Identity(), None
 
     def forward(self, x):
         y = self.norm(x)
-        x = x + self.attention(y, y, y)[0]
+        x = x + self.attention(y, y, y, attn_mask=self.mask)[0]
         return x + self.feed_forward(self.between(self.norm2(x)))
 
 
@@ -69,6 +69,68 @@ def test_what_mixes_positions_between_calls_is_refused_by_name_with_ways_out_tha
     explained = method(model)
     assert explained.attribute(IDS, target=1, mixers_as_identity=True).shape == IDS.shape
     assert [mixer.operation for mixer in explained.report.mixers] == ["gru"]
+
+
+class TwoTexts(nn.Module):
+    """Two texts through one encoder, read together."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.encoder, self.read = Model(lambda self, x: self.second(self.first(x))), read
+        self.encoder.classes = nn.Identity()
+
+    def forward(self, one, other):
+        return self.read(self.encoder(one), self.encoder(other))
+
+
+TEXTS = (IDS, torch.tensor([[9, 7, 9, 3, 2, 3], [8, 4, 6, 2, 6, 4]]))
+
+
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionRollout, ALTI])
+def test_of_two_texts_through_one_encoder_of_which_means_were_read_means_are_explained(method):
+    def compared(u, v):
+        return torch.cat([(u.mean(1) - v.mean(1)).abs(), u.mean(1) * v.mean(1)], -1)
+
+    explained = method(TwoTexts(compared).eval())
+    found = explained.attribute(TEXTS, target=1)
+    assert explained.report.row == "read"
+    for ours, asked in zip(found, explained.attribute(TEXTS, target=1, position="mean"), strict=True):
+        close(ours, asked)
+
+
+def test_one_row_of_two_texts_that_is_the_default_of_one_alone_is_asked_for():
+    """The last row, of a text that is read looking back, and of one that is not."""
+    last = torch.tensor([0.0, 0, 0, 0, 0, 1])[:, None]
+    model = TwoTexts(lambda u, v: ((u * last).sum(1) - (v * last).sum(1)).abs()).eval()
+    texts, ahead = {}, torch.ones(6, 6).triu(1).bool()
+    encode = model.encoder.forward
+
+    def encoded(ids):
+        for layer in (model.encoder.first, model.encoder.second):
+            layer.mask = None if texts else ahead
+        texts[len(texts)] = ids
+        return encode(ids)
+
+    model.encoder.forward = encoded
+    with pytest.raises(ValueError, match=r"which rows of inputs\[1\] the output was read from is not known"):
+        AttentionNorm(model).attribute(TEXTS, target=1)
+
+
+READ_APART = {
+    "another row of each": lambda u, v: (u[:, 0] * v[:, 3]).sum(-1, keepdim=True).expand(-1, 3),
+    "rows beside each other, of which one alone is known": lambda u, v: torch.cat([u[:, 2], v[:, 4]], -1),
+    "each compared with each": lambda u, v: u[:, 0] @ v[:, 3].T,
+    "one added to the other": lambda u, v: u[:, 2] + v[:, 2],
+    "a mean of one, a row of the other": lambda u, v: (u.mean(1) * v[:, 0]).sum(-1, keepdim=True).expand(-1, 3),
+}
+
+
+@pytest.mark.parametrize("what", READ_APART)
+def test_of_two_texts_of_which_it_is_not_known_which_rows_were_read_a_row_is_asked_for(what):
+    explained = AttentionNorm(TwoTexts(READ_APART[what]).eval())
+    with pytest.raises(ValueError, match=r"which rows .*the output was read from is not known.*position=<row>"):
+        explained.attribute(TEXTS, target=1)
+    assert explained.attribute(TEXTS, target=1, position=2)[1].shape == TEXTS[1].shape
 
 
 @pytest.mark.parametrize("method", COMPOSING)

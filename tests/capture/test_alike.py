@@ -206,6 +206,54 @@ def test_of_what_a_recurrence_written_out_gives_it_is_not_known_which_position_i
     assert records[0].call.kind == "self"
 
 
+def previous(x):
+    return F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+
+def following(x):
+    return F.pad(x, (0, 0, 0, 1))[:, 1:]
+
+
+IN_ORDER = {
+    "itself last": lambda x: previous(x) + x,
+    "two slices of a padded one": lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1] + F.pad(x, (0, 0, 1, 0))[:, 1:],
+    "neighbours first": lambda x: previous(x) + following(x) + x,
+    "chosen": lambda x: torch.where(x > 0, following(x), x),
+    "an operation of no known kind": lambda x: torch.dist(previous(x), x) * torch.hypot(previous(x), x),
+    "of two heads": lambda x: (previous(x).unflatten(-1, (2, -1)) + x.unflatten(-1, (2, -1))).flatten(2),
+    "rows first": lambda x: (previous(x).transpose(0, 1) + x.transpose(0, 1)).transpose(0, 1),
+}
+
+
+def records_behind(between):
+    embedding, layer, _ = two_layers(nn.Identity())
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        layer(between(embedding(IDS)))
+    return records
+
+
+@pytest.mark.parametrize("what", IN_ORDER)
+def test_a_sum_of_neighbours_counts_as_the_one_that_is_in_order(what):
+    """In whichever order they are written: the shifted one would name every key one too low."""
+    (record,) = records_behind(IN_ORDER[what])
+    assert record.keys.index.tolist() == record.queries.index.tolist() == list(range(LENGTH))
+    assert [mixer.operation for mixer in record.mixers]
+
+
+NOBODYS = {
+    "two neighbours": lambda x: previous(x) + following(x),
+    "neighbours of rows in another order": lambda x: x.flip(1) + x.flip(1).roll(1, 1),
+    "pairs": lambda x: x[:, 1:] + x[:, :-1],
+    "rows of others, into shifted ones": lambda x: torch.where(x > 0, previous(x), following(x)),
+}
+
+
+@pytest.mark.parametrize("what", NOBODYS)
+def test_of_a_sum_of_others_alone_nobody_knows_which_position_it_is(what):
+    (record,) = records_behind(NOBODYS[what])
+    assert record.keys is None
+
+
 class AddedUp(nn.Module):
     """Two states stacked, and the last of their sums or products so far."""
 

@@ -33,6 +33,10 @@ def _by_hand(s: Tensor, hidden: Tensor) -> Tensor:
     return e / e.sum(-1, keepdim=True)
 
 
+def _less_log_sum(s: Tensor) -> Tensor:
+    return (s - s.logsumexp(-1, keepdim=True)).exp()
+
+
 FORMS = {
     "-1e4 added": lambda s, hidden: (s + hidden * -1e4).softmax(-1),
     "-100 added": lambda s, hidden: (s + hidden * -100.0).softmax(-1),
@@ -43,6 +47,8 @@ FORMS = {
     "renormalised": _renormalised,
     "weights filled": lambda s, hidden: s.softmax(-1).masked_fill(hidden, 0.0),
     "by hand": _by_hand,
+    "exponentials of log-weights": lambda s, hidden: s.masked_fill(hidden, -1e9).log_softmax(-1).exp(),
+    "exponentials less their log-sum": lambda s, hidden: _less_log_sum(s.masked_fill(hidden, -1e4)),
     "chosen and put back": lambda s, hidden: _largest(s.masked_fill(hidden, -1e9).softmax(-1)),
     "causal": lambda s, hidden: s.masked_fill(hidden | FUTURE, -1e9).softmax(-1),
     "one map for all heads": lambda s, hidden: s.masked_fill(hidden, -1e9).softmax(-1).mean(1, keepdim=True),

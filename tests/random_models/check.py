@@ -31,7 +31,7 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1
 
 _MAGNIFY = ("ALTI", "DecompX")  # differences of lengths, and units that are on or off
 
-ROUNDED_MODELS = 256
+ROUNDED_MODELS = 2048
 """How many models a rounding away are tried before a 16-bit answer is called wrong."""
 
 _PACKAGE = str(Path(captum_norm.__file__).parent)

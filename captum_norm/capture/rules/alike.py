@@ -18,7 +18,7 @@ from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import NOTHING_YET, Place, Settled, WholeAxes, broadcast
+from captum_norm.operations.places import NOTHING_YET, TORN, Place, Settled, WholeAxes, broadcast
 from captum_norm.operations.steps import step_of
 
 Operands = list[tuple[Tensor, Trace]]
@@ -56,10 +56,12 @@ def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, ou
     if place is None or any(trace.mixed for _, trace in operands):  # what scales mixed values is the call's own gate
         return place
     if name in _POSITIONWISE or (name == "batch_norm" and not op.argument(5, "training", False)):
-        return _with_operands(flow, op, place, out)
+        return _with_operands(flow, op, place, operands, out)
     if not out.is_floating_point() and not out.is_complex():
         return place
-    return flow.mixed_by(place, "not known to treat positions alike")
+    if all(flow.places.agree(place, trace.place, out.shape) for _, trace in operands if trace.place is not None):
+        return flow.mixed_by(place, "not known to treat positions alike")
+    return _put_together(flow, operands, out)
 
 
 def _widest(operands: Operands, out: Tensor) -> Place | None:
@@ -73,7 +75,28 @@ def _widest(operands: Operands, out: Tensor) -> Place | None:
     return None
 
 
-def _with_operands(flow: Dataflow, op: Operation, place: Place, out: Tensor) -> Place:
+def _put_together(flow: Dataflow, operands: Operands, out: Tensor) -> Place | None:
+    """Where a result lies whose entries are of different positions: a row counts as the position that it is in order.
+
+    Torn, where no operand has all positions in their order: of a sum of neighbours, both of which are shifted, nobody
+    knows which one a row would be.
+    """
+    places = [trace.place for _, trace in operands if trace.place is not None]
+    in_order = [(tensor, trace) for tensor, trace in operands if trace.place is not None and trace.place.is_in_order]
+    place = _widest(in_order, out) or places[0].then(TORN)
+    mixers = frozenset[Hashable]().union(*(one.mixers for one in places))
+    return flow.mixed_by(place, _DIFFERENT).mixed_by(mixers)
+
+
+def _mixed_in_order(flow: Dataflow, place: Place) -> Place:
+    """The place of rows into which others were written; torn, where they were not all positions in their order."""
+    return flow.mixed_by(place if place.is_in_order else place.then(TORN), _DIFFERENT)
+
+
+_DIFFERENT = "entries of different positions are put together"
+
+
+def _with_operands(flow: Dataflow, op: Operation, place: Place, operands: Operands, out: Tensor) -> Place | None:
     """The place, if every operand has the same positions at the same entries; else it is one that mixes them."""
     placed = next((t for t in op.tensors if (known := flow.traces[t]) and known.place), out)
     for tensor in op.tensors:
@@ -82,7 +105,7 @@ def _with_operands(flow: Dataflow, op: Operation, place: Place, out: Tensor) -> 
         if other is not None:
             place = place.mixed_by(other.mixers)
             if not flow.places.agree(place, other, out.shape) and not _constant_among(flow, op, tensor):
-                return flow.mixed_by(place, "entries of different positions are put together")
+                return _put_together(flow, operands, out)
         elif tensor.is_floating_point() and not _is_weighed(trace) and flow.is_moved(tensor, placed):
             return flow.mixed_by(place, "one operand was made of several positions")
     return place
@@ -265,10 +288,10 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
     if before is not None and before.anchor is not written.anchor:
         if before.anchor.origin is not written.anchor.origin:
             return replaced_rows(flow, into, value)
-        return flow.mixed_by(before, "entries of different positions are put together")
+        return _mixed_in_order(flow, before)
     numbers = _written(written, before, index, shape, op.name)
     if numbers is None:
-        return before and flow.mixed_by(before, "entries of different positions are put together")
+        return before and _mixed_in_order(flow, before)
     place = Place(written.anchor, (Settled(numbers),), written.mixers)
     return place if before is None else place.mixed_by(before.mixers)
 
@@ -281,7 +304,7 @@ def replaced_rows(flow: Dataflow, into: Tensor, value: Tensor) -> Place | None:
     before, (ours, theirs) = place_of(flow, into), (flow.reach.of(tensor) & ~1 for tensor in (into, value))
     if before is None or _is_of_other_inputs(flow, value, into) or not (ours & (theirs | flow.calls)):
         return before
-    return flow.mixed_by(before, "entries of different positions are put together")
+    return _mixed_in_order(flow, before)
 
 
 def put_back(flow: Dataflow, into: Tensor, mask: Tensor, value: Tensor) -> Place | None:

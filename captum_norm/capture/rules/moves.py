@@ -14,7 +14,7 @@ from captum_norm.capture.reach import INPUT
 from captum_norm.capture.traces import Mixed, Projection, Trace
 from captum_norm.operations.kinds import OperationKind
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import NOTHING_YET, Place, Settled, UnplacedError
+from captum_norm.operations.places import NOTHING_YET, TORN, Place, Settled
 from captum_norm.operations.steps import NOT_AN_INPUT, Step, step_of, strided_step
 
 
@@ -82,7 +82,7 @@ def _stacked_place(
     ):
         mixers = frozenset[Hashable]().union(*(place.mixers for place in known))
         beside = Step(("stack", axis, tuple(shape)), lambda n: n.unsqueeze(axis).expand(shape))
-        return first.mixed_by(mixers).then(_TORN if mixers and _is_one_position(first) else beside)
+        return first.mixed_by(mixers).then(TORN if mixers and _is_one_position(first) else beside)
     if any(place.mixers for place in known):  # as a recurrence gives out
         return None
     apart = Step(("unsqueeze", axis), lambda t: t.unsqueeze(axis))
@@ -174,7 +174,7 @@ def _cat_place(
     of_keys = any(trace.scores is not None and trace.scores.axis in (axis, None) for trace in traces)
     if mixers and joined is not None and not of_keys and _claims_one_twice(joined, axis):
         joined = joined if _are_streams(joined, axis, anchor.shape[0]) else None
-    return Place(anchor, (_TORN if joined is None else Settled(joined),), mixers)
+    return Place(anchor, (TORN if joined is None else Settled(joined),), mixers)
 
 
 def _cat_latents(flow: Dataflow, places: list[Place], axis: int, out: Tensor) -> Place | None:
@@ -207,13 +207,6 @@ def _are_streams(numbers: Tensor, axis: int, batch: int) -> bool:
     """Whether the pieces lie at the same positions, several for each example, as streams of one sequence do."""
     rows = numbers.movedim(axis, 0)
     return torch.equal(rows, rows[:1].expand_as(rows)) and len(set(rows[0].flatten().tolist())) > batch
-
-
-def _torn(numbers: Tensor) -> Tensor:
-    raise UnplacedError("positions were taken apart before they were put together")
-
-
-_TORN = Step(("torn",), _torn)
 
 
 def _numbers_side_by_side(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from captum_norm.capture.columns import Columns, mapped
+from captum_norm.capture.columns import mapped
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.masks import two_numbers
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import place_after
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.products import added_product, hidden_product
+from captum_norm.capture.rules.softmax import log_weights
 from captum_norm.capture.rules.weights import is_weights, map_weights, reduce_weights
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Trace
 from captum_norm.operations.formats import INT8_PRODUCTS, QUANTISED_MAPS, ROUNDINGS, as_applied, format_name, is_plain
@@ -107,10 +108,9 @@ def _add(flow: Dataflow, op: Operation) -> None:
     if merged is not None:
         flow.traces.update(op.out, projection=merged)
     if len(traces) == 2 and traces[1].softmax_part == "log normaliser" and base_name(op.name) == "sub":
-        flow.traces.update(op.out, softmax_part="log weights")  # exp(x - logsumexp(x)) is a softmax
         summed = [axis for axis, count in enumerate(operands[1].shape) if count == 1 < op.out.shape[axis]]
         axis = summed[0] if len(summed) == 1 and operands[1].ndim == op.out.ndim else None
-        flow.exponentials[op.out] = Columns(tuple(op.out.shape), axis)
+        log_weights(flow, op, operands[0], axis)  # exp(x - logsumexp(x)) is a softmax
 
 
 def _note_shallow_mask(flow: Dataflow, op: Operation, operands: list[Tensor]) -> None:

@@ -55,8 +55,13 @@ def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> C
 def _log_softmax(flow: Dataflow, op: Operation) -> None:
     carry(flow, op)
     axis = op.argument(1, "dim")
+    log_weights(flow, op, op.tensors[0], None if axis is None else axis % op.out.ndim)
+
+
+def log_weights(flow: Dataflow, op: Operation, scores: Tensor, axis: int | None) -> None:
+    """A result whose exponentials are a softmax of these scores along an axis."""
     flow.traces.update(op.out, softmax_part="log weights")
-    flow.exponentials[op.out] = Columns(tuple(op.out.shape), None if axis is None else axis % op.out.ndim)
+    flow.exponentials[op.out] = _columns(flow, scores, op.out, axis)
 
 
 @rule("logsumexp")
@@ -74,7 +79,7 @@ def _exp(flow: Dataflow, op: Operation) -> None:
     elif trace is not None and trace.softmax_part == "log weights":
         of = flow.exponentials[op.tensors[0]]
         flow.softmax(op, op.tensors[0], None if of is None else of.axis)
-        flow.traces.update(op.out, weights=UNKNOWN_COLUMNS, softmax_part="")
+        flow.traces.update(op.out, weights=of or UNKNOWN_COLUMNS, softmax_part="")
     elif op.out.ndim >= 3:
         flow.exponentials[op.out] = _columns(flow, op.tensors[0], op.out, None)
         flow.traces.update(op.out, softmax_part="exponential")
