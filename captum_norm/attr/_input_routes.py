@@ -86,8 +86,30 @@ def refuse_read_beside_others(title: str, route: Route, records: Sequence[Attent
             others.append(record)
     reading = [record.call.name for record in others if record.ancestors & own]
     if route[0] == route[1] and reading:
-        raise ValueError(
-            f"{title} is put together with other inputs before attention call {reading[0]!r} reads it, whose keys are "
-            "known as the others' positions. kind='self' scores it within its own sequence; DecompX follows all inputs "
-            "to the output."
-        )
+        raise ValueError(_put_together(title, reading[0]))
+
+
+def refuse_among_others(title: str, route: Route, records: Sequence[AttentionRecord]) -> None:
+    """Refuse an input whose rows are among the keys of a call, and count as no positions there.
+
+    So it is where two inputs are put beside each other, as a text's rows and a picture's: keys are those of one.
+
+    Args:
+        title: the method's name and the input's.
+        route: of the map that answers.
+        records: the calls that the answer rests on.
+
+    Raises:
+        ValueError: where there is one, naming it.
+    """
+    reading = [record.call.name for record in records if route[1] in record.beside]
+    if reading:
+        raise ValueError(_put_together(title, reading[0]))
+
+
+def _put_together(title: str, call: str) -> str:
+    return (
+        f"{title} is put together with other inputs before attention call {call!r} reads it, whose keys are known as "
+        "the others' positions. Explain it by itself, with the others in additional_forward_args; kind='self' scores "
+        "it within its own sequence; DecompX follows all inputs to the output."
+    )

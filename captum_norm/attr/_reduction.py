@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_norm.attr._aggregate import Aggregate, Single
 from captum_norm.attr._captum import check_target, select
 from captum_norm.attr._chain import at_once, not_a_chain, within_another
-from captum_norm.attr._input_routes import refuse_read_beside_others, route_for
+from captum_norm.attr._input_routes import refuse_among_others, refuse_read_beside_others, route_for
 from captum_norm.attr._kept import KeptCalls
 from captum_norm.attr._logit import LogitParts
 from captum_norm.attr._maps import (
@@ -435,6 +435,7 @@ class Reduction:
             refuse_mixers(title, () if self._mixers_as_identity else tuple(self.mixers))
             refuse_no_chain(title, self._no_chain)
             refuse_within(title, self._within.get(route[0]))
+        refuse_among_others(title, route, self._used)
         return route
 
     def _nothing_for(self, index: int, like: Tensor) -> str:

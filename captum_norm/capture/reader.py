@@ -40,6 +40,7 @@ from captum_norm.capture.spreading import whole_of
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
 from captum_norm.operations.formats import same_storage
+from captum_norm.operations.places import OtherInput, Source
 from captum_norm.operations.sharded import what_is_split
 
 OnRecord = Callable[[AttentionRecord], None]
@@ -198,6 +199,7 @@ class RecordReader:
             certificate=read.certificate,
             mixed=_mixed_values(call),
             mixers=mixers_of(parts),
+            beside=_others_of(parts),
             bit=bit,
             ancestors=ancestors & ~bit,
             fed=fed,
@@ -256,6 +258,12 @@ def mixers_of(mixtures: tuple[Mixture, ...]) -> tuple[Mixer, ...]:
     places = [mixture.values_place for mixture in mixtures if mixture.values_place is not None]
     found = {mixer for place in places for mixer in place.mixers if isinstance(mixer, Mixer)}
     return tuple(sorted(found, key=str))
+
+
+def _others_of(mixtures: tuple[Mixture, ...]) -> frozenset[Source]:
+    """The inputs whose rows stand among the keys, which count as another one's positions."""
+    places = [mixture.values_place for mixture in mixtures if mixture.values_place is not None]
+    return frozenset(one.source for place in places for one in place.mixers if isinstance(one, OtherInput))
 
 
 def _last_reader(mixtures: tuple[Mixture, ...]) -> str:

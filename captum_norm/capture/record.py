@@ -147,6 +147,7 @@ class AttentionRecord:
         key_mask: (batch, key) bool, the same for the keys.
         certificate: the check this record has passed; ``certificate.rows`` says of which queries.
         mixers: what beside attention mixed positions on the way from the inputs to the values.
+        beside: other inputs, whose rows are among the keys and are none of the positions in ``keys``.
         sequence: what the keys are positions of, the index of an input or a name, known or not which; None if torn.
         bit, ancestors: the call's own bit, and those of the calls it was made of (:mod:`captum_norm.capture.reach`).
         fed: its marks (:mod:`captum_norm.capture.chain`), for ``recording(chain=True)``; else None.
@@ -169,6 +170,7 @@ class AttentionRecord:
     no_block: str = "blocks were not recorded"
     mixed: MixedValues | None = None
     mixers: tuple[Mixer, ...] = ()
+    beside: frozenset[Source] = frozenset()
     sequence: Source | None = None
     bit: int = 0
     ancestors: int = 0

@@ -6,15 +6,17 @@ elementwise operations) and is moved by whatever moves positions (transposes, wi
 keys of an attention call are known to be the input's positions, or known not to be.
 
 Some operations leave every entry at its position and still mix other positions into it (a convolution, a recurrence):
-the place goes on, and keeps in ``mixers`` what did so.
+the place goes on, and keeps in ``mixers`` what did so.  Rows of two inputs that were put beside each other count as
+those of one; the other is kept there, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,12 @@ from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 Source = int | str
 """A sequence that positions count in: the index of a named source, or a description such as ``"embedding 0"``."""
+
+
+class OtherInput(NamedTuple):
+    """What is kept among a place's mixers where rows of another input stand, which do not count as its positions."""
+
+    source: Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +78,8 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """The anchor a tensor's positions come from, the steps since, and what has mixed positions on the way."""
+    """The anchor a tensor's positions come from, the steps since, and what has mixed positions on the way, or whose
+    other rows stand there (:class:`OtherInput`)."""
 
     anchor: Anchor
     steps: tuple[Step, ...] = ()
@@ -87,6 +96,12 @@ class Place:
     @property
     def named(self) -> bool:
         return isinstance(self.anchor.source, int)
+
+    def with_rows_of(self, others: Iterable[Place]) -> Place:
+        """The place of a tensor that holds rows of these places, too; of those of other inputs it keeps which."""
+        origin = self.anchor.origin
+        inputs = [one.anchor.origin for one in others if isinstance(one.anchor.origin.source, int)]
+        return self.mixed_by(frozenset(OtherInput(one.source) for one in inputs if one is not origin))
 
     def numbers(self) -> Tensor | None:
         """The anchor's numbers where they are now, a tensor of the followed tensor's shape; None if torn apart."""

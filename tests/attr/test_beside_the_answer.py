@@ -95,33 +95,94 @@ def test_rows_are_those_of_calls_that_the_answer_rests_on(name):
 
 
 class TwoTexts(nn.Module):
-    """Two texts, each read by an encoder of its own, one behind the other in what a third one attends to."""
+    """Two texts, each read by an encoder of its own, put together in what a third one attends to."""
 
-    def __init__(self):
+    def __init__(self, together):
         super().__init__()
         torch.manual_seed(0)
+        self.together = together
         self.embed = nn.Embedding(9, 8)
         layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(3)]
         self.first, self.second, self.third = layers
         self.reads = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, first, second, third):
-        memory = torch.cat([self.first(self.embed(first)), self.second(self.embed(second))], 1)
+        memory = self.together(self.first(self.embed(first)), self.second(self.embed(second)))
         x = self.third(self.embed(third))
         return (x + self.reads(x, memory, memory)[0])[:, 0]
 
 
+TOGETHER = {"one behind the other": lambda one, other: torch.cat([one, other], 1), "added up": torch.add}
+
+
 @pytest.mark.parametrize("name", ["AttentionNorm", "AttentionWeights"])
-def test_an_input_that_is_read_in_another_ones_rows_is_not_scored_by_its_own_encoder(name):
+@pytest.mark.parametrize("together", TOGETHER)
+def test_an_input_that_is_read_in_another_ones_rows_is_not_scored_by_its_own_encoder(name, together):
     """Scores of the two would be of different calls, on different scales."""
-    texts = tuple(torch.randint(1, 9, (1, length)) for length in (3, 2, 4))
-    method = getattr(captum_norm, name)(TwoTexts().eval())
+    texts = tuple(torch.randint(1, 9, (1, length)) for length in (3, 3, 4))
+    method = getattr(captum_norm, name)(TwoTexts(TOGETHER[together]).eval())
     with pytest.raises(ValueError, match=r"inputs\[1\] is put together with other inputs before .* 'reads' reads it"):
         method.attribute(texts, target=0)
     within = method.attribute(texts, target=0, kind="self")
-    assert [scores.shape[1] for scores in within] == [3, 2, 4]
+    assert [scores.shape[1] for scores in within] == [3, 3, 4]
     followed = captum_norm.DecompX(method.forward_func).attribute(texts, target=0)
-    assert [scores.shape[1] for scores in followed] == [3, 2, 4]
+    assert [scores.shape[1] for scores in followed] == [3, 3, 4]
+
+
+class WordsAndPicture(nn.Module):
+    """Words that attend to each other, and then to themselves and a picture in one memory."""
+
+    def __init__(self, write, first=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.pixels, self.write, self.first = nn.Embedding(9, 8), nn.Linear(4, 8), write, first
+        self.words, self.both = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, ids, picture):
+        words, seen = self.embed(ids), self.pixels(picture)
+        if self.first:
+            words = words + self.words(words, words, words)[0]
+        memory = self.write(words, seen)
+        return (words + self.both(words, memory, memory)[0])[:, 0]
+
+
+def into_a_buffer(one, other):
+    memory = one.new_zeros(len(one), one.shape[1] + other.shape[1], one.shape[2])
+    memory[:, : one.shape[1]] = one
+    memory[:, one.shape[1] :] = other
+    return memory
+
+
+PUT_TOGETHER = {
+    "words first": lambda words, seen: torch.cat([words, seen], 1),
+    "the picture first": lambda words, seen: torch.cat([seen, words], 1),
+    "into a buffer": into_a_buffer,
+    "into a buffer, the picture first": lambda words, seen: into_a_buffer(seen, words),
+}
+WORDS, PICTURE = torch.tensor([[1, 5, 2], [4, 3, 8]]), torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["AttentionNorm", "AttentionRollout", "ALTI"])
+@pytest.mark.parametrize("write", sorted({*PUT_TOGETHER} - {"into a buffer"}))  # that one leads past the first call
+def test_an_input_whose_rows_are_keys_among_another_ones_is_not_scored_without_them(name, write):
+    """Its own calls alone would answer, and what the joint one reads of it be left out."""
+    model = WordsAndPicture(PUT_TOGETHER[write]).eval()
+    with pytest.raises(ValueError, match=r"inputs\[.\] is put together with other inputs before .* 'both' reads it"):
+        getattr(captum_norm, name)(model).attribute((WORDS, PICTURE), target=0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("write", PUT_TOGETHER)
+def test_shares_of_two_inputs_in_one_memory_are_each_ones_own(write, first):
+    """Each has the share that it has where it is asked for alone; the value biases here are zeros."""
+    model = WordsAndPicture(PUT_TOGETHER[write], first).double().eval()
+    picture = PICTURE.double()
+    words, seen = captum_norm.DecompX(model).attribute((WORDS, picture), target=0)
+    words_alone = captum_norm.DecompX(model).attribute(WORDS, 0, (picture,))
+    seen_alone = captum_norm.DecompX(lambda picture, ids: model(ids, picture)).attribute(picture, 0, (WORDS,))
+    torch.testing.assert_close(words, words_alone)
+    torch.testing.assert_close(seen, seen_alone)
+    assert bool((words != 0).all())
 
 
 class LearnedRowsByThemselves(nn.Module):

@@ -1290,6 +1290,15 @@ CHANGES: list[Change] = [
         ("return states if states or", "return states if"),
         tests="linear/test_compositions.py",
     ),
+    *changes_of("operations/places.py", ("if one is not origin)", "if False)"), tests="attr/test_beside_the_answer.py"),
+    *changes_of(
+        "attr/_input_routes.py", ("if route[1] in record.beside]", "if False]"), tests="attr/test_beside_the_answer.py"
+    ),
+    *changes_of(
+        "capture/rules/alike.py",
+        ("return before.with_rows_of([] if written is None else [written])", "return before"),
+        tests="attr/test_beside_the_answer.py",
+    ),
     *changes_of(
         "operations/places.py",
         ("positions.view(-1, length) == torch.arange(length", "positions.view(-1, length) >= 0 * torch.arange(length"),

@@ -280,9 +280,9 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
         return None
     if not isinstance(value, Tensor) or not flow.reach.of(value) & ~1:
         return before
-    if before is not None and _is_of_other_inputs(flow, value, into):
-        return before
     written, shape = place_of(flow, value), tuple(into.shape)
+    if before is not None and _is_of_other_inputs(flow, value, into):
+        return before.with_rows_of([] if written is None else [written])
     if written is None or (before is None and flow.reach.of(into) > 1):
         return before and flow.mixed_by(before, "one operand was made of several positions")
     if before is not None and before.anchor is not written.anchor:
@@ -303,7 +303,8 @@ def replaced_rows(flow: Dataflow, into: Tensor, value: Tensor) -> Place | None:
     """
     before, (ours, theirs) = place_of(flow, into), (flow.reach.of(tensor) & ~1 for tensor in (into, value))
     if before is None or _is_of_other_inputs(flow, value, into) or not (ours & (theirs | flow.calls)):
-        return before
+        written = place_of(flow, value)
+        return before and before.with_rows_of([] if written is None else [written])
     return _mixed_in_order(flow, before)
 
 

@@ -174,7 +174,7 @@ def _cat_place(
     of_keys = any(trace.scores is not None and trace.scores.axis in (axis, None) for trace in traces)
     if mixers and joined is not None and not of_keys and _claims_one_twice(joined, axis):
         joined = joined if _are_streams(joined, axis, anchor.shape[0]) else None
-    return Place(anchor, (TORN if joined is None else Settled(joined),), mixers)
+    return Place(anchor, (TORN if joined is None else Settled(joined),), mixers).with_rows_of(known)
 
 
 def _cat_latents(flow: Dataflow, places: list[Place], axis: int, out: Tensor) -> Place | None:
