@@ -17,11 +17,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn import Module
 
 from captum_norm.capture import Dataflow, Following, InexactCaptureError, Layout, LayoutError, Mixture, Term, layout_of
@@ -43,14 +44,19 @@ class Product:
     Attributes:
         number: which one, of all products of weights and values in a call of the layer.
         mixture: what was read of it: weights, values and the modules that were running.
-        layout: where its (batch, head, query) lie.
+        layouts: where its (batch, head, query) lie, one for each part of it that meets a part of W_O of its own.
         written: the shape of what attention wrote, without the last axis.
     """
 
     number: int
     mixture: Mixture
-    layout: Layout
+    layouts: tuple[Layout, ...]
     written: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """Where (batch, head, query) of its first part lie."""
+        return self.layouts[0]
 
     @property
     def module(self) -> Module | None:
@@ -61,12 +67,39 @@ class Product:
     def keys(self) -> int:
         return self.mixture.weights.shape[-1]
 
+    @cached_property
+    def mark(self) -> tuple[Tensor, float]:
+        """:func:`fingerprint` of the rows of its weights that reach W_O, and the size of what was added up for it."""
+        shape = (*self.mixture.lead, *self.mixture.weights.shape[-2:])
+        used = torch.zeros(math.prod(shape[:-2]), shape[-2], dtype=torch.bool)
+        for layout in self.layouts:
+            used[layout.rows, layout.queries] = True
+        weights, values = self.mixture.weights.whole().expand(shape), self.mixture.values
+        if not used.all():
+            weights = weights * used.view(*shape[:-1], 1).to(weights)
+        return fingerprint(weights, values), float(fingerprint(weights, values.abs()).max())
+
     def numbers(self) -> Tensor:
         """batch * queries + query of each of the mixed values, (*lead, query, 1); 0 for heads of another projection."""
         batch, _, queries = self.layout.shape
         numbers = torch.zeros(math.prod(self.mixture.lead), self.mixture.weights.shape[-2], dtype=torch.long)
         numbers[self.layout.rows, self.layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
         return numbers.view(*self.mixture.lead, -1, 1).to(self.mixture.weights.device)
+
+
+def fingerprint(weights: Tensor, values: Tensor) -> Tensor:
+    """By which an attention call is known again, (key,): the sum over b, h and q of alpha^2 c . v, c being any vector.
+
+    It is the same however the model lays its heads and queries out, and another one where some of them are missing.
+
+    Args:
+        weights: (..., query, key); rows that look at padding alone may be NaN.
+        values: (..., key, head_dim), broadcastable to the weights' leading axes.
+    """
+    values = values.nan_to_num().double()
+    of_keys = vector_norm(weights.nan_to_num(), dim=-2, dtype=torch.float64).square()
+    along = (values * torch.linspace(1, 2, values.shape[-1], dtype=values.dtype, device=values.device)).sum(-1)
+    return (of_keys * along).flatten(0, -2).sum(0)
 
 
 @dataclass(frozen=True)
@@ -125,16 +158,24 @@ class Replay:
         """
         return [self._product(*projected) for projected in self._flow.projected]
 
-    def _product(self, number: int, mixture: Mixture, term: Term) -> Product:
+    def differs(self, product: Product, mark: Tensor) -> float:
+        """How far a product is from the call of this :func:`fingerprint`, relative to its size; inf beyond rounding."""
+        found, size = product.mark
+        if found.shape != mark.shape:
+            return math.inf
+        error = float((found - mark.to(found)).abs().max()) / max(size, 1e-30)
+        return error if error <= self._tolerance else math.inf
+
+    def _product(self, number: int, mixture: Mixture, terms: list[Term]) -> Product:
         if not mixture.unchanged:
             raise InexactCaptureError(f"{self._name}: its weights or values were overwritten in place")
         try:
-            layout = layout_of(mixture, term)
+            layouts = tuple(layout_of(mixture, term) for term in terms)
         except LayoutError as error:
             raise InexactCaptureError(
                 f"{self._name}: {error}, so that no product alone can be changed; AttentionNorm answers"
             ) from error
-        return Product(number, mixture, layout, tuple(term.x.shape[:-1]))
+        return Product(number, mixture, layouts, tuple(terms[0].x.shape[:-1]))
 
     # ---- which row of the output is which query
 
@@ -284,7 +325,7 @@ class _Watching(Dataflow):
     def __init__(self) -> None:
         super().__init__((), self._finished)
         self._numbers: dict[Mixture, int] = {}
-        self.projected: list[tuple[int, Mixture, Term]] = []
+        self.projected: list[tuple[int, Mixture, list[Term]]] = []
         self.result: Tensor | None = None
         self.done = False
 
@@ -295,8 +336,8 @@ class _Watching(Dataflow):
     def _finished(self, mixtures: tuple[Mixture, ...]) -> None:
         for mixture in mixtures:
             if mixture.projection is not None and not mixture.problem:
-                term = next(term for term in mixture.projection.terms if term.mixture is mixture)
-                self.projected.append((self._numbers[mixture], mixture, term))
+                terms = [term for term in mixture.projection.terms if term.mixture is mixture]
+                self.projected.append((self._numbers[mixture], mixture, terms))
 
 
 class _Changing(_Watching):

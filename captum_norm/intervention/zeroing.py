@@ -23,7 +23,7 @@ from captum_norm.functional import value_zeroing
 from captum_norm.functional.precision import full_precision
 from captum_norm.intervention.calls import LayerCall, watch_layers
 from captum_norm.intervention.layers import layers_of
-from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay
+from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay, fingerprint
 from captum_norm.intervention.stretches import Stretch, stretch_calls
 
 # Numbers that the copies of a layer's output may hold in one replay; what is inside a layer, several times that, is to
@@ -39,17 +39,20 @@ class Outline:
     Attributes:
         record: the record, its weights and values being of the same shape but all zero, without memory of their own.
         unseen: (batch, query, key) bool, True where no head looks, so that rounding alone is no score.
+        mark: by which the call is known again, (key,).
     """
 
     record: AttentionRecord
     unseen: Tensor
+    mark: Tensor
 
     @classmethod
     def of(cls, record: AttentionRecord) -> Outline:
         """The outline of a record."""
+        mark = fingerprint(record.weights, record.values)
         weights, values = _empty(record.weights), _empty(record.values)
         outline = replace(record, weights=weights, values=values, gate=None, block=None, mixed=None)
-        return cls(outline, (record.weights == 0).all(1))
+        return cls(outline, (record.weights == 0).all(1), mark)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def value_zeroing_maps(
 
     Raises:
         ValueError: if the layer around a call is not found.
-        InexactCaptureError: if a layer does not repeat itself, or its output has no row for each query.
+        InexactCaptureError: if a layer does not repeat itself, its output has no row for each query, or a call is mixed
+            by several products.
     """
     chosen = outlines if wanted is None else wanted
+    for outline in chosen:
+        _check_is_one_product(outline.record)
     taker = _Scores(outlines, {id(outline) for outline in chosen}, keys_at_once)
     # Any mode switches torch's fused layers off; a compiled layer shows nothing of itself.
     with BaseTorchFunctionMode(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -102,8 +108,7 @@ def value_zeroing_maps(
         watch_layers({layer.owner if isinstance(layer, Stretch) else layer for layer in found}, run, taker.take)
     missing = [outline for outline in chosen if id(outline) not in taker.found]
     if missing:
-        call = missing[0].record.call
-        raise InexactCaptureError(f"{call.name} (call {call.call}): its layer did not run it when it was run again")
+        raise InexactCaptureError(taker.why_missing(missing[0].record))
     return [taker.found[id(outline)] for outline in chosen]
 
 
@@ -112,10 +117,12 @@ class _Scores:
 
     def __init__(self, outlines: Sequence[Outline], chosen: set[int], keys_at_once: int | None) -> None:
         self._waiting: dict[int, list[Outline]] = {}
-        for outline in outlines:
+        # A projection may take in calls in another order than their products ran.
+        for outline in sorted(outlines, key=lambda outline: outline.record.bit):
             self._waiting.setdefault(id(outline.record.call.module), []).append(outline)
         self._chosen, self._keys_at_once = chosen, keys_at_once
         self._calls = 0
+        self._other_keys: dict[int, int] = {}
         self._rows: dict[Hashable, OutputRows] = {}
         self._one_by_one: set[type[Module]] = set()
         self.stretches: list[Stretch] = []
@@ -131,13 +138,37 @@ class _Scores:
         number, self._calls = self._calls, self._calls + 1
         replay = Replay(call)
         for product in replay.products():
-            waiting = self._waiting.get(id(product.module))
-            if not waiting or not call.holds([caller.module for caller in product.mixture.callers]):
-                continue  # a call that could not be read, and is not asked for, or one of another layer
-            outline = waiting.pop(0)
-            if id(outline) in self._chosen:
-                _check_keys(product, outline.record)
+            if not call.holds([caller.module for caller in product.mixture.callers]):
+                continue  # of another layer
+            outline = self._outline_of(replay, product)
+            if outline is not None and id(outline) in self._chosen:
                 self.found[id(outline)] = LayerScores(number, self._scores(replay, product, outline, type(call.layer)))
+
+    def _outline_of(self, replay: Replay, product: Product) -> Outline | None:
+        """The call whose product this is; None for one that could not be read, or a part of one of several products.
+
+        A module may run several calls, and products that were not read, so that their order alone does not tell.
+        """
+        waiting = self._waiting.get(id(product.module), [])
+        far = [replay.differs(product, outline.mark) for outline in waiting]
+        if min(far, default=math.inf) == math.inf:
+            self._other_keys[id(product.module)] = product.keys
+            return None
+        return waiting.pop(far.index(min(far)))
+
+    def why_missing(self, record: AttentionRecord) -> str:
+        """What to say of a call that was not found in its layer."""
+        call, keys = record.call, record.weights.shape[-1]
+        other = self._other_keys.get(id(call.module), keys)
+        if other != keys:
+            return (
+                f"{call.name}: {keys} keys when it was read, but {other} when its layer was run again: keys of earlier "
+                "passes are kept"
+            )
+        return (
+            f"{call.name} (call {call.call}): its layer, when it was run again, did not run it with the same weights "
+            "and values. Let the layer depend on nothing but its input; AttentionNorm answers"
+        )
 
     def _scores(self, replay: Replay, product: Product, outline: Outline, kind: type[Module]) -> Tensor:
         if kind not in self._one_by_one:
@@ -173,14 +204,9 @@ def _last_alike(replay: Replay, product: Product) -> Product:
     return [p for p in replay.products() if (p.layout.shape[0], p.layout.shape[2]) == (batch, query)][-1]
 
 
-def _check_keys(product: Product, record: AttentionRecord) -> None:
-    if product.keys != record.weights.shape[-1]:
-        raise InexactCaptureError(
-            f"{record.call.name}: {record.weights.shape[-1]} keys when it was read, but {product.keys} when its layer "
-            "was run again: keys of earlier passes are kept"
-        )
-    batch, heads, queries, _ = record.weights.shape
-    if math.prod(product.mixture.lead) * product.mixture.weights.shape[-2] != batch * heads * queries:
+def _check_is_one_product(record: AttentionRecord) -> None:
+    if record.bit.bit_count() > 1:  # each product has a bit of its own
+        _, heads, queries, _ = record.weights.shape
         raise InexactCaptureError(
             f"{record.call.name}: its {heads} heads and {queries} queries are mixed by several products, of which one "
             "alone can be changed; AttentionNorm answers, and so does a layer that mixes all of them at once"

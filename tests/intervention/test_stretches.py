@@ -62,6 +62,15 @@ def test_an_owner_may_run_more_than_once():
         close(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_an_owner_may_run_again_on_the_same_input():
+    blocks = [Block() for _ in range(2)]
+    owner = pairs(blocks)
+    found, _ = maps_of(lambda: [owner(X), owner(X)])
+    expected, _ = maps_of(lambda: built(*blocks)(X))
+    for one, other in zip(found, [*expected, *expected], strict=True):
+        close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_hooks_of_an_owner_are_gone_and_those_that_look_saw_one_forward_each_time_the_model_ran():
     owner, seen = pairs([Block() for _ in range(2)]), []
     owner.layers[1][2].register_forward_hook(lambda module, args, output: seen.append(module))

@@ -244,6 +244,168 @@ def test_a_single_layer_has_to_be_named_unless_its_class_says_so():
     assert maps_of(lambda: layer(X))[0][0].shape == (3, 5, 5)
 
 
+# which product is which call
+
+
+class Written(nn.Module):
+    """A layer that writes its attention itself: ``mixed`` makes of weights and values what W_O takes in.
+
+    ``lost`` is a key whose values are zero.
+    """
+
+    def __init__(self, mixed: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mixed, self.lost = mixed, -1
+        self.norm, self.qkv, self.o = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        lost = (torch.arange(v.shape[2]) == self.lost)[:, None]
+        return (q @ k.mT / 2).softmax(-1), torch.where(lost, 0, v) if self.lost >= 0 else v
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, values = self.heads(self.norm(x))
+        return x + self.o(self.mixed(weights, values).transpose(1, 2).flatten(2))
+
+
+def outlined(layer: nn.Module, *inputs: Tensor) -> tuple[list[Outline], list[InexactCaptureError]]:
+    """The calls of a layer whose inputs are followed, and those of them that were not read."""
+    outlines: list[Outline] = []
+    refused: list[InexactCaptureError] = []
+    with torch.no_grad(), recording(
+        lambda record: outlines.append(Outline.of(record)), sources=inputs, on_inexact=refused.append
+    ):  # fmt: skip
+        layer(*inputs)
+    return outlines, refused
+
+
+def slow_turns(run: Callable[[], Tensor], layer: Any, keys: int) -> Tensor:
+    """1 - cos of the outputs of a layer that can lose the values of a key, (batch, query, key)."""
+    scores, output = [], run()
+    for layer.lost in range(keys):
+        scores.append(1 - cosine_similarity(run(), output, dim=-1))
+    layer.lost = -1
+    return torch.stack(scores, -1)
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda w, v: torch.stack([(w @ v)[:, h] for h in range(2)], 1),
+        lambda w, v: (w * torch.ones(5, 5).tril()) @ v + (w * torch.ones(5, 5).triu(1)) @ v,
+        lambda w, v: torch.cat([(w @ v)[:, :, :2], (w @ v)[:, :, 2:]], 2),
+        lambda w, v: torch.stack([w[:, h] @ v[:, h] for h in range(2)], 1),
+    ],
+    ids=["all heads again for each", "the keys before and behind", "all queries again for some", "one for each head"],
+)
+def test_a_call_of_several_products_is_refused_though_one_of_them_has_all_heads_queries_and_keys(mixed):
+    layer = Written(mixed).double().eval()
+    outlines, _ = outlined(layer, X)
+    with pytest.raises(InexactCaptureError, match=r"mixed by several products.*layer that mixes all of them at once"):
+        value_zeroing_maps(lambda: layer(X), outlines, layers=[layer])
+
+
+class HalfUsed(Written):
+    """The second head is computed and read by nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, values = self.heads(self.norm(x))
+        return x + nn.functional.linear((weights @ values)[:, 0], self.o.weight[:, :4], self.o.bias)
+
+
+class ByHead(Written):
+    """Each head has its own call of W_O."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.matmul(*self.heads(self.norm(x)))
+        return x + sum(mixed[:, h] @ self.o.weight[:, 4 * h : 4 * h + 4].T for h in range(2)) + self.o.bias
+
+
+@pytest.mark.parametrize("kind", [Written, HalfUsed, ByHead])
+def test_a_product_is_known_by_those_of_its_heads_that_are_projected_one_by_one_or_together(kind):
+    layer = kind(torch.matmul).double().eval()
+    (found,), _ = maps_of(lambda: layer(X), layers=[layer])
+    close(found, slow_turns(lambda: layer(X), layer, 5), rtol=0, atol=1e-12)
+
+
+class TwoSources(nn.Module):
+    """W_O takes in what it sees of itself, and then of a memory of the same length: but the memory is mixed first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.own, self.its, self.o = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.lost, self.losing = -1, self.own
+
+    def mixed(self, x: Tensor, source: Tensor, kv: nn.Linear) -> Tensor:
+        k, v = kv(source).chunk(2, -1)
+        if self.lost >= 0 and kv is self.losing:
+            v = torch.where((torch.arange(v.shape[1]) == self.lost)[:, None], 0, v)
+        return (self.q(x) @ k.mT).softmax(-1) @ v
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        of_memory = self.mixed(x, memory, self.its)
+        return x + self.o(torch.cat([self.mixed(x, x, self.own), of_memory], -1))
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_calls_that_are_projected_in_another_order_than_they_ran_in_have_their_own_scores(alike):
+    """Even where all that they mix is the same, and W_O alone tells them apart."""
+    layer, memory = TwoSources().double().eval(), X.clone() if alike else X.flip(2)
+    if alike:
+        layer.its.load_state_dict(layer.own.state_dict())
+    outlines, _ = outlined(layer, X, memory)
+    assert [outline.record.call.kind for outline in outlines] == ["self", "cross"]
+    found = value_zeroing_maps(lambda: layer(X, memory), outlines, layers=[layer])
+    for scores, losing in zip(found, (layer.own, layer.its), strict=True):
+        layer.losing = losing
+        expected = slow_turns(lambda: layer(X, memory), layer, 5)
+        close(scores.scores, expected, rtol=0, atol=1e-12)
+
+
+class AfterUnread(Written):
+    """Two calls in one module: in the first, a key adds values of two kinds, which no record can say."""
+
+    def first(self, weights: Tensor, values: Tensor) -> Tensor:
+        return weights @ values + weights @ values.tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        lost, self.lost = self.lost, -1
+        x = x + self.o(self.first(*self.heads(self.norm(x))).transpose(1, 2).flatten(2))
+        self.lost = lost
+        return super().forward(x)
+
+
+class AfterSeveral(AfterUnread):
+    """The first of the two is read, of one product for each head."""
+
+    def first(self, weights: Tensor, values: Tensor) -> Tensor:
+        return torch.stack([weights[:, h] @ values[:, h] for h in range(2)], 1)
+
+
+def test_a_call_of_one_product_behind_one_of_several_in_its_module_has_its_own_scores():
+    layer = AfterSeveral(torch.matmul).double().eval()
+    outlines, _ = outlined(layer, X)
+    [found] = value_zeroing_maps(lambda: layer(X), outlines, outlines[1:], layers=[layer])
+    close(found.scores, slow_turns(lambda: layer(X), layer, 5), rtol=0, atol=1e-12)
+    with pytest.raises(InexactCaptureError, match="mixed by several products"):
+        value_zeroing_maps(lambda: layer(X), outlines, layers=[layer])
+
+
+def test_a_call_that_was_not_read_is_not_taken_for_the_next_one_of_its_module():
+    layer = AfterUnread(torch.matmul).double().eval()
+    outlines, refused = outlined(layer, X)
+    assert len(outlines) == len(refused) == 1
+    [found] = value_zeroing_maps(lambda: layer(X), outlines, layers=[layer])
+    close(found.scores, slow_turns(lambda: layer(X), layer, 5), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_layer_that_attends_to_something_else_or_in_another_order_when_it_is_run_again_is_refused(axis):
+    layer, inputs = Written(torch.matmul).double().eval(), iter((X, X.flip(axis)))
+    with pytest.raises(InexactCaptureError, match=r"Written \(call 0\): .* the same weights and values"):
+        maps_of(lambda: layer(next(inputs)), layers=[layer])
+
+
 # how a layer lays out its rows
 
 
