@@ -19,11 +19,14 @@ from captum_norm.linear.frozen import Conventions, Frozen, NotFrozenError
 from captum_norm.linear.run import FrozenRun, Known, Start
 from captum_norm.linear.sources import Leaf, TokenSources
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Source
 
-# Linear maps of features: what a bias before them becomes after them.
+# Linear maps of features, whose parts are made when they are asked for.
 _MAPS = frozenset(("linear", "addmm", "baddbmm", "matmul", "rmatmul", "einsum", "conv1d"))
+_SUMS = names_of(OperationKind.SUM) | {"addmm", "baddbmm"}  # where the residual may be added
+_JOINS = names_of(OperationKind.JOIN)
 
 
 class PartSources(TokenSources):
@@ -174,7 +177,9 @@ class SharedRun(PartsRun):
 
     A bias is shared where it is added, by how much each part resembles it.  But those of attention, b_V and b_O, are
     held back until the residual has been added, as in the authors' code: attention adds to the residual, not the
-    residual to attention.
+    residual to attention.  They go through whatever is linear on the way there, however the model has written it: heads
+    put side by side, W_O entry by entry or head by head, a norm behind it.  An activation shares them before, and so
+    does a product with what is not of attention, such as a gate.
 
     Args:
         conventions: how what is not linear is held fixed.
@@ -194,23 +199,25 @@ class SharedRun(PartsRun):
             return self._share_pending(self.linear_form(tensor))
 
     def companions(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> Any:
-        if op.name in ("add", "add_") and any(operand.mixed for operand in operands):
+        if base_name(op.name) in _SUMS and any(operand.mixed for operand in operands):
             return self._add(frozen, operands)
-        keep = frozen.moves or frozen.mixes or (op.name in _MAPS and operands[0].mixed)
+        moves = frozen.moves or base_name(op.name) in _JOINS
+        of_attention = all(operand.mixed for operand in (operands[:1] if frozen.moves else operands))  # x.view_as(y)
+        keep = moves or frozen.mixes or (of_attention and not frozen.bent)
         if not keep:
             for operand in operands:
                 self._share_pending(operand)
         parts = self._mapped(frozen, operands)
         pending = self._pending(frozen, operands)
-        mixed = frozen.mixes or (keep and any(operand.mixed for operand in operands))
+        mixed = frozen.mixes or (keep and of_attention)
         if isinstance(parts, Tensor):
-            return _Shared(parts, pending, mixed, self._moved(frozen, operands) if frozen.moves else None)
+            return _Shared(parts, pending, mixed, self._moved(frozen, operands) if moves else None)
         return tuple(
             _Shared(
                 part,
                 None if pending is None else pending[number],
                 mixed,
-                self._moved(frozen, operands, number) if frozen.moves else None,
+                self._moved(frozen, operands, number) if moves else None,
             )
             for number, part in enumerate(parts)
         )
@@ -222,8 +229,10 @@ class SharedRun(PartsRun):
         def again() -> Tensor:
             for operand in operands:
                 self._share_pending(operand)
-            parts = self._mapped(frozen, operands)
-            return parts if number is None else parts[number]
+            parts, pending = self._mapped(frozen, operands), self._pending(frozen, operands)
+            if number is not None:
+                parts = parts[number]
+            return parts if pending is None else self._share(parts, pending)  # constants that were put beside them
 
         return again
 
@@ -238,13 +247,14 @@ class SharedRun(PartsRun):
         return frozen.apply(one, *before)
 
     def _add(self, frozen: Frozen, operands: list[_Shared]) -> _Shared:
-        """Attention's part and the residual: what is pending from attention is shared by their sum."""
+        """Attention's parts are added up; with the residual, what is pending from attention is shared by their sum."""
+        residual = not all(operand.mixed for operand in operands)
         for operand in operands:
             if not operand.mixed:
                 self._share_pending(operand)
         parts = self._mapped(frozen, operands)
-        shared = _Shared(parts, self._pending(frozen, operands), len(operands) < 2)
-        if len(operands) > 1:
+        shared = _Shared(parts, self._pending(frozen, operands), not residual)
+        if residual:
             self._share_pending(shared)
         return shared
 
@@ -253,6 +263,9 @@ class SharedRun(PartsRun):
         if operand.pending is not None and operand.moved is not None:
             operand.parts = operand.moved()
         elif operand.pending is not None:
-            operand.parts = share_bias(operand.parts.movedim(0, -2), operand.pending, self._rule).movedim(-2, 0)
+            operand.parts = self._share(operand.parts, operand.pending)
         operand.pending, operand.mixed, operand.moved = None, False, None
         return operand.parts
+
+    def _share(self, parts: Tensor, bias: Tensor) -> Tensor:
+        return share_bias(parts.movedim(0, -2), bias, self._rule).movedim(-2, 0)

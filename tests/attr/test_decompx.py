@@ -239,6 +239,22 @@ def test_scores_of_a_batch_do_not_depend_on_its_other_examples():
         assert delta.shape == (3,)
 
 
+@pytest.mark.parametrize("family", ["GPT-2", "GPT-NeoX", "BART"])
+def test_scores_do_not_depend_on_whether_the_model_keeps_keys_and_values_for_later_passes(family):
+    make = ARCHITECTURES[family]
+    model, given = make.build(), make.batch()
+    shares = []
+    for keeps in (True, False):
+        model.config.use_cache = keeps
+        assert (model(**given).past_key_values is not None) == keeps
+
+        def forward(*sequences: Tensor) -> Tensor:
+            return model(**dict(zip(given, sequences, strict=True))).logits[:, -1]
+
+        shares.append(DecompX(forward, bias="absdot").attribute(tuple(given.values()), 0))
+    close(shares[0], shares[1])
+
+
 # ---- what goes wrong
 
 

@@ -811,6 +811,17 @@ CHANGES: list[Change] = [
     ),
     *changes_of("linear/parts.py", ("self._starts[tensor] = None", "pass"), tests="linear/test_overwritten.py"),
     *changes_of(
+        "linear/parts.py",
+        ("names_of(OperationKind.JOIN)", "frozenset[str]()"),
+        ('names_of(OperationKind.SUM) | {"addmm", "baddbmm"}', 'frozenset(("add",))'),
+        ("(operands[:1] if frozen.moves else operands)", "operands"),
+        (" or (of_attention and not frozen.bent)", ""),
+        ("(of_attention and not frozen.bent)", "of_attention"),
+        ("return parts if pending is None else self._share(parts, pending)", "return parts"),
+        ("residual = not all(operand.mixed for operand in operands)", "residual = len(operands) > 1"),
+        tests="linear/test_parts.py",
+    ),
+    *changes_of(
         "attr/decompx.py", ("if not error <= contributions.tolerance:", "if False:"), tests="linear/test_overwritten.py"
     ),
     *changes_of(
