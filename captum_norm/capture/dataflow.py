@@ -295,6 +295,11 @@ class Dataflow:
         mixture.bit = self.reach.new_bit()
         self._born |= mixture.bit
         self.calls |= mixture.bit
+        if self.differentiable and out.is_inference():
+            mixture.problem = mixture.problem or (
+                "it runs under torch.inference_mode(), where nothing has a gradient; explain a function that runs the "
+                "model without it"
+            )
         if self.differentiable and not mixture.problem:
             mixture.edge = edge_of(out)
         if place is not None and place.mixers:  # what moved the queries moves no value

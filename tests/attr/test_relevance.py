@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_norm.attr import AttentionRelevance
+from captum_norm.capture import InexactCaptureError
 from captum_norm.forward import HFForward
 from captum_norm.functional import gradient_weights, relevance, relevance_encoder_decoder
 from tests.architectures import ARCHITECTURES
@@ -155,6 +156,8 @@ def test_a_forward_without_gradients_is_refused():
     model = tiny("Bert")
     with pytest.raises(ValueError, match=r"has no gradient.*torch\.no_grad"):
         AttentionRelevance(torch.no_grad()(lambda tokens: model(tokens).logits)).attribute(ids(2, 6), target=1)
+    with pytest.raises(InexactCaptureError, match=r"torch\.inference_mode\(\), where nothing has a gradient"):
+        AttentionRelevance(torch.inference_mode()(lambda tokens: model(tokens).logits)).attribute(ids(2, 6), target=1)
     with pytest.raises(ValueError, match="has no gradient"):
         AttentionRelevance(lambda tokens: model(tokens).logits.detach()).attribute(ids(2, 6), target=1)
 

@@ -1303,6 +1303,9 @@ CHANGES: list[Change] = [
     ),
     *changes_of("operations/places.py", ("if one is not origin)", "if False)"), tests="attr/test_beside_the_answer.py"),
     *changes_of(
+        "capture/dataflow.py", ("and out.is_inference():", "and False:"), tests="attr/test_relevance.py"
+    ),
+    *changes_of(
         "attr/_input_routes.py", ("if route[1] in record.beside]", "if False]"), tests="attr/test_beside_the_answer.py"
     ),
     *changes_of(
