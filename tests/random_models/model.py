@@ -32,7 +32,7 @@ from tests.random_models.parameters import (
     Parameters,
     draw_parameters,
 )
-from tests.random_models.spellings import ACTIVATIONS, GATED, MEANS, ROWS, SUMS, by_divisor
+from tests.random_models.spellings import ACTIVATIONS, GATED, MEANS, ROWS, SHIFTS, SUMS, by_divisor
 
 EPS = 1e-5
 
@@ -87,7 +87,7 @@ class Mixer(nn.Module):
 
     def __init__(self, config: Config, p: dict[str, Tensor]) -> None:
         super().__init__()
-        self.kind, d = config.mixer, config.width
+        self.kind, self.seed, d = config.mixer, config.seed, config.width
         for name, tensor in p.items():
             if not name.startswith("gru"):
                 self.register_buffer(name.replace(" ", "_"), tensor.clone())
@@ -154,7 +154,7 @@ class Mixer(nn.Module):
         return F.linear(y, self.tokens_2[:n, :n], self.token_bias_2[:n]).mT
 
     def _token_shift(self, x: Tensor) -> Tensor:
-        return 0.5 * x + 0.5 * F.pad(x, (0, 0, 1, 0))[:, :-1]
+        return SHIFTS[self.seed // 16 % len(SHIFTS)](x)
 
     def _recurrence(self, x: Tensor) -> Tensor:
         state, states = torch.zeros_like(x[:, 0]), []

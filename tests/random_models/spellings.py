@@ -263,3 +263,17 @@ ROWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": lambda x, row: x[:, :][torch.arange(len(x)), row] * 1.0,
     "diagonal": lambda x, row: x[:, row].diagonal(dim1=0, dim2=1).T,
 }
+
+# Half of a row and half of the one before it: the sum counts as the row, whichever is written first.
+SHIFTS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: 0.5 * x + 0.5 * F.pad(x, (0, 0, 1, 0))[:, :-1],
+    lambda x: 0.5 * torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1) + 0.5 * x,
+    lambda x: (0.5 * F.pad(x, (0, 0, 1, 0))).unfold(1, 2, 1).sum(-1),
+    lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1].lerp(F.pad(x, (0, 0, 1, 0))[:, 1:], 0.5),
+)
+
+SOFTMAXES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda s: s.log_softmax(-1).exp(),
+    lambda s: (s - s.logsumexp(-1, keepdim=True)).exp(),
+    lambda s: s.softmax(-1),
+)
