@@ -218,12 +218,11 @@ class Chain:
         if not products or any(marks[other] & ~made_of for other in others):
             return 0
         inside = bool(mark & products[0].fed.inside)
-        if not is_sum:
-            return mark
         has_residual = any(self._holds_ancestor(other, products) for other in others)
-        if not inside:  # what attention was made of is added a second time, or what is said of two layers is
-            return 0 if has_residual or not self._holds_ancestor(tensor, products) else mark
-        if not has_residual:
+        if not inside:  # what attention was made of goes in a second time, or what is said of two layers is added
+            leads_past = has_residual or (is_sum and not self._holds_ancestor(tensor, products))
+            return 0 if leads_past else mark
+        if not is_sum or not has_residual:
             return mark
         behind = 0
         for product in products:

@@ -157,6 +157,8 @@ LEADS_PAST = {
     "features of two layers": (lambda self, x: self.second(self.wide(torch.cat([x, self.first(x)], -1))),
                                "'second.attention'.*'first.attention'"),
     "the embedding again": (lambda self, x: self.second(self.first(x) + x), "'second.attention'.*'first.attention'"),
+    "the embedding multiplied in again": (lambda self, x: self.second(self.first(x) * x),
+                                          "'second.attention'.*'first.attention'"),
     "the tokens embedded again": (lambda self, x: self.second(self.first(x) + self.embedding(IDS)),
                                   "'second.attention'.*'first.attention'"),
     "a skip that is scaled": (lambda self, x: self.second(self.first(x) + 0.5 * x), "'second.attention'"),
@@ -176,6 +178,13 @@ def test_what_leads_past_a_block_is_refused_by_name(method, case):
     with pytest.raises(ValueError, match=f"{message}.*left: something leads past that call at .* in 'Model'"):
         method(model).attribute(IDS, target=(0, 1) if model(IDS).ndim == 3 else 1)
     assert AttentionNorm(model, aggregate=1).attribute(IDS, target=0, position=0).shape == IDS.shape
+
+
+@pytest.mark.parametrize("gated", [lambda _, y: y, lambda self, y: self.narrow(y)], ids=["the state", "a map of it"])
+@pytest.mark.parametrize("method", [AttentionRollout, AttentionRelevance])
+def test_a_gate_that_is_new_may_be_made_of_what_a_block_was_made_of(method, gated):
+    model = Model(lambda self, x: self.second(gated(self, self.first(x)) * self.narrow(x).sigmoid())[:, 0])
+    assert method(model).attribute(IDS, target=1).shape == IDS.shape
 
 
 class Written(nn.Module):

@@ -554,6 +554,12 @@ CHANGES: list[Change] = [
         tests="attr/test_answer.py",
     ),
     *changes_of(
+        "capture/chain.py",
+        ("leads_past = has_residual or", "leads_past ="),
+        ("(is_sum and not self._holds_ancestor(tensor, products))", "not self._holds_ancestor(tensor, products)"),
+        tests="attr/test_answer.py",
+    ),
+    *changes_of(
         "attr/_rows_asked.py",
         ("return not torch.equal(rows.cpu()", "return False and not torch.equal(rows.cpu()"),
         tests="attr/test_reduction.py",
