@@ -37,6 +37,7 @@ def not_a_chain(records: Sequence[AttentionRecord], read: Answer, apart: Sequenc
             return f"{_title(before)} and {_title(record)} run side by side: neither is made of the other"
         of_keys = None if record.bit in beside else last.get(keys)
         reason = _leads_past(record, before, of_keys, crosses=queries != keys)
+        reason = reason or (_something_else(record) if keys in last else "")
         if reason:
             return reason
         first.setdefault(queries, record)
@@ -94,6 +95,30 @@ def _leads_past(
         own = fed.weights & ~fed.values
         if own and not before.fed.is_all_of(own):
             return _past(_title(record), before, "")
+    return ""
+
+
+def _something_else(record: AttentionRecord) -> str:
+    """What stands in rows of a call's keys instead of what the call before left there, and is no padding.
+
+    Rows that are no input and are no query either, such as the memory of each layer, take no one's place.
+    """
+    keys, queries, mask = record.keys, record.queries, record.key_mask
+    if record.fed is None or keys is None:
+        return ""
+    numbers = (keys.index if keys.rows is None else keys.rows).tolist()
+    for replaced in record.fed.replaced:
+        are_queries = queries is not None and len(queries.index) == replaced.length
+        for example, row in sorted(replaced.rows, key=str):
+            columns = [column for column, number in enumerate(numbers) if number == row]
+            real = mask is None or not columns or bool(mask[slice(None) if example is None else example, columns].any())
+            if real and (columns if row >= 0 else are_queries):
+                which = f"position {row}" if row >= 0 else "a row that is no input (a class token, a prompt)"
+                which += "" if example is None else f" of example {example}"
+                return (
+                    f"in {which} the keys of {_title(record)} hold nothing of what was there before: something else "
+                    f"was put in its place by {replaced.where}"
+                )
     return ""
 
 

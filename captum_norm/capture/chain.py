@@ -13,11 +13,14 @@ f(x) is new where it is no sum of what c was made of, scaled or not.
 
 So the calls of a sequence follow one another, and nothing else leads past them, where each is made of nothing but what
 lies behind the call before it.
+
+Of rows in which something else stands than what a call left (:mod:`captum_norm.capture.replaced`) a state holds a mark,
+too, until attention has taken it in.  A sum or a product holds something else there alone where all its operands do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,21 +40,38 @@ _OF_THE_FIRST = names_of(OperationKind.IDENTITY, OperationKind.MOVE)
 _THIN = names_of(OperationKind.DROPOUT) | _OF_THE_FIRST
 
 
+class Replaced(NamedTuple):
+    """Rows of a state that something else stands in.
+
+    Attributes:
+        rows: which, (example, position); the example is None where all share the row, and the position of a row that
+            is no input, such as a class token, its own number below 0.
+        length: how many rows an example has in that state.
+        where: the operation that put it there, in words.
+    """
+
+    rows: frozenset[tuple[int | None, int]]
+    length: int
+    where: str
+
+
 class Fed(NamedTuple):
     """The marks of one attention call: its own, and of what its values and its weights were made; where more than one
-    thing was put together in these, in words."""
+    thing was put together in these, in words; and the rows of its values that are not what a call before left."""
 
     inside: int = 0
     behind: int = 0
     values: int = 0
     weights: int = 0
     where: str = ""
+    replaced: tuple[Replaced, ...] = ()
 
     def joined(self, other: Fed) -> Fed:
         """Those of two parts of one call."""
         inside, behind = self.inside | other.inside, self.behind | other.behind
         values, weights = self.values | other.values, self.weights | other.weights
-        return Fed(inside, behind, values, weights, self.where or other.where)
+        replaced = tuple(dict.fromkeys((*self.replaced, *other.replaced)))
+        return Fed(inside, behind, values, weights, self.where or other.where, replaced)
 
     @property
     def own(self) -> int:
@@ -99,6 +119,9 @@ class Chain:
         self._joins: dict[int, str] = {}
         self._marks: dict[int, int] = {}
         self.starts = Starts()
+        self._calls = 0  # the marks of all attention calls
+        self._replaced: dict[int, Replaced] = {}
+        self._replacements = 0  # the marks of these
         self._products: dict[int, _Product] = {}
         self._nodes: Facts[Node] = Facts()
         self._next, self._count = 1, 0
@@ -106,10 +129,18 @@ class Chain:
 
     def of(self, *tensors: Tensor) -> int:
         """The marks of these tensors together."""
+        return self._with_replaced(*tensors) & ~self._replacements
+
+    def _with_replaced(self, *tensors: Tensor) -> int:
+        """The same with those of rows that something else stands in."""
         marks = 0
         for tensor in tensors:
             marks |= self._marks.get(storage_of(tensor), 0)
         return marks
+
+    def is_written_by_attention(self, tensor: Tensor) -> bool:
+        """Whether an attention call has a part in a state."""
+        return bool(self._calls & self._with_replaced(tensor))
 
     def begin(self, tensor: Tensor) -> None:
         """Positions begin to count in this tensor."""
@@ -120,17 +151,20 @@ class Chain:
         self.starts[mark] = made_of & ~INPUT
         return mark
 
-    def mixed(self, weights: int, values: int) -> Fed:
-        """A value product has just run; the marks of its operands."""
-        self._mixed = Fed(self._new_mark(), self._new_mark(), values, weights, self.where(values))
+    def mixed(self, of_weights: Sequence[Tensor], values: Tensor) -> Fed:
+        """A value product has just run, of these operands."""
+        made_of, inside, behind = self.of(values), self._new_mark(), self._new_mark()
+        self._calls |= inside | behind
+        chosen_by, replaced = self.of(*of_weights), tuple(self._replaced_in(values))
+        self._mixed = Fed(inside, behind, made_of, chosen_by, self.where(made_of), replaced)
         return self._mixed
 
     def where(self, marks: int) -> str:
         """Where states were put together that only together have these marks, in words; "" for those of one."""
         return self._joins.get(marks, "")
 
-    def see(self, op: Operation, begins: bool) -> None:
-        """Take in one operation, after ``reach`` has."""
+    def see(self, op: Operation, begins: bool, replaced: Replaced | None = None) -> None:
+        """Take in one operation, after ``reach`` has, and the rows of its result that hold nothing of its states."""
         mixed, self._mixed = self._mixed, None
         name = base_name(op.name)
         operands = op.tensors[:1] if name in _OF_THE_FIRST else op.tensors
@@ -142,6 +176,8 @@ class Chain:
             return
         after = mixed.inside if mixed else self._after(op, name, marks)
         after = self._start(self._reach.of_all(op.tensors)) if begins and not after else after
+        after |= 0 if mixed else self._still_replaced(name, [tensor for tensor in operands if marks[tensor]])
+        after |= 0 if replaced is None else self._replace(replaced)
         parents = tuple(self._node(tensor) for tensor in operands if marks[tensor])
         thin = len(parents) == 1 and (name in _THIN or name in ("mul", "div"))
         for out in outs:
@@ -164,9 +200,29 @@ class Chain:
 
     def clear(self) -> None:
         """Forget everything."""
-        for known in (self._marks, self._products, self._nodes, self._joins):
+        for known in (self._marks, self._products, self._nodes, self._joins, self._replaced):
             known.clear()
         self.starts = Starts()
+
+    def _replace(self, rows: Replaced) -> int:
+        mark = self._new_mark()
+        self._replaced[mark], self._replacements = rows, self._replacements | mark
+        return mark
+
+    def _replaced_in(self, *states: Tensor) -> list[Replaced]:
+        """The rows of these states that something else stands in."""
+        marks = self._with_replaced(*states) & self._replacements
+        return [rows for mark, rows in self._replaced.items() if mark & marks] if marks else []
+
+    def _still_replaced(self, name: str, states: list[Tensor]) -> int:
+        """The marks of rows of a result in which something else stands, as it does in its states."""
+        marks = self._with_replaced(*states) & self._replacements
+        if not marks or len(states) == 1 or (name not in ("mul", "div") and name not in _SUMS):
+            return marks
+        each = [frozenset().union(*(one.rows for one in self._replaced_in(state))) for state in states]
+        in_all = frozenset.intersection(*each)
+        first = next(rows for mark, rows in self._replaced.items() if mark & marks)
+        return self._replace(first._replace(rows=in_all)) if in_all else 0
 
     def _new_mark(self) -> int:
         mark, self._next = self._next, self._next << 1

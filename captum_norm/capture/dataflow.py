@@ -279,7 +279,7 @@ class Dataflow:
         """Note what the weights and the values of a call were made of."""
         mixture.reach = self.reach.of_all(list(of_weights)) & ~INPUT, self.reach.of(values) & ~INPUT
         if self.chain is not None:
-            mixture.fed = self.chain.mixed(self.chain.of(*of_weights), self.chain.of(values))
+            mixture.fed = self.chain.mixed(of_weights, values)
 
     def mix(self, mixture: Mixture, out: Tensor, steps: tuple[Step, ...], place: Place | None) -> None:
         """A value product: an attention call begins, and those that have their projection are finished."""

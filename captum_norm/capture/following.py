@@ -16,6 +16,7 @@ from captum_norm.capture.dataflow import RULES, Dataflow, Rule
 from captum_norm.capture.mask_origins import COMPARISONS
 from captum_norm.capture.masks import UnknownMaskError
 from captum_norm.capture.reach import INPUT
+from captum_norm.capture.replaced import replaced
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_with
 from captum_norm.operations.modes import OfKnownTensors
@@ -67,7 +68,7 @@ class Following:
     def _of_everything(self, rule: Rule, moves: bool, see: OperationRule | None) -> OperationRule:
         """What to do with operations of this rule, where all is followed."""
         flow = self._flow
-        opaque, readers, factors, reach, rows = flow.opaque, flow.readers, flow.factors, flow.reach, flow.rows
+        opaque, readers, factors, reach, read_outs = flow.opaque, flow.readers, flow.factors, flow.reach, flow.rows
 
         def of_everything(op: Operation) -> None:
             try:
@@ -88,9 +89,10 @@ class Following:
                 if born or not is_view:
                     reach.see(op, born, without=gates)
                 if flow.chain is not None:
-                    flow.chain.see(op, begins=bool(born))
+                    rows = replaced(flow, flow.chain, op) if flow.calls else None
+                    flow.chain.see(op, begins=bool(born), replaced=rows)
                 if flow.calls:
-                    rows.see(op)
+                    read_outs.see(op)
             except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
                 strange = what_is_strange(op)
                 if strange:
