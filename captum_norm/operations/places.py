@@ -113,20 +113,6 @@ class Place:
             return None
         return numbers
 
-    @cached_property
-    def is_in_order(self) -> bool:
-        """Whether the rows, of each example or head, are all positions in their order, and what is no input between."""
-        numbers, length = self.numbers(), self.anchor.length
-        if numbers is None or not numbers.numel():
-            return False
-        positions = torch.where(numbers < 0, NOT_AN_INPUT, numbers % length)
-        for axis in range(positions.ndim):
-            positions = positions if _varies(positions, (axis,)) else positions.narrow(axis, 0, 1)
-        positions = positions[positions >= 0]
-        if positions.numel() % length:
-            return False
-        return bool((positions.view(-1, length) == torch.arange(length, device="cpu")).all()) and positions.numel() > 0
-
     def then(self, step: Step) -> Place:
         """The place after one more step: the same object after a step that all layers share."""
         place = self._after.get(step) if step.is_shared else None
@@ -300,6 +286,20 @@ class Places:
             self._known[key] = numbers is not None and not _varies(numbers, axes), (place,)
         return self._known[key][0]
 
+    def in_order(self, place: Place) -> bool:
+        """Whether the rows, of each example or head, are all positions in their order, and what is no input between."""
+        key = (place.key, "in order")
+        if key not in self._known:
+            self._known[key] = _in_order(place), (place,)
+        return self._known[key][0]
+
+    def along_same_axes(self, one: Place, other: Place, shape: torch.Size) -> bool:
+        """Whether positions of two tensors, broadcast to one shape, lie along the same axes."""
+        key = (one.key, other.key, tuple(shape), "axes")
+        if key not in self._known:
+            self._known[key] = _axes_of(one, shape) == _axes_of(other, shape), (one, other)
+        return self._known[key][0]
+
     def agree(self, one: Place, other: Place, shape: torch.Size) -> bool:
         """Whether two tensors, broadcast to one shape, have the same positions at the same entries.
 
@@ -311,6 +311,28 @@ class Places:
         if key not in self._known:
             self._known[key] = _agree(one, other, shape), (one, other)
         return self._known[key][0]
+
+
+def _in_order(place: Place) -> bool:
+    numbers, length = place.numbers(), place.anchor.length
+    if numbers is None or not numbers.numel():
+        return False
+    positions = torch.where(numbers < 0, NOT_AN_INPUT, numbers % length)
+    for axis in range(positions.ndim):
+        positions = positions if _varies(positions, (axis,)) else positions.narrow(axis, 0, 1)
+    positions = positions[positions >= 0]
+    if positions.numel() % length or not positions.numel():
+        return False
+    return bool((positions.view(-1, length) == torch.arange(length, device="cpu")).all())
+
+
+def _axes_of(place: Place, shape: torch.Size) -> list[int] | None:
+    """The axes along which positions differ, counted from the back; None where they are not known."""
+    numbers = place.numbers()
+    if numbers is None:
+        return None
+    positions = torch.where(numbers < 0, numbers, numbers % place.anchor.length)
+    return [axis - len(shape) for axis in range(len(shape)) if _varies(positions.expand(shape), (axis,))]
 
 
 def _agree(one: Place, other: Place, shape: torch.Size) -> bool:

@@ -219,6 +219,8 @@ IN_ORDER = {
     "two slices of a padded one": lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1] + F.pad(x, (0, 0, 1, 0))[:, 1:],
     "neighbours first": lambda x: previous(x) + following(x) + x,
     "chosen": lambda x: torch.where(x > 0, following(x), x),
+    "a product by einsum": lambda x: torch.einsum("bnd,bnd->bnd", previous(x), x),
+    "products of features": lambda x: (previous(x)[..., None] @ x[..., None, :]).sum(-1),
     "an operation of no known kind": lambda x: torch.dist(previous(x), x) * torch.hypot(previous(x), x),
     "of two heads": lambda x: (previous(x).unflatten(-1, (2, -1)) + x.unflatten(-1, (2, -1))).flatten(2),
     "rows first": lambda x: (previous(x).transpose(0, 1) + x.transpose(0, 1)).transpose(0, 1),
@@ -244,6 +246,7 @@ NOBODYS = {
     "two neighbours": lambda x: previous(x) + following(x),
     "neighbours of rows in another order": lambda x: x.flip(1) + x.flip(1).roll(1, 1),
     "pairs": lambda x: x[:, 1:] + x[:, :-1],
+    "a product of neighbours by einsum": lambda x: torch.einsum("bnd,bnd->bnd", previous(x), following(x)),
     "rows of others, into shifted ones": lambda x: torch.where(x > 0, previous(x), following(x)),
 }
 
@@ -252,6 +255,15 @@ NOBODYS = {
 def test_of_a_sum_of_others_alone_nobody_knows_which_position_it_is(what):
     (record,) = records_behind(NOBODYS[what])
     assert record.keys is None
+
+
+def test_queries_in_another_order_keep_it_where_they_meet_keys_in_theirs():
+    embedding, layer, _ = two_layers(nn.Identity())
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        x = embedding(IDS)
+        layer.attention(x.flip(1), x, x)
+    assert records[0].queries.index.tolist() == [5, 4, 3, 2, 1, 0]
+    assert records[0].keys.index.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 class AddedUp(nn.Module):

@@ -1351,6 +1351,13 @@ CHANGES: list[Change] = [
         "operations/places.py",
         ("positions.view(-1, length) == torch.arange(length", "positions.view(-1, length) >= 0 * torch.arange(length"),
         ("else positions.narrow(axis, 0, 1)", "else positions"),
+        ("_axes_of(one, shape) == _axes_of(other, shape)", "False"),
+        ("_axes_of(one, shape) == _axes_of(other, shape)", "True"),
+        tests="capture/test_alike.py capture/test_hand_written.py attr/test_relevance.py",
+    ),
+    *changes_of(
+        "capture/rules/products.py",
+        ("theirs if flow.places.in_order(theirs) else place.then(TORN)", "theirs"),
         tests="capture/test_alike.py",
     ),
     *changes_of(

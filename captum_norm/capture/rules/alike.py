@@ -82,7 +82,7 @@ def _put_together(flow: Dataflow, operands: Operands, out: Tensor) -> Place | No
     knows which one a row would be.
     """
     places = [trace.place for _, trace in operands if trace.place is not None]
-    in_order = [(tensor, trace) for tensor, trace in operands if trace.place is not None and trace.place.is_in_order]
+    in_order = [(x, trace) for x, trace in operands if trace.place is not None and flow.places.in_order(trace.place)]
     place = _widest(in_order, out) or places[0].then(TORN)
     mixers = frozenset[Hashable]().union(*(one.mixers for one in places))
     return flow.mixed_by(place, _DIFFERENT).mixed_by(mixers)
@@ -90,7 +90,7 @@ def _put_together(flow: Dataflow, operands: Operands, out: Tensor) -> Place | No
 
 def _mixed_in_order(flow: Dataflow, place: Place) -> Place:
     """The place of rows into which others were written; torn, where they were not all positions in their order."""
-    return flow.mixed_by(place if place.is_in_order else place.then(TORN), _DIFFERENT)
+    return flow.mixed_by(place if flow.places.in_order(place) else place.then(TORN), _DIFFERENT)
 
 
 _DIFFERENT = "entries of different positions are put together"

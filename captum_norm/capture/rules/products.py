@@ -19,7 +19,7 @@ from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.kinds import HIDDEN_ATTENTION
 from captum_norm.operations.operation import Operation
-from captum_norm.operations.places import Place, WholeAxes, along
+from captum_norm.operations.places import TORN, Place, WholeAxes, along
 from captum_norm.operations.steps import Step
 from captum_norm.operations.storages import storage_of
 
@@ -271,6 +271,8 @@ def after_product(flow: Dataflow, place: Place, theirs: Place | None, out: Tenso
     """Where a product of two states lies; it mixes positions unless both have the same ones at every entry."""
     if theirs is not None and out.numel() and flow.places.agree(place, theirs, out.shape):
         return place.mixed_by(theirs.mixers)
+    if theirs is not None and not flow.places.in_order(place) and flow.places.along_same_axes(place, theirs, out.shape):
+        place = theirs if flow.places.in_order(theirs) else place.then(TORN)  # row by row, as in a sum of neighbours
     return flow.mixed_by(place, "a product with what positions were made into")
 
 
