@@ -75,7 +75,10 @@ def _has_zeros(op: Operation, states: set[int]) -> bool:
 
 
 def _alike_for_all_states(op: Operation, states: set[int]) -> Tensor:
-    """Which entries of its result are the same whatever the states hold."""
+    """Which entries of its result are the same whatever the states hold; of a product those with a factor of zero."""
+    by = [one for one in op.args[:2] if isinstance(one, Tensor) and id(one) not in states]
+    if base_name(op.name) == "mul" and len(by) == 1:
+        return (by[0] == 0).expand((op.overwritten[0] if op.overwritten else op.out).shape)
 
     def of(number: float) -> Any:
         def swap(one: Tensor) -> Tensor:

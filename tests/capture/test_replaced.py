@@ -170,7 +170,7 @@ def test_a_prompt_between_a_picture_and_words_takes_no_ones_place_where_nothing_
 
 def test_a_result_that_is_written_into_memory_of_the_models_stays_what_it_is():
     def between(_, x, __):
-        torch.mul(x, KEPT.float(), out=(memory := torch.empty_like(x)))
+        torch.lerp(x, OTHER.expand_as(x), 1 - KEPT.float(), out=(memory := torch.empty_like(x)))
         return memory
 
     model = Model(between)
