@@ -42,6 +42,7 @@ _REASONS = {
     "NotFrozenError": "not a frozen linear map",
     "rolled out": "calls cannot be composed",
     "something leads past": "something leads past a call",
+    "hold nothing of what was there": "rows are replaced between calls",
     "run side by side": "calls side by side",
     "within another sequence": "read within another sequence",
     "have no mean": "calls of different keys",

@@ -84,6 +84,7 @@ _KINDS: dict[str, str] = {
 _BY_REASON = {
     "something leads past a call": "a skip over blocks: embeddings that enter each layer anew, sums of several layers,"
     " loops that are given their input again",
+    "rows are replaced between calls": "windows that are filled up with new rows in each layer, to which tokens attend",
 }
 
 
