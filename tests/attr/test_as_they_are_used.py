@@ -99,7 +99,7 @@ def test_global_tokens_beside_windows_are_one_map_of_rows_with_projections_of_th
         torch.testing.assert_close(found[2], expected_shares, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(AttentionNorm(answer).attribute(IDS)[0], sum(expected) / 2, rtol=1e-4, atol=1e-6)
     assert adds_up(model, IDS)
-    with pytest.raises(InexactCaptureError, match="no product alone can be changed; AttentionNorm answers"):
+    with pytest.raises(InexactCaptureError, match="of which one alone can be changed; AttentionNorm answers"):
         ValueZeroing(answer).attribute(IDS)
 
 
