@@ -17,7 +17,7 @@ from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.precision import full_precision
 
 # Calls wait while all that they hold is no larger, in bytes.
-_MOST_HELD = 1 << 25
+_MOST_HELD = 1 << 24
 
 
 class _Complete(NamedTuple):
