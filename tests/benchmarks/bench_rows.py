@@ -237,13 +237,10 @@ def times_and_errors(
 
 
 def rows(setting: Setting, layers: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """One line for each method, from processes of their own: one for memory, and unless it is long one for the rest."""
+    """One line for each method, from processes of their own: one for memory and one for the rest."""
     peak = in_a_process(peaks, setting, layers, device)
-    own, base = peak["forward"]
-    found = {name: seconds / own for name, (seconds, _) in peak.items() if name != "forward"}
-    error: dict[str, float] = {}
-    if setting.length <= LONG:
-        found, error = in_a_process(times_and_errors, setting, layers, repeats, device)
+    base = peak["forward"][1]
+    found, error = in_a_process(times_and_errors, setting, layers, repeats, device)
     return [
         asdict(setting) | {"method": name, "ratio": ratio, "error": error.get(name)}
         | {"extra MiB": peak[name][1] - base if name in peak else None}
