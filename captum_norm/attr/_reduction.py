@@ -301,7 +301,7 @@ class Reduction:
         if missing is not None:
             raise ValueError(no_such_row(self._title, missing))
         sequences = [self._route(index, one)[0] for index, one in enumerate(given)]
-        if read.rows is not None and self._kind is None and any(one != self._last for one in sequences):
+        if read.rows is not None and self._kind is None and set(sequences) != {self._last} & read.rows.sources:
             return self._position_in_each(sequences, read.rows)
         if queries != self._last or (read.rows is None and not self._differ):
             return None  # also of an encoder by itself, whose output is not what was returned
@@ -316,8 +316,8 @@ class Reduction:
         return weights.argmax(1) if self._differ else axis.position(weights)
 
     def _position_in_each(self, sequences: Sequence[SequenceName], read: RowsRead) -> PositionType:
-        """The position that the output was read from in each of these sequences, one for each input, where they are
-        others than the last call's: two texts through one encoder.
+        """The position that the output was read from in each of these sequences, one for each input, where they are not
+        the last call's alone, or what was read is another one's: two texts through one encoder.
 
         Raises:
             ValueError: if it was not read from all of them, or from another position of each.

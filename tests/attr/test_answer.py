@@ -116,6 +116,14 @@ def test_one_row_of_two_texts_that_is_the_default_of_one_alone_is_asked_for():
         AttentionNorm(model).attribute(TEXTS, target=1)
 
 
+def test_a_row_of_another_text_is_not_taken_for_one_of_the_text_that_is_asked_for():
+    """The first text, which is no input here, has its row before the last call's, which are the second one's."""
+    model = TwoTexts(lambda u, v: u[:, 0] @ v[:, 3].T).eval()
+    explained = AttentionNorm(lambda second, first: model(first, second))
+    with pytest.raises(ValueError, match=r"which rows of inputs\[0\] the output was read from is not known"):
+        explained.attribute(TEXTS[1], target=1, additional_forward_args=(TEXTS[0],))
+
+
 READ_APART = {
     "another row of each": lambda u, v: (u[:, 0] * v[:, 3]).sum(-1, keepdim=True).expand(-1, 3),
     "rows beside each other, of which one alone is known": lambda u, v: torch.cat([u[:, 2], v[:, 4]], -1),

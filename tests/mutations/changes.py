@@ -1369,7 +1369,8 @@ CHANGES: list[Change] = [
         "attr/_reduction.py",
         ("if sequence in read.sources and not self._differ else None", "if not self._differ else None"),
         ("(found and not same_position(position, found[0]))", "False"),
-        ("and any(one != self._last for one in sequences):", "and False:"),
+        ("and set(sequences) != {self._last} & read.rows.sources:", "and False:"),
+        ("and set(sequences) != {self._last} & read.rows.sources:", "and set(sequences) != {self._last}:"),
         tests="attr/test_answer.py",
     ),
     *changes_of(
