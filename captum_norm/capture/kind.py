@@ -15,6 +15,7 @@ from captum_norm.capture.rows import Arranged, ReadRows, Whole
 from captum_norm.capture.traces import Mixture
 from captum_norm.capture.weights import Rows, Weights, version_of
 from captum_norm.operations.callers import Caller
+from captum_norm.operations.entries import all_true, any_true, without_repeats
 
 
 class KindReader:
@@ -181,11 +182,11 @@ class _Ahead:
 
         A weight that is nothing may be that of a small score; and a row of padding alone may see everything.
         """
-        everything = False
+        everything, allowed = False, without_repeats(allowed).expand(*(-1,) * (allowed.ndim - 2), *allowed.shape[-2:])
         for rows in _split(self.rows):
             some = allowed[..., rows.to(allowed.device), :]
-            ahead = (some & self._later(rows).to(allowed.device)).any(-1)
-            if bool((ahead & ~some.all(-1)).any()):
+            ahead = any_true(some & self._later(rows).to(allowed.device), -1)
+            if bool((ahead & ~all_true(some, -1)).any()):
                 return True
             everything = everything or bool(ahead.any())
         return None if everything else False
@@ -207,7 +208,7 @@ class _Ahead:
         """Whether a mask leaves some later key to some of these queries."""
         chosen = mask if mask.shape[-2] == 1 else mask[..., rows.to(mask.device), :]
         allowed = chosen if chosen.dtype == torch.bool else chosen > _LEAST
-        return bool((allowed & self._later(rows).to(mask.device)).any())
+        return bool(any_true(allowed & self._later(rows).to(mask.device)))
 
     def _later(self, rows: Tensor) -> Tensor:
         """(row, key) bool, True where the key comes after the query."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.columns import Columns
+from captum_norm.operations.entries import all_true, without_repeats
 
 HIDDEN = -5000.0
 """Scores below stand for minus infinity: models write -1e4, -1e9, the least number of their format, or -inf."""
@@ -42,10 +43,10 @@ def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor |
     """
     if is_batched(scores):  # under vmap, where a product of weights is refused
         return None
-    allowed = scores > HIDDEN
-    if not bool(allowed.all()) and not _are_of_masks(scores, allowed):
-        allowed = scores > -torch.inf
-        if bool(allowed.all()):
+    allowed = _above(scores, HIDDEN)
+    if not bool(all_true(allowed)) and not _are_of_masks(scores, allowed):
+        allowed = _above(scores, -torch.inf)
+        if bool(all_true(allowed)):
             raise UnknownMaskError(
                 f"has attention scores below {HIDDEN:.0f}, which may be small or stand for minus infinity: which "
                 "tokens a mask has left out is not known. Let the mask write minus infinity (masked_fill(mask, "
@@ -53,7 +54,15 @@ def allowed_by_scores(scores: Tensor, shallow: Tensor | None = None) -> Tensor |
             )
     if shallow is not None:
         allowed = allowed & shallow
-    return None if bool(allowed.all()) else allowed
+    return None if bool(all_true(without_repeats(allowed))) else allowed
+
+
+def _above(scores: Tensor, number: float) -> Tensor:
+    """``scores > number``; one for all heads, repeated, where it is the same in all, as it is of most masks."""
+    if scores.ndim < 4 or not scores.numel():
+        return scores > number
+    in_all, in_any = scores.amin(1, keepdim=True) > number, scores.amax(1, keepdim=True) > number
+    return in_all.expand(scores.shape) if torch.equal(in_all, in_any) else scores > number
 
 
 def _are_of_masks(scores: Tensor, allowed: Tensor) -> bool:
@@ -77,7 +86,7 @@ def allowed_by_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: in
     if mask.dtype is not torch.bool:
         shallow = two_numbers(mask)
         allowed = mask > HIDDEN if shallow is None else shallow
-    if bool(allowed.all()):
+    if bool(all_true(allowed)):
         return None
     if is_causal:
         allowed = allowed & torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril()

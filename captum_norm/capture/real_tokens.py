@@ -17,6 +17,7 @@ from captum_norm.capture.call import Kind, Positions
 from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
 from captum_norm.capture.mask_origins import without_padding
+from captum_norm.operations.entries import all_true, any_true
 from captum_norm.operations.places import Source
 
 
@@ -90,7 +91,7 @@ def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | No
             told = torch.ones(mixture.weights.shape[-2:], dtype=torch.bool, device=mixture.weights.device)
         parts.append(part.layout.weights(told, mixture.lead))
     try:
-        found = (call.over_keys or call.arrange)(parts).any(1)
+        found = any_true((call.over_keys or call.arrange)(parts), 1)
     except RuntimeError:  # parts with keys of their own
         return None
     return found if found.shape[1:] == call.weights.shape[2:] else None
@@ -115,11 +116,11 @@ def real_keys(seen: Tensor, unseen_are_padding: bool = True) -> Tensor | None:
         tensor([[False,  True,  True]])
     """
     query, key = seen.shape[1:]
-    everything = seen.all(-1)
+    everything = all_true(seen, -1)
     partly = seen & ~everything[..., None]
-    real = partly.any(1)
+    real = any_true(partly, 1)
     if query <= key:
-        backwards = ~partly.triu(key - query + 1).flatten(1).any(-1)
+        backwards = ~any_true(partly.triu(key - query + 1).flatten(1), -1)
         # Where all others look back, a row that looks ahead is one of padding alone; the last sees the whole text.
         tells = everything & (real[:, key - query :] | ~backwards[:, None] | torch.tensor(query < 3))
         tells[:, -1] |= everything[:, -1]
@@ -127,14 +128,14 @@ def real_keys(seen: Tensor, unseen_are_padding: bool = True) -> Tensor | None:
         tells = everything
     if query == key and unseen_are_padding:
         real &= ~_only_by_themselves(partly, real & ~backwards[:, None])
-    real = real | (tells.any(-1) | ~partly.flatten(1).any(-1) & everything.any(-1))[:, None]
-    return None if bool(real.all()) else real
+    real = real | (tells.any(-1) | ~any_true(partly.flatten(1), -1) & everything.any(-1))[:, None]
+    return None if bool(all_true(real)) else real
 
 
 def _only_by_themselves(seen: Tensor, among: Tensor) -> Tensor:
     """Tokens that see others and are seen by none; one alone behind all others may be the last of a text."""
     others = seen & ~torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
-    alone = among & ~others.any(1) & others.any(-1)
+    alone = among & ~any_true(others, 1) & any_true(others, -1)
     behind = torch.arange(seen.shape[1], device=seen.device) > (among & ~alone).int().cumsum(-1).argmax(-1)[:, None]
     return alone & ~((alone.sum(-1) == 1)[:, None] & behind)
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_norm.operations.entries import varies_along, without_repeats
 from captum_norm.operations.steps import NOT_AN_INPUT, Step
 
 Source = int | str
@@ -188,7 +189,7 @@ class WholeAxes(Step):
 
     @staticmethod
     def _apply(numbers: Tensor, axes: tuple[int, ...], shape: torch.Size) -> Tensor:
-        if _varies(numbers, axes):
+        if varies_along(numbers, axes):
             raise UnplacedError("an operation reads several positions at once")
         for axis in sorted(axes, reverse=True):
             numbers = numbers.narrow(axis, 0, 1) if len(shape) == numbers.ndim else numbers.select(axis, 0)
@@ -210,7 +211,7 @@ class Settled(Step):
     def __init__(self, numbers: Tensor) -> None:
         shape, kept = numbers.shape, numbers
         for axis, count in enumerate(shape):
-            if count > 1 and not _varies(kept, (axis,)):
+            if count > 1 and not varies_along(kept, (axis,)):
                 kept = kept.narrow(axis, 0, 1)
         kept = kept.contiguous()
         super().__init__(lambda: ("settled", tuple(shape), kept.numpy().tobytes()), lambda _: kept.expand(shape))
@@ -283,7 +284,7 @@ class Places:
         key = (place.key, axes)
         if key not in self._known:
             numbers = place.numbers()
-            self._known[key] = numbers is not None and not _varies(numbers, axes), (place,)
+            self._known[key] = numbers is not None and not varies_along(numbers, axes), (place,)
         return self._known[key][0]
 
     def in_order(self, place: Place) -> bool:
@@ -317,9 +318,10 @@ def _in_order(place: Place) -> bool:
     numbers, length = place.numbers(), place.anchor.length
     if numbers is None or not numbers.numel():
         return False
+    numbers = without_repeats(numbers)
     positions = torch.where(numbers < 0, NOT_AN_INPUT, numbers % length)
     for axis in range(positions.ndim):
-        positions = positions if _varies(positions, (axis,)) else positions.narrow(axis, 0, 1)
+        positions = positions if varies_along(positions, (axis,)) else positions.narrow(axis, 0, 1)
     positions = positions[positions >= 0]
     if positions.numel() % length or not positions.numel():
         return False
@@ -331,8 +333,9 @@ def _axes_of(place: Place, shape: torch.Size) -> list[int] | None:
     numbers = place.numbers()
     if numbers is None:
         return None
+    numbers = without_repeats(numbers)
     positions = torch.where(numbers < 0, numbers, numbers % place.anchor.length)
-    return [axis - len(shape) for axis in range(len(shape)) if _varies(positions.expand(shape), (axis,))]
+    return [axis - len(shape) for axis in range(len(shape)) if varies_along(positions.expand(shape), (axis,))]
 
 
 def _agree(one: Place, other: Place, shape: torch.Size) -> bool:
@@ -351,12 +354,3 @@ def _agree(one: Place, other: Place, shape: torch.Size) -> bool:
             return False
         a, b = (torch.where(n < 0, n, n % one.anchor.length) for n in (a, b))
     return bool(((a == b) | (a == NOTHING_YET) | (b == NOTHING_YET)).all())
-
-
-def _varies(numbers: Tensor, axes: tuple[int, ...]) -> bool:
-    for axis in axes:
-        if not numbers.numel():
-            return False
-        if numbers.stride(axis) and not torch.equal(numbers, numbers.narrow(axis, 0, 1).expand_as(numbers)):
-            return True
-    return False

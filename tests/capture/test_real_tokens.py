@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from captum_norm.capture import InexactCaptureError, recording
+from captum_norm.capture.masks import allowed_by_scores
 from captum_norm.capture.real_tokens import real_keys
 
 REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
@@ -385,3 +386,11 @@ def test_scores_overwritten_for_being_small_do_not_tell_what_is_padding(write):
     message = r"Attention overwrites .* \(masked_fill, where\)"
     with pytest.raises(InexactCaptureError, match=message), torch.no_grad(), recording(sources=(x,)):
         attention(x, HIDDEN)
+
+
+@pytest.mark.parametrize("heads", ["alike", "apart"])
+def test_what_a_softmax_allows_is_told_of_each_head(heads):
+    hidden = torch.stack([FUTURE, FUTURE if heads == "alike" else FUTURE.T, FUTURE]).expand(2, 3, 5, 5)
+    scores = torch.randn(2, 3, 5, 5).masked_fill(hidden, -1e9)
+    assert torch.equal(allowed_by_scores(scores), ~hidden)
+    assert allowed_by_scores(torch.randn(2, 3, 5, 5)) is None
