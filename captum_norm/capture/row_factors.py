@@ -8,7 +8,7 @@ Axes: b batch, n row, d feature.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.capture.traces import Traces
+from captum_norm.operations.entries import varies_along
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, kind_of
 from captum_norm.operations.operation import Operation, base_name
@@ -29,6 +30,7 @@ UNKNOWN = torch.empty(0, device="cpu")
 
 _KEEP = (OperationKind.IDENTITY, OperationKind.DROPOUT)
 _REPLAYED = (OperationKind.MOVE, OperationKind.JOIN, OperationKind.CHOICE, OperationKind.WRITE)
+_CHOOSING = (OperationKind.CHOICE, OperationKind.WRITE)
 _NEW_ROWS = (OperationKind.NORM, OperationKind.SOFTMAX, OperationKind.ATTENTION)
 _NOT_BY_ROW = {"group_norm", "batch_norm"}
 _GROW_ALIKE = {"relu", "leaky_relu", "prelu", "abs"}  # f(cx) = c f(x) for c >= 0
@@ -63,6 +65,8 @@ class RowFactors:
             after = UNKNOWN
         elif not self._of.numbers.isdisjoint(map(id, op.tensors)) and any(one in self._of for one in op.tensors):
             after = self._after(op, kind)
+        elif kind in _CHOOSING:
+            after = self._kept(op)
         elif not op.overwritten:
             return
         else:
@@ -116,7 +120,8 @@ class RowFactors:
             if isinstance(by, Tensor) and _varies(by):
                 if self._is_state(operand) and _have_one_length(op.out, features):
                     return None
-                if bool(((by == 0) | (by == 1)).all()):  # rows of zeros are seen where they are summed
+                # Rows of zeros are seen where they are summed; features of rows that were left out are not.
+                if bool(((by == 0) | (by == 1)).all()) and not varies_along(by, features):
                     continue
             factor = factor / by if is_divisor else factor * by
         if len(states) != 1:
@@ -160,7 +165,8 @@ class RowFactors:
         if kind in _KEEP or name == "neg":
             return first
         if kind in _REPLAYED:
-            return self._replayed(op, known)
+            found, kept = self._replayed(op, known), self._kept(op) if kind in _CHOOSING else None
+            return found if kept is None else UNKNOWN if found is UNKNOWN or kept is UNKNOWN else found * kept
         if kind is OperationKind.SUM:
             return self._of_sum(op)
         if kind is OperationKind.PRODUCT and sum(map(self._is_state, op.tensors)) > 1:
@@ -190,18 +196,47 @@ class RowFactors:
         if any(factor is UNKNOWN for factor in known) or _has_numbers(op):
             return UNKNOWN
 
-        def factor(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
+        def factor(tensor: Tensor) -> Factor:
             by = self._of[tensor]
-            return torch.empty_like(tensor).copy_(torch.as_tensor(1.0 if by is None else by))
+            return 1.0 if by is None else by
 
-        try:
-            with torch.no_grad():
-                found = op.again(factor)
-        except (RuntimeError, TypeError):
-            return UNKNOWN
+        found = _again(op, factor)
         return list(found) if isinstance(found, list | tuple) else found
+
+    def _kept(self, op: Operation) -> Factor | None:
+        """Which entries are still those of a state, where an operation left out some features of some rows; else None.
+
+        Whole rows that are left out are zeros as a rule, and are seen where they are summed.
+        """
+        out = op.overwritten[0] if op.overwritten else op.out
+        place = self._place(out) if isinstance(out, Tensor) else None
+        if place is None or out.ndim > _AXES:
+            return None
+        features = self._feature_axes(out, place)
+        if kind_of(op.name) is OperationKind.CHOICE:
+            masks = [one.expand(out.shape) for one in op.tensors if one.dtype == torch.bool and one.ndim <= out.ndim]
+            if not any(varies_along(one, features) for one in masks):
+                return None
+        kept = _again(op, lambda tensor: float(self._is_state(tensor)))
+        if kept is UNKNOWN or not isinstance(kept, Tensor) or kept.shape != out.shape:
+            return UNKNOWN
+        rows = [axis for axis in range(out.ndim) if axis not in features]
+        return kept if varies_along(kept, features) and varies_along(kept, rows) else None
+
+
+def _again(op: Operation, factor: Callable[[Tensor], Factor]) -> Any:
+    """The result of an operation on the factors of what it reads; UNKNOWN where it cannot be repeated on these."""
+
+    def swap(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.empty_like(tensor).copy_(torch.as_tensor(factor(tensor)))
+
+    try:
+        with torch.no_grad():
+            return op.again(swap)
+    except (RuntimeError, TypeError):
+        return UNKNOWN
 
 
 def _varies(factor: Factor | None) -> bool:

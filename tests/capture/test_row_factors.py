@@ -13,6 +13,7 @@ F_ROWS = torch.tensor([0.5, 0.1, 0.2, 0.15, 0.05])
 G_ROWS = torch.tensor([0.1, 0.3, 0.2, 0.2, 0.2])
 f, g = F_ROWS[None, :, None], G_ROWS[None, :, None]
 V = torch.linspace(-1, 1, 8)
+OWN = torch.eye(LENGTH, 8).roll(1, 1)  # the row that each feature is read from; of some, none
 ONES = torch.ones(LENGTH)
 
 
@@ -69,6 +70,12 @@ WEIGHED = {
     "a product that is added": (lambda h: torch.addcmul(V, h, f).sum(1), F_ROWS),
     "a rectifier": (lambda h: torch.relu(h * f).sum(1), F_ROWS),
     "a mask": (lambda h: (h * f * (f > 0.12)).sum(1), F_ROWS * (F_ROWS > 0.12)),
+    "a mask for each feature": (lambda h: (h * f * (f > 0.12).expand_as(h).float()).sum(1), F_ROWS * (F_ROWS > 0.12)),
+    "some rows, by a mask for each feature": (
+        lambda h: (h * f).masked_fill((f < 0.12).expand(h.shape).clone(), 0).sum(1), F_ROWS * (F_ROWS > 0.12),
+    ),
+    "nothing filled up": (lambda h: (h * f).masked_fill(h.isnan(), 0).sum(1), F_ROWS),
+    "features left out of all rows": (lambda h: h.masked_fill(V > 0, 0).sum(1), ONES),
     "one of two": (lambda h: torch.where(f > 0.12, h, h * 0.5).sum(1), torch.where(F_ROWS > 0.12, 1.0, 0.5)),
     "some rows": (lambda h: torch.cat([h[:, :2] * 2, h[:, 2:]], 1).sum(1), torch.tensor([2.0, 2, 1, 1, 1])),
     "row by row": (lambda h: torch.stack([h[:, n] * F_ROWS[n] for n in range(LENGTH)], 1).sum(1), F_ROWS),
@@ -106,6 +113,16 @@ UNKNOWN = {
     "a row through a view": _through(lambda h: h[:, 0].mul_(3)),
     "flat": _through(lambda h: h.view(-1).mul_(f.expand_as(h).reshape(-1))),
     "weights of a batch": lambda h: F.batch_norm(h.mT * F_ROWS, V, V.square() + 1).sum(2),
+    "a row for each feature": lambda h: (h * OWN).sum(1),
+    "a row for each feature, on other axes": lambda h: (h.mT * OWN.T).sum(2),
+    "a row for each feature, behind weights": lambda h: (h * f * OWN).sum(1),
+    "a row for each feature, of two": lambda h: torch.where(OWN.bool(), h, torch.zeros(())).sum(1),
+    "a row for each feature, filled up": lambda h: h.masked_fill(~OWN.bool(), 0).sum(1),
+    "a row for each feature, filled up behind weights": lambda h: (h * f).masked_fill(~OWN.bool(), 0).sum(1),
+    "a row for each feature, filled up behind a number": lambda h: (h * 2).masked_fill(~OWN.bool(), 0).sum(1),
+    "a row for each feature, written over": _through(lambda h: h.__setitem__((slice(None), ~OWN.bool()), 0)),
+    "the largest of each feature": lambda h: h.masked_fill(h < h.amax(1, keepdim=True), 0).sum(1),
+    "features of two rows": lambda h: (h[:, :2] * torch.stack([V > 0, V <= 0])).sum(1),
 }
 
 
