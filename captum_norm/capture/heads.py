@@ -57,7 +57,8 @@ class Heads:
     @cached_property
     def indices(self) -> dict[Hashable, set[int]]:
         """Where the rows of the mixed values lie on the way to W_O, :func:`captum_norm.capture.layout.indices`."""
-        return indices(self.mixture.lead, self.mixture.weights.shape[-2], self.mixture.values.shape[-1], self.steps)
+        mixture = self.mixture
+        return indices(mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], self.steps)
 
 
 class HeadReader:
@@ -98,7 +99,7 @@ class HeadReader:
     def _layouts_of(self, term: Term) -> list[Layout]:
         mixture = term.mixture
         moves = tuple(step.key for step in term.steps if not step.scales)
-        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, term.x.shape[-1])
+        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], moves, term.x.shape[-1])
         if structure not in self._layouts:
             self._layouts[structure] = measured(*_sizes(mixture, term))
         return self._layouts[structure]
@@ -165,7 +166,7 @@ def layout_of(mixture: Mixture, term: Term) -> Layout:
 
 def _sizes(mixture: Mixture, term: Term) -> tuple[tuple[int, ...], int, int, tuple[Step, ...], int]:
     """What a layout is measured of."""
-    return mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], term.steps, term.x.shape[-1]
+    return mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], term.steps, term.x.shape[-1]
 
 
 def _by_input(terms: Sequence[Term]) -> list[list[Term]]:
@@ -190,7 +191,7 @@ def _fold_norm(term: Term, W: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _gate(mixture: Mixture, term: Term, layout: Layout) -> Tensor:
     """What the model multiplied the mixed values with: its own operations, replayed on ones."""
-    shape = (*mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1])
+    shape = (*mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1])
     gate = torch.ones(shape, dtype=at_least_float32(term.x.dtype), device=term.x.device)
     for step in term.steps:
         gate = step.apply(gate)

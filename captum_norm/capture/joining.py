@@ -99,7 +99,7 @@ class Joined:
                 lambda tensors: tensors[0],
             )  # fmt: skip
         queries = _numbered(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query")
-        keys = _numbered(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
+        keys = _numbered(mixture.values_place, mixture.lead, mixture.values_shape, layout, "key")
         return cls(
             (part,), layout.tokens, columns, part.weights, part.values, part.W_O, part.gate, queries, keys,
             lambda tensors: tensors[0],

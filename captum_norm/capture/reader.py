@@ -217,7 +217,7 @@ class RecordReader:
             return positions_of(numbered.rows, numbered.anchor, axis)
         if axis == "query":
             return self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, axis)
-        return self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, axis)
+        return self._positions.read(mixture.values_place, mixture.lead, mixture.values_shape, layout, axis)
 
     @staticmethod
     def _numbers_of_queries(call: Joined) -> Tensor | None:
@@ -284,7 +284,7 @@ def _is_attention(mixture: Mixture) -> bool:
 
     A softmax over classes that weighs something does not, nor does one that mixes several streams of one position.
     """
-    place, key = mixture.values_place, mixture.values.shape[-2]
+    place, key = mixture.values_place, mixture.values_given.shape[-2]
     numbers = None if place is None else place.numbers()
     if len(mixture.weights.shape) == 2 and numbers is None:
         return False
@@ -376,7 +376,7 @@ def _written(
 
 def _tolerance(projection: Projection, keys: int, beside: float, size: float) -> float:
     """What rounding explains where this is the largest size of the attention part."""
-    formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values.dtype)]
+    formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values_given.dtype)]
     dtype = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
     largest = max(size, torch.finfo(torch.float32).tiny)
     if projection.rounding / largest > _TOO_ROUNDED:

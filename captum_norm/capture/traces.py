@@ -26,7 +26,7 @@ class Mixture:
 
     Attributes:
         weights: (*lead, query, key) as the model used them.
-        values: (*lead', key, head_dim), broadcastable to the lead.
+        values_given: (*lead', key, head_dim), broadcastable to the lead; of groups of heads where these share them.
         lead: the leading axes of the product.
         callers: the modules that were running, outermost first.
         weights_place, values_place: where the queries and the keys come from.
@@ -34,7 +34,8 @@ class Mixture:
         projection: W_O as far as it is known.
         edge: the product in autograd's graph, where gradients are asked for.
         steps: what the product's result is of (*lead, query, head_dim).
-        live: the values in autograd's graph, if the model's own are.
+        live: the values of each head in autograd's graph, if the model's own are.
+        shared_by: how many heads in a row share the values of a group.
         bit: the call's own, of all that is made of it; ``ancestors`` are the bits of what entered the product.
         reach: the bits that the weights, and those that the values were made of.
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
@@ -49,7 +50,7 @@ class Mixture:
     """
 
     weights: Weights
-    values: Tensor
+    values_given: Tensor
     lead: tuple[int, ...]
     callers: tuple[Caller, ...]
     weights_place: Place | None
@@ -59,6 +60,7 @@ class Mixture:
     edge: GradientEdge | None = None
     steps: tuple[Step, ...] = ()
     live: Tensor | None = None
+    shared_by: int = 1
     bit: int = 0
     ancestors: int = 0
     reach: tuple[int, int] = (0, 0)
@@ -74,7 +76,7 @@ class Mixture:
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.version = version_of(self.values)
+        self.version = version_of(self.values_given)
 
     def settle(self, fate: Fate) -> None:
         """Say what became of its softmaxes."""
@@ -88,14 +90,25 @@ class Mixture:
         return not self.callers or self.callers[-1].is_one_with(later.callers[-1])
 
     @property
+    def values_shape(self) -> torch.Size:
+        """That of ``values``."""
+        shape = self.values_given.shape
+        return shape if self.shared_by == 1 else torch.Size((*shape[:-3], shape[-3] * self.shared_by, *shape[-2:]))
+
+    @property
+    def values(self) -> Tensor:
+        """The values of each head, (*lead', key, head_dim): a copy, made each time, where heads share them."""
+        return self.values_given if self.shared_by == 1 else repeated(self.values_given, self.shared_by)
+
+    @property
     def nbytes(self) -> int:
         """Of its values, and of what its weights are read from."""
-        return self.weights.nbytes + self.values.nbytes
+        return self.weights.nbytes + self.values_given.nbytes
 
     @property
     def unchanged(self) -> bool:
         """Whether neither weights nor values were written to since."""
-        return self.version == version_of(self.values) and self.weights.unchanged
+        return self.version == version_of(self.values_given) and self.weights.unchanged
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +142,12 @@ class RowsRead:
         return replace(self, sources=self.sources | other.sources, mixers=self.mixers | other.mixers)
 
 
+def repeated(tensor: Tensor, repeats: int) -> Tensor:
+    """Each of the third axis from the end, several times in a row; numbers that are the same along it are no copy."""
+    wide = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:])
+    return wide.flatten(-4, -3)
+
+
 class Mixed(NamedTuple):
     """A part of a tensor: the mixed values of a call, after these steps.  A tensor is the sum of its parts."""
 
@@ -141,7 +160,7 @@ class Mixed(NamedTuple):
 
     def is_here(self) -> bool:
         """Whether the moves since have left any of the mixed values in the tensor."""
-        query, head_dim = self.mixture.weights.shape[-2], self.mixture.values.shape[-1]
+        query, head_dim = self.mixture.weights.shape[-2], self.mixture.values_given.shape[-1]
         numbers = torch.zeros(*self.mixture.lead, query, head_dim, dtype=torch.long, device="cpu")
         try:
             for step in self.steps:

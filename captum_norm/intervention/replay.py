@@ -146,7 +146,7 @@ class Replay:
         self._flow.finish()
         self._outputs = tensors_of(again)
         # Under autocast a layer computes in another dtype than it gives out.
-        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.dtype for _, m, _ in self._flow.projected}
+        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values_given.dtype for _, m, _ in self._flow.projected}
         self._tolerance = max(tolerance("replay", dtype) for dtype in dtypes or {torch.float32})
         self._check_alike(tensors_of(call.output), self._outputs, "run again on its own input,")
 

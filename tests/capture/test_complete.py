@@ -122,7 +122,10 @@ def test_a_call_that_waits_is_refused_by_its_own_name_and_reason():
 def test_what_the_model_does_behind_a_call_changes_nothing_of_it():
     found, projection = [], SimpleNamespace(nbytes=0)
     calls = CompleteCalls(lambda mixtures: found.extend((m.projection, m.problem) for m in mixtures), together=True)
-    mixture = SimpleNamespace(projection=projection, problem="as it was", is_read=False, nbytes=0, values=torch.ones(1))
+    values = torch.ones(1)
+    mixture = SimpleNamespace(
+        projection=projection, problem="as it was", is_read=False, nbytes=0, values_given=values
+    )
     calls.add((mixture,))
     assert (mixture.is_read, mixture.projection) == (True, None)
     mixture.problem = "of something later"
@@ -160,7 +163,7 @@ def test_calls_wait_only_where_writes_are_counted_and_tensors_live_on():
 
     def add(values: Tensor) -> Tensor:
         calls = CompleteCalls(read.append, together=True)
-        calls.add((SimpleNamespace(projection=None, problem="", is_read=False, nbytes=0, values=values),))
+        calls.add((SimpleNamespace(projection=None, problem="", is_read=False, nbytes=0, values_given=values),))
         return values
 
     add(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_weighted
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
-from captum_norm.capture.traces import Mixture, Trace
+from captum_norm.capture.traces import Mixture, Trace, repeated
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.kinds import HIDDEN_ATTENTION
 from captum_norm.operations.operation import Operation
@@ -39,12 +40,12 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
         problem = f"its mask, {tuple(mask.shape)}, holds NaN; give 0 where a key may be attended to, -inf where not"
     weights = HiddenWeights(query, key, mask, is_causal, op.kwargs.get("scale"))
     places = _places(flow, query, query.shape, value)
-    made = value
+    live, shared_by = value, 1
     if value.ndim > 2 and value.shape[-3] not in (1, query.shape[-3]):
-        repeats = query.shape[-3] // value.shape[-3]
-        step = Step(("repeat_interleave", repeats, -3), lambda t: _repeated(t, repeats))
-        with torch.set_grad_enabled(value.requires_grad):
-            value = _repeated(value, repeats)
+        shared_by = query.shape[-3] // value.shape[-3]
+        step = Step(("repeat_interleave", shared_by, -3), partial(repeated, repeats=shared_by))
+        with torch.enable_grad():
+            live = repeated(value, shared_by) if value.requires_grad else None
         places[1] = places[1] and places[1].then(step)
     weights_place = places[0] and places[0].of_features(weights.shape[-1])
     lead = tuple(op.out.shape[:-2])
@@ -54,10 +55,10 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     callers = flow.callers  # read before anybody asks for the innermost one's name
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
-        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=value,
-        allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
+        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=live,
+        shared_by=shared_by, allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
-    flow.mixes(mixture, (query, key), made)
+    flow.mixes(mixture, (query, key), value)
     flow.mix(mixture, op.out, (), places[0] and places[0].of_features(value.shape[-1]))
 
 
@@ -79,12 +80,6 @@ def _places(flow: Dataflow, queries: Tensor, shape: torch.Size, values: Tensor) 
         own = flow.latents(values.shape, -2) if of_queries is None else along(of_queries.anchor, values.shape, -2)
         places[1] = own
     return places
-
-
-def _repeated(tensor: Tensor, repeats: int) -> Tensor:
-    """Each of the third axis from the end, several times in a row; numbers that are the same along it are no copy."""
-    wide = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:])
-    return wide.flatten(-4, -3)
 
 
 def hidden_product(flow: Dataflow, op: Operation) -> None:
