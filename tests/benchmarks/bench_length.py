@@ -21,11 +21,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from captum_norm import AttentionNorm, AttentionRollout, AttentionWeights
-from tests.benchmarks.measuring import freed_memory_is_given_back, in_a_process, measured
+from tests.benchmarks.measuring import freed_memory_is_given_back, in_a_process, peak
 
 
-def of_length(length: int) -> dict[str, tuple[float, float]]:
-    """Seconds and MiB of the forward, and of each method beside it."""
+def of_length(length: int) -> dict[str, float]:
+    """MiB of the forward, and of each method beside it."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -51,13 +51,13 @@ def of_length(length: int) -> dict[str, tuple[float, float]]:
     freed_memory_is_given_back()
     for name, method in methods.items():  # what the first ones leave behind for good is no matter of length
         method(ids=ids[:, : length if name == "AttentionWeights" and length <= 16384 else 64])
-    return {name: measured(method) for name, method in methods.items()}
+    return {name: peak(method) for name, method in methods.items()}
 
 
 def above_the_forward(length: int) -> dict[str, float]:
     """MiB of each method above the forward's own, for each 1,024 tokens."""
     of = of_length(length)
-    return {name: (mib - of["forward"][1]) / length * 1024 for name, (_, mib) in of.items() if name != "forward"}
+    return {name: (mib - of["forward"]) / length * 1024 for name, mib in of.items() if name != "forward"}
 
 
 def length_of(ids: torch.Tensor) -> int:
@@ -74,8 +74,8 @@ def main() -> None:
     for length in asked.lengths:
         began = time.time()
         found[length] = of = in_a_process(of_length, length)
-        own = of["forward"][1]
-        cells = [f"{name} {(mib - own) / length * 1024:.2f}" for name, (_, mib) in of.items() if name != "forward"]
+        own = of["forward"]
+        cells = [f"{name} {(mib - own) / length * 1024:.2f}" for name, mib in of.items() if name != "forward"]
         print(f"{length}: forward {own:.0f} MiB; MiB per 1,024 tokens above it:", ", ".join(cells),
               f"({time.time() - began:.0f} s)", flush=True)  # fmt: skip
         if asked.json:

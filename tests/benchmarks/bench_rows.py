@@ -4,9 +4,10 @@
 
 A random Llama (768 wide, 12 heads, 4 key heads; queries and keys sharpened, so that attention is uneven), its last row,
 certificates included.  Each setting has a process of its own, in which all run in turn: medians of ratios of processor
-time, or on a GPU of the time until it is idle.  Memory is the peak above that of the forward, in a run of its own in
-which freed memory is given back at once.  ``error`` is the largest difference from the method on the model in float64,
-as a part of the largest score; what the model itself rounds is in it.  Beyond 2,048 tokens the quick methods run, once.
+time, or on a GPU of the time until it is idle; freed memory is kept for what comes next, as on a GPU.  Memory is the
+peak above that of the forward, in a process of its own in which freed memory is given back at once.  ``error`` is the
+largest difference from the method on the model in float64, as a part of the largest score; what the model itself rounds
+is in it.  Beyond 2,048 tokens the quick methods run alone.
 The tables are Markdown; ``--gate`` fails where a ratio is above its limit, which is wide.
 """
 
@@ -44,7 +45,7 @@ from captum_norm import (
 from captum_norm.forward import HFForward
 from captum_norm.token_shares import MEASURES, ShareCounter
 from tests.attr.test_llm import byte_level
-from tests.benchmarks.measuring import freed_memory_is_given_back, in_a_process, measured, ratios
+from tests.benchmarks.measuring import freed_memory_is_given_back, freed_memory_is_kept, in_a_process, peak, ratios
 from tests.benchmarks.tables_of_rows import tables
 
 # The largest ratio to the forward that is let pass, with room for a busy machine: by method, and from which length on.
@@ -219,31 +220,31 @@ def asked_of(setting: Setting, layers: int, device: str = "cpu") -> dict[str, Ca
     return {"forward": forward} | methods(model, ids, mask) | others(model, ids)
 
 
-def peaks(setting: Setting, layers: int, device: str = "cpu") -> dict[str, tuple[float, float]]:
-    """Seconds and MiB of each method, run once, when what the first ones leave behind for good is there."""
+def peaks(setting: Setting, layers: int, device: str = "cpu") -> dict[str, float]:
+    """MiB of each method, run once, when what the first ones leave behind for good is there."""
     freed_memory_is_given_back()
     asked = asked_of(setting, layers, device)
     for name in ("forward", "AttentionWeights"):
         asked[name]()
-    return {name: measured(function, device) for name, function in asked.items() if name not in SLOW}
+    return {name: peak(function, device) for name, function in asked.items() if name not in SLOW}
 
 
 def times_and_errors(
     setting: Setting, layers: int, repeats: int, device: str = "cpu"
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The ratio of each method to the forward, and its error."""
+    freed_memory_is_kept()
     taken = ratios(asked_of(setting, layers, device), repeats, device, SLOW)
     return taken, errors(setting, layers, device)
 
 
 def rows(setting: Setting, layers: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
     """One line for each method, from processes of their own: one for memory and one for the rest."""
-    peak = in_a_process(peaks, setting, layers, device)
-    base = peak["forward"][1]
+    highest = in_a_process(peaks, setting, layers, device)
     found, error = in_a_process(times_and_errors, setting, layers, repeats, device)
     return [
         asdict(setting) | {"method": name, "ratio": ratio, "error": error.get(name)}
-        | {"extra MiB": peak[name][1] - base if name in peak else None}
+        | {"extra MiB": highest[name] - highest["forward"] if name in highest else None}
         for name, ratio in found.items()
     ]  # fmt: skip
 
@@ -268,6 +269,7 @@ def bert(length: int, attention: str) -> dict[str, Callable[[], Any]]:
 
 def bert_ratios(length: int, attention: str, repeats: int) -> dict[str, float]:
     """The ratio of all rows to the forward."""
+    freed_memory_is_kept()
     asked = bert(length, attention)
     for function in asked.values():
         function()
@@ -286,6 +288,7 @@ def bert_rows(length: int, attention: str, repeats: int) -> list[dict[str, Any]]
 
 def generation_ratios(length: int, layers: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     """The ratio of each method to ``generate`` by itself."""
+    freed_memory_is_kept()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     setting = Setting(length, "sdpa", "float32", 1)
