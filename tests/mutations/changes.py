@@ -419,6 +419,7 @@ CHANGES: list[Change] = [
         ('with self._at_once("BEGIN"):', "with self._explained():"),
         tests="study/run/test_damage.py",
     ),
+    *changes_of("study/run/store.py", ("return value + 0.0 if isinstance", "return value if isinstance")),
     *changes_of(
         "study/run/seal.py",
         ("digest.update(content[100 : end - 16])", "pass"),

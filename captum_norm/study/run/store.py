@@ -165,8 +165,14 @@ class Store(StoreFile):
         """Rows of a table and their checksums."""
         if rows:
             places = ", ".join("?" * len(rows[0]))
-            self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
-            self._base.executemany("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", sums_of(table, rows))
+            kept = [tuple(map(_as_kept, row)) for row in rows]
+            self._base.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", kept)
+            self._base.executemany("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", sums_of(table, kept))
+
+
+def _as_kept(value: Any) -> Any:
+    # SQLite keeps a whole REAL as an integer, whose 0 has no sign; -0.0 + 0.0 is 0.0.
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def begun_in(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -40,6 +40,15 @@ def test_every_bit_of_a_score_is_kept(tmp_path):
     assert values == [1 / 3, None, float("inf"), 0.0]
 
 
+def test_a_study_keeps_a_value_of_minus_zero(tmp_path):
+    with Store(tmp_path / "s.db") as store:
+        store.begin({"methods": []}, {}, [])
+        store.add(finished(scores={0: torch.ones(2)}, values={(0, 0): -0.0, (0, 1): -0.5}))
+    with Store(tmp_path / "s.db", readonly=True) as store:
+        assert store.check()
+        assert store.rows("SELECT value FROM metrics ORDER BY example") == [(0.0,), (-0.5,)]
+
+
 def test_a_batch_is_there_whole_or_not_at_all(tmp_path):
     with Store(tmp_path / "s.db") as store:
         with pytest.raises(ValueError, match="not supported"):
