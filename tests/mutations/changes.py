@@ -453,7 +453,9 @@ CHANGES: list[Change] = [
     *changes_of(
         "study/metrics/removal.py",
         ("[:, -length:]", "[:, :length]"),
-        ("_never_empty(left, mask)", "left"),
+        ("extras=_never_empty(hidden, mask)", "extras=hidden"),
+        ("torch.where((left > 0).any(1), order[:, 0], 0)", "order[:, 0]"),
+        ("value.gather(1, first)[:, 0]", "value[:, 0]"),
     ),
     *changes_of(
         "study/metrics/normalised.py",

@@ -94,11 +94,8 @@ def _pad(copies: Copies) -> Copies:
     _check_ids("pad", copies)
     mask = _attention_mask("pad", copies)
     padding = padding_id(copies.forward.model)
-    left = mask * copies.keep
-    return copies.but(
-        main=torch.where(copies.keep, copies.main, padding),
-        extras={**copies.extras, "attention_mask": _never_empty(left, mask)},
-    )
+    hidden = {**copies.extras, "attention_mask": mask * copies.keep}
+    return copies.but(main=torch.where(copies.keep, copies.main, padding), extras=_never_empty(hidden, mask))
 
 
 def _delete(copies: Copies) -> Copies:
@@ -107,15 +104,17 @@ def _delete(copies: Copies) -> Copies:
     _check_position(copies)
     mask = _attention_mask("delete", copies)
     hidden = _pad(copies)
-    left = hidden.extras["attention_mask"]
+    left = mask * copies.keep
     from_the_left = bool((mask[:, 0] > 0).all())
     # A stable sort brings what stays to one side and keeps its order.
     order = (left == 0 if from_the_left else left > 0).int().argsort(dim=1, stable=True)
-    length = int((left > 0).sum(1).max())
+    length = max(1, int((left > 0).sum(1).max()))
     order = order[:, :length] if from_the_left else order[:, -length:]
+    # What stands in for a text without any token is in front already, and stays there.
+    order[:, 0] = torch.where((left > 0).any(1), order[:, 0], 0)
     moved = {name: value.gather(1, order) for name, value in _per_token(hidden.extras, left).items()}
     return hidden.but(
-        main=hidden.main.gather(1, order), extras={**hidden.extras, **moved}, keep=left.gather(1, order) > 0
+        main=hidden.main.gather(1, order), extras={**hidden.extras, **moved}, keep=moved["attention_mask"] > 0
     )
 
 
@@ -168,11 +167,20 @@ def padding_id(model: nn.Module) -> int:
     return next((int(token) for token in first if token is not None), 0)
 
 
-def _never_empty(left: Tensor, mask: Tensor) -> Tensor:
-    """A text without any token has no representation: its first place stays, as padding that is attended to."""
+def _never_empty(hidden: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """The extras, in which a text without any token, which has no representation, has padding that is attended to.
+
+    It is in front, on whichever side the batch is padded: there models look that look for the last token that is no
+    padding, and find none.  What the extras say of the text's first token they say of it.
+    """
+    left = hidden["attention_mask"]
     empty = ~(left > 0).any(1)
-    first = torch.zeros_like(left).scatter(1, (mask > 0).int().argmax(1, keepdim=True), 1)
-    return torch.where(empty[:, None], first, left)
+    first = (mask > 0).int().argmax(1, keepdim=True)
+    moved = {name: value.clone() for name, value in _per_token(hidden, mask).items()}
+    for value in moved.values():
+        value[:, 0] = torch.where(empty, value.gather(1, first)[:, 0], value[:, 0])
+    moved["attention_mask"][:, 0] = torch.where(empty, 1, left[:, 0])
+    return {**hidden, **moved}
 
 
 def _per_token(extras: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from captum_norm import HFForward
 from captum_norm.study.metrics.perturbed import intact, perturbed
 from captum_norm.study.metrics.removal import REMOVALS, removal_named
 from captum_norm.study.metrics.scored_texts import Scored
 from tests.attr.models import tiny
-from tests.study.metrics.bag import MASK, BagOfTokens, forward, padded, random_scored, single, texts
+from tests.study.metrics.bag import MASK, PAD, VOCABULARY, BagOfTokens, forward, padded, random_scored, single, texts
 
 BERT = tiny("Bert")
 
@@ -115,6 +116,49 @@ def test_a_text_that_loses_everything_is_one_padding_token(removal):
         first = 2 if padding is None else padding
         expected = model(torch.tensor([[first]])).logits[0, -1].double().log_softmax(-1)[4]
     torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("removal", ["delete", "pad"])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_text_that_loses_everything_says_the_same_on_whichever_side_its_batch_is_padded(removal, left):
+    """Decoders with a head for classes answer where the last id is that is no padding, or else in front."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForSequenceClassification(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=16,
+                initializer_range=0.3,
+                pad_token_id=PAD,
+                num_labels=3,
+            )
+        ).eval()
+        torch.nn.init.normal_(model.model.embed_tokens.weight)  # that of padding is 0 to begin with
+    scored = random_scored(left=left)
+    real = scored.inputs["attention_mask"] > 0
+    scored = replace(scored, removable=real)
+    keep = torch.stack([~real[0], scored.inputs["input_ids"][1] > 20, ~real[2]])  # the second keeps some of its tokens
+    found = removed(model, scored, removal, keep)
+    for row in (0, 2):
+        expected = log_p(model, torch.tensor([[PAD]]), scored.target[row])
+        torch.testing.assert_close(found[row], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_known_of_a_texts_first_token_is_said_of_what_stands_in_for_it():
+    class Typed(BagOfTokens):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+            return super().forward((input_ids + token_type_ids) % VOCABULARY, attention_mask)
+
+    scored = random_scored(left=True)
+    real = scored.inputs["attention_mask"] > 0
+    scored = replace(scored, removable=real, inputs={**scored.inputs, "token_type_ids": 5 * real})
+    for removal in ("delete", "pad"):
+        found = removed(Typed(), scored, removal, ~real)
+        expected = BagOfTokens()(torch.tensor([[PAD + 5]])).log_softmax(-1)[0, scored.target]
+        torch.testing.assert_close(found, expected)
 
 
 def test_texts_that_are_padded_on_the_left_stay_padded_on_the_left():
