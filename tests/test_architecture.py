@@ -37,7 +37,7 @@ LAYERS = (
 )
 LEAVES = set(
     "class_names explanation files forward models numerals optional_packages pictures ranks suggestions tables "
-    "token_classes tokens words".split()
+    "text_files token_classes tokens words".split()
 )
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

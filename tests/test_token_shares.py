@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 from captum_norm.capture import record
 from captum_norm.maps import attention_maps
 from captum_norm.token_classes import class_shares
-from captum_norm.token_shares import MEASURES, ShareCounter, TokenShares, read_paragraphs
+from captum_norm.token_shares import MEASURES, ShareCounter, TokenShares, paragraphs_of, read_paragraphs
 
 NAMES = {0: "[PAD]", 2: "[CLS]", 3: "[SEP]", 4: "punctuation"}
 
@@ -189,6 +189,13 @@ def test_headings_and_blank_lines_are_no_paragraphs(tmp_path):
     file = tmp_path / "wiki.txt"
     file.write_text(" \n = Lobster = \n\n A 5 @.@ 2 kg lobster @-@ like thing \n = = Diet = = \n x = y \n\n", "utf-8")
     assert read_paragraphs(file) == ["A 5.2 kg lobster-like thing", "x = y"]
+
+
+def test_a_paragraph_ends_at_a_line_break_and_at_no_other_character(tmp_path):
+    file = tmp_path / "film.txt"
+    file.write_text("\ufeff= Title =\nA fine\u2028film .\nA\x85second\x0cone .\n", "utf-8")
+    assert read_paragraphs(file) == paragraphs_of("A fine\u2028film .\r\nA\x85second\x0cone .")
+    assert read_paragraphs(file) == ["A fine\u2028film .", "A\x85second\x0cone ."]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from captum_norm.files import replacing
+from captum_norm.text_files import read_lines
 
 Link: TypeAlias = tuple[int, int]
 Order: TypeAlias = Literal["source-target", "target-source"]
@@ -89,22 +90,6 @@ def read_links(
     if sentences is not None and len(found) != sentences:
         raise ValueError(f"{path} holds links of {len(found)} sentences, but there are {sentences} sentences.")
     return found
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, without a last one that is empty only because the file ends with a line break.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8. Convert the file: iconv -f latin1 -t utf-8.") from error
-    # Not splitlines(): a sentence may hold other characters that Unicode counts as line breaks.
-    return text.removesuffix("\n").split("\n") if text else []
 
 
 def read_sentences(source: str | Path, target: str | Path) -> list[tuple[list[str], list[str]]]:

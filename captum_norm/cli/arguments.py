@@ -62,13 +62,13 @@ def say(text: str, *outputs: str | None) -> None:
 
 
 def from_stdin() -> str:
-    """All of standard input.
+    """All of standard input, without a byte order mark.
 
     Raises:
         ValueError: if it is not UTF-8 text.
     """
     try:
-        return sys.stdin.read()
+        return sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 text ({error.reason}, byte {error.start}).") from error
 

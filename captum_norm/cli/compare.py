@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captum_norm.cli import table as draw
@@ -22,6 +21,7 @@ from captum_norm.cli.arguments import (
 )
 from captum_norm.cli.progress import Steps
 from captum_norm.methods import DEFAULT, METHODS, known_methods
+from captum_norm.text_files import lines_of, read_text
 
 if TYPE_CHECKING:
     from captum_norm.cli.loading import Loaded
@@ -121,7 +121,7 @@ def _texts(asked: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     if len(asked.text) > 1 and not any(" " in text for text in asked.text):
         raise ValueError("put a text of several words in quotes; several texts of one word each go into a --file.")
     if asked.file:
-        lines = (from_stdin() if asked.file == "-" else _read(asked.file)).splitlines()
+        lines = lines_of(from_stdin() if asked.file == "-" else read_text(asked.file))
         given = [tuple(line.split("\t", 1)) for line in lines if line.strip()]
     else:
         given = [(from_stdin().strip(),) if text == "-" else (text,) for text in asked.text]
@@ -131,13 +131,6 @@ def _texts(asked: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
         yield text, pair[0] if pair else asked.pair
     if not given:
         raise ValueError(f"--file {asked.file}: there is no text in it.")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--file {path} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
 
 
 def _compared(

@@ -23,6 +23,7 @@ from captum_norm.cli.arguments import (
 )
 from captum_norm.cli.progress import Steps
 from captum_norm.suggestions import did_you_mean
+from captum_norm.text_files import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,9 +151,7 @@ def _read(option: str, path: str) -> str:
         text = from_stdin()
     else:
         try:
-            text = Path(path).read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{option} {path} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+            text = read_text(path)
         except OSError as error:
             raise ValueError(f"{option} {path}: {error.strerror}.") from error
     if not text.strip():

@@ -26,6 +26,7 @@ from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
 from captum_norm.suggestions import did_you_mean
+from captum_norm.text_files import ENCODING
 
 _STUDY = "methods metrics removal level target special position batch_size max_length seed random_draws".split()
 _REPORT = ("reference", "test", "correction", "cases", "margin")
@@ -110,7 +111,7 @@ def read_study(path: str | Path) -> StudyFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding=ENCODING))
         return _study_file(content, path.parent)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}.") from error

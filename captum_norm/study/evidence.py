@@ -35,6 +35,7 @@ from captum_norm.study.published import (
     hatexplain_examples,
     joined,
 )
+from captum_norm.text_files import ENCODING, read_lines
 
 LABELS = ("negative", "positive")
 
@@ -63,7 +64,7 @@ class Phrase:
 
 def sst_examples(path: Path) -> Iterator[Example]:
     """The sentences of a file of trees that are not neutral and have evidence."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         words, tree = read_tree(line, f"{path}, line {number}")
@@ -125,7 +126,7 @@ def cad_examples(path: Path) -> Iterator[Example]:
     Two versions of one text would not be two independent examples.
     """
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding=ENCODING, newline="") as lines:
         for row in csv.DictReader(lines, delimiter="\t"):
             text = " ".join(re.sub(r"<br ?/?>", " ", row["Text"]).split())
             pairs[row["batch_id"]].append((row["Sentiment"].lower(), text))
@@ -157,8 +158,8 @@ def movie_examples(path: Path) -> Iterator[Example]:
         for member in archive:
             content = archive.extractfile(member)
             if content is not None:
-                documents[Path(member.name).name] = content.read().decode("utf-8").split()
-    for line in path.read_text(encoding="utf-8").splitlines():
+                documents[Path(member.name).name] = content.read().decode(ENCODING).split()
+    for line in read_lines(path):
         record = json.loads(line)
         words = documents[record["annotation_id"]]
         text, spans = joined(words, glued=())

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_norm.study.data import Example, Span
+from captum_norm.text_files import ENCODING, read_lines, read_text
 
 _CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 
@@ -56,7 +57,7 @@ def eraser_examples(path: Path) -> Iterator[Example]:
 
 def esnli_examples(path: Path) -> Iterator[Example]:
     """The pairs of a file in which somebody has marked a word."""
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding=ENCODING, newline="") as lines:
         for row in csv.DictReader(lines):
             texts, evidence = [], []
             for number in (1, 2):
@@ -71,7 +72,7 @@ def esnli_examples(path: Path) -> Iterator[Example]:
 
 def hatexplain_examples(path: Path) -> Iterator[Example]:
     """The posts of a file with marked words and a label of most annotators."""
-    for key, record in json.loads(path.read_text(encoding="utf-8")).items():
+    for key, record in json.loads(read_text(path)).items():
         [(label, votes)] = Counter(annotator["label"] for annotator in record["annotators"]).most_common(1)
         text, spans = joined(record["post_tokens"], glued=())
         evidence = _by_majority(record["rationales"], spans)
@@ -110,8 +111,8 @@ def blimp_examples(path: Path) -> Iterator[Example]:
 
 def alignment_examples(path: Path) -> Iterator[Example]:
     """The pairs of a file of alignments, a word of each translation."""
-    sides = [(path.parent / f"test.{name}").read_text(encoding="utf-8").splitlines() for name in ("de", "en")]
-    lines = path.read_text(encoding="utf-8").splitlines()
+    sides = [read_lines(path.parent / f"test.{name}") for name in ("de", "en")]
+    lines = read_lines(path)
     for number, (source, translation, links) in enumerate(zip(*sides, lines, strict=True), 1):
         sure = [tuple(int(word) - 1 for word in link.split("-")) for link in links.split() if "-" in link]
         (text, spans), words = joined(source.split(), glued=()), translation.split()
@@ -150,17 +151,17 @@ def _documents(folder: Path) -> dict[str, list[str]]:
     if (folder / "docs.jsonl").is_file():
         documents = {record["docid"]: record["document"].split() for _, record in _records(folder / "docs.jsonl")}
     if (folder / "docs").is_dir():
-        documents |= {file.name: file.read_text(encoding="utf-8").split() for file in (folder / "docs").iterdir()}
+        documents |= {file.name: read_text(file).split() for file in (folder / "docs").iterdir()}
     if (folder / "docs.tar.gz").is_file():
         with tarfile.open(folder / "docs.tar.gz") as archive:
             for member in archive:
                 content = archive.extractfile(member)
                 if content is not None:
-                    documents[Path(member.name).name] = content.read().decode("utf-8").split()
+                    documents[Path(member.name).name] = content.read().decode(ENCODING).split()
     return documents
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             yield f"{path}, line {number}", json.loads(line)

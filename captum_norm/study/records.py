@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_norm.optional_packages import required
+from captum_norm.text_files import ENCODING
 
 FORMATS = {".jsonl": "JSONL", ".csv": "CSV", ".tsv": "TSV"}
 """The file formats by how names end."""
@@ -30,7 +31,7 @@ def records_of_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -48,7 +49,7 @@ def _separated(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     kind = path.suffix.lower()
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts are longer than the 128 KiB that csv expects
     quoting: Any = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding=ENCODING, newline="") as lines:
         rows = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",", **quoting)
         try:
             for row in rows:

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from captum_norm.text_files import lines_of, read_text
+
 
 def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
     """The paragraphs of a text file, one per line, without blank lines and headings (``= Title =``).
@@ -27,11 +29,7 @@ def read_paragraphs(path: str | os.PathLike[str]) -> list[str]:
     if not Path(path).is_file():
         found = "a folder" if Path(path).is_dir() else "no such file"
         raise FileNotFoundError(f"{os.fspath(path)}: {found}. Name a text file.")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
-    return paragraphs_of(text, os.fspath(path))
+    return paragraphs_of(read_text(path), os.fspath(path))
 
 
 def paragraphs_of(text: str, name: str = "the text") -> list[str]:
@@ -40,7 +38,7 @@ def paragraphs_of(text: str, name: str = "the text") -> list[str]:
     Raises:
         ValueError: if it holds no paragraph.
     """
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in lines_of(text)]
     bodies = [line for line in lines if line and not _HEADING.fullmatch(line)]
     if not bodies:
         raise ValueError(f"{name} holds no paragraph: only blank lines and headings (= Title =).")

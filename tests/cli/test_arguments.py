@@ -73,6 +73,13 @@ def test_texts_come_from_standard_input(capsys, folders, monkeypatch):
     assert (code, json.loads(out)["sequences"]) == (0, 2)
 
 
+def test_a_byte_order_mark_on_standard_input_is_no_character(capsys, folders, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffA warm film.\n"))
+    model = ("--model", folders / "encoder", "--json", "-")
+    _, out, _ = answer(capsys, "compare", "-", "--methods", "AttentionNorm", *model)
+    assert json.loads(out)["text"] == "A warm film."
+
+
 def test_input_that_is_no_text_is_refused(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
     code, _, err = answer(capsys, "compare", "-")

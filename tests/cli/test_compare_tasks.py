@@ -151,6 +151,9 @@ def test_several_texts_come_as_arguments_from_a_file_or_a_pipe(capsys, folders, 
     assert saved_by(capsys, "a warm film", *given) == from_file[0] | {
         "methods": {"AttentionNorm": from_file[0]["methods"]["AttentionNorm"] | {"seconds": pytest.approx(0, abs=9)}}
     }
+    (tmp_path / "texts.txt").write_text("\ufeffa warm\u2028film\nthe\x0cplot is thin\n", "utf-8")
+    from_file = saved_by(capsys, "--file", tmp_path / "texts.txt", *given)["texts"]
+    assert [one["text"] for one in from_file] == ["a warm\u2028film", "the\x0cplot is thin"]
     monkeypatch.setattr("sys.stdin", io.StringIO("a warm film\nthe plot is thin\n"))
     assert len(saved_by(capsys, "--file", "-", *given)["texts"]) == 2
     _, out, _ = answer(capsys, "compare", "a warm film", "the plot is thin", *given)

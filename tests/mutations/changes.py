@@ -384,6 +384,16 @@ CHANGES: list[Change] = [
     ),
     *changes_of("alignment/symmetrisation.py", ("s for s, _ in links) or all", "s for s, _ in links) and all")),
     *changes_of(
+        "text_files.py",
+        ('ENCODING = "utf-8-sig"', 'ENCODING = "utf-8"'),
+        ("for line in io.StringIO(text, newline=None)]", "for line in text.splitlines()]"),
+        ("newline=None", 'newline="\\n"'),
+        ('.count(b"\\n") + 1', '.count(b"\\n")'),
+    ),
+    *changes_of(
+        "study/records.py", ("encoding=ENCODING, newline", 'encoding="utf-8", newline'), tests="study/test_data.py"
+    ),
+    *changes_of(
         "alignment/links.py",
         ("(t, s) if self.swapped else (s, t)", "(s, t)"),
         ("sorted(gold.possible - gold.sure)", "sorted(gold.possible)"),

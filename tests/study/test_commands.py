@@ -87,6 +87,12 @@ def test_a_study_runs_from_its_file_and_is_reported(capsys, folder, tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == {"metrics", "agreement", "ranks", "universes"}
 
 
+def test_a_studys_file_may_begin_with_a_byte_order_mark(tmp_path):
+    content = '[data]\npath = "films.jsonl"\n[study]\nmethods = ["AttentionNorm"]'
+    (tmp_path / "films.toml").write_text(f"\ufeff{content}", encoding="utf-8")
+    assert read_study(tmp_path / "films.toml").study["methods"][0].title == "AttentionNorm"
+
+
 def test_a_study_goes_on_where_it_stopped_and_may_be_limited(capsys, folder, tmp_path):
     store = tmp_path / "films.db"
     for _ in range(2):

@@ -34,6 +34,20 @@ def test_the_three_formats_hold_the_same_examples(tmp_path):
     assert all(other == first for other in others)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("films.jsonl", '{"label": "1", "text": "A warm film."}\n'),
+        ("films.csv", "label,text\n1,A warm film.\n"),
+        ("quoted.csv", '"label","text"\n"1","A warm film."\n'),
+        ("films.tsv", "label\ttext\n1\tA warm film.\n"),
+    ],
+)
+def test_the_first_column_keeps_its_name_behind_a_byte_order_mark(tmp_path, name, content):
+    [one] = read_examples(written(tmp_path, name, f"\ufeff{content}"))
+    assert (one.text, one.label) == ("A warm film.", "1")
+
+
 def test_flags_are_evidence_per_word():
     [one] = as_examples([{"text": " A  warm film.", "evidence": [0, 1, 1]}])
     assert [one.text[a:b] for a, b in one.evidence] == ["warm", "film."]

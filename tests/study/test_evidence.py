@@ -7,7 +7,16 @@ import pytest
 
 from captum_norm.study import read_examples
 from captum_norm.study.data import Example
-from captum_norm.study.evidence import carriers, changed_words, drawn, main, read_tree, sst_examples, write
+from captum_norm.study.evidence import (
+    cad_examples,
+    carriers,
+    changed_words,
+    drawn,
+    main,
+    read_tree,
+    sst_examples,
+    write,
+)
 
 
 def test_a_tree_is_read_with_its_words_and_ratings():
@@ -89,6 +98,15 @@ def test_every_source_becomes_a_file_that_a_study_reads(tmp_path, monkeypatch, c
         ("negative", ["very bad"]),
     ]
     assert "2 of 2 texts with evidence" in capsys.readouterr().out
+
+
+def test_files_with_byte_order_marks_and_characters_that_break_no_line_are_read(tmp_path):
+    (tmp_path / "dev.txt").write_text("\ufeff(4 (2 (2 A) (2 rather)\x85) (4 (4 lovely) (2 film)))\n", "utf-8")
+    assert [one.text for one in sst_examples(tmp_path / "dev.txt")] == ["A rather lovely film"]
+    (tmp_path / "pairs.tsv").write_text(
+        "\ufeffSentiment\tText\tbatch_id\nNegative\tA bad film\t1\nPositive\tA good film\t1\n", "utf-8"
+    )
+    assert [one.label for one in cad_examples(tmp_path / "pairs.tsv")] == ["negative"]
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):

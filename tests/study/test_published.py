@@ -110,6 +110,23 @@ def test_an_alignment_asks_for_a_word_behind_what_was_translated(tmp_path, monke
         assert (one.label, one.written, marked(one)) == ("not", "but this is", [["stimmt", "nicht"]])
 
 
+def test_files_with_byte_order_marks_and_characters_that_break_no_line_are_read(tmp_path):
+    (tmp_path / "test.de").write_text("\ufeffdas stimmt\u2028nicht !\n", "utf-8")
+    (tmp_path / "test.en").write_text("\ufeffbut this is not so .\n", "utf-8")
+    path = tmp_path / "alignment.talp"
+    path.write_text("3-4 1p4 2-3 4-6 2-4\n")
+    [one] = alignment_examples(path)
+    assert one.text == "das stimmt nicht !"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "one").write_text("\ufeffA warm film .", "utf-8")
+    passage = {"docid": "one", "start_token": 1, "end_token": 2}
+    record = {"annotation_id": "one", "classification": "POS", "query": "Is it\u2028warm ?", "evidences": [[passage]]}
+    path = tmp_path / "val.jsonl"
+    path.write_text(f"\ufeff{json.dumps(record, ensure_ascii=False)}\n", "utf-8")
+    [one] = eraser_examples(path)
+    assert (one.texts, marked(one)) == (("A warm film .", "Is it\u2028warm ?"), [["warm"], []])
+
+
 def test_pairs_are_written_and_read_again(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "one").write_text("A warm film .")

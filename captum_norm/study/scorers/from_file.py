@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_norm.study.batches import TextBatch, Tokenized
 from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import StoredScores
+from captum_norm.text_files import read_lines
 
 
 @dataclass
@@ -60,7 +61,7 @@ def _read_scores(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of scores.")
     scores: dict[str, list[float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
