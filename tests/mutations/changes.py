@@ -553,7 +553,11 @@ CHANGES: list[Change] = [
         ("differing[place].n < FEW_FOR_MANY_TESTS", "False"),
     ),
     *changes_of("study/report/tables.py", (".n for method in means}) != 1", ".n for method in means}) < 1")),
-    *changes_of("study/report/stability.py", ("order[1:] * order[0]", "order * order[0]")),
+    *changes_of(
+        "study/report/stability.py",
+        ("order[1:] * order[0]", "order * order[0]"),
+        ("if pivot.error == 0 and pivot.mean != 0 else", "if False else"),
+    ),
     *changes_of("study/metrics/leave_one_out.py", ("scored.scores.abs(), distances", "scored.scores, distances")),
     *changes_of("study/metrics/randomised.py", ("[abs(spearman(a", "[(spearman(a")),
     *changes_of("study/scorers/floor_and_ceiling.py", ("*([number] if number else [])", "0")),

@@ -88,6 +88,22 @@ def test_groups_hold_neighbours_of_whom_no_two_differ():
     assert critical_groups({"a": best[:1], "b": best[:1]}) == []
 
 
+@pytest.mark.parametrize("n", [20, 60])
+def test_two_that_differ_by_the_same_amount_on_every_example_are_of_two_groups(n):
+    one, zero = np.ones(n), np.zeros(n)
+    assert critical_groups({"right": one, "wrong": zero}) == [("right",), ("wrong",)]
+    assert critical_groups({"right": one, "wrong": zero}, higher_is_better=False) == [("wrong",), ("right",)]
+    a = np.random.default_rng(1).random(n)
+    values = {"a": a, "lower": a - 0.5, "as low": a - 0.5}
+    assert critical_groups(values) == [("a",), ("lower", "as low")]  # these differ by the same amount, 0
+    hair = np.random.default_rng(0).normal(size=n) * 1e-6
+    assert critical_groups(values | {"lower": a - 0.5 + hair})[0] == ("a",)
+
+
+def test_of_too_few_examples_the_same_difference_tells_nothing():
+    assert critical_groups({"right": np.ones(3), "wrong": np.zeros(3)}) == [("right", "wrong")]
+
+
 @pytest.mark.parametrize(("n", "apart"), [(30, False), (60, True)])
 def test_of_few_examples_groups_stand_apart_by_the_largest_of_all_resampled_differences(n, apart):
     """Beside methods whose differences are skewed, a difference that Holm's correction of 30 examples tells is not."""
