@@ -180,6 +180,31 @@ def test_the_certificate_is_the_worst_of_all(bert, shares):
     assert backwards.result().worst_error == max(errors)
 
 
+def test_an_example_without_a_real_token_is_refused_and_nothing_is_added(bert, shares):
+    counter = ShareCounter(bert)
+    for sentence in SENTENCES:
+        ids = torch.tensor([sentence])
+        counter.add({"input_ids": ids}, classes_of(ids))
+    ids = torch.tensor([SENTENCES[0], [0] * 5])
+    with pytest.raises(ValueError, match=r"example 1 has no real token by attention_mask.*Leave empty texts out"):
+        counter.add({"input_ids": ids, "attention_mask": (ids != 0).long()}, classes_of(ids))
+    found = counter.result()
+    assert found.sequences == 3
+    for measure in MEASURES:
+        torch.testing.assert_close(found.shares[measure], shares.shares[measure])
+        assert found.sums[measure].isfinite().all()
+
+
+def test_an_example_without_a_real_token_by_a_mask_of_another_name_is_refused(bert):
+    class Named(torch.nn.Module):
+        def forward(self, input_ids, is_word):
+            return bert(input_ids=input_ids, attention_mask=is_word)
+
+    ids = torch.tensor([SENTENCES[0], [0] * 5])
+    with pytest.raises(ValueError, match="example 1 has no real token by the mask of attention call"):
+        ShareCounter(Named()).add({"input_ids": ids, "is_word": (ids != 0).long()}, classes_of(ids))
+
+
 def test_nothing_added_is_an_error(bert):
     with pytest.raises(ValueError, match="no sequence was added"):
         ShareCounter(bert).result()

@@ -65,9 +65,12 @@ class ShareCounter:
             classes: for each example the class of each token (`token_classes` gives it), padding included.
 
         Raises:
-            ValueError: where the keys of a call are not known to be input tokens, or the number of calls differs from
-                batch to batch; and as `attention_maps`.
+            ValueError: where the keys of a call are not known to be input tokens, an example has no real token, as an
+                empty text has none, or the number of calls differs from batch to batch; and as `attention_maps`.
         """
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
+        _check_real("attention_mask", real)
         place, columns = 0, _ClassColumns(classes)
 
         def take(record: AttentionRecord) -> None:
@@ -81,8 +84,6 @@ class ShareCounter:
 
         run_recorded(self.model, inputs, take)
         self._sequences += len(classes)
-        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-        real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
         for row, kept in zip(classes, real.tolist(), strict=True):
             self._counts.update(name for name, is_real in zip(row, kept, strict=True) if is_real)
 
@@ -166,6 +167,7 @@ class _CallSums:
             )
         batch, _, query, key = record.shape
         queries = _all_real(record.query_mask, batch, query, record.device)
+        _check_real(f"the mask of attention call {record.call.name!r}", queries)
         keys = _all_real(record.key_mask, batch, key, record.device)
         names, one_hot = columns.of(record.keys.index, record.device)
         one_hot = one_hot & keys[..., None]
@@ -197,6 +199,16 @@ class _CallSums:
 
 def _table(numbers: Sequence[Any]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _check_real(mask_name: str, real: Tensor) -> None:
+    """Every example of a mask (batch, token) has a real token; else there are no queries to take its shares over."""
+    empty = (~(real != 0).any(-1)).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"ShareCounter: example {int(empty[0, 0])} has no real token by {mask_name}, so it has no shares, and "
+            "means over sequences would be undefined. Leave empty texts out of the batch."
+        )
 
 
 def _all_real(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
