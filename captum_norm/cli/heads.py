@@ -190,12 +190,14 @@ def _as_text(title: str, found: HeadActivity) -> str:
             )  # fmt: skip
         rows.append([])
     widest = max(float(margin.nan_to_num(0).max()) for margin in found.margins["first_norm"])
+    fewest = int(min(float(counted.min()) for counted in found.counted["first_length"]))
+    fewer = f"‖f‖ is over the sequences in which it is defined, {fewest:,} or more. " * (fewest < found.sequences)
     parts = [
         draw.wrap(f"{title}: {found.sequences:,} sequences, {found.tokens:,} tokens"),
         draw.table(headers, rows[:-1], groups=groups, width=draw.screen_width()),
         draw.wrap(
             f"shares of the first token by norm are known to ±{100 * widest:.1f} (95 %) at worst; margins of all are "
-            f"in --json. {len(found.calls)} attention calls per sequence, each checked: worst error "
+            f"in --json. {fewer}{len(found.calls)} attention calls per sequence, each checked: worst error "
             f"{found.worst_error:.1e} (allowed {found.tolerance:.0e})"
         ),
     ]

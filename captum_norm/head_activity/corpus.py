@@ -24,6 +24,8 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS parts (part INTEGER PRIMARY KEY, counts TEXT NOT NULL, digest TEXT NOT NULL)",
 )
 
+_TENSORS = ("sums", "squares", "counted")
+
 
 class HeadStore:
     """The counts of a corpus' parts in a file.
@@ -71,7 +73,7 @@ class HeadStore:
     def add(self, part: int, counts: HeadCounts) -> None:
         """Keep a part; it is there whole, or not at all."""
         text = json.dumps({**vars(counts), "calls": [_named(call) for call in counts.calls], **{
-            name: [of.tolist() for of in getattr(counts, name)] for name in ("sums", "squares")
+            name: [of.tolist() for of in getattr(counts, name)] for name in _TENSORS
         }})  # fmt: skip
         with self._base:
             self._base.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (part, text, _digest(part, text)))
@@ -127,9 +129,9 @@ def _named(call: AttentionCall) -> dict[str, Any]:
 
 def _counts(kept: Mapping[str, Any]) -> HeadCounts:
     calls = tuple(AttentionCall(**call) for call in kept["calls"])
-    tensors = {
-        name: tuple(torch.tensor(of, dtype=torch.float64) for of in kept[name]) for name in ("sums", "squares")
-    }
+    tensors = {name: tuple(torch.tensor(of, dtype=torch.float64) for of in kept.get(name, ())) for name in _TENSORS}
+    if "counted" not in kept:  # a store of before, which added every sequence, defined or not
+        tensors["counted"] = tuple(torch.full_like(of, kept["sequences"]) for of in tensors["sums"])
     return HeadCounts(**{**kept, "calls": calls, **tensors})
 
 

@@ -9,7 +9,9 @@ For every head, means over the queries of a sequence, then over sequences, with 
     activity                       ||sum_j alpha_ij f(x_j)|| / mean of the layer's heads
 
 A head with most of its weight on the first token and next to nothing of its norm there has a sink; one far below 1 in
-activity is idle.  A causal model's first query, which sees nothing else, is left out.
+activity is idle.  A causal model's first query, which sees nothing else, is left out.  A length is not defined in a
+sequence in which no query gives weight to the first token (a masked one), or none to any other: its mean is over the
+sequences in which it is, and their number is told.
 
 Source: Kobayashi et al. (2020), https://arxiv.org/abs/2004.10102, for weight beside norm.
 """
@@ -39,6 +41,7 @@ class HeadActivity(Tabular):
         calls: which attention calls, in order.
         means: by quantity, (head,) for each call; dimensionless.
         margins: likewise, half of the 95 % interval of the mean over sequences; NaN for fewer than two.
+        counted: likewise, in how many of the sequences the quantity is defined; the mean of none is NaN.
         worst_error, tolerance: of the calls' certificates.
         sequences, tokens: how many.
     """
@@ -46,6 +49,7 @@ class HeadActivity(Tabular):
     calls: tuple[AttentionCall, ...]
     means: dict[str, tuple[Tensor, ...]]
     margins: dict[str, tuple[Tensor, ...]]
+    counted: dict[str, tuple[Tensor, ...]]
     worst_error: float
     tolerance: float
     sequences: int
@@ -75,6 +79,7 @@ class HeadActivity(Tabular):
             "layers": [call.name for call in self.calls],
             "means": listed(self.means),
             "margins": listed(self.margins),
+            "counted": {name: [row.long().tolist() for row in rows] for name, rows in self.counted.items()},
             "certificate": {"error": self.worst_error, "tolerance": self.tolerance},
             "sequences": self.sequences,
             "tokens": self.tokens,
@@ -87,7 +92,8 @@ class HeadCounts:
 
     Attributes:
         calls: which attention calls, in order.
-        sums, squares: of the quantities, (quantity, head) float64 for each call.
+        sums, squares: of the quantities where they are defined, (quantity, head) float64 for each call.
+        counted: in how many sequences they are, likewise.
         worst_error, tolerance: of the calls' certificates.
         sequences, tokens: how many.
     """
@@ -95,6 +101,7 @@ class HeadCounts:
     calls: tuple[AttentionCall, ...] = ()
     sums: tuple[Tensor, ...] = ()
     squares: tuple[Tensor, ...] = ()
+    counted: tuple[Tensor, ...] = ()
     worst_error: float = 0.0
     tolerance: float = 0.0
     sequences: int = 0
@@ -105,10 +112,15 @@ class HeadCounts:
             return self if self.sequences else other
         if self.calls != other.calls:
             raise ValueError("HeadCounter: this sequence was read by other attention calls than those before it.")
+
+        def added(of: Sequence[Tensor], more: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(one + another for one, another in zip(of, more, strict=True))
+
         return HeadCounts(
             self.calls,
-            tuple(one + more for one, more in zip(self.sums, other.sums, strict=True)),
-            tuple(one + more for one, more in zip(self.squares, other.squares, strict=True)),
+            added(self.sums, other.sums),
+            added(self.squares, other.squares),
+            added(self.counted, other.counted),
             max(self.worst_error, other.worst_error),
             max(self.tolerance, other.tolerance),
             self.sequences + other.sequences,
@@ -121,20 +133,24 @@ class HeadCounts:
         Raises:
             ValueError: if there was none.
         """
-        n = self.sequences
-        if not n:
+        if not self.sequences:
             raise ValueError("HeadCounter: no sequence was added.")
-        means = [total / n for total in self.sums]
-        each = zip(self.squares, means, strict=True)
-        spread = [(squares / n - mean.square()).clamp_min(0) for squares, mean in each]
-        margins = [1.96 * (s / (n - 1)).sqrt() if n > 1 else torch.full_like(s, math.nan) for s in spread]
+        means = [total / n for total, n in zip(self.sums, self.counted, strict=True)]
+        each = zip(self.squares, means, self.counted, strict=True)
+        spread = [((squares / n - mean.square()).clamp_min(0), n) for squares, mean, n in each]
+        margins = [1.96 * torch.where(n > 1, s / (n - 1), math.nan).sqrt() for s, n in spread]
+
+        def by_quantity(of_calls: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+            return {name: tuple(of[row] for of in of_calls) for row, name in enumerate(QUANTITIES)}
+
         return HeadActivity(
             calls=self.calls,
-            means={name: tuple(mean[row] for mean in means) for row, name in enumerate(QUANTITIES)},
-            margins={name: tuple(margin[row] for margin in margins) for row, name in enumerate(QUANTITIES)},
+            means=by_quantity(means),
+            margins=by_quantity(margins),
+            counted=by_quantity(self.counted),
             worst_error=self.worst_error,
             tolerance=self.tolerance,
-            sequences=n,
+            sequences=self.sequences,
             tokens=self.tokens,
         )
 
@@ -182,8 +198,9 @@ class HeadCounter:
             run_recorded(self.model, inputs, take)
         self.counts += HeadCounts(
             tuple(call for call, _ in records),
-            tuple(found for _, found in records),
-            tuple(found.square() for _, found in records),
+            tuple(found.masked_fill(~_defined(found), 0) for _, found in records),
+            tuple(found.square().masked_fill(~_defined(found), 0) for _, found in records),
+            tuple(_defined(found).double() for _, found in records),
             max(error for error, _ in certificates),
             max(tolerance for _, tolerance in certificates),
             1,
@@ -227,6 +244,13 @@ def _of_record(record: AttentionRecord, special: Sequence[bool]) -> Tensor:
             given / given.mean().clamp_min(torch.finfo(torch.float64).tiny),
         ]
     ).cpu()
+
+
+def _defined(found: Tensor) -> Tensor:
+    """Which quantities of one sequence are, (quantity, head): all but lengths that are a ratio to or of nothing."""
+    defined, length = torch.ones_like(found, dtype=torch.bool), QUANTITIES.index("first_length")
+    defined[length] = found[length].isfinite()
+    return defined
 
 
 def _number(x: float) -> float | None:

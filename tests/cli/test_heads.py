@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from captum_norm.capture import recording
 from captum_norm.functional import head_norms, transformed_norms
-from captum_norm.head_activity import QUANTITIES, HeadCounter, HeadStore
+from captum_norm.head_activity import QUANTITIES, HeadCounter, HeadStore, corpus, counting
 from captum_norm.visualization import head_grid
 from tests.attr.models import ids, tiny
 from tests.cli.running import answer
@@ -50,6 +50,71 @@ def test_counts_are_their_definition():
         torch.testing.assert_close(found.margins[name][0], 1.96 * stacked.std(0) / math.sqrt(3))
     assert (found.sequences, found.tokens) == (3, 18)
     assert len(found.as_table().rows) == 2 * 4
+
+
+class Hiding(torch.nn.Module):
+    """GPT-2 that hides each token of id 7."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny("GPT2").double()
+
+    def forward(self, input_ids):
+        return self.model(input_ids, attention_mask=(input_ids != 7).long())
+
+
+def test_a_sequence_in_which_a_length_is_not_defined_is_left_out_of_its_mean(tmp_path):
+    first_is_seen, first_is_hidden, other = (torch.tensor([row]) for row in ([1, 2, 3, 4], [7, 2, 3, 4], [5, 2, 3]))
+    counters = [HeadCounter(Hiding()) for _ in range(3)]
+    for counter, sequences in zip(
+        counters, ([first_is_seen, other], [first_is_hidden, first_is_seen, other], [first_is_hidden]), strict=True
+    ):
+        for each in sequences:
+            counter.add(each, [False] * each.shape[1])
+    without, found, none = (counter.result() for counter in counters)
+    for table, expected in ((found.means, without.means), (found.margins, without.margins)):
+        torch.testing.assert_close(table["first_length"], expected["first_length"])
+        assert all(of.isfinite().all() for name in QUANTITIES for of in table[name])
+    assert [of.tolist() for of in found.counted["first_length"]] == [[2.0] * 4] * 2
+    assert [of.tolist() for of in found.counted["activity"]] == [[3.0] * 4] * 2
+    assert found.as_dict()["counted"]["first_length"] == [[2] * 4] * 2
+    assert none.as_dict()["means"]["first_length"] == [[None] * 4] * 2
+    with HeadStore(tmp_path / "a.db", {}) as store:
+        for part in (1, 2):
+            store.add(part, counters[part].counts)
+        torch.testing.assert_close(store.total().result().means["first_length"], without.means["first_length"])
+
+
+def test_heads_tells_over_how_many_sequences_a_length_is(capsys, folders, text_file, monkeypatch):
+    asked = ["heads", "--model", folders / "decoder", "--text", text_file]
+    assert "in which it is defined" not in answer(capsys, *asked)[1]
+    length = QUANTITIES.index("first_length")
+    taken, found = [], counting._of_record
+
+    def undefined_once(record, special):
+        taken.append(found(record, special))
+        taken[-1][length] += torch.nan if len(taken) == 1 else 0
+        return taken[-1]
+
+    monkeypatch.setattr(counting, "_of_record", undefined_once)
+    assert "over the sequences in which it is defined, 2 or more" in " ".join(answer(capsys, *asked)[1].split())
+
+
+def test_a_store_of_before_is_read_as_one_in_which_all_is_defined(tmp_path):
+    counter = HeadCounter(tiny("GPT2").double())
+    for seed in range(2):
+        counter.add(ids(1, 5, seed=seed), [False] * 5)
+    with HeadStore(tmp_path / "a.db", {}) as store:
+        store.add(0, counter.counts)
+        [(text,)] = store._base.execute("SELECT counts FROM parts")
+        before = json.loads(text)
+        del before["counted"]
+        text = json.dumps(before)
+        store._base.execute("UPDATE parts SET counts = ?, digest = ?", (text, corpus._digest(0, text)))
+        found, expected = store.total().result(), counter.result()
+    for name in QUANTITIES:
+        torch.testing.assert_close(found.means[name], expected.means[name])
+        torch.testing.assert_close(found.margins[name], expected.margins[name])
 
 
 def test_heads_says_what_the_counter_says(capsys, folders, tmp_path, text_file, monkeypatch):

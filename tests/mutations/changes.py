@@ -85,6 +85,8 @@ CHANGES: list[Change] = [
         "head_activity/counting.py",
         ("given / given.mean()", "given / given.max()"),
         ("s / (n - 1)", "s / n"),
+        ("defined[length] = found[length].isfinite()", "pass"),
+        ("added(self.counted, other.counted)", "self.counted"),
         ("int(record.call.kind == \"causal\" and query == key)", "0"),
         tests="cli/test_heads.py",
     ),
