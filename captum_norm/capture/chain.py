@@ -5,7 +5,8 @@ each attention call two, for what it gave out and for the sum of that with its r
 
     call c gives out a            {inside c}
     a + x, x what c was made of   {behind c}            the residual: whatever x held is behind c from here on
-    a + f(x), f(x) new            as a                  a feed-forward part beside attention
+    a + f(x), f(x) new            as a                  a feed-forward part beside attention, also where the features
+                                                        of both lie side by side, for one matrix to take them in
     a + x + f(x), f(x) new        as a + x              the same, added later
     anything else                 the marks of all      a skip, a dense sum, a branch, what several layers say
 
@@ -163,8 +164,17 @@ class Chain:
         """Where states were put together that only together have these marks, in words; "" for those of one."""
         return self._joins.get(marks, "")
 
-    def see(self, op: Operation, begins: bool, replaced: Replaced | None = None) -> None:
-        """Take in one operation, after ``reach`` has, and the rows of its result that hold nothing of its states."""
+    def see(
+        self, op: Operation, begins: bool, replaced: Replaced | None = None, joins_features: bool = False
+    ) -> None:  # fmt: skip
+        """Take in one operation, after ``reach`` has.
+
+        Args:
+            op: the operation.
+            begins: whether positions begin to count in its result.
+            replaced: the rows of its result that hold nothing of its states.
+            joins_features: whether it puts features of its states side by side, and no positions.
+        """
         mixed, self._mixed = self._mixed, None
         name = base_name(op.name)
         operands = op.tensors[:1] if name in _OF_THE_FIRST else op.tensors
@@ -174,7 +184,7 @@ class Chain:
         outs = [out for out in outs if out.is_floating_point() or out.is_complex()]
         if not outs or not (begins or mixed or any(marks.values())):
             return
-        after = mixed.inside if mixed else self._after(op, name, marks)
+        after = mixed.inside if mixed else self._after(op, name, marks, joins_features)
         after = self._start(self._reach.of_all(op.tensors)) if begins and not after else after
         after |= 0 if mixed else self._still_replaced(name, [tensor for tensor in operands if marks[tensor]])
         after |= 0 if replaced is None else self._replace(replaced)
@@ -244,7 +254,7 @@ class Chain:
             marks |= self._marks.get(storage, 0)
         self._marks[storage] = marks
 
-    def _after(self, op: Operation, name: str, marks: dict[Tensor, int]) -> int:
+    def _after(self, op: Operation, name: str, marks: dict[Tensor, int], joins_features: bool) -> int:
         """The marks of a result."""
         all_marks = 0
         for mark in marks.values():
@@ -252,11 +262,11 @@ class Chain:
         main = next((tensor for tensor, mark in marks.items() if mark == all_marks), None)
         if main is not None and all(mark in (0, all_marks) for mark in marks.values()):
             return all_marks
-        if name in ("mul", "div") or name in _SUMS:
+        if joins_features or name in ("mul", "div") or name in _SUMS:
             for tensor, mark in marks.items():
                 others = [other for other, its in marks.items() if its and its != mark]
-                joined = self._joined(tensor, marks, others, is_sum=name in _SUMS)
-                if joined:
+                joined = self._joined(tensor, marks, others, is_sum=joins_features or name in _SUMS)
+                if joined and (joined == mark or not joins_features):  # beside a state, attention is no residual's
                     return joined
         if main is None and all_marks not in self._joins:
             module = self._module()

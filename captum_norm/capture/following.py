@@ -20,7 +20,7 @@ from captum_norm.capture.replaced import replaced
 from captum_norm.operations.formats import ROUNDINGS, what_is_strange
 from captum_norm.operations.kinds import OperationKind, Property, kind_of, names_with
 from captum_norm.operations.modes import OfKnownTensors
-from captum_norm.operations.operation import Operation
+from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.storages import storage_of
 
 OperationRule = Callable[[Operation], None]
@@ -90,7 +90,7 @@ class Following:
                     reach.see(op, born, without=gates)
                 if flow.chain is not None:
                     rows = replaced(flow, flow.chain, op) if flow.calls else None
-                    flow.chain.see(op, begins=bool(born), replaced=rows)
+                    flow.chain.see(op, bool(born), rows, flow.calls > 0 and _joins_features(flow, op))
                 if flow.calls:
                     read_outs.see(op)
             except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
@@ -174,3 +174,12 @@ class Following:
         given = any(map(flow.is_given, op.tensors))
         for out in op.written:
             flow.tell(out) if given else flow.opaque.know(out)
+
+
+def _joins_features(flow: Dataflow, op: Operation) -> bool:
+    """Whether an operation puts features of each position side by side."""
+    axis = op.argument(1, "dim", 0) if base_name(op.name) == "cat" else None
+    trace = flow.traces[op.out] if isinstance(op.out, Tensor) else None
+    if trace is None or trace.place is None or not isinstance(axis, int):
+        return False
+    return flow.places.holds_one(trace.place, (axis % op.out.ndim,))

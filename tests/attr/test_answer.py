@@ -164,6 +164,8 @@ LEADS_PAST = {
     "a dense mean": (lambda self, x: torch.stack([y := self.first(x), self.second(y)]).mean(0), "'second.attention'"),
     "features of two layers": (lambda self, x: self.second(self.wide(torch.cat([x, self.first(x)], -1))),
                                "'second.attention'.*'first.attention'"),
+    "rows that attention did not write": (lambda self, x: self.second(torch.cat(
+        [self.first(x)[:, :3], self.narrow(x)[:, 3:]], 1)), "'second.attention'"),
     "the embedding again": (lambda self, x: self.second(self.first(x) + x), "'second.attention'.*'first.attention'"),
     "the embedding multiplied in again": (lambda self, x: self.second(self.first(x) * x),
                                           "'second.attention'.*'first.attention'"),
@@ -186,6 +188,12 @@ def test_what_leads_past_a_block_is_refused_by_name(method, case):
     with pytest.raises(ValueError, match=f"{message}.*left: something leads past that call at .* in 'Model'"):
         method(model).attribute(IDS, target=(0, 1) if model(IDS).ndim == 3 else 1)
     assert AttentionNorm(model, aggregate=1).attribute(IDS, target=0, position=0).shape == IDS.shape
+
+
+def test_features_beside_which_what_attention_was_made_of_lies_lead_past_it():
+    model = Model(lambda self, x: self.second(self.wide(torch.cat([self.first.attention(x, x, x)[0], x], -1)))[:, 0])
+    with pytest.raises(ValueError, match="something leads past that call at cat in 'Model'"):
+        AttentionRollout(model).attribute(IDS, target=1)
 
 
 @pytest.mark.parametrize("gated", [lambda _, y: y, lambda self, y: self.narrow(y)], ids=["the state", "a map of it"])
@@ -220,6 +228,10 @@ RESIDUALS = {
     "beside, first": lambda x, attend, feed: (attend(x) + feed(x)) + x,
     "beside, made first": lambda x, attend, feed: (lambda f: (attend(x) + x) + f)(feed(x)),
     "beside, with the residual": lambda x, attend, feed: (x + feed(x)) + attend(x),
+    "beside, through one matrix": lambda x, attend, feed: x + nn.functional.linear(
+        torch.cat([attend(x), feed(x)], -1), torch.eye(16).repeat(1, 2)),
+    "beside, through one matrix, made first": lambda x, attend, feed: x + nn.functional.linear(
+        torch.cat([feed(x).mT, attend(x).mT], 1).mT, torch.eye(16).repeat(1, 2)),
     "gated": lambda x, attend, feed: x + attend(x) * torch.sigmoid(feed(x)),
     "scaled": lambda x, attend, feed: torch.add(0.5 * x, attend(x), alpha=0.3),
     "a highway": lambda x, attend, feed: torch.lerp(x, attend(x), torch.sigmoid(feed(x))),

@@ -578,6 +578,8 @@ CHANGES: list[Change] = [
         "capture/chain.py",
         ("leads_past = has_residual or", "leads_past ="),
         ("(is_sum and not self._holds_ancestor(tensor, products))", "not self._holds_ancestor(tensor, products)"),
+        ("if joined and (joined == mark or not joins_features):", "if joined:"),
+        ("if joins_features or name in", "if name in"),
         tests="attr/test_answer.py",
     ),
     *changes_of(
@@ -1233,6 +1235,11 @@ CHANGES: list[Change] = [
         "operations/facts.py",
         ("self[into] if is_same_view(alias, into) else None", "self[into]"),
         tests="operations/test_facts.py",
+    ),
+    *changes_of(
+        "capture/following.py",
+        ("holds_one(trace.place, (axis % op.out.ndim,))", "holds_one(trace.place, ())"),
+        tests="attr/test_answer.py",
     ),
     *changes_of("capture/following.py", (", *facts.beside(changed))", ",)"), tests="capture/test_lent.py"),
     *changes_of("capture/reach.py", ("if not numbers and chosen > INPUT:", "if False:"), tests="capture/test_reach.py"),
