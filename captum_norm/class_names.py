@@ -24,9 +24,14 @@ class ClassNames:
 
     @classmethod
     def of(cls, model: Any) -> ClassNames:
-        """Those of a Hugging Face model; none of another one."""
-        names: Mapping[Any, Any] = getattr(getattr(model, "config", None), "id2label", None) or {}
-        return cls({int(number): str(name) for number, name in names.items()})
+        """Those of a Hugging Face model; none of one whose outputs are no classes: tokens, features, or unknown ones.
+
+        transformers gives every config names, ``LABEL_0`` and ``LABEL_1`` where it was told none.
+        """
+        given: Mapping[Any, Any] = getattr(getattr(model, "config", None), "id2label", None) or {}
+        names = {int(number): str(name) for number, name in given.items()}
+        made_up = all(name == f"LABEL_{number}" for number, name in names.items())
+        return cls({} if _writes_tokens(model) or (made_up and _is_headless(model)) else names)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names.values())
@@ -45,3 +50,14 @@ class ClassNames:
         if len(found) > 1:
             raise ValueError(f"{asked!r} may be any of the classes {', '.join(map(str, found))}: give the number.")
         return found[0] if found else None
+
+
+def _writes_tokens(model: Any) -> bool:
+    """Whether a model's outputs are the entries of a vocabulary."""
+    unembedding = getattr(model, "get_output_embeddings", None)
+    return unembedding is not None and unembedding() is not None
+
+
+def _is_headless(model: Any) -> bool:
+    """Whether a model of transformers is the body of others, whose outputs are features."""
+    return bool(getattr(model, "base_model_prefix", "")) and getattr(model, "base_model", None) is model

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_norm.class_names import ClassNames
 from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import title
 from captum_norm.optional_packages import required
@@ -344,7 +345,7 @@ def _words(encoding: Any, text: Text, count: int) -> tuple[Words, ...]:
 
 
 def _target_name(model: Any, target: Any) -> str:
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = ClassNames.of(model).names
     single = target.item() if isinstance(target, Tensor) and target.numel() == 1 else target
     return str(names.get(single, single)) if isinstance(single, int) else str(single)
 

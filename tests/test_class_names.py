@@ -1,7 +1,16 @@
 """Classes by their names."""
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from captum_norm.class_names import ClassNames
 from captum_norm.comparison.tasks import question
@@ -23,6 +32,31 @@ def test_a_name_that_two_classes_have_is_refused():
 def test_a_model_without_names_has_none():
     assert list(ClassNames.of(object())) == []
     assert not ClassNames.of(object())
+
+
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)),
+        T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
+        BertForMaskedLM(BertConfig(**SMALL)),
+        BertForMaskedLM(BertConfig(**SMALL, id2label={0: "bad", 1: "good"})),  # it was fine-tuned as a classifier once
+        BertModel(BertConfig(**SMALL)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_tokens_and_features_have_no_names_of_classes(model):
+    assert model.config.id2label
+    assert not ClassNames.of(model)
+
+
+def test_a_classifier_has_the_names_of_its_config():
+    assert ClassNames.of(BertForSequenceClassification(BertConfig(**SMALL))).names == {0: "LABEL_0", 1: "LABEL_1"}
+    told = BertConfig(**SMALL, id2label={0: "bad", 1: "good"})
+    assert ClassNames.of(BertForSequenceClassification(told)).names == {0: "bad", 1: "good"}
 
 
 def test_a_target_of_compare_is_a_class_s_name_whatever_its_case():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from captum.attr import InputXGradient, NoiseTunnel
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from captum_norm import ALTI, AttentionNorm, DecompX, HFForward, explain
 from tests.cli.models import bert_config, bert_tokenizer
@@ -45,6 +45,15 @@ def test_what_explains_an_output_names_it_and_has_signs(model, encoding):
     found = explain(DecompX(model), encoding, target=1)
     assert (found.target, found.signed, found.row) == ("good", True, "")
     assert "explained: good" in repr(found)
+
+
+def test_a_target_that_is_a_token_goes_by_its_id():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+    ids = {"input_ids": torch.tensor([[3, 4, 5]])}
+    for target in (0, 1, 7):
+        found = explain(DecompX(GPT2LMHeadModel(config).eval()), ids, target=target)
+        assert found.target == str(target)
 
 
 @pytest.mark.parametrize("make", [InputXGradient, lambda forward: NoiseTunnel(InputXGradient(forward))])

@@ -1010,6 +1010,8 @@ CHANGES: list[Change] = [
         ("if name == asked]", "if name.lower() == asked.lower()]"),
         ("if len(found) > 1:", "if False:"),
         ("found = found or [number", "found = [number"),
+        ("if _writes_tokens(model) or (made_up and", "if (made_up and"),
+        ("(made_up and _is_headless(model))", "_is_headless(model) is None"),
         tests="test_class_names.py",
     ),
     *changes_of(
