@@ -233,6 +233,26 @@ def test_a_lone_mark_begins_a_word_and_the_first_piece_needs_none():
         words_of_pieces(["un"], "Ġ")
 
 
+@pytest.mark.parametrize("text", ["the  film", "the film ", "  the film", "the   film  great"])
+def test_a_lone_mark_belongs_to_the_word_that_words_of_gives_it(text):
+    core = Tokenizer(models.WordLevel({"▁": 0, "▁the": 1, "▁film": 2, "▁great": 3}, unk_token="▁"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    encoding = core.encode(text)
+    assert "▁" in encoding.tokens
+    assert words_of_pieces(encoding.tokens, "▁") == words_of(encoding, text)
+
+
+def test_pieces_of_marks_alone_are_no_words():
+    assert words_of_pieces(["▁▁", "▁the", "▁▁film"], "▁") == Words(("the", "film"), (0, 0, 1))
+    assert words_of_pieces(["▁a▁b▁", "c"], "▁") == Words(("a b", "c"), (0, 1))
+    special = {"special_tokens": ["</s>"], "padding": ["<pad>"]}
+    pieces = ["▁the", "▁", "</s>", "▁", "film", "▁", "</s>", "<pad>"]
+    assert words_of_pieces(pieces, "▁", **special) == Words(("the", "film"), (0, 0, None, 1, 1, 1, None, None))
+    kept = words_of_pieces(["▁", "</s>", "▁a"], "▁", special="keep", **special)
+    assert kept == Words((" ", "</s>", "a"), (0, 1, 2))  # a text of nothing but a blank
+    assert words_of_pieces(["@@", "a@@", "b"], "@@") == Words(("@@", "ab"), (0, 1, 1))
+
+
 def word_scores_by_definition(scores, words, reduce):
     """One word at a time."""
     how = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}[reduce]

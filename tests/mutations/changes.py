@@ -334,6 +334,13 @@ CHANGES: list[Change] = [
         ("for token in reversed(pieces):", "for token in pieces:"),
         tests="test_words.py",
     ),
+    *changes_of(
+        "words/marks.py",
+        ("piece.strip(mark)", "piece.removeprefix(mark)"),
+        ("len(self.strings) - 1 if self.in_text else", "len(self.strings) - 1 if True else"),
+        ("not piece.endswith(mark)\n    if mark", "True\n    if mark"),
+        tests="test_words.py",
+    ),
     *changes_of("words/words.py", ("include_self=False", "include_self=True"), tests="test_words.py"),
     *changes_of(
         "token_shares/counting.py",
