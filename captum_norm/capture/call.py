@@ -139,6 +139,11 @@ class Positions:
     grid: tuple[int, ...] | None = None
     rows: Tensor | None = field(default=None, repr=False, compare=False)
 
+    def at(self, entries: Tensor) -> Positions:
+        """Those of some entries of the axis, (entry,) long."""
+        rows = None if self.rows is None else self.rows[entries.to(self.rows.device)]
+        return replace(self, index=self.index[entries.to(self.index.device)], rows=rows)
+
     @cached_property
     def all_inputs(self) -> bool:
         """Whether every entry of the axis is an input."""

@@ -270,7 +270,7 @@ class AttentionRecord:
             certificate=certificate,
             gate=None if self.gate is None else _taken(self.gate, rows),
             block=self.block and self.block.at(rows if isinstance(rows, slice) else numbers),
-            queries=positions and replace(positions, index=positions.index[numbers[0].to(positions.index.device)]),
+            queries=positions and positions.at(numbers[0]),
             query_mask=None if mask is None else mask.gather(1, numbers.to(mask.device)),
         )
 

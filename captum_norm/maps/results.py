@@ -110,7 +110,7 @@ class AttentionMaps:
             return None if tensor is None else tensor.to(device)
 
         def place(where: Positions | None) -> Positions | None:
-            return None if where is None else replace(where, index=where.index.to(device))
+            return None if where is None else replace(where, index=where.index.to(device), rows=move(where.rows))
 
         return replace(
             self,

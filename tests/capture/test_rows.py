@@ -69,6 +69,10 @@ def compare_rows_with_whole(record: AttentionRecord) -> None:
         numbers = torch.arange(query)[rows].expand(batch, -1) if isinstance(rows, slice) else rows
         index = numbers[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
         torch.testing.assert_close(cut[name].weights, whole.gather(2, index), rtol=1e-5, atol=1e-7)
+        if name != "rows of each example" and record.queries is not None:
+            axis = cut[name].queries
+            assert torch.equal(axis.index, record.queries.index[numbers[0]])
+            assert record.queries.rows is None or torch.equal(axis.rows, record.queries.rows[numbers[0]])
         for found, given in zip(cut[name].certificate.rows or (), numbers.tolist(), strict=False):
             assert set(given) <= set(found)
 

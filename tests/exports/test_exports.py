@@ -1,5 +1,7 @@
 """What is handed to other libraries has the shapes they document; where they are installed, they take it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,59 @@ def test_bertviz_gets_encoder_decoder_and_cross_attention_apart(cross):
 def test_circuitsvis_gets_one_call(maps, cross):
     given = circuitsvis_arguments(maps, 1, "weights")
     assert (given["attention"].shape[0], len(given["tokens"]), given["mask_upper_tri"]) == (4, 9, False)
-    with pytest.raises(ValueError, match="different tokens"):
+    with pytest.raises(ValueError, match="are not the same tokens in one order, and CircuitsVis has one list"):
         circuitsvis_arguments(cross, [call.kind for call in cross.calls].index("cross"))
+
+
+@pytest.mark.parametrize("ids", [[3, 3, 3], [3, 4, 5]])
+@pytest.mark.parametrize("rows", [[2, 1, 0], [1], [0, 0, 0]])
+def test_chosen_rows_are_no_view_even_of_tokens_that_are_alike(decoder, ids, rows):
+    maps = attention_maps(decoder, torch.tensor([ids]), ("weights",), positions=rows)
+    with pytest.raises(ValueError, match=r"CircuitsVis has one list for both. .*, leave positions= out"):
+        circuitsvis_arguments(maps, 0, "weights")
+    with pytest.raises(ValueError, match=r"bertviz_arguments: rows or columns of all calls .*, leave positions= out"):
+        bertviz_arguments(maps, "weights")
+    whole = attention_maps(decoder, torch.tensor([ids]), ("weights",), positions=[0, 1, 2])
+    assert torch.equal(circuitsvis_arguments(whole, 0, "weights")["attention"], whole.weights[0][0])
+    assert torch.equal(bertviz_arguments(whole, "weights")["attention"][0], whole.weights[0][:1])
+
+
+def test_chosen_rows_whose_input_is_not_known_are_no_view():
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    maps = attention_maps(encoder, torch.randn(1, 3, 8), ("weights",), positions=[2, 1, 0])
+    unknown = replace(maps, queries=(None,), keys=(None,))
+    with pytest.raises(ValueError, match="not the same tokens in one order"):
+        circuitsvis_arguments(unknown, 0, "weights")
+    assert circuitsvis_arguments(replace(unknown, positions=None), 0, "weights")["tokens"] == ["0", "1", "2"]
+
+
+def test_what_lies_ahead_is_hidden_where_tokens_stand_in_their_order(decoder):
+    maps = attention_maps(decoder, torch.tensor([[3, 4, 5]]), ("weights",), layers=[0])
+    turned = (replace(maps.keys[0], index=torch.tensor([2, 1, 0]), rows=None),)
+    assert circuitsvis_arguments(maps, 0, "weights")["mask_upper_tri"]
+    assert not circuitsvis_arguments(replace(maps, keys=turned, queries=turned), 0, "weights")["mask_upper_tri"]
+
+
+def test_chosen_rows_of_a_decoder_are_no_view_beside_its_encoder(translator):
+    ids = torch.tensor([[5, 5, 5, 5]])
+    given = {"input_ids": ids, "decoder_input_ids": ids[:, :3]}
+    with pytest.raises(ValueError, match="rows or columns of the encoder are not the same tokens in one order"):
+        bertviz_arguments(attention_maps(translator, given, ("weights",), positions=[2, 1, 0]), "weights")
+    chosen = attention_maps(translator, given, ("weights",), layers=[1, 2], positions=[2, 1, 0])
+    assert [call.kind for call in chosen.calls] == ["causal", "cross"]
+    with pytest.raises(ValueError, match="rows or columns of the decoder are not the same tokens in one order"):
+        bertviz_arguments(chosen, "weights")
+
+
+def test_chosen_heads_go_by_their_numbers_or_not_at_all(decoder):
+    maps = attention_maps(decoder, torch.tensor([[3, 4, 5]]), ("weights", "summed_norms"), head_indices=[-1, 1])
+    given = circuitsvis_arguments(maps, 0, "weights")
+    assert given["attention_head_names"] == ["head 3", "head 1"]
+    with pytest.raises(ValueError, match="maps hold heads 3, 1, and bertviz counts heads from 0"):
+        bertviz_arguments(maps, "weights")
+    assert bertviz_arguments(maps, "summed_norms")["attention"][0].shape[1] == 1
+    first = attention_maps(decoder, torch.tensor([[3, 4, 5]]), ("weights",), head_indices=[0, 1])
+    assert bertviz_arguments(first, "weights")["attention"][0].shape[1] == 2
 
 
 def test_a_measure_without_rows_is_no_view(maps):

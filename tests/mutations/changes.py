@@ -1298,7 +1298,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/record.py",
-        ("index=positions.index[numbers[0].to(positions.index.device)]", "index=positions.index"),
+        ("positions and positions.at(numbers[0])", "positions"),
         tests="maps/test_selection.py maps/test_reading.py",
     ),
     *changes_of(
@@ -1616,9 +1616,19 @@ CHANGES: list[Change] = [
         tests="test_tables.py",
     ),
     *changes_of(
+        "capture/call.py",
+        ("None if self.rows is None else self.rows[entries", "None if True else self.rows[entries"),
+        tests="capture/test_rows.py",
+    ),
+    *changes_of(
         "exports/attention_views.py",
-        ("if rows != columns:", "if False:"),
+        ("if drawn.rows.places != drawn.columns.places:", "if drawn.rows.tokens != drawn.columns.tokens:"),
         ('if MEASURES[quantity].role == "norm":', "if False:"),
+        ("counted = chosen or range(len(labels))", "counted = range(len(labels))"),
+        ("number % count for number", "number for number"),
+        ("and places == sorted(places)", ""),
+        ("one.rows.places != rows.places or", ""),
+        ("!= (columns or rows).places", "!= one.columns.places"),
         ("_source(maps, i) == decoder", "True"),
         tests="exports",
     ),
