@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ Lets a causal language model answer a prompt, or takes the answer given, and say
 each document, or with --split each sentence or paragraph of all.
 
 Documents are files, put where the prompt says {PLACE}, or else before it, a blank line between two. What of the prompt
-is no document is one more source. Scores are summed over the answer's tokens; a share is that of the sum of sizes."""
+is no document is one more source. A document goes by its file's name, or by its path where two have one name. Scores
+are summed over the answer's tokens; a share is that of the sum of sizes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +129,7 @@ def prompt_with_documents(prompt: str, documents: list[str]) -> tuple[str, list[
     """The text that the model reads, and where each document stands in it.
 
     Raises:
-        ValueError: if the prompt has a place for documents and there are none.
+        ValueError: if the prompt has a place for documents and there are none, or several places.
 
     Example:
         >>> prompt_with_documents("Q?", ["A."])
@@ -136,6 +138,8 @@ def prompt_with_documents(prompt: str, documents: list[str]) -> tuple[str, list[
     before, place, after = prompt.partition(PLACE)
     if place and not documents:
         raise ValueError(f"--prompt has a place for {PLACE}, but there are no --documents.")
+    if PLACE in after:
+        raise ValueError(f"--prompt has {prompt.count(PLACE)} places for {PLACE}: leave one, where they are to stand.")
     if not place:
         before, after = "", f"\n\n{prompt}" if documents else prompt
     text, spans = before, []
@@ -154,16 +158,26 @@ def _read(option: str, path: str) -> str:
             text = read_text(path)
         except OSError as error:
             raise ValueError(f"{option} {path}: {error.strerror}.") from error
-    if not text.strip():
+    text = text.removeprefix("\ufeff").strip()  # the mark of the byte order is no text
+    if not text:
         raise ValueError(f"{option} {path} is empty.")
-    return text.strip()
+    return text
 
 
 def _names(asked: argparse.Namespace, features: list[str], documents: int) -> list[str]:
     """What each source is called: a document's file, else how its text begins."""
     if asked.split or not documents:
         return [" ".join(feature.split()) for feature in features]
-    return [*(Path(path).name for path in asked.documents), "the rest of the prompt"]
+    return [*_file_names(asked.documents), "the rest of the prompt"]
+
+
+def _file_names(paths: Sequence[str]) -> list[str]:
+    """The names of files; of files of one name their paths, and of a file given again which document it is."""
+    names = [Path(path).name for path in paths]
+    told = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return [
+        name if told.count(name) == 1 else f"{name} (document {number})" for number, name in enumerate(told, start=1)
+    ]
 
 
 def _shares(scores: Tensor) -> list[float]:

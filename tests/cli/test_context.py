@@ -79,6 +79,40 @@ def test_documents_stand_where_the_prompt_says():
         prompt_with_documents("{documents}", [])
 
 
+def test_a_second_place_for_documents_is_refused_and_not_read_as_a_word():
+    with pytest.raises(ValueError, match=r"--prompt has 2 places for \{documents\}: leave one"):
+        prompt_with_documents("Read {documents} and again {documents}.", ["A"])
+    text = "a document may write {documents}"
+    assert prompt_with_documents("Q?", [text]) == (f"{text}\n\nQ?", [(0, len(text))])
+
+
+def test_the_mark_of_the_byte_order_is_no_text(capsys, folders, files):
+    (files / "a.txt").write_text(DOCUMENTS[0], "utf-8-sig")
+    (files / "prompt.txt").write_text("\ufeff{documents} the film is", "utf-8")
+    found = []
+    for number in range(2):
+        code, _, _ = answer(capsys, *asked(folders, files, "--answer", "a", "--json", files / f"{number}.json"))
+        assert code == 0
+        found.append(json.loads((files / f"{number}.json").read_text("utf-8"))["sources"])
+        (files / "a.txt").write_text(DOCUMENTS[0], "utf-8")
+        (files / "prompt.txt").write_text("{documents} the film is", "utf-8")
+    assert found[0] == found[1]
+
+
+def test_files_of_one_name_go_by_their_paths(capsys, folders, files):
+    for folder in ("one", "two"):
+        (files / folder).mkdir()
+        (files / folder / "a.txt").write_text("a warm film", "utf-8")
+    given = [files / "b.txt", files / "one" / "a.txt", files / "two" / "a.txt", files / "two" / "a.txt"]
+    more = ("--answer", "a", "--json", files / "found.json", "--documents", *given)
+    code, _, _ = answer(capsys, *asked(folders, files, *more))
+    found = [source["name"] for source in json.loads((files / "found.json").read_text("utf-8"))["sources"]]
+    assert code == 0
+    assert found == [
+        "b.txt", f"{given[1]}", f"{given[2]} (document 3)", f"{given[2]} (document 4)", "the rest of the prompt",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

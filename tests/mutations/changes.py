@@ -1670,6 +1670,13 @@ CHANGES: list[Change] = [
         ("if kept and _changed_ids(encoding) is None:", "if kept:"),
         tests="test_explanation.py",
     ),
+    *changes_of(
+        "cli/context.py",
+        ("if PLACE in after:", "if False:"),
+        ("text.removeprefix(\"\\ufeff\").strip()", "text.strip()"),
+        ("name if names.count(name) == 1 else str(path)", "name"),
+        ("name if told.count(name) == 1 else", "name if True else"),
+    ),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name")),
     *changes_of("cli/arguments.py", ("places.count(place) > 1", "False"), ('"-" not in outputs', "True")),
     *changes_of("cli/__init__.py", ("return 130", "return 0"), tests="cli/test_main.py"),
