@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -129,19 +130,19 @@ def _of_template(inp: TextTemplateInput, tokenizer: Any, skipped: Tensor) -> Pro
 
 def _of_sources(given: Any, tokenizer: Any, skipped: Tensor, sources: SourcesType) -> Prompt:
     """A feature is a passage of the text: the sum of its tokens."""
-    turns: list[_Span] = []
     chat = is_chat(given)
     if chat:
-        text = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
-        turns = chat_turns(given, text)
-        sources = [*turns, ...] if sources == "turns" else sources  # the template's own marks are the rest
+        render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        text = render(given)
+        if isinstance(sources, str) and sources == "turns":
+            sources = [*chat_turns(given, render), ...]  # the template's own marks are the rest
     elif isinstance(given, str):
         text = given
     else:
         raise TypeError(f"sources are passages of a text or a chat, but the prompt is {type(given).__name__}.")
     ids, offsets = _with_offsets(text, tokenizer, special=not chat)
     _refuse_empty(ids)
-    spans = source_spans(sources, text, turns)
+    spans = source_spans(sources, text)
     rest = [] if isinstance(sources, str) or callable(sources) or ... not in sources else [...]
     characters = torch.zeros(len(spans) + len(rest), len(text))
     for number, (start, end) in enumerate(spans):

@@ -39,45 +39,80 @@ def paragraphs(text: str) -> list[Span]:
 _SPLITTERS = {"sentences": sentences, "paragraphs": paragraphs}
 
 
-def source_spans(sources: SourcesType, text: str, turns: Sequence[Span] = ()) -> list[Span]:
+def source_spans(sources: SourcesType, text: str) -> list[Span]:
     """The spans of the sources in a text.
 
     Args:
         sources: how they are told, see ``SourcesType``.
         text: the prompt's.
-        turns: the spans of a chat's turns, where the prompt is one.
 
     Raises:
         TypeError: for anything else.
         ValueError: if there are none, or they overlap, lie outside the text, or leave some of it to none.
     """
     if isinstance(sources, str):
-        if sources == "turns" and not turns:
+        if sources == "turns":
             raise ValueError('sources="turns" are those of a chat: give the prompt as a list of {"role", "content"}.')
-        if sources != "turns" and sources not in _SPLITTERS:
+        if sources not in _SPLITTERS:
             known = ", ".join(map(repr, _SPLITTERS))
             raise ValueError(f'sources should be {known}, "turns", a function or spans of characters, got {sources!r}.')
-        spans: Sequence[Any] = _SPLITTERS[sources](text) if sources in _SPLITTERS else turns
+        spans: Sequence[Any] = _SPLITTERS[sources](text)
     else:
         spans = sources(text) if callable(sources) else sources
     return _checked(spans, text)
 
 
-def chat_turns(messages: Sequence[Mapping[str, Any]], text: str) -> list[Span]:
-    """Where the contents of a chat's messages stand in the text that its template made of them.
+def chat_turns(messages: Sequence[Mapping[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> list[Span]:
+    """Where the contents of a chat's messages stand in the text that its template makes of them.
+
+    Each is told by rendering the chat again with a mark in it: the same letters stand in the template, too ("user"),
+    and in other messages.
+
+    Args:
+        messages: the chat.
+        render: from a chat to the text.
 
     Raises:
-        ValueError: if the template changes a message, so that it cannot be found.
+        ValueError: for a message that is no text, and one that the template changes, leaves out or writes several
+            times.
+
+    Example:
+        >>> chat = [{"role": "user", "content": "use"}]
+        >>> chat_turns(chat, lambda some: "".join(f"<{one['role']}>{one['content']}" for one in some))
+        [(6, 9)]
     """
-    spans, start = [], 0
-    for number, message in enumerate(messages):
-        content = str(message["content"]).strip()
-        found = text.find(content, start)
-        if found < 0 or not content:
-            raise ValueError(f"message {number} of the chat, {content!r}, is not in the text that the template makes.")
-        start = found + len(content)
-        spans.append((found, start))
-    return spans
+    given = [dict(message) for message in messages]
+    text = render(given)
+    mark = next(letter for letter in map(chr, _PRIVATE) if letter not in text)
+    return [_turn(given, number, text, render, mark) for number in range(len(given))]
+
+
+_PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no text means anything by
+
+
+def _turn(
+    chat: list[dict[str, Any]], number: int, text: str, render: Callable[[list[dict[str, Any]]], str], mark: str
+) -> Span:
+    """Where a message's content stands, blanks around it left out."""
+    content = chat[number]["content"]
+    start, end = (isinstance(content, str) and _stripped(content, 0, len(content))) or (0, 0)
+    times = 0
+    # Templates look at how a content begins or ends, and write something else where the mark is the first or the last.
+    for place in dict.fromkeys((start, end, (start + end) // 2) if start < end else ()):
+        marked = {**chat[number], "content": content[:place] + mark + content[place:]}
+        found = render([*chat[:number], marked, *chat[number + 1 :]])
+        if found.replace(mark, "") != text:
+            continue
+        times = max(times, found.count(mark))
+        begin = found.find(mark) - (place - start)
+        if found.count(mark) == 1 and begin >= 0 and text.startswith(content[start:end], begin):
+            return begin, begin + end - start
+    what = f"stands {times} times in" if times > 1 else "is not, as it is, in"
+    raise ValueError(
+        f"message {number} of the chat, {content!r}, {what} the text that the template makes, so that its place cannot "
+        "be told. Give sources= as spans of characters of tokenizer.apply_chat_template(chat, tokenize=False, "
+        "add_generation_prompt=True)."
+    )
 
 
 def is_chat(given: Any) -> bool:

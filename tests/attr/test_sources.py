@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captum_norm import ALTILogit, AttentionNorm, LLMAttentionAttribution, SpanTrace
-from captum_norm.attr._sources import paragraphs, sentences, source_spans
+from captum_norm.attr._sources import chat_turns, paragraphs, sentences, source_spans
 from tests.attr.models import tiny
 from tests.attr.test_llm import sentence_piece
 
@@ -44,15 +44,79 @@ def test_a_source_has_the_sum_of_its_tokens(attribution):
 
 def test_a_chat_is_scored_by_turns(method):
     method.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
-    said = (("user", "a b c"), ("assistant", "c"), ("user", "a"))
-    chat = [{"role": role, "content": content} for role, content in said]
+    chat = said("a b c", "a", "c")
     found = method.attribute(chat, target="a")
-    assert found.input_tokens == ["a b c", "c", "a", "..."]
+    assert found.input_tokens == ["a b c", "a", "c", "..."]
     close(found.token_attr, method.attribute(chat, target="a", sources="turns").token_attr)
-    text = "<user> a b c\n<assistant> c\n<user> a\n"
+    text = "<user> a b c\n<assistant> a\n<user> c\n"
     spans = method.attribute(chat, target="a", sources=[(7, 12), (25, 26), (34, 35), ...])
-    assert text[25:26] == "c"
+    assert (text[25:26], text[34:35]) == ("a", "c")
     close(found.token_attr, spans.token_attr)
+
+
+def rendered_by(template):
+    tokenizer = sentence_piece()
+    tokenizer.chat_template = template
+    return lambda chat: tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+
+def said(*contents):
+    return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["Paris", "a", "user", "s", "start", "assistant\ns", " a ", "P", "|", "\U000f0000"])
+def test_a_chat_turn_is_found_behind_its_mark(answer):
+    chat, render = said("P or a?", answer, answer), rendered_by(MARKED)
+    text, at, expected = render(chat), 0, []
+    for one in chat:
+        begin = f"<|im_start|>{one['role']}\n"
+        at = text.index(begin, at) + len(begin)
+        expected.append((at, at + len(one["content"].strip())))
+    assert chat_turns(chat, render) == expected
+
+
+@pytest.mark.parametrize("look", ["m.content.startswith('<t>')", "m.content.endswith('</t>')"])
+def test_a_chat_turn_is_found_where_the_template_looks_at_its_ends(look):
+    named = "{% if " + look + " %}T:{% else %}U:{% endif %}"
+    render = rendered_by("{% for m in messages %}" + named + "{{ m.content }}{% endfor %}")
+    chat = said("<t>a</t>", "T", "<t>a</t>")
+    assert render(chat) == "T:<t>a</t>U:TT:<t>a</t>"
+    assert chat_turns(chat, render) == [(2, 10), (12, 13), (15, 23)]
+
+
+def test_turns_whose_template_writes_them_in_another_order_are_found():
+    render = rendered_by("{% for m in messages | reverse %}{{ m.content }};{% endfor %}")
+    assert chat_turns(said("a", "b", "a"), render) == [(4, 5), (2, 3), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("template", "contents", "message"),
+    [
+        ("{{ messages[0].content }} {{ messages[0].content }}", "a", "0 of the chat, 'a', stands 2 times in"),
+        ("{{ messages[0].content }}", "aa", "1 of the chat, 'a', is not, as it is, in the text.*sources= as spans"),
+        ("{% for m in messages %}{{ m.content | upper }}a{% endfor %}", "ab", "0 of the chat, 'a', is not, as it is"),
+        ("{{ messages[0].content.split('b')[-1] }}", ["abc"], "0 of the chat, 'abc', is not, as it is"),
+        ("{% for m in messages %}a{{ m.content }}{% endfor %}", "a ", "1 of the chat, ' ', is not, as it is"),
+        ("{{ messages[0].content[0].text }}", [[{"type": "text", "text": "a"}]], "0 of the chat, .*, is not, as it is"),
+    ],
+)  # fmt: skip
+def test_a_turn_whose_place_cannot_be_told_is_refused(template, contents, message):
+    with pytest.raises(ValueError, match=f"message {message}"):
+        chat_turns(said(*contents), rendered_by(template))
+
+
+def test_other_sources_of_a_chat_need_no_turns(method):
+    method.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }} a. {% endfor %}"
+    found = method.attribute(said("a b", "c"), target="a", sources="sentences")
+    assert len(found.input_tokens) == 2
+    with pytest.raises(ValueError, match="message 0 of the chat"):
+        method.attribute(said("a b", "c"), target="a")
 
 
 BAD = {

@@ -80,7 +80,15 @@ CHANGES: list[Change] = [
         ("number, None], below]", "number, None], tracked]"),
         tests="attr/test_alti_logit.py",
     ),
-    *changes_of("attr/_sources.py", ("owner[start:stop] = [number]", "owner[:0] = [number]")),
+    *changes_of(
+        "attr/_sources.py",
+        ("owner[start:stop] = [number]", "owner[:0] = [number]"),
+        ("(start, end, (start + end) // 2) if start < end", "(start,) if start < end"),
+        ('if found.replace(mark, "") != text:', "if False:"),
+        ("if found.count(mark) == 1 and begin", "if begin"),
+        ("text.startswith(content[start:end], begin)", "True"),
+        ("if letter not in text)", "if True)"),
+    ),
     *changes_of(
         "head_activity/counting.py",
         ("given / given.mean()", "given / given.max()"),
