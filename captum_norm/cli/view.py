@@ -86,7 +86,8 @@ def view_page(
         for name in ("input_ids", "decoder_input_ids")
         if name in inputs
     }
-    return to_html(maps, title=title or f"{loaded.name} ({type(loaded.model).__name__})", tokens=tokens, prompt=prompt)
+    title = title or f"{loaded.name} ({type(loaded.model).__name__})"
+    return to_html(maps, title=title, tokens=tokens, prompt=prompt, tokenizer=loaded.tokenizer)
 
 
 def _with_output(loaded: Loaded, encoding: Any, generate: int | None) -> tuple[Any, int | None]:

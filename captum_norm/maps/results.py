@@ -200,7 +200,7 @@ class AttentionMaps:
 
         Args:
             path: a file to write it to as well.
-            how: ``title``, ``tokens``, ``prompt``, ``images``, ``examples``.
+            how: ``title``, ``tokens``, ``prompt``, ``images``, ``examples``, ``tokenizer``.
         """
         from captum_norm.viewer import to_html
 

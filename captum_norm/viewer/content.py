@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_norm.measures import MEASURES
-from captum_norm.viewer.labels import readable
+from captum_norm.viewer.labels import Mark, mark_of, mark_shown, readable
 from captum_norm.viewer.packing import COARSE, FINE, MOST_FINE, Packed
 from captum_norm.viewer.pictures import Picture, data_uri
 
@@ -34,6 +34,7 @@ class Additions:
     prompt: int | Sequence[int] | None = None
     images: Picture | Sequence[Picture] | None = None
     examples: int | Sequence[int] | None = None
+    tokenizer: Any = None
 
 
 def content(maps: Any, choices: Additions) -> dict[str, Any]:
@@ -88,6 +89,7 @@ class _ExampleReader:
 
     def __init__(self, maps: Any, choices: Additions) -> None:
         self.maps, self.choices, self.axes = maps, choices, _Axes()
+        self.mark, self.marks = mark_of(choices.tokenizer), dict[str, Mark | None]()
         self.quantities = tuple(name for name in maps.quantities if "key" in _axes_of(name))
         if not len(maps.calls) or not any("query" in _axes_of(name) for name in self.quantities):
             raise ValueError(
@@ -192,7 +194,15 @@ class _ExampleReader:
             if not 0 <= prompt <= needed:
                 raise ValueError(f"to_html: prompt={prompt}, but example {example} has {needed} tokens.")
             told["prompt"] = prompt
-        return told | readable([labels[i] for i in kept])
+        return told | readable([labels[i] for i in kept], self._mark(source))
+
+    def _mark(self, source: str) -> Mark | None:
+        """How words are marked in an input: as the tokenizer does it, else as all its tokens show."""
+        if source not in self.marks:
+            texts = [given for n in self.examples if (given := self._given_tokens(source, n)) is not None]
+            texts = texts or [list(map(str, tokens)) for tokens in self.maps.input_tokens.get(source, ())]
+            self.marks[source] = mark_shown(texts) if texts and self.mark is None else self.mark
+        return self.marks[source]
 
     def _given_tokens(self, source: str, example: int) -> Sequence[str] | None:
         """The labels that the caller gave for an input, one for each position."""

@@ -33,6 +33,7 @@ def to_html(
     prompt: int | Sequence[int] | None = None,
     images: Picture | Sequence[Picture] | None = None,
     examples: int | Sequence[int] | None = None,
+    tokenizer: Any = None,
 ) -> str:
     """Attention maps as one HTML file to look at and touch: no network, light and dark, by mouse, touch and keyboard.
 
@@ -42,12 +43,14 @@ def to_html(
         path: a file to write the page to as well, whole or not at all.
         title: what stands above; by default the model's class.
         tokens: labels for each position of an input, where the inputs were ids: a list of strings for one example,
-            a list of such lists for a batch, or these by the input's name.  Word marks (``##``, ``Ġ``, ``▁``) are read.
+            a list of such lists for a batch, or these by the input's name.  Word marks (``##``, ``Ġ``, ``▁``) are read,
+            where all tokens of an input agree that they are marks.
         prompt: how many positions of a decoder's input are the prompt, padding among them; one number, or one for each
             example.  The others are marked as generated.
         images: for models that read patches, the picture behind them, as the model saw it: (channel, height, width),
             the bytes or path of a PNG, JPEG, GIF or WebP, or its data URI; a list or four axes for a batch.
         examples: which examples of the batch; None: all.
+        tokenizer: whose tokens these are: it says what is a mark, and what a letter of the text.
 
     Returns:
         The page.  Padding is left out.  Up to 120,000 numbers are stored in 16 bits, more in 8, on a square-root scale:
@@ -65,7 +68,7 @@ def to_html(
         >>> to_html(maps)[:15]
         '<!doctype html>'
     """
-    page = _page(content(maps, Additions(title, tokens, prompt, images, examples)))
+    page = _page(content(maps, Additions(title, tokens, prompt, images, examples, tokenizer)))
     if path is not None:
         with replacing(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")

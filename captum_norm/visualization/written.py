@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from captum_norm.viewer.labels import mark_of, readable
 from captum_norm.visualization.letters import PANEL, SMALL, printable, shorten, text_width, widest
 from captum_norm.visualization.numbers import drawable
 from captum_norm.visualization.page import Page, page
@@ -16,7 +18,7 @@ _EDGE, _CELL, _LETTERS = 0.35, 0.3, 9.5
 _LONGEST = 14
 
 
-def written_tokens(result: Any, *, shares: bool = True, title: str | None = None) -> Page:
+def written_tokens(result: Any, *, shares: bool = True, title: str | None = None, tokenizer: Any = None) -> Page:
     """What each written token takes from each token of the prompt: a row for each written token.
 
     Scores without a sign run from paper to orange; a method's signed scores from blue (against) to orange (for), zero
@@ -26,6 +28,8 @@ def written_tokens(result: Any, *, shares: bool = True, title: str | None = None
         result: what ``LLMAttentionAttribution.attribute`` or Captum's ``LLMAttribution`` returned, with ``token_attr``.
         shares: each row divided by the sum of its sizes, so that rows can be compared.
         title: what the figure shows.
+        tokenizer: for tokens as its vocabulary writes them, which those of Captum's ``LLMAttribution`` are: they are
+            shown as the text that they stand for.  Else tokens are shown as they are.
 
     Returns:
         The figure; the probability of each written token stands beside it where the result has it.
@@ -47,8 +51,10 @@ def written_tokens(result: Any, *, shares: bool = True, title: str | None = None
     if shares:
         sizes = np.abs(values).sum(1, keepdims=True)
         values = np.divide(values, sizes, out=np.zeros_like(values), where=sizes != 0)
-    rows = [shorten(_one_line(token), _LONGEST) for token in result.output_tokens]
-    columns = [shorten(_one_line(token), _LONGEST) for token in result.input_tokens]
+    rows, columns = (
+        [shorten(text, _LONGEST) for text in _texts(tokens, tokenizer)]
+        for tokens in (result.output_tokens, result.input_tokens)
+    )
     chances = getattr(result, "output_probs", None)
     left = _EDGE + 0.2 + widest(rows, _LETTERS)
     cell = min(_CELL, 9.0 / len(columns))
@@ -73,10 +79,11 @@ def written_tokens(result: Any, *, shares: bool = True, title: str | None = None
     return figure
 
 
-def _one_line(token: Any) -> str:
-    """A token as it can stand beside a row: marks of spaces and newlines written out."""
-    text = str(token).replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
-    return text.strip(" ") or "␣"
+def _texts(tokens: Sequence[Any], tokenizer: Any) -> list[str]:
+    """Tokens as they can stand beside rows."""
+    given = list(map(str, tokens))
+    texts: list[str] = given if tokenizer is None else readable(given, mark_of(tokenizer))["written"]
+    return [text.strip(" ") or "␣" for text in texts]
 
 
 def _legend(signed: bool, shares: bool, chances: bool) -> list[str]:

@@ -289,11 +289,17 @@ CHANGES: list[Change] = [
         ('tensor.index_select(axes.index("query"), rows)', "tensor"),
         ("if wrong <= _ALIKE * largest else None", "if wrong >= 0 else None"),
         ("head % call.heads for head in held", "head for head in held"),
+        ("for i in kept], self._mark(source))", "for i in kept])"),
     ),
     *changes_of(
         "viewer/labels.py",
         ("byte not in plain", "byte in plain"),
         ('return tokens[i].startswith("##")', 'return tokens[0].startswith("##")'),
+        ("if not pieces and _spelled", "if _spelled"),
+        ("if any(byte < 32 and byte not in", "if any(byte < 0 and byte not in"),
+        ("final=not begins", "final=False"),
+        ("if any(a in in_words and b.isascii()", "if any(False and b.isascii()"),
+        ('if tokenizer.convert_tokens_to_ids("a</w>") not in', "if 0 not in"),
     ),
     *changes_of(
         "viewer/page.py",

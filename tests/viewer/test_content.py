@@ -5,6 +5,7 @@ import torch
 
 from captum_norm.capture import AttentionCall, Positions
 from captum_norm.viewer.content import Additions, call_labels, content
+from tests.tokenizers_of_every_kind import TOKENIZERS
 from tests.viewer.made import arrays_of, attention, call, made_maps
 
 
@@ -41,6 +42,17 @@ def test_padding_is_left_out():
     assert page["axes"][second["keys"]]["written"] == page["axes"][second["queries"]]["written"] == ["c", "d"]
     assert page["axes"][second["keys"]]["places"] == [1, 2]
     torch.testing.assert_close(arrays_of(second, "weights"), results["weights"][0][1, :, 1:3, 1:3], atol=2e-5, rtol=0)
+
+
+def test_marks_are_read_off_all_tokens_of_an_input_not_those_of_one_axis():
+    tokens = [["a", "ä½ł", "å¥½"], ["Ġa", "b", "c"]]
+    maps = made_maps(attention(3, batch=2), tokens, masks=torch.tensor([[False, True, False], [True, True, True]]))
+    page = told(maps)
+    assert page["axes"][page["examples"][0]["maps"][0]["keys"]]["written"] == ["你"]
+    cut = made_maps(attention(3), [["ðŁ", "ĺ", "Ģ"]], masks=torch.tensor([[False, True, True]]))
+    assert told(cut)["axes"][0]["written"] == ["0x98", "0x80"]
+    given = told(made_maps(attention(2)), tokens=["Ġurnata", "tajba"], tokenizer=TOKENIZERS["MiniLM"])
+    assert given["axes"][0]["written"] == ["Ġurnata", "tajba"]
 
 
 def test_tokens_stand_in_the_page_once():

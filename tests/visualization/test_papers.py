@@ -17,6 +17,7 @@ from captum_norm.visualization import (
     weights_against_lengths,
     written_tokens,
 )
+from tests.tokenizers_of_every_kind import TOKENIZERS
 from tests.visualization.drawn import TOKENS, bars, labels, panels, shown, some_map, some_maps
 
 
@@ -106,6 +107,18 @@ def test_links_and_gold_stand_on_the_scores():
     assert len(figure.axes[0].patches) == 2
     with pytest.raises(ValueError, match=r"link \(5, 0\)"):
         alignment_matrix(torch.eye(2), ["a", "b"], ["c", "d"], links=[(5, 0)])
+
+
+def test_written_tokens_are_shown_as_they_are_or_as_their_tokenizer_reads_them():
+    tokens = {"input_tokens": ["Ġurnata", "a"], "output_tokens": ["Ġ", " film"]}
+    result = SimpleNamespace(token_attr=torch.ones(2, 2), **tokens)
+    for tokenizer, rows, columns in (
+        (None, ["Ġ", "film"], ["Ġurnata", "a"]),
+        (TOKENIZERS["byte-level BPE"], ["␣", "film"], ["urnata", "a"]),
+    ):
+        axes = written_tokens(result, tokenizer=tokenizer).axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == rows
+        assert [label.get_text() for label in axes.get_xticklabels()] == columns
 
 
 def test_written_tokens_are_rows_with_their_probability_and_colours_know_signs():
