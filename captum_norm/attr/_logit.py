@@ -17,10 +17,19 @@ from captum_norm.operations.precision import at_least_float32
 
 @dataclass(frozen=True)
 class RowMap(CallMap):
-    """A call's map, and its record at the rows (batch, logit) that logits are read off."""
+    """A call's map, and its record at the rows (batch, logit) that logits are read off.
+
+    Attributes:
+        row: the record.
+        rows: which of the call's queries these are.
+        queried: how many queries it has.
+        text: the query at each position of the input, where others (a picture's) are beside them; else None.
+    """
 
     row: AttentionRecord | None = None
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    queried: int = 0
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,8 @@ class LaterRowMap(LaterMap):
 
     row: AttentionRecord | None = None
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    queried: int = 0
+    text: Tensor | None = None
 
 
 class LogitParts:
@@ -55,6 +66,12 @@ class LogitParts:
             raise ValueError(f"{one.title}: its keys lie in another order than its queries; they have no sum.")
         if self.maps:
             check_same_keys(self.maps[0].keys, one, "sum")
+            if self.maps[0].queried != one.queried:
+                raise ValueError(
+                    f"ALTILogit: {self.maps[0].title} asks for {self.maps[0].queried} positions and {one.title} for "
+                    f"{one.queried}, but the parts of a logit are those of one row in all. ALTI follows the row that "
+                    "the output was read from."
+                )
         self.maps.append(one)
 
     def routes(self) -> list[Route]:

@@ -227,15 +227,7 @@ class RowsAsked:
         None where all rows are positions in their order, or the sequence is no text and has rows beside its positions,
         such as a picture with its class token.
         """
-        known = self._queries.get(queries)
-        if known is None or known.count_themselves or (queries not in self.texts and not known.all_inputs):
-            return None
-        index = known.index.cpu()
-        rows = (index >= 0).nonzero()[:, 0]
-        rows = rows[index[rows].argsort()]
-        of_each = torch.arange(len(rows), device="cpu")
-        is_whole = len(rows) > 0 and torch.equal(index[rows], of_each)
-        return rows if is_whole and not (len(rows) == len(index) and torch.equal(rows, of_each)) else None
+        return rows_of_text(self._queries.get(queries), queries in self.texts)
 
     def _late(self) -> str:
         return (
@@ -243,3 +235,23 @@ class RowsAsked:
             'are real, or in which order they are. Give position="all", which has a row of each, and take what you ask '
             "for of these."
         )
+
+
+def rows_of_text(known: Positions | None, is_text: bool) -> Tensor | None:
+    """The row of each position of an input among the queries of a call, (position,).
+
+    Args:
+        known: where the queries lie.
+        is_text: whether the input is (batch, position), so that its positions count beside rows that are none.
+
+    Returns:
+        None where all rows are positions in their order, or some positions are no rows, or rows count for themselves.
+    """
+    if known is None or known.count_themselves or not (is_text or known.all_inputs):
+        return None
+    index = known.index.cpu()
+    rows = (index >= 0).nonzero()[:, 0]
+    rows = rows[index[rows].argsort()]
+    of_each = torch.arange(len(rows), device="cpu")
+    is_whole = len(rows) > 0 and torch.equal(index[rows], of_each)
+    return rows if is_whole and not (len(rows) == len(index) and torch.equal(rows, of_each)) else None

@@ -21,9 +21,11 @@ from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._report import AttributionReport
+from captum_norm.attr._rows_asked import rows_of_text
 from captum_norm.attr.alti import ALTI
 from captum_norm.capture import AttentionRecord, Recorded
 from captum_norm.forward import resolve_position
+from captum_norm.forward.outputs import output_tensor
 from captum_norm.linear import Readout, Seen, Tail, read_out
 from captum_norm.measures import alti_contributions
 
@@ -203,7 +205,7 @@ class ALTILogit(InputMethod):
         """Give the reduction the map of each call."""
         def take(record: AttentionRecord) -> None:
             if reduction.note(record) is not None:
-                reduction.add_made(lambda: self._map(record, positions))
+                reduction.add_made(lambda: self._map(record, positions, is_text=given.ndim == 2))
 
         def told(recorded: Recorded, output: Any) -> None:
             reduction.explains(None)(recorded, output)
@@ -211,30 +213,35 @@ class ALTILogit(InputMethod):
         with torch.no_grad(), ran.tail:
             ran.output = self._forward((given,), extras, take, reduction.skip, on_output=told, chain=reduction.composes)
 
-    def _map(self, record: AttentionRecord, positions: Sequence[PositionType]) -> RowMap | LaterRowMap:
+    def _map(self, record: AttentionRecord, positions: Sequence[PositionType], is_text: bool) -> RowMap | LaterRowMap:
         """A call's map, and its record at the rows that the positions are."""
         _check_pre_norm(record)
-        rows = _rows(record, positions)
+        text = rows_of_text(record.queries, is_text)
+        rows = _rows(record, positions, text)
+        told: dict[str, Any] = {"rows": rows, "queried": record.shape[2], "text": text}
         row = without_padding(at_rows(record, rows.to(record.device)))
         later = LaterMap.of(record, alti_contributions, larger=ALTI.larger_blocks) if self.mixing else None
         if later is not None:
-            return LaterRowMap(**vars(later), row=row, rows=rows)
+            return LaterRowMap(**vars(later), row=row, **told)
         scores = measured(record, alti_contributions) if self.mixing else torch.zeros_like(row.weights[:, 0])
-        return RowMap(**vars(call_map(record, scores)), row=row, rows=rows)
+        return RowMap(**vars(call_map(record, scores)), row=row, **told)
 
     def _read_out(
         self, paths: LogitParts, given: Tensor, extras: tuple[Any, ...], rows: Tensor,
         pairs: Sequence[Sequence[tuple[int, int | None]]], ran: _Run,
     ) -> list[Readout]:  # fmt: skip
         """How each logit is read off the last state of the stream."""
-        last = paths.maps[-1].row
+        last, length, text = paths.maps[-1].row, paths.maps[-1].queried, paths.maps[-1].text
         assert last is not None
         state = block_of_decoder("ALTILogit", last).behind
-        length = given.shape[1] if paths.maps[-1].keys.grid is None else rows.shape[1]
+        of_input = rows if text is None else (rows[..., None] == text).int().argmax(-1)
 
         def logits(output: Any) -> list[Tensor]:
+            found = output_tensor(output)
+            cut = text is not None and found is not None and found.ndim == 3 and found.shape[1] == len(text)
+            at, rows_of_output = (of_input, len(text)) if text is not None and cut else (rows, length)
             each = enumerate(pairs)
-            return [logits_of("ALTILogit", output, rows[:, number], pair, length) for number, pair in each]
+            return [logits_of("ALTILogit", output, at[:, number], pair, rows_of_output) for number, pair in each]
 
         with torch.no_grad(), ran.tail:
             seen = Seen(logits(ran.output), ran.tail)
@@ -246,7 +253,7 @@ class ALTILogit(InputMethod):
             with readable("ALTILogit", self.forward_func, (plain,), more):
                 readouts = read_out(explain, state, rows, length, seen)
         for number, readout in enumerate(readouts):
-            _check_row(readout, rows[:, number])
+            _check_row(readout, rows[:, number], text)
         return readouts
 
 
@@ -267,22 +274,41 @@ def _check_pre_norm(record: AttentionRecord) -> None:
         )
 
 
-def _rows(record: AttentionRecord, positions: Sequence[PositionType]) -> Tensor:
-    """The row of each answer among the record's queries, (batch, answer)."""
+def _rows(record: AttentionRecord, positions: Sequence[PositionType], text: Tensor | None) -> Tensor:
+    """The row of each answer among the record's queries, (batch, answer).
+
+    Raises:
+        ValueError: for positions of an input of which the call asks for some alone.
+    """
     batch, _, query, _ = record.shape
-    mask = None if record.query_mask is None else record.query_mask.cpu()
-    return torch.stack([resolve_position(row, mask, batch, query, causal=True) for row in positions], dim=1)  # type: ignore[arg-type]
+    known, mask = record.queries, None if record.query_mask is None else record.query_mask.cpu()
+    partial = known is not None and known.all_inputs and not known.count_themselves and text is None
+    if known is not None and partial and any(position is not None for position in positions):
+        raise ValueError(
+            f"ALTILogit: attention call {record.call.name!r} asks for positions {known.index.tolist()} of the input "
+            "alone, and position= counts all. Leave it out: the last of them is explained."
+        )
+    length = query if text is None else len(text)
+    real = mask if mask is None or text is None else mask[:, text]
+    rows = torch.stack([resolve_position(row, real, batch, length, causal=True) for row in positions], dim=1)  # type: ignore[arg-type]
+    return rows if text is None else text[rows]
 
 
-def _check_row(readout: Readout, rows: Tensor) -> None:
+def _check_row(readout: Readout, rows: Tensor, text: Tensor | None) -> None:
     """That a logit is read off the row that is explained, and no other."""
     read = (readout.gradient != 0).any(-1).cpu()
     expected = torch.zeros_like(read).scatter_(1, rows[:, None].cpu(), True)
     if bool((read & ~expected).any()):
         example = int((read & ~expected).any(1).nonzero()[0])
+        positions = {} if text is None else {row: position for position, row in enumerate(text.tolist())}
+        found = read[example].nonzero()[:, 0].tolist()
+        beside = [row for row in found if text is not None and row not in positions]
+        others = f" and {len(beside)} beside the input's" if beside else ""
         raise ValueError(
-            f"ALTILogit: the logits of example {example} are read off rows {read[example].nonzero()[:, 0].tolist()}, "
-            f"and row {int(rows[example])} was to be explained: give position=, the one row that they are read off."
+            f"ALTILogit: the logits of example {example} are read off rows "
+            f"{[positions.get(row, row) for row in found if row not in beside]}{others}, and row "
+            f"{positions.get(int(rows[example]), int(rows[example]))} was to be explained: give position=, the one row "
+            "that they are read off."
         )
 
 

@@ -219,6 +219,106 @@ BAD = {
 }
 
 
+class Captioner(torch.nn.Module):
+    """Six patches of a picture in front of a text; logits of the last row, of the text's rows, or of all."""
+
+    def __init__(self, gives):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.patches = torch.nn.Embedding(12, 8), torch.nn.Conv2d(3, 8, 2, 2)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.norm, self.unembed, self.gives = torch.nn.LayerNorm(8), torch.nn.Linear(8, 12), gives
+
+    def embed(self, tokens, pixels):
+        return torch.cat([self.patches(pixels).flatten(2).transpose(1, 2), self.tokens(tokens)], 1)
+
+    def stream(self, x, padding=None):
+        ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for layer in self.layers:
+            x = layer(x, ahead, padding)
+        return self.unembed(self.norm(x))
+
+    def forward(self, tokens, pixels, padding=None):
+        logits = self.stream(self.embed(tokens, pixels), padding)
+        return {"last": logits[:, -1], "text": logits[:, 6:], "all": logits}[self.gives]
+
+
+@pytest.mark.parametrize("gives", ["last", "text", "all"])
+@pytest.mark.parametrize("mixing", [True, False])
+def test_a_text_behind_a_picture_is_scored_by_its_own_positions(gives, mixing):
+    model = Captioner(gives).double().eval()
+    tokens, pixels = ids(2, 5) % 12, torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    whole = ALTILogit(model.stream, mixing=mixing)  # rows of picture and text are positions alike
+    method = ALTILogit(model, mixing=mixing)
+    last = (-1, 4, None)
+    for position in last if gives == "last" else (*last, 0, 2, [1, 3]):
+        rows = 10 if position in last else [p + 6 for p in (position if isinstance(position, list) else [position] * 2)]
+        vectors = model.embed(tokens, pixels).detach()
+        expected, delta = whole.attribute(vectors, target=5, position=rows, return_convergence_delta=True)
+        expected = expected.sum(2)
+        found, left = method.attribute(tokens, 5, (pixels,), position=position, return_convergence_delta=True)
+        close(found, expected[:, 6:])
+        close(left, delta + expected[:, :6].sum(1))
+    if gives == "last":
+        with pytest.raises(ValueError, match=r"are read off rows \[4\], and row 2 was to be explained"):
+            method.attribute(tokens, 5, (pixels,), position=2)
+    else:
+        each = method.attribute_each(tokens, [5, 5], [2, 4], (pixels,))
+        close(each[0], method.attribute(tokens, 5, (pixels,), position=2))
+
+
+def test_a_padded_text_behind_a_picture_equals_the_text_alone():
+    model = Captioner("text").double().eval()
+    tokens, pixels = ids(2, 5) % 12, torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    padding = torch.zeros(2, 11, dtype=torch.bool)
+    padding[1, 9:] = True
+    found = ALTILogit(model).attribute(tokens, 5, (pixels, padding))
+    close(found[:1], ALTILogit(model).attribute(tokens[:1], 5, (pixels[:1],)))
+    close(found[1:, :3], ALTILogit(model).attribute(tokens[1:, :3], 5, (pixels[1:],)))
+    assert not found[1, 3:].any()
+
+
+class LastAlone(torch.nn.Module):
+    """A decoder whose last attention call asks for the last position alone."""
+
+    def __init__(self, layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.unembed = torch.nn.Embedding(12, 8), torch.nn.Linear(8, 12)
+        self.attentions = torch.nn.ModuleList(
+            torch.nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(layers)
+        )
+
+    def forward(self, tokens, alone=True):
+        x = self.tokens(tokens)
+        ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for attention in self.attentions[:-1]:
+            x = x + attention(x, x, x, attn_mask=ahead, need_weights=False)[0]
+        asks, hidden = (x[:, -1:], None) if alone else (x, ahead)
+        x = asks + self.attentions[-1](asks, x, x, attn_mask=hidden, need_weights=False)[0]
+        return self.unembed(x[:, -1])
+
+
+def test_a_last_row_that_is_asked_for_alone_is_explained_where_there_is_no_other():
+    tokens, one, two = ids(2, 5) % 12, LastAlone(1).double().eval(), LastAlone(2).double().eval()
+    whole = ALTILogit(lambda tokens: one(tokens, alone=False)).attribute(tokens, 5)
+    close(ALTILogit(one).attribute(tokens, 5), whole)
+    with pytest.raises(ValueError, match=r"asks for positions \[4\] of the input alone, and position= counts all"):
+        ALTILogit(one).attribute(tokens, 5, position=0)
+    with pytest.raises(ValueError, match=r"asks for 5 positions and .* for 1, .* ALTI follows the row"):
+        ALTILogit(two).attribute(tokens, 5)
+
+
+def test_a_picture_in_front_of_a_text_is_scored_too():
+    model = Captioner("last").double().eval()
+    tokens, pixels = ids(2, 5) % 12, torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    expected = ALTILogit(model.stream).attribute(model.embed(tokens, pixels).detach(), target=5)
+    found = ALTILogit(lambda picture, text: model(text, picture)).attribute(pixels, 5, (tokens,))
+    close(found.sum((1, 2, 3)), expected[:, :6].sum((1, 2)))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_targets_that_are_none_are_answered_by_what_was_found(name):
     arguments, error, message = BAD[name]

@@ -99,6 +99,16 @@ CHANGES: list[Change] = [
         tests="cli/test_heads.py",
     ),
     *changes_of("attr/_contrast.py", ("* has_foil", ""), tests="attr/test_alti_logit.py"),
+    *changes_of(
+        "attr/alti_logit.py",
+        ("rows if text is None else (rows[..., None] == text).int().argmax(-1)", "rows"),
+        ("else mask[:, text]", "else mask[:, : len(text)]"),
+        ("return rows if text is None else text[rows]", "return rows"),
+        ("if known is not None and partial and", "if known is not None and False and"),
+    ),
+    *changes_of(
+        "attr/_logit.py", ("if self.maps[0].queried != one.queried:", "if False:"), tests="attr/test_alti_logit.py"
+    ),
     *changes_of("linear/tail.py", ("if one.overwritten or", "if"), tests="attr/test_alti_logit.py"),
     *changes_of("linear/readout.py", ("gradient * state)", "gradient)"), tests="attr/test_alti_logit.py"),
     *changes_of(
