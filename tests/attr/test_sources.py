@@ -102,6 +102,7 @@ def test_turns_whose_template_writes_them_in_another_order_are_found():
         ("{{ messages[0].content }}", "aa", "1 of the chat, 'a', is not, as it is, in the text.*sources= as spans"),
         ("{% for m in messages %}{{ m.content | upper }}a{% endfor %}", "ab", "0 of the chat, 'a', is not, as it is"),
         ("{{ messages[0].content.split('b')[-1] }}", ["abc"], "0 of the chat, 'abc', is not, as it is"),
+        ("{% if messages[0].content | length > 1 %}aa{% endif %}{{ messages[0].content }}aa", "a", "0 .* is not"),
         ("{% for m in messages %}a{{ m.content }}{% endfor %}", "a ", "1 of the chat, ' ', is not, as it is"),
         ("{{ messages[0].content[0].text }}", [[{"type": "text", "text": "a"}]], "0 of the chat, .*, is not, as it is"),
     ],
