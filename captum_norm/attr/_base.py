@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -29,11 +29,12 @@ from captum_norm.attr._encoding import captum_attribute, takes_encodings
 from captum_norm.attr._examples_first import examples_first
 from captum_norm.attr._forward import distinct, position_given, readable, refuse_fused_path
 from captum_norm.attr._kept import KeptCalls, checked_limit
+from captum_norm.attr._maps import SequenceName
 from captum_norm.attr._placing import finished, spread
 from captum_norm.attr._position import PositionType, Rows
 from captum_norm.attr._reduction import Reduction
 from captum_norm.attr._report import AttributionReport
-from captum_norm.attr._sequences import KindType
+from captum_norm.attr._sequences import KindType, RealPositions, with_real
 from captum_norm.attr._unread import refuse_opaque
 from captum_norm.capture import AttentionRecord, InexactCaptureError, Opaque, Recorded, recording
 from captum_norm.forward.at_hand import tensors_beside
@@ -89,19 +90,22 @@ class AttentionMethod:
         on_output: Callable[[Recorded, Any], None] | None = None,
         chain: bool = False,
         over_windows: bool = False,
+        real: Mapping[SequenceName, RealPositions] | None = None,
     ) -> Any:
         """The model's own output; each attention call goes to ``on_record`` as it finishes.
 
         Args:
             inputs, extras: what the forward function takes.
             on_record, on_inexact, differentiable, chain, over_windows: as for ``recording``.
+            real: tokens that are known to be real, of each sequence: no call's masks take them for padding.
             on_output: told of the recording, while it goes on, and of the output.
         """
         model = getattr(unwrapped(self.forward_func), "model", None)
+        take = (lambda record: on_record(with_real(record, real))) if real else on_record
         with (
             readable(type(self).__name__, self.forward_func, inputs, extras) as sources,
             recording(
-                on_record,
+                take,
                 sources=sources,
                 model=model if isinstance(model, Module) else None,
                 on_inexact=on_inexact,
@@ -226,7 +230,9 @@ class MapMethod(InputMethod):
             if needed is not None:
                 reduction.add_measured(needed, record, self.measure, self.larger_blocks)
 
-        forward = partial(self._forward, inputs, extras, chain=reduction.composes, over_windows=True)
+        forward = partial(
+            self._forward, inputs, extras, chain=reduction.composes, over_windows=True, real=reduction.real
+        )
 
         def run(on_record: Callable[[AttentionRecord], None]) -> None:
             forward(on_record, reduction.skip)
@@ -303,12 +309,18 @@ class MapMethod(InputMethod):
             refuse_fused_path(type(self).__name__, self.forward_func, given, extras, chosen, reduction.explained)
         if reduction.opaque:
             refuse_opaque(type(self).__name__, reduction.opaque, self._opaque_again(given, extras))
+        real = reduction.taken_for_padding()
+        if real:
+            reduction = self._reduction(position, kind, call, given[0].device, mixers_as_identity)
+            reduction.asked.texts, reduction.real = texts, real
+            self._read(reduction, given, target, extras)
         reduction.conclude()
         read = reduction.position_read(given) if position is None else None
         if read is not None:  # another row than the one that was kept
             row, counted_in = reduction.row, reduction.to_count_in
             reduction = self._reduction(read, kind, call, given[0].device, mixers_as_identity)
             reduction.asked.texts, reduction.asked.counted_in, reduction.asked.of_input = texts, counted_in, False
+            reduction.real = real
             self._read(reduction, given, target, extras)
             reduction.conclude()
             reduction.row = row

@@ -45,7 +45,7 @@ def warn_of_padding(title: str, index: int, ids: Tensor, pad: int | None, ends: 
     if bool(padded.any()):
         warnings.warn(
             f"{title}: {int(padded.sum())} of {len(ids)} texts in inputs[{index}] begin or end with the pad id, {pad}, "
-            "but no mask reached attention: padding is read as text. Pass attention_mask, or all that the tokenizer "
+            "but attention looks at all of it: padding is read as text. Pass attention_mask, or all that the tokenizer "
             "returned: attribute(encoding).",
             stacklevel=5,
         )

@@ -5,7 +5,7 @@ Axes: b batch, h head, q query, r row asked for, k key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,12 +36,13 @@ from captum_norm.attr._position import PositionType, Rows, same_position
 from captum_norm.attr._read_out import counts_of_unknown, queries_differ
 from captum_norm.attr._report import AttributionReport
 from captum_norm.attr._rows_asked import RowsAsked
-from captum_norm.attr._sequences import KindType, Sequences, check_kind, matches
+from captum_norm.attr._sequences import KindType, RealPositions, Sequences, check_kind, matches
 from captum_norm.attr._unread import (
     different_queries,
     no_such_row,
     not_read,
     nothing_seen,
+    real_too_late,
     refuse_lost,
     refuse_mixers,
     refuse_no_chain,
@@ -100,6 +101,7 @@ class Reduction:
         mixers: what mixed positions beside attention on the way to the calls that count.
         asked: which rows are needed of each call, and of the answer.
         kept: the calls that are measured when the model has run.
+        real: tokens of each sequence that a pass before has shown to be real.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Reduction:
         self._seen: list[AttentionRecord] = []
         self._special: tuple[int | None, frozenset[int]] | None = None
         self.kept = KeptCalls(title, None, lambda take: None)
+        self.real: Mapping[SequenceName, RealPositions] = {}
 
     def note(self, record: AttentionRecord) -> AttentionRecord | None:
         """Take note of the next call: its record with the rows that are needed, or None if its map does not count."""
@@ -214,6 +217,9 @@ class Reduction:
         self.refuse()
         if self._call is None:
             refuse_lost(self._title, self._read.lost)
+        late = self.taken_for_padding()
+        if late:
+            raise ValueError(real_too_late(self._title))
         resting = {id(record) for record in self.resting([noted.record for noted in self._noted])}
         used = [noted for noted in self._noted if id(noted.record) in resting]
         self._used = [noted.record for noted in used]
@@ -247,6 +253,10 @@ class Reduction:
                 noted.map = replace(noted.map, at_once=True)
             if noted.map is not None:
                 self._add_known(noted.map)
+
+    def taken_for_padding(self) -> dict[SequenceName, RealPositions]:
+        """The real tokens of each sequence, if a call was measured that takes one for padding, whose row is zero."""
+        return self._sequences.taken_for_padding([noted.record for noted in self._noted])
 
     def _counts_in_one_call(self, used: Sequence[_Noted]) -> bool:
         """Whether rows are asked of one call of each route alone, whose own queries they then count."""
@@ -400,7 +410,7 @@ class Reduction:
         route = self._route(index, like)
         keys = self._aggregate.keys(route)
         row = self.asked.of(route, self._device)
-        real = self._sequences.real.get(route[1])
+        real = self._sequences.real(route[1])
         self._real.append(real)
         if real is None and self._special is not None:
             warn_of_padding(self._title, index, like, *self._special)

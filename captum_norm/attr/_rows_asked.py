@@ -68,7 +68,7 @@ class RowsAsked:
         known = self._candidates.get(queries)
         settled = self._sequences.causal.get(queries) is False if known is None else known[1]
         try:
-            real = self._sequences.real.get(queries)
+            real = self._sequences.real(queries)
             real = None if real is None or real.shape[1] != length else real  # of other calls of the sequence
             among = self._among(queries, record.queries, batch)
             rows = (
@@ -148,7 +148,7 @@ class RowsAsked:
     def axis(self, queries: SequenceName) -> QueryAxis:
         """What is known of the queries of a map."""
         batch, length = self._shapes[queries]
-        real = self._sequences.real.get(queries)
+        real = self._sequences.real(queries)
         real = None if real is None or real.shape != (batch, length) else real.cpu()
         causal, text = self._sequences.looks_back(queries), self._text(queries)
         return QueryAxis(self.positions(queries), batch, length, real, causal, text)

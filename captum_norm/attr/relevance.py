@@ -157,7 +157,7 @@ class AttentionRelevance(MapMethod):
 
             output = self._forward(
                 inputs, extras, records.append, skipping(reductions), differentiable=True, on_output=told, chain=True,
-                over_windows=True,
+                over_windows=True, real=reductions[0].real,
             )  # fmt: skip
             for reduction, target in zip(reductions, targets, strict=True):
                 counted = reduction.resting(records)

@@ -106,7 +106,9 @@ class InformationFlowRoutes(MapMethod):
 
         with torch.no_grad():
             told = reduction.explains(target)
-            self._forward(inputs, extras, take, reduction.skip, on_output=told, chain=reduction.composes)
+            self._forward(
+                inputs, extras, take, reduction.skip, on_output=told, chain=reduction.composes, real=reduction.real
+            )
 
 
 @dataclass(frozen=True)

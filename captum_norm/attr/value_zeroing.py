@@ -82,7 +82,7 @@ class ValueZeroing(MapMethod):
             numbers = torch.get_rng_state()
             self._forward(
                 inputs, extras, lambda record: outlines.append(Outline.of(record)), reduction.skip,
-                on_output=reduction.explains(target), chain=reduction.composes,
+                on_output=reduction.explains(target), chain=reduction.composes, real=reduction.real,
             )  # fmt: skip
 
             def run() -> Any:

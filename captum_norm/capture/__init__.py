@@ -18,6 +18,7 @@ from captum_norm.capture.following import Following
 from captum_norm.capture.heads import layout_of
 from captum_norm.capture.layout import Layout, LayoutError
 from captum_norm.capture.ledger import Softmax
+from captum_norm.capture.looked_at import LookedAt
 from captum_norm.capture.opaque import Opaque, no_constants
 from captum_norm.capture.record import AttentionBlock, AttentionRecord
 from captum_norm.capture.recorder import recording
@@ -39,6 +40,7 @@ __all__ = [
     "Kind",
     "Layout",
     "LayoutError",
+    "LookedAt",
     "Mixer",
     "Mixture",
     "Opaque",

@@ -86,6 +86,11 @@ class Columns:
         return Columns(self.shape, self.start, **(kept | changes))
 
     @property
+    def hides_nothing(self) -> bool:
+        """Whether it is known that no key was hidden from any query."""
+        return self.told_by == "nothing" and self.allowed is None and not (self.cut or self.chosen or self.patterned)
+
+    @property
     def axis(self) -> int | None:
         """Where the axis is now, counted from the front; None where it cannot be told."""
         if self._known == _UNASKED:

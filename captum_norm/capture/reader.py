@@ -171,6 +171,7 @@ class RecordReader:
         heads = call.weights.shape[1]
         cross = kind == "cross"
         query_mask, key_mask = self._real.read(call, kind, queries, keys)
+        looked_at = self._real.looked_at(keys)
         whole = len(call.parts) == 1 or not read.offsets
         whole = whole and not any(call.meets(other) for other in read.calls if other is not call)
         block, no_block = self._block(call, whole, queries, keys, cross)
@@ -196,6 +197,7 @@ class RecordReader:
             sequence=None if mixture.values_place is None else mixture.values_place.anchor.source,
             query_mask=query_mask,
             key_mask=key_mask,
+            looked_at=looked_at,
             certificate=read.certificate,
             mixed=_mixed_values(call),
             mixers=mixers_of(parts),

@@ -1,6 +1,7 @@
 """Which tokens of an attention call are real: those that attention looks at from a real token.
 
-What it was allowed to look at is read off in :mod:`captum_norm.capture.masks`, never off an argument's name.
+What it was allowed to look at is read off in :mod:`captum_norm.capture.masks`, never off an argument's name.  A token
+that one call hides is real all the same where another one looks at it (:mod:`captum_norm.capture.looked_at`).
 
 Axes: b batch, h head, q query, k key.
 """
@@ -16,7 +17,9 @@ from torch import Tensor
 from captum_norm.capture.call import Kind, Positions
 from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
+from captum_norm.capture.looked_at import LookedAt, Sight
 from captum_norm.capture.mask_origins import without_padding
+from captum_norm.capture.weights import is_unmasked_behind
 from captum_norm.operations.entries import all_true, any_true
 from captum_norm.operations.places import Source
 
@@ -26,11 +29,13 @@ class Allowed(NamedTuple):
 
     Attributes:
         keys: which keys each query may attend to in any head, (b, q, k) bool.
+        used: which of them it does attend to, where others were left out for being small; else None.
         unseen_are_padding: whether a token that sees others and that no other one sees is padding: not where a pattern
             of the model's own hides it, nor where a selection of positions tells what padding is.
     """
 
     keys: Tensor
+    used: Tensor | None
     unseen_are_padding: bool
 
 
@@ -39,6 +44,7 @@ class RealTokens:
 
     def __init__(self) -> None:
         self._of: dict[Source, tuple[Tensor, Tensor]] = {}
+        self._looked_at: dict[Source, LookedAt] = {}
 
     def read(
         self, call: Joined, kind: Kind, queries: Positions | None, keys: Positions | None
@@ -51,16 +57,53 @@ class RealTokens:
             queries, keys: where its axes lie in the input, or None.
         """
         seen = _seen(call)
-        if seen is None:
+        real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
+        if keys is not None:
+            looked_at = self._looked_at.setdefault(keys.source, LookedAt())
+            if real is None:
+                looked_at.add(self._sight(looked_at, call, seen, kind, queries, keys))
+            else:
+                real = looked_at.add_masked(real, keys)
+                real = None if bool(real.all()) else real
+        if seen is None or real is None:
             return (self._known(queries) if kind == "cross" else None), None
-        real = real_keys(seen.keys, seen.unseen_are_padding)
         if kind == "cross":
             return self._known(queries), real
         cached = has_cache(call.parts[0].mixture.callers)
-        ours = None if real is None else _of_queries(real, seen.keys, queries, keys, cached)
+        ours = _of_queries(real, seen.keys, queries, keys, cached)
         if ours is not None and queries is not None:
             self._of[queries.source] = queries.index, ours
         return ours, real
+
+    def looked_at(self, keys: Positions | None) -> LookedAt | None:
+        """What is known of the tokens that a call's keys are, from call to call; None where these are not known."""
+        return None if keys is None else self._looked_at.get(keys.source)
+
+    def _sight(
+        self, looked_at: LookedAt, call: Joined, seen: Allowed | None, kind: Kind, queries: Positions | None,
+        keys: Positions,
+    ) -> Sight | None:  # fmt: skip
+        """What a call that hides no token looks at; None where it is not known which queries are tokens of padding."""
+        allowed, back = None, False
+        if any(part.mixture.patterned for part in call.parts):
+            allowed = (call.weights.whole() != 0).any(1)
+        elif seen is not None:
+            allowed = seen.keys if seen.used is None else seen.used
+        elif not all(part.mixture.unmasked for part in call.parts) or call.over_keys is not None:
+            back = kind == "causal" and keys.all_inputs and queries is not None and queries.all_inputs
+            back = back and all(is_unmasked_behind(part.mixture.weights) for part in call.parts)
+            allowed = None if back else (call.weights.whole() != 0).any(1)
+        if kind == "cross":
+            real = self._known(queries)
+            if allowed is not None and real is not None:
+                allowed = allowed & real[..., None].to(allowed.device)
+            return Sight(looked_at.places(keys), None, None if allowed is None else allowed.any(1, keepdim=True))
+        square = call.weights.shape[2] == call.weights.shape[3]
+        known = queries if queries is not None and queries.source == keys.source else keys if square else None
+        if known is None and (allowed is not None or back):
+            return None
+        places = looked_at.places(keys)
+        return Sight(places, None if known is None else looked_at.places(known), allowed, back)
 
     def _known(self, queries: Positions | None) -> Tensor | None:
         index, real = self._of.get(queries.source, (None, None)) if queries is not None else (None, None)
@@ -78,8 +121,9 @@ def _seen(call: Joined) -> Allowed | None:
     if keys is None:
         return None
     selections = [one for mixture in mixtures for one in mixture.selections]
-    keys, told = without_padding(keys, selections, _in_any_head(call, used) if some_left_out else None)
-    return Allowed(keys, not told and any(mixture.given for mixture in mixtures))
+    kept = _in_any_head(call, used) if some_left_out else None
+    keys, told = without_padding(keys, selections, kept)
+    return Allowed(keys, kept, not told and any(mixture.given for mixture in mixtures))
 
 
 def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:

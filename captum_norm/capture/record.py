@@ -22,6 +22,7 @@ from captum_norm.capture.call import (
 )
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
+from captum_norm.capture.looked_at import LookedAt
 from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
 from captum_norm.functional.feed_forward_block import FeedForward as ProvedPart
@@ -145,6 +146,8 @@ class AttentionRecord:
         query_mask: (batch, query) bool, True at real tokens, by what attention itself was allowed to look at; None
             where all are real.
         key_mask: (batch, key) bool, the same for the keys.
+        looked_at: which tokens of the keys' sequence attention is seen to look at in any call so far; None where it is
+            not known which keys these are.
         certificate: the check this record has passed; ``certificate.rows`` says of which queries.
         mixers: what beside attention mixed positions on the way from the inputs to the values.
         beside: other inputs, whose rows are among the keys and are none of the positions in ``keys``.
@@ -175,6 +178,7 @@ class AttentionRecord:
     bit: int = 0
     ancestors: int = 0
     fed: Fed | None = None
+    looked_at: LookedAt | None = None
 
     def __post_init__(self) -> None:
         if "weights" in self.__dict__ and not isinstance(self.weights, Tensor):  # rows on demand, until all are wanted

@@ -42,6 +42,7 @@ class Mixture:
         softmaxes: where its weights come from.
         allowed: which keys each query may attend to, broadcastable to the weights; None for all, or where unknown.
         used: which keys each query gave weight to, where some were left out for being small; else None.
+        unmasked: whether it is known that every query may attend to every key.
         patterned: whether its weights were multiplied with what the model holds, which may set some to zero.
         given: whether something given to the model may have told it; otherwise it is a pattern of the model's own.
         selections: of which selections of positions, (batch, position) bool, its mask was made.
@@ -67,6 +68,7 @@ class Mixture:
     fed: Fed | None = None
     allowed: Tensor | None = None
     used: Tensor | None = None
+    unmasked: bool = False
     patterned: bool = False
     given: bool = True
     selections: tuple[Tensor, ...] = ()

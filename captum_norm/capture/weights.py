@@ -194,3 +194,8 @@ def _rows_of(tensor: Tensor, rows: Rows, lead: torch.Size) -> Tensor:
         return tensor.index_select(-2, rows)
     wide = tensor.expand(*lead, *tensor.shape[-2:])
     return wide.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))
+
+
+def is_unmasked_behind(weights: Weights) -> bool:
+    """Whether a fused kernel was told to hide what comes after a query, and nothing else."""
+    return isinstance(weights, HiddenWeights) and weights.is_causal and weights.mask is None

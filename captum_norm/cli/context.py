@@ -158,7 +158,7 @@ def _read(option: str, path: str) -> str:
             text = read_text(path)
         except OSError as error:
             raise ValueError(f"{option} {path}: {error.strerror}.") from error
-    text = text.removeprefix("\ufeff").strip()  # the mark of the byte order is no text
+    text = text.strip()
     if not text:
         raise ValueError(f"{option} {path} is empty.")
     return text

@@ -14,8 +14,10 @@ from captum_norm.capture import (
     Answer,
     AttentionRecord,
     InexactCaptureError,
+    LookedAt,
     Mixer,
     Opaque,
+    Positions,
     Recorded,
     Softmax,
     no_constants,
@@ -111,6 +113,7 @@ class _Certifier:
         self._names, self._shapes = list(sources), [tuple(source.shape) for source in sources.values()]
         self._checked: list[tuple[CheckedCall, int]] = []
         self._real: dict[int, Tensor] = {}
+        self._looked_at: dict[int, tuple[LookedAt, Positions]] = {}
         self.answer = Answer()
 
     def keep(self, record: AttentionRecord) -> None:
@@ -121,7 +124,11 @@ class _Certifier:
         for positions, mask in ((record.queries, record.query_mask), (record.keys, record.key_mask)):
             if mask is None or positions is None or not isinstance(positions.source, int):
                 continue
-            mask = mask[:, positions.index.to(mask.device) >= 0].cpu()
+            inputs = positions.index >= 0
+            mask = mask[:, inputs.to(mask.device)].cpu()
+            if record.looked_at is not None and positions is record.keys:
+                axis = Positions(positions.source, positions.index[inputs])
+                self._looked_at[positions.source] = record.looked_at, axis
             before = self._real.get(positions.source)
             self._real[positions.source] = mask | before if before is not None and before.shape == mask.shape else mask
 
@@ -142,6 +149,9 @@ class _Certifier:
         ]
         mixers = dict.fromkeys(mixer for call in calls if call.reaches for mixer in call.mixers)
         mixers |= dict.fromkeys(answer.mixers)
+        for source, (looked_at, axis) in self._looked_at.items():
+            if self._real[source].shape[1] == len(axis.index):
+                self._real[source] = looked_at.spread(self._real[source], axis)
         real = {
             name: (int(self._real[n].sum()) if n in self._real else math.prod(shape[:2]), math.prod(shape[:2]))
             for n, (name, shape) in enumerate(zip(self._names, self._shapes, strict=True))

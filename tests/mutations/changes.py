@@ -668,6 +668,34 @@ CHANGES: list[Change] = [
         tests="attr/test_what_is_computed.py",
     ),
     *changes_of(
+        "attr/_sequences.py",
+        ("return looked_at.spread(known.mask, known.axis)", "return known.mask"),
+        ("return known if late else {}", "return {}"),
+        ("self.mask[:, place] & found", "self.mask[:, place]"),
+        ("wider = mask | real.to(mask.device)", "wider = mask"),
+        tests="attr/test_sequences.py",
+    ),
+    *changes_of(
+        "capture/looked_at.py",
+        ("allowed = allowed & rows[..., None]", "pass"),
+        ("found = _either(found, looked_at)", "pass"),
+        ("self._sights.append(sight)", "pass"),
+        ("if sight is not None and not any(", "if sight is not None and any("),
+        tests="attr/test_sequences.py",
+    ),
+    *changes_of(
+        "capture/looked_at.py",
+        ("allowed = allowed & (keys <= queries[:, None])", "pass"),
+        ("2 * self._others.setdefault(int(numbers[n]), len(self._others)) + 1", "-1"),
+        ("found = _either(found, self._real)", "pass"),
+        ("if len(allowed) not in (1, len(real)):", "if False:"),
+    ),
+    *changes_of(
+        "maps/certified.py",
+        ("self._real[source] = looked_at.spread(self._real[source], axis)", "pass"),
+        tests="attr/test_sequences.py",
+    ),
+    *changes_of(
         "attr/_aggregate.py",
         ("rows) / self._counts[route]", "rows)"),
         ("[*kept, one][self._n :]", "[*kept, one][-1:]"),
@@ -835,6 +863,12 @@ CHANGES: list[Change] = [
         ("if by_size and not states and self._only", "if False and self._only"),
         ("(seen if used is None else used)", "seen"),
         tests="capture/test_real_tokens.py",
+    ),
+    *changes_of(
+        "capture/real_tokens.py",
+        ("allowed = seen.keys if seen.used is None else seen.used", "allowed = seen.keys"),
+        ("allowed = allowed & real[..., None].to(allowed.device)", "pass"),
+        tests="capture/test_looked_at.py",
     ),
     *changes_of("capture/ledger.py", ("covered |= softmax.ancestors", "covered |= 0"), tests="capture/test_ledger.py"),
     *changes_of(

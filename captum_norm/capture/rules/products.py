@@ -55,8 +55,9 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     callers = flow.callers  # read before anybody asks for the innermost one's name
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
-        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=live,
-        shared_by=shared_by, allowed=allowed, used=used, given=mask is None or flow.is_given(mask), softmaxes=softmax,
+        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=live, shared_by=shared_by,
+        allowed=allowed, used=used, unmasked=allowed is None and used is None and not is_causal,
+        given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
     flow.mixes(mixture, (query, key), value)
     flow.mix(mixture, op.out, (), places[0] and places[0].of_features(value.shape[-1]))
@@ -313,7 +314,7 @@ def value_product(
     mixture = Mixture(
         GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
         problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None,
-        patterned=columns.patterned, given=columns.told_by == "inputs",
+        unmasked=columns.hides_nothing, patterned=columns.patterned, given=columns.told_by == "inputs",
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
     )  # fmt: skip
     flow.mixes(mixture, (weights,), values)

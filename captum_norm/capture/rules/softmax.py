@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns
 from captum_norm.capture.dataflow import Dataflow, rule
@@ -48,6 +49,8 @@ def _columns(flow: Dataflow, scores: Tensor, out: Tensor, axis: int | None) -> C
     masked = out.ndim > 2 and (told_by != "nothing" or unchosen is not None)
     allowed = allowed_by_scores(taken, flow.shallow[scores]) if masked else None
     keys = None if trace is None or trace.scores is None else trace.scores.keys
+    if masked and allowed is None and unchosen is None and not is_batched(scores):
+        told_by = "nothing"
     return Columns(tuple(out.shape), axis, allowed=allowed, chosen=unchosen is not None, told_by=told_by, keys=keys)
 
 
