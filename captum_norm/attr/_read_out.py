@@ -96,10 +96,6 @@ class QueryAxis:
             return False
         return bool((read.positions < 0).any()) and int((self.positions.index < 0).sum()) > 1
 
-    def on_padding(self, weights: Tensor) -> bool:
-        """Whether rows were read that are padding, which explains nothing."""
-        return self.real is not None and bool(weights[~self.real].any())
-
     def position(self, weights: Tensor) -> PositionType:
         """The rows that were read, weights (batch, query), as a ``position``; None where they are the default."""
         if not bool((weights.max(1).values == 1).all()):

@@ -256,6 +256,12 @@ class Reduction:
 
     def taken_for_padding(self) -> dict[SequenceName, RealPositions]:
         """The real tokens of each sequence, if a call was measured that takes one for padding, whose row is zero."""
+        read = self._read.rows
+        for source in () if read is None else read.sources:
+            axis = self.asked.axis_of(source)
+            weights = None if axis is None or axis.real is None or read is None else axis.weights(read)
+            if weights is not None:
+                self._sequences.read(source, weights != 0)
         return self._sequences.taken_for_padding([noted.record for noted in self._noted])
 
     def _counts_in_one_call(self, used: Sequence[_Noted]) -> bool:
@@ -320,7 +326,7 @@ class Reduction:
             raise ValueError(unseen_rows(self._title, behind))
         if self._differ and (weights is None or not bool((weights == 1).any(1).all())):
             raise ValueError(different_queries(self._title, [axis.length]))
-        if weights is None or axis.on_padding(weights):
+        if weights is None:
             return None
         self.row = "convention" if read.rows is None else "read"
         return weights.argmax(1) if self._differ else axis.position(weights)
@@ -337,7 +343,7 @@ class Reduction:
             axis = self.asked.axis(sequence)
             weights = axis.weights(read) if sequence in read.sources and not self._differ else None
             position = None if weights is None else axis.position(weights)
-            if weights is None or axis.on_padding(weights) or (found and not same_position(position, found[0])):
+            if weights is None or (found and not same_position(position, found[0])):
                 raise ValueError(rows_of_others(self._title, index))
             found.append(position)
         self.row = "read"

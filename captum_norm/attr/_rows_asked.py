@@ -145,6 +145,10 @@ class RowsAsked:
         asked = self._rows.candidates(axis.batch, axis.length, axis.real, settled, axis.text)
         return not torch.equal(rows.cpu(), asked.cpu())
 
+    def axis_of(self, queries: SequenceName) -> QueryAxis | None:
+        """What is known of the queries of a map; None of a sequence that asks nothing."""
+        return self.axis(queries) if queries in self._shapes else None
+
     def axis(self, queries: SequenceName) -> QueryAxis:
         """What is known of the queries of a map."""
         batch, length = self._shapes[queries]

@@ -42,7 +42,7 @@ class RealPositions(NamedTuple):
 class Sequences:
     """What the records tell about each sequence: its real tokens, whether it only looks back.
 
-    A token is real if some call does not hide it, or looks at it from a real one.
+    A token is real if some call does not hide it, looks at it from a real one, or what is explained was read from it.
     ``doubled`` are those that feed an encoder and a decoder alike, so that their self-attention calls cannot be told
     apart.
     """
@@ -79,6 +79,12 @@ class Sequences:
         if known is None or known.axis is None or looked_at is None:
             return None if known is None else known.mask
         return looked_at.spread(known.mask, known.axis)
+
+    def read(self, sequence: SequenceName, rows: Tensor) -> None:
+        """Take in which tokens of a sequence what is explained was read from, (batch, position) bool."""
+        known = self._real.get(sequence)
+        if known is not None and known.mask.shape == rows.shape:
+            self._real[sequence] = known._replace(mask=known.mask | rows.to(known.mask.device))
 
     def taken_for_padding(self, records: Iterable[AttentionRecord]) -> dict[SequenceName, RealPositions]:
         """The real tokens of all sequences, if one of these records takes a token for padding that is real."""

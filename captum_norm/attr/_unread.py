@@ -108,8 +108,8 @@ def refuse_unknown_keys(title: str, unknown: Sequence[tuple[AttentionCall, str]]
 def real_too_late(title: str) -> str:
     """What to say where a call hides tokens that are real, and was measured before that was known."""
     return (
-        f"{title}: an attention call hides tokens that are no padding: another call looks at them, which "
-        "was known only when the model had run. AttentionNorm and AttentionRollout run it "
+        f"{title}: an attention call hides tokens that are no padding: another call looks at them, or the output is "
+        "read from their rows, which was known only when the model had run. AttentionNorm and AttentionRollout run it "
         "again; attention_maps has all rows of each call."
     )
 

@@ -391,3 +391,53 @@ def test_a_row_among_queries_whose_positions_are_not_known_is_asked_for(read):
     model = InAnotherOrder(read).eval()
     with pytest.raises(ValueError, match="which rows the output was read from is not known"):
         AttentionNorm(model).attribute(torch.randn(2, 6, 16), target=1)
+
+
+class Unseen(nn.Module):
+    """A first row that looks at all others, and that no row looks at: by a mask, or since it is none of the keys."""
+
+    def __init__(self, masks=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.classes, self.masks = nn.Embedding(10, 16), nn.Linear(16, 3), masks
+        self.attention = nn.ModuleList(nn.MultiheadAttention(16, 4, batch_first=True) for _ in range(2))
+        self.eval()
+
+    def forward(self, ids):
+        x, mask = self.embedding(ids), torch.zeros(6, 6)
+        mask[:, 0] = -torch.inf
+        for attention in self.attention:
+            keys = x if self.masks else x[:, 1:]
+            x = x + attention(x, keys, keys, attn_mask=mask if self.masks else None)[0]
+        return self.classes(x[:, 0])
+
+
+@pytest.mark.parametrize("position", [None, 0])
+def test_a_row_that_no_query_looks_at_is_explained_where_the_output_is_read_from_it(position):
+    found, expected = AttentionNorm(Unseen()), AttentionNorm(Unseen(masks=False))
+    close(found.attribute(IDS, position=position), expected.attribute(IDS, position=position))
+    assert position == 0 or (found.report.row == expected.report.row == "read")
+    weights = attention_maps(Unseen(), IDS).weights
+    rollout = AttentionRollout(Unseen()).attribute(IDS, position=position)
+    layers = [(of_layer.mean(1) + torch.eye(6)) / 2 for of_layer in weights]
+    close(rollout, (layers[1] @ layers[0])[:, 0])
+
+
+def test_a_mean_of_all_rows_is_explained_as_it_was_read_with_those_of_padding():
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
+    layer, x = nn.MultiheadAttention(16, 4, batch_first=True).eval(), torch.randn(2, 6, 16)
+
+    def pooled(x):
+        return layer(x, x, x, key_padding_mask=~mask)[0].mean(1)
+
+    method = AttentionNorm(pooled)
+    norms = attention_maps(layer, {"query": x, "key": x, "value": x, "key_padding_mask": ~mask}).summed_norms[0]
+    close(method.attribute(x).sum(-1), norms.mean(1))
+    assert method.report.row == "read"
+
+
+def test_a_method_that_runs_once_refuses_a_row_that_is_known_too_late_to_be_read():
+    """Its gradients are of several outputs in one pass."""
+    with pytest.raises(ValueError, match="AttentionRelevance: an attention call hides tokens that are no padding"):
+        AttentionRelevance(Unseen()).attribute_each(IDS, targets=[0, 1])
+    assert AttentionRelevance(Unseen()).attribute(IDS, target=0).shape == IDS.shape

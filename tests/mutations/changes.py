@@ -676,6 +676,11 @@ CHANGES: list[Change] = [
         tests="attr/test_sequences.py",
     ),
     *changes_of(
+        "attr/_sequences.py",
+        ("known._replace(mask=known.mask | rows.to(known.mask.device))", "known"),
+        tests="attr/test_answer.py",
+    ),
+    *changes_of(
         "capture/looked_at.py",
         ("allowed = allowed & rows[..., None]", "pass"),
         ("found = _either(found, looked_at)", "pass"),
