@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_norm.capture.masks import UnknownMaskError
+from captum_norm.capture.masks import HIDDEN, UnknownMaskError
 from captum_norm.capture.reach import INPUT, Reach
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
@@ -29,7 +29,8 @@ _BY_SIZE = COMPARISONS | {"topk", "sort", "argsort", "max", "min", "argmax", "ar
 _MOVES = names_of(OperationKind.MOVE) | {"gather", "take_along_dim"}
 _LIKE = names_with(Property.LIKE)
 _HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE) | {"setitem"}
-
+_TAKES = {"topk", "sort", "gather", "take_along_dim"}
+_SCATTERS = {"scatter", "index_put", "index_copy", "index_fill", "masked_scatter"}
 
 _OVERWRITTEN = torch.empty(0, device="cpu")
 
@@ -46,6 +47,7 @@ class MaskOrigins:
         self._selections: Facts[tuple[Tensor, ...]] = Facts()
         self._chosen: Facts[bool] = Facts()
         self._unchosen: Facts[Tensor] = Facts()
+        self._taken_from: Facts[Tensor] = Facts()  # all numbers of which some were taken for their size
         self._any_selection = self._any_chosen = False
 
     def see(self, op: Operation, is_weights: bool = False) -> None:
@@ -53,7 +55,7 @@ class MaskOrigins:
         if self._any_selection or torch.bool in [tensor.dtype for tensor in op.tensors]:
             self._see_selections(op, is_weights)
         if self._any_chosen or op.name in _BY_SIZE:
-            self._see_choices(op)
+            self._see_choices(op, is_weights)
 
     def follow(self, into: Tensor, known: Facts[Any]) -> None:
         """What was written into a tensor was written into the ``known`` ones that share its memory."""
@@ -103,6 +105,7 @@ class MaskOrigins:
         self._selections.clear()
         self._chosen.clear()
         self._unchosen.clear()
+        self._taken_from.clear()
 
     def _see_selections(self, op: Operation, is_weights: bool) -> None:
         found: dict[int, Tensor] = {}
@@ -117,7 +120,7 @@ class MaskOrigins:
             for out in op.written:
                 self._selections[out] = tuple(found.values())
 
-    def _see_choices(self, op: Operation) -> None:
+    def _see_choices(self, op: Operation, is_weights: bool) -> None:
         states = [one for one in _operands(op) if one.is_floating_point() and self._reach.of(one) > INPUT]
         by_size = self.hides_by_size(op)
         if by_size and not states and self._only_moves(op):
@@ -125,7 +128,9 @@ class MaskOrigins:
         for out in op.written:
             if (not out.is_floating_point() and states) or (by_size and not states):
                 self._chosen[out] = self._any_chosen = True
-            elif states and base_name(op.name) in _HIDING:
+            elif states and base_name(op.name) in _TAKES and (by_size or op.name in _BY_SIZE):
+                self._taken_from[out] = states[0] if self._unchosen[states[0]] is None else self._unchosen[states[0]]
+            elif states and (base_name(op.name) in _HIDING or (by_size and _scatters_scores(op, out, is_weights))):
                 self._hide(op, states, out, by_size)
 
     def _only_moves(self, op: Operation) -> bool:
@@ -141,13 +146,35 @@ class MaskOrigins:
     def _hide(self, op: Operation, states: list[Tensor], out: Tensor, by_size: bool) -> None:
         """Scores or weights of which some are hidden, or that are changed after some have been."""
         known = [self._unchosen[one] for one in states]
-        if any(one is _OVERWRITTEN for one in known) or (by_size and op.writes):
+        taken_from = [self._taken_from[one] for one in states]
+        whole = next((one for one in taken_from if one is not None and one.shape == out.shape), None)
+        if any(one is _OVERWRITTEN for one in (*known, *taken_from)):
+            self._unchosen[out] = _OVERWRITTEN
+        elif by_size and whole is not None:  # put back where they were taken from, beside what hides the others
+            self._unchosen[out] = whole
+        elif by_size and op.writes:
             self._unchosen[out] = _OVERWRITTEN
         elif by_size:
             before = next((one for one in states if one.shape == out.shape), None)
+            if before is None and base_name(op.name) in _SCATTERS:
+                before = _OVERWRITTEN
             self._unchosen[out] = before if before is None or self._unchosen[before] is None else self._unchosen[before]
         elif any(one is not None for one in known):
             self._unchosen[out] = op.again(lambda one: one if self._unchosen[one] is None else self._unchosen[one])
+        elif any(one is not None for one in taken_from):
+            self._taken_from[out] = self._of_all(op)
+
+    def _of_all(self, op: Operation) -> Tensor:
+        """What an operation on numbers that were taken for their size makes of all of which they were taken."""
+        try:
+            return op.again(lambda one: one if self._taken_from[one] is None else self._taken_from[one])
+        except RuntimeError:  # with a number for each that was taken
+            return _OVERWRITTEN
+
+
+def _scatters_scores(op: Operation, out: Tensor, is_weights: bool) -> bool:
+    """Whether an operation puts some scores into a tensor of what hides the others, or hides some."""
+    return base_name(op.name) in _SCATTERS and not is_weights and bool((out <= HIDDEN).any())
 
 
 def _operands(op: Operation) -> list[Tensor]:

@@ -221,8 +221,30 @@ BY_SIZE = {
         s + torch.zeros_like(s).masked_fill(_smallest_of(s, hidden) | hidden, -torch.inf)
     ).softmax(-1),
     "one mask of weights": lambda s, hidden: s.softmax(-1) * ~(_smallest_of(s, hidden) | hidden),
+    "scores put back": lambda s, hidden: _put_back(s.masked_fill(hidden, -1e9)).softmax(-1),
+    "scores put back in place": lambda s, hidden: _put_back(s.masked_fill(hidden, -1e9), Tensor.scatter_).softmax(-1),
+    "scores scaled and put back": lambda s, hidden: (
+        _put_back(s.masked_fill(hidden, -1e9), change=lambda taken: taken / 2 + 1).softmax(-1)
+    ),
+    "scores gathered and put back": lambda s, hidden: _gathered(s.masked_fill(hidden, -1e9)).softmax(-1),
+    "scores put back, then the mask": lambda s, hidden: _put_back(s).masked_fill(hidden, -1e9).softmax(-1),
+    "the smallest written over": lambda s, hidden: _written_over(s.masked_fill(hidden, -1e9)).softmax(-1),
     "a float mask": lambda s, hidden: (w := s.masked_fill(hidden, -1e9).softmax(-1)) * (~_smallest_left_out(w)).float(),
 }
+
+
+def _put_back(s: Tensor, scatter=Tensor.scatter, change=lambda taken: taken) -> Tensor:
+    taken = s.topk(2, -1)
+    return scatter(torch.full_like(s, -torch.inf), -1, taken.indices, change(taken.values))
+
+
+def _gathered(s: Tensor) -> Tensor:
+    order = s.argsort(-1, descending=True)[..., :2]
+    return torch.full_like(s, -torch.inf).scatter(-1, order, s.gather(-1, order))
+
+
+def _written_over(s: Tensor) -> Tensor:
+    return s.scatter(-1, s.topk(3, -1, largest=False).indices, -torch.inf)
 
 
 def _smallest_of(s: Tensor, hidden: Tensor) -> Tensor:
@@ -379,7 +401,14 @@ def _smallest_written(s: Tensor) -> Tensor:
     return s
 
 
-@pytest.mark.parametrize("write", [lambda s: s.masked_fill_(_smallest_left_out(s), -torch.inf), _smallest_written])
+SMALL_WRITTEN = [
+    lambda s: s.masked_fill_(_smallest_left_out(s), -torch.inf),
+    _smallest_written,
+    lambda s: _put_back(s, change=lambda taken: taken.tanh()),
+]
+
+
+@pytest.mark.parametrize("write", SMALL_WRITTEN)
 def test_scores_overwritten_for_being_small_do_not_tell_what_is_padding(write):
     attention = Attention(lambda s, hidden: write(s).softmax(-1))
     x = torch.randn(2, 5, 8)
@@ -394,3 +423,17 @@ def test_what_a_softmax_allows_is_told_of_each_head(heads):
     scores = torch.randn(2, 3, 5, 5).masked_fill(hidden, -1e9)
     assert torch.equal(allowed_by_scores(scores), ~hidden)
     assert allowed_by_scores(torch.randn(2, 3, 5, 5)) is None
+
+
+def test_states_that_are_put_back_where_they_were_taken_for_their_size_hide_nothing():
+    module, x = Attention(None), torch.randn(2, 5, 8)
+
+    def attend(x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(2, -1, 2, 4).transpose(1, 2) for f in (module.q, module.k, module.v))
+        order = v.norm(dim=-1, keepdim=True).topk(2, 2).indices.expand(-1, -1, -1, 4)
+        y = (q @ k.mT).softmax(-1) @ torch.zeros_like(v).scatter(2, order, v.gather(2, order).tanh())
+        return module.o(y.transpose(1, 2).flatten(2))
+
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x)
+    assert records[0].key_mask is None

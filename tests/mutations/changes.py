@@ -867,6 +867,10 @@ CHANGES: list[Change] = [
         ("(not out.is_floating_point() and states) or", "False or"),
         ("if by_size and not states and self._only", "if False and self._only"),
         ("(seen if used is None else used)", "seen"),
+        ("elif by_size and whole is not None:", "elif False:"),
+        ("self._taken_from[out] = self._of_all(op)", "pass"),
+        ("bool((out <= HIDDEN).any())", "True"),
+        ("                before = _OVERWRITTEN", "                pass"),
         tests="capture/test_real_tokens.py",
     ),
     *changes_of(
