@@ -122,11 +122,12 @@ class Rows:
         """How much of each row a mean takes, (batch, query) in float64 on the CPU; arguments as for :meth:`pick`."""
         if isinstance(self.position, Tensor):
             return self.position.double().cpu()
-        counted = real_tokens(real, batch, queries).double().cpu()
-        if text is not None:
-            of_text = torch.zeros(queries, dtype=counted.dtype)
-            of_text[text] = 1
-            counted = counted * of_text
+        if text is None:
+            counted = real_tokens(real, batch, queries).double().cpu()
+        else:
+            of_text = real_tokens(None if real is None else real[:, text.to(real.device)], batch, len(text))
+            counted = torch.zeros(batch, queries, dtype=torch.float64)
+            counted[:, text.cpu()] = of_text.double().cpu()
         return counted / counted.sum(1, keepdim=True)
 
     def pick_from_candidates(

@@ -170,3 +170,21 @@ def test_positions_count_the_tokens_of_the_input_also_behind_virtual_ones():
         method.attribute(ids, position=4)
     with pytest.raises(ValueError, match=r"7 rows for 4 tokens.*-1 for the last row"):
         HFForward(model)(ids)
+
+
+class PromptedAndPadded(Prompted):
+    """Its virtual tokens are attended to, whatever the mask says of the text."""
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.virtual.expand(len(input_ids), -1, -1), self.tokens(input_ids)], 1)
+        return self.layer(x, src_key_padding_mask=torch.nn.functional.pad(mask, (3, 0), value=1) == 0)
+
+
+@pytest.mark.parametrize("position", [None, 0, -1, [0, 0], "mean", "all"])
+@pytest.mark.parametrize("method", [AttentionNorm, AttentionWeights, AttentionRollout, GlobEnc, ALTI])
+def test_a_text_without_a_real_token_is_refused_also_behind_virtual_ones(method, position):
+    """Virtual tokens are real, but they are nobody's to ask for."""
+    model, ids = PromptedAndPadded().eval(), torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])
+    with pytest.raises(ValueError, match="example 1 marks no token as real: nothing to explain"):
+        method(model).attribute(ids, additional_forward_args=(mask,), position=position)

@@ -712,6 +712,11 @@ CHANGES: list[Change] = [
         tests="attr/test_what_is_computed.py",
     ),
     *changes_of(
+        "attr/_position.py",
+        ("real_tokens(None if real is None else", "real_tokens(None if True else"),
+        tests="attr/test_door.py",
+    ),
+    *changes_of(
         "attr/_placing.py",
         ("scores.shape[1] / like[0].numel()", "1 / like[0].numel()"),
         ("scores / trailing.numel()", "scores"),
