@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertModel
 
-from captum_norm.capture import record
+from captum_norm.capture import InexactCaptureError, record
 from captum_norm.maps import attention_maps
 from captum_norm.token_classes import class_shares
 from captum_norm.token_shares import MEASURES, ShareCounter, TokenShares, paragraphs_of, read_paragraphs
@@ -203,6 +203,74 @@ def test_an_example_without_a_real_token_by_a_mask_of_another_name_is_refused(be
     ids = torch.tensor([SENTENCES[0], [0] * 5])
     with pytest.raises(ValueError, match="example 1 has no real token by the mask of attention call"):
         ShareCounter(Named()).add({"input_ids": ids, "is_word": (ids != 0).long()}, classes_of(ids))
+
+
+class Failing(torch.nn.Module):
+    """BERT whose second layer, for the id 29, reads what is no number, runs once more, or does not run."""
+
+    def __init__(self, bert: BertModel, failure: str) -> None:
+        super().__init__()
+        self.bert, self.failure = bert, failure
+
+    def forward(self, input_ids):
+        x = self.bert.embeddings(input_ids)
+        first, second = self.bert.encoder.layer
+        x, times = first(x), 1
+        if 29 in input_ids:
+            x = x * torch.nan if self.failure == "NaN" else x
+            times = {"NaN": 1, "more": 2, "fewer": 0}[self.failure]
+        for _ in range(times):
+            x = second(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        ("NaN", InexactCaptureError, "not finite"),
+        ("more", ValueError, "3 attention calls read this batch, but 2 those before it"),
+        ("fewer", ValueError, "1 attention calls read this batch, but 2 those before it"),
+    ],
+)
+def test_a_batch_that_fails_leaves_nothing_behind(bert, shares, failure, error, message):
+    counter = ShareCounter(Failing(bert, failure))
+    failing = torch.tensor([[2, 29, 3]])
+    if failure == "NaN":  # the very first batch may fail as well
+        with pytest.raises(error, match=message):
+            counter.add({"input_ids": failing}, classes_of(failing))
+        with pytest.raises(ValueError, match="no sequence was added"):
+            counter.result()
+    for sentence in SENTENCES:
+        ids = torch.tensor([sentence])
+        counter.add({"input_ids": ids}, classes_of(ids))
+        with pytest.raises(error, match=message):
+            counter.add({"input_ids": failing}, classes_of(failing))
+    found = counter.result()
+    assert found.classes == shares.classes
+    assert (found.sequences, found.tokens) == (shares.sequences, shares.tokens)
+    for measure in MEASURES:
+        assert torch.equal(found.shares[measure], shares.shares[measure])
+        assert torch.equal(found.sums[measure], shares.sums[measure])
+    assert torch.equal(found.f_norms, shares.f_norms)
+    for which, rho in shares.correlation.items():
+        assert torch.equal(found.correlation[which], rho)
+    assert found.worst_error == shares.worst_error
+
+
+@pytest.mark.parametrize("more", [["other"], [], None])
+def test_classes_that_are_not_one_for_each_token_are_refused(bert, shares, more):
+    counter = ShareCounter(bert)
+    for sentence in SENTENCES:
+        ids = torch.tensor([sentence])
+        counter.add({"input_ids": ids}, classes_of(ids))
+    ids = torch.tensor([SENTENCES[0], SENTENCES[0]])
+    first, second = classes_of(ids)
+    classes = [first] if more is None else [first, [*second, *more] if more else second[:-1]]
+    with pytest.raises(ValueError, match=r"by attention_mask the inputs are \(batch, token\) = \(2, 5\).*classes of"):
+        counter.add({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, classes)
+    with pytest.raises(ValueError, match=r"by the classes of example 0.*of \[5, 6\] tokens"):
+        counter.add({"input_ids": ids}, [first, [*second, "other"]])
+    assert (counter.result().sequences, counter.result().tokens) == (shares.sequences, shares.tokens)
 
 
 def test_nothing_added_is_an_error(bert):

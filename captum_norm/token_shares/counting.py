@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_norm import measures
-from captum_norm.capture import AttentionCall, AttentionRecord, run_recorded
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, run_recorded
 from captum_norm.ranks import spearman
 from captum_norm.suggestions import did_you_mean
 from captum_norm.token_classes import class_columns
@@ -66,23 +66,41 @@ class ShareCounter:
 
         Raises:
             ValueError: where the keys of a call are not known to be input tokens, an example has no real token, as an
-                empty text has none, or the number of calls differs from batch to batch; and as `attention_maps`.
+                empty text has none, classes are not one for each token, or the number of calls differs from batch to
+                batch; and as `attention_maps`. Nothing of the batch is added then, and counting can go on.
         """
         mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
         real = torch.ones(len(classes), len(classes[0])) if mask is None else mask
+        lengths = [len(row) for row in classes]
+        if real.ndim != 2 or lengths != [real.shape[1]] * len(real):
+            told_by = "the classes of example 0" if mask is None else "attention_mask"
+            raise ValueError(
+                f"ShareCounter: by {told_by} the inputs are (batch, token) = {tuple(real.shape)}, but there are "
+                f"classes of {lengths} tokens, one number per example. Give a class for each token, padding included."
+            )
         _check_real("attention_mask", real)
-        place, columns = 0, _ClassColumns(classes)
+        columns, certificates = _ClassColumns(classes), list[Certificate]()
+        calls: list[_CallSums] = []
 
         def take(record: AttentionRecord) -> None:
-            nonlocal place
-            if place == len(self._calls):
-                self._calls.append(_CallSums(record.call, self.measures))
-            self._calls[place].add(record, columns)
-            self._worst = max(self._worst, record.certificate.error)
-            self._tolerance = record.certificate.tolerance
-            place += 1
+            calls.append(_CallSums(record.call, self.measures))
+            calls[-1].add(record, columns)
+            certificates.append(record.certificate)
 
         run_recorded(self.model, inputs, take)
+        if self._calls and len(calls) != len(self._calls):
+            raise ValueError(
+                f"ShareCounter: {len(calls)} attention calls read this batch, but {len(self._calls)} those before it, "
+                "so which calls are the same is not known. Count them by counters of their own."
+            )
+        # Nothing may fail from here on: a batch is added as a whole or not at all.
+        if self._calls:
+            for call, more in zip(self._calls, calls, strict=True):
+                call.take_in(more)
+        else:
+            self._calls = calls
+        self._worst = max(self._worst, *(certificate.error for certificate in certificates))
+        self._tolerance = certificates[-1].tolerance
         self._sequences += len(classes)
         for row, kept in zip(classes, real.tolist(), strict=True):
             self._counts.update(name for name, is_real in zip(row, kept, strict=True) if is_real)
@@ -144,6 +162,10 @@ class _Mean:
         self.total += float(numbers.double().sum())
         self.count += numbers.numel()
 
+    def take_in(self, other: _Mean) -> None:
+        self.total += other.total
+        self.count += other.count
+
     def mean(self) -> float:
         return self.total / self.count if self.count else torch.nan
 
@@ -191,6 +213,17 @@ class _CallSums:
         chosen = torch.stack([one_hot.any(-1), one_hot[..., plain].any(-1)])
         for which, rho in zip(_CHOSEN, spearman(by_weight, f_norms, chosen[:, :, None]), strict=True):
             self.correlation[which].add(rho[rho.isfinite()])
+
+    def take_in(self, other: _CallSums) -> None:
+        """Add what the same call did on other sequences."""
+        self.sequences += other.sequences
+        for own, others in ((self.shares, other.shares), (self.sums, other.sums)):
+            for measure, of_classes in others.items():
+                for name, mean in of_classes.items():
+                    own[measure][name] += mean
+        for means, more in ((self.f_norms, other.f_norms), (self.correlation, other.correlation)):
+            for name, mean_of in more.items():
+                means[name].take_in(mean_of)
 
     def mean(self, sums: dict[str, float], classes: Sequence[str]) -> list[float]:
         """By class: means over all sequences; 0 where a class met none."""
