@@ -103,6 +103,7 @@ def _delete(copies: Copies) -> Copies:
     _check_ids("delete", copies)
     _check_position(copies)
     mask = _attention_mask("delete", copies)
+    _check_extras(copies)
     hidden = _pad(copies)
     left = mask * copies.keep
     from_the_left = bool((mask[:, 0] > 0).all())
@@ -112,7 +113,7 @@ def _delete(copies: Copies) -> Copies:
     order = order[:, :length] if from_the_left else order[:, -length:]
     # What stands in for a text without any token is in front already, and stays there.
     order[:, 0] = torch.where((left > 0).any(1), order[:, 0], 0)
-    moved = {name: value.gather(1, order) for name, value in _per_token(hidden.extras, left).items()}
+    moved = {name: _taken(value, order) for name, value in _per_token(hidden.extras, left).items()}
     return hidden.but(
         main=hidden.main.gather(1, order), extras={**hidden.extras, **moved}, keep=moved["attention_mask"] > 0
     )
@@ -158,6 +159,14 @@ REMOVALS: dict[str, Removal] = {
 }
 """Every way of removing a token.  Where deleting or padding would leave nothing at all, one padding token stands in."""
 
+# Hugging Face's names, which tell what lengths alone do not where another axis is by chance as long as the text.
+_BESIDE = ("decoder_", "visual_", "pixel_", "image", "entity_", "audio_", "video_")
+"""What the names of inputs begin with that lie on another sequence than the text."""
+_OF_TOKENS = ("bbox", "xpath_tags_seq", "xpath_subs_seq")
+"""Several numbers of each token, (r, s, n)."""
+_PLACES = ("entity_position_ids", "mc_token_ids")
+"""What tells where in the text something stands."""
+
 
 def padding_id(model: nn.Module) -> int:
     """The id that fills up texts: the config's padding, else its end of sequence, else 0; the mask hides it anyhow."""
@@ -178,14 +187,27 @@ def _never_empty(hidden: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
     first = (mask > 0).int().argmax(1, keepdim=True)
     moved = {name: value.clone() for name, value in _per_token(hidden, mask).items()}
     for value in moved.values():
-        value[:, 0] = torch.where(empty, value.gather(1, first)[:, 0], value[:, 0])
+        value[empty, 0] = _taken(value, first)[empty, 0]
     moved["attention_mask"][:, 0] = torch.where(empty, 1, left[:, 0])
     return {**hidden, **moved}
 
 
 def _per_token(extras: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """The extras that say something of each token of the text."""
-    return {n: v for n, v in extras.items() if v.shape == mask.shape and not n.startswith("decoder_")}
+    """The extras that say something of each token of the text: (r, s), or (r, s, ...) as LayoutLM's boxes (r, s, 4)."""
+    return {name: value for name, value in extras.items() if _text_axes(name, value, mask) == [1]}
+
+
+def _text_axes(name: str, value: Tensor, mask: Tensor) -> list[int]:
+    """The axes of an extra on which the tokens of the text lie, as far as its name and its lengths tell."""
+    if name.startswith(_BESIDE):
+        return []
+    axes = [axis for axis in range(1, value.ndim) if value.shape[axis] == mask.shape[1]]
+    return axes[:1] if name in _OF_TOKENS else axes
+
+
+def _taken(value: Tensor, order: Tensor) -> Tensor:
+    """The entries of tokens (r, s, ...) in another order, (r, n) long."""
+    return value.take_along_dim(order.view(*order.shape, *[1] * (value.ndim - 2)), dim=1)
 
 
 def _attention_mask(removal: str, copies: Copies) -> Tensor:
@@ -211,6 +233,32 @@ def _check_ids(removal: str, copies: Copies) -> None:
             f"removal={removal!r} is for token ids, but {title(copies.forward.model)} takes "
             f"{copies.main.dtype} of shape {tuple(copies.main.shape)}. Choose removal='gate'."
         )
+
+
+def _check_extras(copies: Copies) -> None:
+    """Refuse what would still be of the text as it was: pairs of tokens, places in the text, what is held fixed."""
+    choose = "Choose removal='mask', 'pad', 'mean_embedding' or 'gate'"
+    length = copies.main.shape[1]
+    for name, value in copies.extras.items():
+        if name in _PLACES:
+            raise ValueError(
+                f"removal='delete' moves tokens, so {name}, which tells places in the text, would tell others in each "
+                f"copy. {choose}."
+            )
+        axes = _text_axes(name, value, copies.main)
+        if axes not in ([], [1]) and length > 1:
+            raise ValueError(
+                f"removal='delete' moves tokens on the second axis of what is said of each, but {name} is "
+                f"{tuple(value.shape)}, as long as the text ({length}) on axes {axes}: whether these are tokens, too, "
+                f"is not known. {choose}, or, if they are not, pad the texts to another length."
+            )
+    for name, value in copies.forward.fixed.items():
+        if isinstance(value, Tensor) and length in value.shape[1:] and not name.startswith(_BESIDE):
+            raise ValueError(
+                f"removal='delete' moves tokens, but HFForward({name}=...) is held fixed, {tuple(value.shape)}, as "
+                f"long as the text ({length}): it would be of other tokens in each copy. Give it with the inputs, "
+                "named in HFForward(names=...), so that it moves along."
+            )
 
 
 def _check_position(copies: Copies) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LayoutLMConfig, LayoutLMForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from captum_norm import HFForward
 from captum_norm.study.metrics.perturbed import intact, perturbed
-from captum_norm.study.metrics.removal import REMOVALS, removal_named
+from captum_norm.study.metrics.removal import REMOVALS, Copies, removal_named
 from captum_norm.study.metrics.scored_texts import Scored
 from tests.attr.models import tiny
 from tests.study.metrics.bag import MASK, PAD, VOCABULARY, BagOfTokens, forward, padded, random_scored, single, texts
@@ -274,3 +274,116 @@ def test_the_decoders_own_tokens_stay():
             logits = model(input_ids=ids, decoder_input_ids=decoder[row : row + 1]).logits[0, -1]
         expected = logits.double().log_softmax(-1)[scored.target[row]]
         torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+
+
+class Boxed(BagOfTokens):
+    """What a token contributes depends on its box and on another input of its own; the others are not looked at."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        bbox: Tensor | None = None,
+        mine: Tensor | None = None,
+        image: Tensor | None = None,
+        pairs: Tensor | None = None,
+        mc_token_ids: Tensor | None = None,
+    ) -> Tensor:
+        weights = attention_mask.double()
+        for of_tokens in (bbox, mine):
+            if of_tokens is not None:
+                weights = weights * (1 + of_tokens.reshape(*weights.shape, -1).sum(2))
+        return (self.embedding(input_ids) * weights[..., None]).sum(1)
+
+
+def with_more(scored: Scored, **more: Tensor) -> tuple[HFForward, Scored]:
+    forward = HFForward(Boxed(), names=("attention_mask", *more))
+    return forward, replace(scored, inputs={**scored.inputs, **more}, memo={}, copies={})
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_what_is_said_of_a_token_moves_with_it_whatever_its_shape(shape, left):
+    scored = random_scored(left=left)
+    rows, length = scored.removable.shape
+    mine = torch.rand(rows, length, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    forward, scored = with_more(scored, mine=mine)
+    keep = keep_of(scored)
+    found = perturbed(forward, scored, torch.arange(rows), keep, "delete", 64, "log")
+    for row in range(rows):
+        stays = (scored.inputs["attention_mask"][row] > 0) & keep[row]
+        ids = scored.inputs["input_ids"][row, stays][None]
+        logits = Boxed()(ids, torch.ones_like(ids), mine=mine[row, stays][None])
+        torch.testing.assert_close(found[row], logits.log_softmax(-1)[0, scored.target[row]])
+
+
+@pytest.mark.parametrize("removal", ["delete", "pad"])
+def test_boxes_stay_with_their_tokens(removal):
+    """LayoutLM's are (batch, token, 4), also for four tokens."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LayoutLMConfig(vocab_size=VOCABULARY, num_labels=3, initializer_range=0.5, **sizes)
+        model = LayoutLMForSequenceClassification(config).eval()
+    for lengths in ((7, 4, 9), (2, 1, 2)):
+        scored = random_scored(lengths)
+        boxes = torch.randint(0, 500, (*scored.removable.shape, 2), generator=torch.Generator().manual_seed(3))
+        boxes = torch.cat([boxes, boxes + 90], -1)
+        scored = replace(scored, inputs={**scored.inputs, "bbox": boxes}, memo={})
+        keep = keep_of(scored, seed=1)
+        forward = HFForward(model, names=("attention_mask", "bbox"))
+        found = perturbed(forward, scored, torch.arange(3), keep, removal, 64, "log")
+        for row in range(3):
+            stays = (scored.inputs["attention_mask"][row] > 0) & keep[row]
+            more = {} if removal == "delete" else {"position_ids": stays.nonzero().T}
+            ids, box = scored.inputs["input_ids"][row, stays][None], boxes[row, stays][None]
+            expected = log_p(model, ids, scored.target[row], bbox=box, **more)
+            torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("removal", ["delete", "pad"])
+def test_what_stands_in_for_a_text_has_the_box_of_its_first_token(removal):
+    scored = random_scored(left=True)
+    real = scored.inputs["attention_mask"] > 0
+    boxes = torch.rand(*real.shape, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    forward, scored = with_more(replace(scored, removable=real), bbox=boxes)
+    found = perturbed(forward, scored, torch.arange(3), ~real, removal, 64, "log")
+    for row in range(3):
+        first = boxes[row, real[row]][None, :1]
+        expected = Boxed()(torch.tensor([[PAD]]), torch.tensor([[1]]), bbox=first)
+        torch.testing.assert_close(found[row], expected.log_softmax(-1)[0, scored.target[row]])
+
+
+def test_pictures_with_as_many_channels_as_the_text_has_tokens_are_not_moved():
+    scored = random_scored([1, 1])
+    forward, scored = with_more(scored, image=torch.randn(2, 3, 3, 3))
+    copies = Copies(
+        scored.inputs["input_ids"], {k: v for k, v in scored.inputs.items() if k != "input_ids"}, keep_of(scored),
+        torch.arange(2), forward, None, {},
+    )  # fmt: skip
+    found = removal_named("delete").apply(copies.but(keep=~scored.removable))
+    assert found.main.tolist() == [[1, 2], [1, 2]]
+    assert torch.equal(found.extras["image"], scored.inputs["image"])
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (2, 11, 11), (2, 11), (1, 1, 11)])
+def test_deleting_is_refused_where_something_may_be_said_of_pairs_of_tokens(shape):
+    scored = random_scored()
+    forward, scored = with_more(scored, pairs=torch.rand(3, *shape))
+    with pytest.raises(ValueError, match=r"but pairs is \(3, .*as long as the text \(11\).*pad the texts to another"):
+        perturbed(forward, scored, torch.arange(3), keep_of(scored), "delete", 64)
+
+
+def test_deleting_is_refused_where_an_input_tells_places_in_the_text():
+    forward, scored = with_more(random_scored(), mc_token_ids=torch.tensor([[8], [5], [10]]))
+    with pytest.raises(ValueError, match="so mc_token_ids, which tells places in the text, would tell others"):
+        perturbed(forward, scored, torch.arange(3), keep_of(scored), "delete", 64)
+
+
+def test_deleting_is_refused_where_an_input_of_each_token_is_held_fixed():
+    scored = random_scored([9])
+    forward = HFForward(Boxed(), names=("attention_mask",), bbox=torch.rand(1, 11, 4, dtype=torch.float64))
+    keep = keep_of(scored)
+    with pytest.raises(ValueError, match=r"HFForward\(bbox=...\) is held fixed, \(1, 11, 4\).*names="):
+        perturbed(forward, scored, torch.zeros(1).long(), keep, "delete", 64)
+    assert perturbed(forward, scored, torch.zeros(1).long(), keep, "pad", 64).isfinite().all()
