@@ -84,6 +84,7 @@ def test_a_whole_model_under_vmap_is_refused_by_name():
 def test_a_position_of_another_kind_is_refused_before_the_model_runs(position):
     """Within an operator that the model runs torch would say that its operands are of unsupported types."""
     model = nn.Sequential(*(Attention(lambda m, x: m.o(join(m.mixed(x)))) for _ in "ab"))
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(TypeError, match="position should be None, an integer"):
         captum_norm.AttentionNorm(model).attribute(torch.randn(BATCH, LENGTH, MODEL), position=position)
 
