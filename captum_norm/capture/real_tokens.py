@@ -19,9 +19,13 @@ from captum_norm.capture.joining import Joined
 from captum_norm.capture.kind import has_cache
 from captum_norm.capture.looked_at import LookedAt, Sight
 from captum_norm.capture.mask_origins import without_padding
+from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.weights import is_unmasked_behind
 from captum_norm.operations.entries import all_true, any_true
 from captum_norm.operations.places import Source
+
+# Queries whose weights are looked at together.
+_ROWS = 256
 
 
 class Allowed(NamedTuple):
@@ -86,13 +90,13 @@ class RealTokens:
         """What a call that hides no token looks at; None where it is not known which queries are tokens of padding."""
         allowed, back = None, False
         if any(part.mixture.patterned for part in call.parts):
-            allowed = (call.weights.whole() != 0).any(1)
+            allowed = _with_weight(call.weights)
         elif seen is not None:
             allowed = seen.keys if seen.used is None else seen.used
         elif not all(part.mixture.unmasked for part in call.parts) or call.over_keys is not None:
             back = kind == "causal" and keys.all_inputs and queries is not None and queries.all_inputs
             back = back and all(is_unmasked_behind(part.mixture.weights) for part in call.parts)
-            allowed = None if back else (call.weights.whole() != 0).any(1)
+            allowed = None if back else _with_weight(call.weights)
         if kind == "cross":
             real = self._known(queries)
             if allowed is not None and real is not None:
@@ -124,6 +128,14 @@ def _seen(call: Joined) -> Allowed | None:
     kept = _in_any_head(call, used) if some_left_out else None
     keys, told = without_padding(keys, selections, kept)
     return Allowed(keys, kept, not told and any(mixture.given for mixture in mixtures))
+
+
+def _with_weight(weights: Arranged | Whole) -> Tensor:
+    """Which keys each query gives weight to in any head, (b, q, k) bool, some queries at a time."""
+    batch, query = weights.shape[0], weights.shape[2]
+    every = torch.arange(query).expand(batch, -1)
+    blocks = (weights.at(every[:, start : start + _ROWS]) for start in range(0, query, _ROWS))
+    return torch.cat([any_true(rows != 0, 1) for rows in blocks], 1)
 
 
 def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:
