@@ -28,6 +28,7 @@ _NO_MASKS = names_of(
 _BY_SIZE = COMPARISONS | {"topk", "sort", "argsort", "max", "min", "argmax", "argmin", "kthvalue", "median"}
 _MOVES = names_of(OperationKind.MOVE) | {"gather", "take_along_dim"}
 _LIKE = names_with(Property.LIKE)
+_ADDED_TO = frozenset({"addmm", "addbmm", "baddbmm", "addmv"})
 _HIDING = names_of(OperationKind.CHOICE, OperationKind.SUM, OperationKind.SCALE) | {"setitem"}
 _TAKES = {"topk", "sort", "gather", "take_along_dim"}
 _SCATTERS = {"scatter", "index_put", "index_copy", "index_fill", "masked_scatter"}
@@ -109,14 +110,15 @@ class MaskOrigins:
 
     def _see_selections(self, op: Operation, is_weights: bool) -> None:
         found: dict[int, Tensor] = {}
-        for tensor in _operands(op):
+        is_added = not is_weights and base_name(op.name) in _ADDED_TO  # a mask is no factor of the product
+        for tensor in op.tensors[:1] if is_added else _operands(op):
             known = self._selections[tensor] if self._any_selection else None
             if known is None and tensor.dtype is torch.bool and _is_selection(tensor):
                 known = self._selections[tensor] = (tensor,)
                 self._any_selection = True
             if known:
                 found.update((id(one), one) for one in known)
-        if found and (is_weights or base_name(op.name) not in _NO_MASKS):
+        if found and (is_weights or is_added or base_name(op.name) not in _NO_MASKS):
             for out in op.written:
                 self._selections[out] = tuple(found.values())
 

@@ -199,6 +199,40 @@ def test_padding_that_sees_itself_is_told_by_the_selection_that_its_mask_was_mad
     assert torch.equal(records[0].key_mask, real)
 
 
+ADDED = {
+    "baddbmm": lambda q, k, hidden: torch.baddbmm(_minus_infinity(hidden), q, k.mT),
+    "of the mask": lambda q, k, hidden: _minus_infinity(hidden).baddbmm(q, k.mT, alpha=0.5),
+    "in place": lambda q, k, hidden: _minus_infinity(hidden).baddbmm_(q, k.mT),
+    "times beta": lambda q, k, hidden: torch.baddbmm(hidden * 1.0, q, k.mT, beta=-1e9),
+    "-100": lambda q, k, hidden: torch.baddbmm(hidden * -100.0, q, k.mT),
+    "times beta, -100": lambda q, k, hidden: torch.baddbmm(hidden * 1.0, q, k.mT, beta=-100),
+    "addmm": lambda q, k, hidden: torch.stack(list(map(torch.addmm, _minus_infinity(hidden), q, k.mT))),
+    "add": lambda q, k, hidden: torch.add(q @ k.mT, hidden * 1.0, alpha=-1e9),
+    "addcmul": lambda q, k, hidden: torch.addcmul(q @ k.mT, hidden * 1.0, torch.tensor(-1e9)),
+    "lerp": lambda q, k, hidden: torch.lerp(q @ k.mT, torch.tensor(-1e9), hidden * 1.0),
+}
+
+
+def _minus_infinity(hidden: Tensor) -> Tensor:
+    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+
+
+@pytest.mark.parametrize("form", ADDED)
+def test_a_mask_that_one_operation_adds_to_scores_and_makes_them_is_made_of_the_same_selection(form):
+    module = Attention(None)
+
+    def attend(x: Tensor, real: Tensor) -> Tensor:
+        q, k, v = (f(x).view(2, 5, 2, 4).transpose(1, 2).flatten(0, 1) for f in (module.q, module.k, module.v))
+        hidden = ~(real[:, None] & ~FUTURE | torch.eye(5, dtype=torch.bool)).repeat_interleave(2, 0)
+        y = ADDED[form](q, k, hidden).softmax(-1) @ v
+        return module.o(y.view(2, 2, 5, 4).transpose(1, 2).flatten(2))
+
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x, REAL)
+    assert torch.equal(records[0].key_mask, REAL)
+
+
 def test_a_text_that_looks_back_is_no_padding():
     x = torch.randn(2, 5, 8)
     with torch.no_grad(), recording(sources=(x,)) as records:

@@ -888,6 +888,7 @@ CHANGES: list[Change] = [
         ("self._taken_from[out] = self._of_all(op)", "pass"),
         ("bool((out <= HIDDEN).any())", "True"),
         ("                before = _OVERWRITTEN", "                pass"),
+        ("(is_weights or is_added or base", "(is_weights or base"),
         tests="capture/test_real_tokens.py",
     ),
     *changes_of(
@@ -895,6 +896,11 @@ CHANGES: list[Change] = [
         ("allowed = seen.keys if seen.used is None else seen.used", "allowed = seen.keys"),
         ("allowed = allowed & real[..., None].to(allowed.device)", "pass"),
         tests="capture/test_looked_at.py",
+    ),
+    *changes_of(
+        "capture/rules/products.py",
+        ('note_shallow_mask(flow, op.out, added, op.kwargs.get("beta", 1))', "pass"),
+        tests="capture/test_real_tokens.py",
     ),
     *changes_of("capture/ledger.py", ("covered |= softmax.ancestors", "covered |= 0"), tests="capture/test_ledger.py"),
     *changes_of(
@@ -1568,7 +1574,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/rules/projections.py",
-        ("mask if sign == 1 or not number else sign * mask", "mask"),
+        ("_sign(op) if number else 1)", "1)"),
         tests="capture/test_real_tokens.py",
     ),
     *changes_of(

@@ -12,7 +12,7 @@ from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns, ToldBy
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.masks import allowed_at_product, allowed_by_mask
+from captum_norm.capture.masks import allowed_at_product, allowed_by_mask, two_numbers
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_weighted
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
@@ -220,6 +220,14 @@ def _baddbmm(flow: Dataflow, op: Operation) -> None:
         added_product(flow, op)
 
 
+def note_shallow_mask(flow: Dataflow, scores: Tensor, mask: Tensor, factor: float = 1) -> None:
+    """Scores to which a mask of 0 and -100 or the like was added, times a factor."""
+    if mask.ndim > 1 and scores.ndim > 2 and flow.reach.of(mask) <= INPUT and type(mask) is Tensor:
+        allowed = two_numbers(mask if factor == 1 else factor * mask)
+        if allowed is not None:
+            flow.shallow[scores] = allowed
+
+
 def added_product(flow: Dataflow, op: Operation) -> None:
     """beta * added + alpha * (left @ right): a value product where left are weights and nothing is added."""
     added, left, right = op.tensors[:3]
@@ -229,6 +237,7 @@ def added_product(flow: Dataflow, op: Operation) -> None:
         if trace is not None and trace.scores is not None:
             who: ToldBy = "inputs" if flow.is_given(added) else "the model"
             flow.traces.update(op.out, scores=trace.scores.after_telling(who))
+        note_shallow_mask(flow, op.out, added, op.kwargs.get("beta", 1))
         return
     alpha = op.kwargs.get("alpha", 1)
     scale = Step(("alpha", object()), lambda t: t * alpha, True)

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from captum_norm.capture.columns import mapped
 from captum_norm.capture.dataflow import Dataflow, rule
-from captum_norm.capture.masks import two_numbers
-from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import place_after
 from captum_norm.capture.rules.elementwise import carry
-from captum_norm.capture.rules.products import added_product, hidden_product
+from captum_norm.capture.rules.products import added_product, hidden_product, note_shallow_mask
 from captum_norm.capture.rules.softmax import log_weights
 from captum_norm.capture.rules.weights import is_weights, map_weights, reduce_weights
 from captum_norm.capture.traces import Mixed, Mixture, Projection, Trace
@@ -115,12 +113,8 @@ def _add(flow: Dataflow, op: Operation) -> None:
 
 def _note_shallow_mask(flow: Dataflow, op: Operation, operands: list[Tensor]) -> None:
     """Scores to which a mask of 0 and -100 or the like was added."""
-    sign = _sign(op)
     for number, mask in enumerate(operands):
-        if mask.ndim > 1 and op.out.ndim > 2 and flow.reach.of(mask) <= INPUT and type(mask) is Tensor:
-            allowed = two_numbers(mask if sign == 1 or not number else sign * mask)
-            if allowed is not None:
-                flow.shallow[op.out] = allowed
+        note_shallow_mask(flow, op.out, mask, _sign(op) if number else 1)
 
 
 def _sum_of_mixed(op: Operation, operands: list[Tensor], traces: list[Trace]) -> tuple[Mixed, ...]:
