@@ -5,7 +5,9 @@ Where queries and keys come from tells cross-attention; whether any query looks 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,20 @@ from captum_norm.operations.callers import Caller
 from captum_norm.operations.entries import all_true, any_true, without_repeats
 
 
+class Told(NamedTuple):
+    """What a mask tells of the queries and keys of a call.
+
+    Attributes:
+        seen: which keys each query may attend to in any head, (b, q, k) bool.
+        queries: which of them are real tokens, (b, q) bool.
+        keys: which keys are, (b, k) bool.
+    """
+
+    seen: Tensor
+    queries: Tensor
+    keys: Tensor
+
+
 class KindReader:
     """Tells the kinds of calls; what lies ahead of which query is worked out once for calls of one structure."""
 
@@ -26,7 +42,7 @@ class KindReader:
 
     def read(
         self, mixture: Mixture, weights: Arranged | Whole, queries: Positions | None, keys: Positions | None,
-        read: ReadRows | None, numbers: Tensor | None = None,
+        read: ReadRows | None, numbers: Tensor | None = None, told: Callable[[], Told | None] = lambda: None,
     ) -> Kind:  # fmt: skip
         """The kind of a call.
 
@@ -36,6 +52,7 @@ class KindReader:
             queries, keys: where its axes lie in the input, or None.
             read: the weights that were read already, or None.
             numbers: (batch, head, query), what the anchor of the keys counts the queries as, where examples differ.
+            told: asked which tokens are padding where some query looks ahead; None where none is, or nobody knows.
         """
         ours, theirs = mixture.weights_place, mixture.values_place
         query, key = weights.shape[-2:]
@@ -60,7 +77,11 @@ class KindReader:
             self._ahead[structure] = _Ahead(query, key, queries, keys)
         tells = mixture.used is None and not mixture.patterned and isinstance(weights, Arranged)
         allowed = mixture.allowed if tells else None
-        return "causal" if self._ahead[structure].is_avoided(weights, read, allowed) else "self"
+        if self._ahead[structure].is_avoided(weights, read, allowed):
+            return "causal"
+        mask = told() if query > 1 else None
+        real = mask is not None and self._ahead[structure].is_avoided_by_real(weights, mask)
+        return "causal" if real else "self"
 
 
 def _looks_back(weights: Tensor, queries: Tensor, keys: Positions) -> bool:
@@ -159,6 +180,27 @@ class _Ahead:
             return True
         ahead = row[self._behind_first.to(row.device)]
         return bool(ahead.any()) and bool(row.amax() != row.amin())
+
+    def is_avoided_by_real(self, weights: Arranged | Whole, mask: Told) -> bool:
+        """The same of the queries that are real tokens, where some of them have real ones to avoid.
+
+        Args:
+            weights: (batch, head, query, key).
+            mask: what is told of its tokens.
+        """
+        ahead = self._is_allowed(mask.seen & mask.queries[..., None])
+        if ahead:
+            return False
+        has_any = False
+        for rows in _split(self.rows):
+            real, keys = mask.queries[:, rows.to(mask.queries.device)], mask.keys.to(mask.queries.device)
+            later = self._later(rows).to(keys.device)
+            has_any = has_any or bool((real & (later & keys[:, None]).any(-1)).any())
+            if ahead is None:
+                given = weights.at(_for_all(rows, weights.shape[0]))
+                if self._looks(given * real[:, None, :, None].to(given.device), rows)[0]:
+                    return False
+        return has_any
 
     @cached_property
     def _in_order(self) -> bool:

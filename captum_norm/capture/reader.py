@@ -167,7 +167,8 @@ class RecordReader:
         queries, _ = self._positions_of(call, "query")
         keys, unknown = self._positions_of(call, "key")
         numbers = None if queries is not None or keys is None else self._numbers_of_queries(call)
-        kind = self._kinds.read(mixture, call.weights, queries, keys, read.read, numbers)
+        told = partial(self._real.told, call, queries, keys)
+        kind = self._kinds.read(mixture, call.weights, queries, keys, read.read, numbers, told)
         heads = call.weights.shape[1]
         cross = kind == "cross"
         query_mask, key_mask = self._real.read(call, kind, queries, keys)

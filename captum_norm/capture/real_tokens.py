@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_norm.capture.call import Kind, Positions
 from captum_norm.capture.joining import Joined
-from captum_norm.capture.kind import has_cache
+from captum_norm.capture.kind import Told, has_cache
 from captum_norm.capture.looked_at import LookedAt, Sight
 from captum_norm.capture.mask_origins import without_padding
 from captum_norm.capture.rows import Arranged, Whole
@@ -49,6 +49,22 @@ class RealTokens:
     def __init__(self) -> None:
         self._of: dict[Source, tuple[Tensor, Tensor]] = {}
         self._looked_at: dict[Source, LookedAt] = {}
+        self._last: tuple[Joined, Allowed | None] | None = None  # asked for again as a rule
+
+    def told(self, call: Joined, queries: Positions | None, keys: Positions | None) -> Told | None:
+        """What the mask of self-attention says of its tokens; None where all are real, or nobody knows.
+
+        Args:
+            call: the call.
+            queries, keys: where its axes lie in the input, or None.
+        """
+        self._last = call, _seen(call)
+        seen = self._last[1]
+        real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
+        if seen is None or real is None:
+            return None
+        ours = _of_queries(real, seen.keys, queries, keys, has_cache(call.parts[0].mixture.callers))
+        return None if ours is None else Told(seen.keys, ours, real)
 
     def read(
         self, call: Joined, kind: Kind, queries: Positions | None, keys: Positions | None
@@ -60,7 +76,8 @@ class RealTokens:
             kind: its kind.
             queries, keys: where its axes lie in the input, or None.
         """
-        seen = _seen(call)
+        seen = self._last[1] if self._last is not None and self._last[0] is call else _seen(call)
+        self._last = None
         real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
         if keys is not None:
             looked_at = self._looked_at.setdefault(keys.source, LookedAt())

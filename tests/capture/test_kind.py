@@ -5,6 +5,7 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from captum_norm.capture import recording
 from captum_norm.capture.rows import sample
@@ -63,6 +64,80 @@ def test_weights_below_nothing_look_ahead():
     factor[1, 2] = -1
     assert kind(torch.randn(2, 4, 4), factor) == "self"
     assert kind(torch.randn(2, 4, 4), factor.clamp_min(0)) == "causal"
+
+
+LEFT = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
+PADDING_SEES = {
+    "everything": lambda seen, real: seen | ~seen.any(-1, keepdim=True),
+    "itself": lambda seen, real: seen | torch.eye(seen.shape[-1], dtype=torch.bool),
+    "all real tokens": lambda seen, real: torch.where(seen.any(-1, keepdim=True), seen, real[:, None, None]),
+}
+APPLIED = {
+    "filled": lambda s, v, seen: s.masked_fill(~seen, -torch.inf).softmax(-1) @ v,
+    "added": lambda s, v, seen: (s + ~seen * -1e9).softmax(-1) @ v,
+    "weights filled": lambda s, v, seen: _of_one(s.exp() * seen) @ v,
+    "times a pattern": lambda s, v, seen: s.masked_fill(~seen, -1e9).softmax(-1) * torch.ones(s.shape[-2:]) @ v,
+    "by head": lambda s, v, seen: torch.stack(
+        [s[:, n].masked_fill(~seen[:, 0], -torch.inf).softmax(-1) @ v[:, n] for n in range(2)], 1
+    ),
+}
+
+
+def _of_one(w: Tensor) -> Tensor:
+    return w / w.sum(-1, keepdim=True)
+
+
+def padded(sees: str, applied: str, real: Tensor, causal: bool = True, prefix: int = 0) -> tuple[str, Tensor | None]:
+    """The kind of a call whose padding sees more than real tokens let it, and which keys are real."""
+    q, k, v, o = (nn.Linear(8, 8) for _ in range(4))
+
+    def attend(x: Tensor, real: Tensor) -> Tensor:
+        query, key, values = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (q, k, v))
+        size = x.shape[1]
+        ahead = torch.ones(size, size, dtype=torch.bool).triu(1)
+        ahead[:, size - 4 : size - 4 + prefix] = False
+        seen = real[:, None, None] & ~(ahead & causal)
+        seen = PADDING_SEES[sees](seen, real)
+        if applied == "kernel":
+            y = scaled_dot_product_attention(query, key, values, seen)
+        else:
+            y = APPLIED[applied](query @ key.mT / 2, values, seen)
+        return o(y.transpose(1, 2).flatten(2))
+
+    x = torch.randn(*real.shape, 8)
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x, real)
+    assert len({record.call.kind for record in records}) == 1
+    return records[0].call.kind, records[0].key_mask
+
+
+@pytest.mark.parametrize("real", [LEFT, LEFT.flip(0), LEFT[1:2]], ids=["longest first", "shortest first", "one"])
+@pytest.mark.parametrize("applied", [*APPLIED, "kernel"])
+@pytest.mark.parametrize("sees", PADDING_SEES)
+def test_a_call_in_which_rows_of_padding_alone_look_ahead_is_causal(sees, applied, real):
+    kind, found = padded(sees, applied, real)
+    assert kind == "causal"
+    assert torch.equal(found, real)
+
+
+@pytest.mark.parametrize("applied", [*APPLIED, "kernel"])
+def test_texts_of_two_tokens_of_which_padding_looks_ahead_are_causal(applied):
+    kind, found = padded("everything", applied, torch.tensor([[1, 1], [0, 1]]).bool())
+    assert kind == "causal"
+    assert torch.equal(found, torch.tensor([[1, 1], [0, 1]]).bool())
+
+
+@pytest.mark.parametrize("real", [LEFT, LEFT.flip(0), LEFT[1:2]], ids=["longest first", "shortest first", "one"])
+@pytest.mark.parametrize("applied", [*APPLIED, "kernel"])
+@pytest.mark.parametrize("sees", PADDING_SEES)
+@pytest.mark.parametrize(("causal", "prefix"), [(False, 0), (True, 2)])
+def test_a_call_in_which_real_tokens_look_ahead_beside_padding_is_not_causal(sees, applied, real, causal, prefix):
+    assert padded(sees, applied, real, causal, prefix)[0] == "self"
+
+
+@pytest.mark.parametrize("sees", ["everything", "all real tokens"])
+def test_a_text_of_one_token_behind_padding_does_not_tell_that_a_call_is_causal(sees):
+    assert padded(sees, "filled", torch.tensor([[0, 0, 0, 1]]).bool())[0] == "self"
 
 
 @pytest.mark.parametrize("length", [4, 6])

@@ -1591,13 +1591,17 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/kind.py",
-        ('if self._ahead[structure].is_avoided(weights, read, allowed) else "self"', 'if query == key else "self"'),
+        ("if self._ahead[structure].is_avoided(weights, read, allowed):", "if query == key:"),
         tests="capture/test_positions.py attr/test_what_is_computed.py",
     ),
     *changes_of(
         "capture/kind.py",
         ("if bool((ahead & ~all_true(some, -1)).any()):", "if False:"),
         ("weights.shape[0])), rows)", "weights.shape[0]))[:, :1], rows)"),
+        ("        if ahead:\n", "        if False:\n"),
+        ("mask.seen & mask.queries[..., None]", "mask.seen"),
+        ("given * real[:, None, :, None].to(given.device)", "given"),
+        ("        return has_any\n", "        return True\n"),
         tests="capture/test_kind.py",
     ),
     # --------------------------------------------------------------------------------------------------- capture/blocks
