@@ -189,7 +189,7 @@ def _is_selection(mask: Tensor) -> bool:
 
 
 def without_padding(
-    seen: Tensor, selections: Sequence[Tensor], used: Tensor | None = None
+    seen: Tensor, selections: Sequence[Tensor], used: Tensor | None = None, own: Tensor | None = None
 ) -> tuple[Tensor, bool]:
     """What queries may attend to without the padding that sees itself alone, or is hidden together with small weights.
 
@@ -198,8 +198,9 @@ def without_padding(
 
     Args:
         seen: (b, q, k) bool, which keys each query may attend to.
-        selections: of what the mask was made, each (b, k).
+        selections: of what the mask was made, each (b, k), or (b, q) of the queries' own keys.
         used: (b, q, k) bool, which of them it does attend to, where masks left out others for being small.
+        own: (q,), which key each query is itself, where there are keys that are none of them; else in order.
 
     Returns:
         The same (b, q, k), and whether a selection tells.
@@ -211,16 +212,21 @@ def without_padding(
         tensor([ True,  True, False])
     """
     query, key = seen.shape[1:]
-    if query != key:
+    if own is None and query != key:
         return seen, False
-    tells = False
-    by_others = ((seen if used is None else used) & ~torch.eye(key, dtype=torch.bool, device=seen.device)).any(1)
+    own = torch.arange(key, device=seen.device) if own is None else own.to(seen.device)
+    itself = own[:, None] == torch.arange(key, device=seen.device)
+    tells, by_others = False, ((seen if used is None else used) & ~itself).any(1)[:, own]
     for selection in selections:
+        if selection.shape == (len(seen), key):
+            selection = selection[:, own.to(selection.device)]
         if selection.shape != by_others.shape:
             continue
         sides = [side for side in (selection, ~selection) if bool(side.any()) and not bool((side & by_others).any())]
         sides = [side for side in sides if not bool(side.all(1).any())]
         tells |= len(sides) == 1 or bool(selection.all())
         if len(sides) == 1:
-            seen = seen & ~sides[0][:, None]
+            hidden = torch.zeros_like(seen[:, 0])
+            hidden[:, own] = sides[0]
+            seen = seen & ~hidden[:, None]
     return seen, tells

@@ -58,7 +58,7 @@ class RealTokens:
             call: the call.
             queries, keys: where its axes lie in the input, or None.
         """
-        self._last = call, _seen(call)
+        self._last = call, _seen(call, queries, keys)
         seen = self._last[1]
         real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
         if seen is None or real is None:
@@ -76,7 +76,7 @@ class RealTokens:
             kind: its kind.
             queries, keys: where its axes lie in the input, or None.
         """
-        seen = self._last[1] if self._last is not None and self._last[0] is call else _seen(call)
+        seen = self._last[1] if self._last is not None and self._last[0] is call else _seen(call, queries, keys)
         self._last = None
         real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
         if keys is not None:
@@ -131,20 +131,21 @@ class RealTokens:
         return real if index is not None and queries is not None and torch.equal(index, queries.index) else None
 
 
-def _seen(call: Joined) -> Allowed | None:
+def _seen(call: Joined, queries: Positions | None, keys: Positions | None) -> Allowed | None:
     """What a call was allowed to look at; None where that is everything, or nobody knows."""
     mixtures = [part.mixture for part in call.parts]
     allowed, used = [mixture.allowed for mixture in mixtures], [mixture.used for mixture in mixtures]
     some_left_out = any(one is not None for one in used)
     if not some_left_out and all(one is None for one in allowed):
         return None
-    keys = _in_any_head(call, allowed)
-    if keys is None:
+    seen = _in_any_head(call, allowed)
+    if seen is None:
         return None
     selections = [one for mixture in mixtures for one in mixture.selections]
     kept = _in_any_head(call, used) if some_left_out else None
-    keys, told = without_padding(keys, selections, kept)
-    return Allowed(keys, kept, not told and any(mixture.given for mixture in mixtures))
+    own = _own_keys(queries, keys) if seen.shape[1] < seen.shape[2] else None
+    seen, told = without_padding(seen, selections, kept, own)
+    return Allowed(seen, kept, not told and any(mixture.given for mixture in mixtures))
 
 
 def _with_weight(weights: Arranged | Whole) -> Tensor:
@@ -153,6 +154,15 @@ def _with_weight(weights: Arranged | Whole) -> Tensor:
     every = torch.arange(query).expand(batch, -1)
     blocks = (weights.at(every[:, start : start + _ROWS]) for start in range(0, query, _ROWS))
     return torch.cat([any_true(rows != 0, 1) for rows in blocks], 1)
+
+
+def _own_keys(queries: Positions | None, keys: Positions | None) -> Tensor | None:
+    """Which key each query is itself, (q,), where all others are no input (spare slots of a cache); else None."""
+    if queries is None or keys is None or queries.source != keys.source or not queries.all_inputs:
+        return None
+    matches = queries.index[:, None] == keys.index
+    each = bool((matches.sum(-1) == 1).all()) and bool((matches.any(0) == (keys.index >= 0)).all())
+    return matches.int().argmax(-1) if each else None
 
 
 def _in_any_head(call: Joined, of_parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from captum_norm.capture import InexactCaptureError, recording
 from captum_norm.capture.masks import allowed_by_scores
@@ -231,6 +231,48 @@ def test_a_mask_that_one_operation_adds_to_scores_and_makes_them_is_made_of_the_
     with torch.no_grad(), recording(sources=(x,)) as records:
         attend(x, REAL)
     assert torch.equal(records[0].key_mask, REAL)
+
+
+SLOTS = {
+    "a cache of zeros": (lambda x: torch.zeros(2, 8, 8).index_copy_(1, torch.arange(5), x), (0, 3)),
+    "slots behind": (lambda x: torch.cat([x, torch.zeros(2, 3, 8)], 1), (0, 3)),
+    "keys in front": (lambda x: torch.cat([torch.ones(2, 3, 8), x], 1), (3, 0)),
+}
+IN_SLOTS = {
+    "added behind": lambda seen, real, slots: pad(seen, slots),
+    "written": lambda seen, real, slots: _written(seen, slots),
+    "selected with the slots": lambda seen, real, slots: (
+        pad(~FUTURE, slots) & (pad(real, slots)[:, None] > 0) | pad(torch.eye(5, dtype=torch.bool), slots)
+    ),
+}
+
+
+def _written(seen: Tensor, slots: tuple[int, int]) -> Tensor:
+    whole = torch.zeros(2, 5, 8, dtype=torch.bool)
+    whole[..., slots[0] : slots[0] + 5] = seen
+    return whole
+
+
+@pytest.mark.parametrize("real", [REAL, torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool(), LEFT])
+@pytest.mark.parametrize("form", IN_SLOTS)
+@pytest.mark.parametrize("where", SLOTS)
+def test_padding_that_sees_itself_beside_keys_that_are_no_tokens_is_told_by_the_selection(where, form, real):
+    (place, slots), module = SLOTS[where], Attention(None)
+
+    def attend(x: Tensor, real: Tensor) -> Tensor:
+        itself = torch.eye(5, dtype=torch.bool)
+        told = (real[:, None] > 0) & ~FUTURE | itself if form != "selected with the slots" else None
+        seen = IN_SLOTS[form](told, real, slots)[:, None]
+        states = module.q(x), place(module.k(x)), place(module.v(x))
+        q, k, v = (f.unflatten(-1, (2, 4)).transpose(1, 2) for f in states)
+        y = (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+        return module.o(y.transpose(1, 2).flatten(2))
+
+    x, given = torch.randn(2, 5, 8), real.long()
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attend(x, given)
+    assert torch.equal(records[0].query_mask, real)
+    assert torch.equal(records[0].key_mask, pad(real, slots))
 
 
 def test_a_text_that_looks_back_is_no_padding():
