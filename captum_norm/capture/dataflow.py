@@ -54,7 +54,7 @@ class Dataflow:
         self.rows = ReadOuts(self.traces, self.reach, self.places)
         self.chain = Chain(self.reach, self.module) if chain else None
         self.ledger = Ledger()
-        self.masks = MaskOrigins(self.reach)
+        self.masks = MaskOrigins(self.reach, self.is_given)
         self.shallow: Facts[Tensor] = Facts()  # scores -> what a shallow mask, such as -100, allows of them
         self.exponentials: Facts[Columns] = Facts()  # exp(scores) -> what the softmax written by hand allows
         self.unrounded: Facts[Tensor] = Facts()  # of what was made into integers of few bits, what it was

@@ -8,7 +8,7 @@ Axes: b batch, q query, k key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,10 +41,11 @@ class MaskOrigins:
 
     Args:
         reach: what each tensor was made of.
+        is_given: whether something given to the model has a part in a tensor.
     """
 
-    def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+    def __init__(self, reach: Reach, is_given: Callable[[Tensor], bool]) -> None:
+        self._reach, self._is_given = reach, is_given
         self._selections: Facts[tuple[Tensor, ...]] = Facts()
         self._chosen: Facts[bool] = Facts()
         self._unchosen: Facts[Tensor] = Facts()
@@ -113,7 +114,7 @@ class MaskOrigins:
         is_added = not is_weights and base_name(op.name) in _ADDED_TO  # a mask is no factor of the product
         for tensor in op.tensors[:1] if is_added else _operands(op):
             known = self._selections[tensor] if self._any_selection else None
-            if known is None and tensor.dtype is torch.bool and _is_selection(tensor):
+            if known is None and tensor.dtype is torch.bool and self._is_selection(tensor):
                 known = self._selections[tensor] = (tensor,)
                 self._any_selection = True
             if known:
@@ -121,6 +122,15 @@ class MaskOrigins:
         if found and (is_weights or is_added or base_name(op.name) not in _NO_MASKS):
             for out in op.written:
                 self._selections[out] = tuple(found.values())
+
+    def _is_selection(self, mask: Tensor) -> bool:
+        """Whether a mask may select positions of each example.
+
+        One of as many examples as positions that is made of nothing given is of queries and keys, as a causal mask is.
+        """
+        if mask.ndim < 2 or mask.shape[-1] == 1 or mask.numel() != mask.shape[0] * mask.shape[-1]:
+            return False
+        return mask.shape[0] != mask.shape[-1] or self._is_given(mask)
 
     def _see_choices(self, op: Operation, is_weights: bool) -> None:
         states = [one for one in _operands(op) if one.is_floating_point() and self._reach.of(one) > INPUT]
@@ -182,10 +192,6 @@ def _scatters_scores(op: Operation, out: Tensor, is_weights: bool) -> bool:
 def _operands(op: Operation) -> list[Tensor]:
     """The tensors of which the numbers are read."""
     return op.tensors[:1] if base_name(op.name) in _LIKE else op.tensors
-
-
-def _is_selection(mask: Tensor) -> bool:
-    return mask.ndim > 1 and mask.shape[-1] > 1 and mask.numel() == mask.shape[0] * mask.shape[-1]
 
 
 def without_padding(

@@ -233,6 +233,47 @@ def test_a_mask_that_one_operation_adds_to_scores_and_makes_them_is_made_of_the_
     assert torch.equal(records[0].key_mask, REAL)
 
 
+LOOKING_BACK = {
+    "ones": lambda x: torch.ones(2, 2).tril().bool(),
+    "what is hidden": lambda x: ~torch.ones(2, 2, dtype=torch.bool).triu(1),
+    "minus infinity": lambda x: x.new_full((2, 2), -torch.inf).triu(1) == 0,
+    "numbers of positions": lambda x: torch.arange(2)[None] <= torch.arange(2)[:, None],
+    "for all heads": lambda x: torch.ones(2, 2).tril().bool().expand(2, 1, 2, 2),
+    "with a mask of ones": lambda x: torch.ones(2, 2).tril().bool() & torch.ones(2, 1, 1, 2).bool(),
+    "a buffer": None,
+}
+
+
+def _of_two_texts(weights, told: Tensor) -> Tensor | None:
+    """The real tokens of two texts of two tokens each."""
+    attention, x = Attention(weights), torch.randn(2, 2, 8)
+    attention.pattern = nn.Buffer(torch.ones(2, 2).tril().bool())
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        attention.weights = lambda s, told: weights(s, told, attention.pattern)
+        attention(x, told)
+    assert records[0].call.kind == "causal"
+    return records[0].key_mask
+
+
+@pytest.mark.parametrize("made", LOOKING_BACK)
+def test_a_causal_mask_of_as_many_tokens_as_there_are_texts_is_no_selection_of_them(made):
+    def weights(s: Tensor, _: Tensor, pattern: Tensor) -> Tensor:
+        seen = pattern if LOOKING_BACK[made] is None else LOOKING_BACK[made](s)
+        return s.masked_fill(~seen, -torch.inf).softmax(-1)
+
+    assert _of_two_texts(weights, torch.ones(2, 2)) is None
+
+
+def test_a_selection_that_is_given_tells_padding_that_sees_itself_in_as_many_texts_as_tokens():
+    real = torch.tensor([[1, 0], [1, 1]]).bool()
+
+    def weights(s: Tensor, told: Tensor, pattern: Tensor) -> Tensor:
+        seen = told[:, None, None] & pattern | torch.eye(2, dtype=torch.bool)
+        return s.masked_fill(~seen, -torch.inf).softmax(-1)
+
+    assert torch.equal(_of_two_texts(weights, real), real)
+
+
 SLOTS = {
     "a cache of zeros": (lambda x: torch.zeros(2, 8, 8).index_copy_(1, torch.arange(5), x), (0, 3)),
     "slots behind": (lambda x: torch.cat([x, torch.zeros(2, 3, 8)], 1), (0, 3)),

@@ -884,6 +884,8 @@ CHANGES: list[Change] = [
         ("seen = seen & ~hidden[:, None]", "pass"),
         ("selection = selection[:, own.to(selection.device)]", "pass"),
         ("hidden[:, own] = sides[0]", "hidden[:, : len(own)] = sides[0]"),
+        ("return mask.shape[0] != mask.shape[-1] or self._is_given(mask)", "return True"),
+        ("return mask.shape[0] != mask.shape[-1] or self._is_given(mask)", "return mask.shape[0] != mask.shape[-1]"),
         ("(not out.is_floating_point() and states) or", "False or"),
         ("if by_size and not states and self._only", "if False and self._only"),
         ("(seen if used is None else used)", "seen"),
