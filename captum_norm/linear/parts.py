@@ -26,7 +26,15 @@ from captum_norm.operations.places import Source
 # Linear maps of features, whose parts are made when they are asked for.
 _MAPS = frozenset(("linear", "addmm", "baddbmm", "matmul", "rmatmul", "einsum", "conv1d"))
 _SUMS = names_of(OperationKind.SUM) | {"addmm", "baddbmm"}  # where the residual may be added
-_JOINS = names_of(OperationKind.JOIN)
+# Each entry of the result is one of an operand's, or a constant.
+_PLACES = names_of(OperationKind.JOIN) | frozenset(
+    "where masked_fill setitem copy index_copy masked_scatter masked_select gather take take_along_dim tril triu rot90 "
+    "fliplr flipud atleast_1d atleast_2d atleast_3d H mH".split()
+)
+# The same, if the constants are zeros and ones.
+_WRITES = frozenset(("index_put", "index_add", "scatter", "scatter_add"))
+_PRODUCTS = frozenset(("linear", "matmul", "rmatmul", "einsum", "tensordot"))
+_MAY_PLACE = _WRITES | _PRODUCTS | {"add", "sub", "mul", "div"}
 
 
 class PartSources(TokenSources):
@@ -201,7 +209,7 @@ class SharedRun(PartsRun):
     def companions(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> Any:
         if base_name(op.name) in _SUMS and any(operand.mixed for operand in operands):
             return self._add(frozen, operands)
-        moves = frozen.moves or base_name(op.name) in _JOINS
+        moves = frozen.moves or self._places(op, frozen, operands)
         of_attention = all(operand.mixed for operand in (operands[:1] if frozen.moves else operands))  # x.view_as(y)
         keep = moves or frozen.mixes or (of_attention and not frozen.bent)
         if not keep:
@@ -210,6 +218,7 @@ class SharedRun(PartsRun):
         parts = self._mapped(frozen, operands)
         pending = self._pending(frozen, operands)
         mixed = frozen.mixes or (keep and of_attention)
+        moves = moves and pending is not None
         if isinstance(parts, Tensor):
             return _Shared(parts, pending, mixed, self._moved(frozen, operands) if moves else None)
         return tuple(
@@ -225,14 +234,46 @@ class SharedRun(PartsRun):
     def _mapped(self, frozen: Frozen, operands: list[_Shared]) -> Any:
         return self.mapped(frozen, [operand.parts for operand in operands], operands[0].parts.new_zeros(()))
 
+    def _places(self, op: Operation, frozen: Frozen, operands: list[_Shared]) -> bool:
+        """Whether each entry of the result is one of an operand's, or a constant: it is moved, and nothing else.
+
+        A product with ones, a sum with zeros or a matrix that repeats heads moves entries by what its constants are.
+        """
+        name, kwargs = base_name(op.name), op.kwargs
+        if name in _PLACES:
+            return True
+        if name not in _MAY_PLACE or frozen.bent or frozen.mixes:
+            return False
+        if all(operand.pending is None for operand in operands):  # there is no bias to be shared, here or later
+            return False
+        if "reduce" in kwargs or kwargs.get("alpha", 1) != 1:
+            return False
+        if name in _PRODUCTS:
+            live = set(map(id, frozen.operands))
+            if not all(_is_zeros_and_ones(tensor.detach()) for tensor in op.tensors if id(tensor) not in live):
+                return False
+        zeros = [operand.parts.new_zeros(operand.parts.shape[1:]) for operand in operands]
+        one = zeros[0].new_ones(())
+        if frozen.has_constant and name not in _WRITES and bool(frozen.apply(one, *zeros).any()):
+            return False
+        counts = [
+            frozen.apply(0 * one, *(zero + 1 if n == number else zero for n, zero in enumerate(zeros)))
+            for number in range(len(zeros))
+        ]
+        return all(map(_is_zeros_and_ones, (*counts, torch.stack(counts).sum(0))))
+
     def _moved(self, frozen: Frozen, operands: list[_Shared], number: int | None = None) -> Callable[[], Tensor]:
+        one = operands[0].parts.new_ones(())
+        zeros = [operand.parts.new_zeros(operand.parts.shape[1:]) for operand in operands]
+        constant = frozen.apply(one, *zeros) if frozen.has_constant else None  # of what may be overwritten later
+
         def again() -> Tensor:
             for operand in operands:
                 self._share_pending(operand)
-            parts, pending = self._mapped(frozen, operands), self._pending(frozen, operands)
+            parts = self._mapped(frozen, operands)
             if number is not None:
                 parts = parts[number]
-            return parts if pending is None else self._share(parts, pending)  # constants that were put beside them
+            return parts if constant is None else self._share(parts, constant)  # that were put beside them
 
         return again
 
@@ -269,3 +310,7 @@ class SharedRun(PartsRun):
 
     def _share(self, parts: Tensor, bias: Tensor) -> Tensor:
         return share_bias(parts.movedim(0, -2), bias, self._rule).movedim(-2, 0)
+
+
+def _is_zeros_and_ones(tensor: Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())

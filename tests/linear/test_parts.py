@@ -132,6 +132,191 @@ def test_the_same_attention_written_otherwise_has_the_same_shares(form, bias):
     close(DecompX(other, bias=bias).attribute(IDS, target=1, return_convergence_delta=True), expected)
 
 
+def memory_for(values: Tensor, more: int = 0) -> Tensor:
+    return torch.zeros(len(values), HEADS, values.shape[2] + more, SIZE, dtype=values.dtype)
+
+
+def places_of(values: Tensor) -> Tensor:
+    return torch.arange(values.shape[2])[:, None].expand_as(values)
+
+
+def copied_by_an_index(values: Tensor) -> Tensor:
+    return memory_for(values).index_copy(2, torch.arange(values.shape[2]), values)
+
+
+def kept_in_memory_with_room(values: Tensor) -> Tensor:
+    memory = memory_for(values, more=3)
+    memory.index_copy_(2, torch.arange(values.shape[2]), values)
+    return memory[:, :, : values.shape[2]]
+
+
+def set_by_an_index(values: Tensor) -> Tensor:
+    memory = memory_for(values)
+    memory[:, :, torch.arange(values.shape[2])] = values
+    return memory
+
+
+def set_one_after_the_other(values: Tensor) -> Tensor:
+    memory = torch.full_like(memory_for(values), torch.nan)
+    for n, value in enumerate(values.unbind(2)):
+        memory[:, :, n] = value
+    return memory
+
+
+def copied(values: Tensor) -> Tensor:
+    return memory_for(values).copy_(values)
+
+
+def put(values: Tensor) -> Tensor:
+    return memory_for(values).index_put((torch.arange(len(values)),), values)
+
+
+def added_to_zeros_by_an_index(values: Tensor) -> Tensor:
+    return memory_for(values).index_add(2, torch.arange(values.shape[2]), values)
+
+
+def scattered(values: Tensor) -> Tensor:
+    return memory_for(values).scatter(2, places_of(values), values)
+
+
+def added_to_zeros(values: Tensor) -> Tensor:
+    return memory_for(values).scatter_add(2, places_of(values), values)
+
+
+def scattered_by_a_mask(values: Tensor) -> Tensor:
+    return memory_for(values).masked_scatter(torch.ones_like(values, dtype=torch.bool), values)
+
+
+def gathered(values: Tensor) -> Tensor:
+    return values.gather(2, places_of(values))
+
+
+def chosen_everywhere(values: Tensor) -> Tensor:
+    return torch.where(torch.ones(len(values), 1, 1, 1).bool(), values, 5.0)
+
+
+def masked_nowhere(values: Tensor) -> Tensor:
+    return values.masked_fill(torch.zeros(len(values), 1, 1, 1).bool(), 5.0)
+
+
+def times_one(values: Tensor) -> Tensor:
+    return values * torch.ones(values.shape[2], 1).to(values) / 1.0
+
+
+def plus_zero(values: Tensor) -> Tensor:
+    return values + memory_for(values) - 0
+
+
+def chosen_by_a_matrix(values: Tensor) -> Tensor:
+    return torch.einsum("hg,bgke->bhke", torch.eye(HEADS).to(values), values)
+
+
+def multiplied_by_ones(values: Tensor) -> Tensor:
+    return linear(values, torch.eye(SIZE).to(values)) @ torch.eye(SIZE).to(values)
+
+
+MOVED = [
+    copied_by_an_index,
+    kept_in_memory_with_room,
+    set_by_an_index,
+    set_one_after_the_other,
+    copied,
+    put,
+    added_to_zeros_by_an_index,
+    scattered,
+    added_to_zeros,
+    scattered_by_a_mask,
+    gathered,
+    chosen_everywhere,
+    masked_nowhere,
+    times_one,
+    plus_zero,
+    chosen_by_a_matrix,
+    multiplied_by_ones,
+]
+
+
+@pytest.mark.parametrize("bias", ["token", "absdot", "norm", "abssim", "dot"])
+@pytest.mark.parametrize("moved", MOVED)
+def test_values_that_are_written_chosen_or_multiplied_by_one_keep_their_bias(moved, bias):
+    one = Model(plain).double().eval()
+    other = Model(lambda layer, x, weights, values: plain(layer, x, weights, moved(values))).double().eval()
+    close(one(IDS), other(IDS))
+    close(DecompX(other, bias=bias).attribute(IDS, target=1), DecompX(one, bias=bias).attribute(IDS, target=1))
+
+
+def doubled(values: Tensor) -> Tensor:
+    return values.index_add(2, torch.arange(values.shape[2]), values)
+
+
+def doubled_by_a_matrix(values: Tensor) -> Tensor:
+    return torch.einsum("hg,bgke->bhke", torch.tensor([[1.0, 1.0], [1.0, 1.0]]).to(values), values)
+
+
+def summed(values: Tensor) -> Tensor:
+    return values.sum(1, keepdim=True).expand_as(values)
+
+
+def combined_by_a_matrix(values: Tensor) -> Tensor:
+    return torch.einsum("hg,bgke->bhke", torch.tensor([[2.0, -1.0], [-1.0, 2.0]]).to(values), values)
+
+
+def combined(values: Tensor) -> Tensor:
+    return 2 * values - values.flip(1)
+
+
+def with_another_bias(values: Tensor) -> Tensor:
+    return values + torch.arange(SIZE).to(values)
+
+
+def scaled_with_another_bias(values: Tensor) -> Tensor:
+    return 2 * (0.5 * values) + torch.arange(SIZE).to(values)
+
+
+def doubled_in_halves(values: Tensor) -> Tensor:
+    index = torch.arange(values.shape[2]).repeat(2)
+    return memory_for(values).index_add(2, index, torch.cat([values, values], 2), alpha=0.5)
+
+
+def halved_and_doubled(values: Tensor) -> Tensor:
+    return 2 * (0.5 * values)
+
+
+ADDING = [
+    (doubled, lambda values: 2 * values),
+    (doubled_by_a_matrix, summed),
+    (lambda values: values + values.flip(1), summed),
+    (combined_by_a_matrix, combined),
+    (with_another_bias, scaled_with_another_bias),
+    (doubled_in_halves, halved_and_doubled),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ADDING)
+def test_what_adds_up_entries_shares_their_bias_before_however_it_is_written(one, other):
+    for bias in ("absdot", "norm"):
+        models = [
+            Model(lambda layer, x, weights, values, end=end: plain(layer, x, weights, end(values))).double().eval()
+            for end in (one, other)
+        ]
+        close(models[0](IDS), models[1](IDS))
+        first, second = (DecompX(model, bias=bias).attribute(IDS, target=1) for model in models)
+        close(first, second)
+
+
+def kept_where_constants_were(layer: Layer, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    """What is written beside constants, which are then written over, one after the other."""
+    memory = torch.cat([layer.learned[0, 0].detach().flatten()[None, None].expand_as(x)] * 2, -1).clone()
+    memory[..., :WIDTH] = layer.o(x)
+    memory[..., :WIDTH] = layer.o(x)
+    return x + linear(memory, torch.cat([layer.o.weight, layer.q.weight], 1)).tanh()
+
+
+def joined_where_constants_were(layer: Layer, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    beside = layer.learned[0, 0].detach().flatten().expand_as(x)
+    return x + linear(torch.cat([layer.o(x), beside], -1), torch.cat([layer.o.weight, layer.q.weight], 1)).tanh()
+
+
 def normed(layer: Layer, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
     return x + layer.behind(layer.o(joined(mixed(layer, weights, values))))
 
@@ -177,6 +362,7 @@ BETWEEN = [
     (squashed, squashed_side_by_side),
     (activated, shared_and_activated),
     (beside_a_constant, padded_and_a_constant),
+    (kept_where_constants_were, joined_where_constants_were),
 ]
 
 
