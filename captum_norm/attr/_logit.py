@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, own_keys, square
+from captum_norm.attr._maps import CallMap, LaterMap, Needs, Route, check_same_keys, own_keys
 from captum_norm.capture import AttentionRecord, Positions
 from captum_norm.functional.aggregate import passed_on
 from captum_norm.functional.precision import full_precision
@@ -110,7 +110,10 @@ class TrackedLogitParts(LogitParts):
     needs: ClassVar[Needs] = "rows from the top"
 
     def _tracked(self) -> Tensor:
-        """What the inputs add by way of each layer's keys: from the top down, all layers above at once."""
+        """What the inputs add by way of each layer's keys: from the top down, all layers above at once.
+
+        What is added by way of a key that is no query (memory, a cache's room) stays there.
+        """
         batch, logit, _, key = self.parts.shape
         tracked = self.parts[:, :, -1:]
         for number in reversed(range(len(self.maps) - 1)):
@@ -120,9 +123,13 @@ class TrackedLogitParts(LogitParts):
 
 
 def _passed_on(scores: Tensor, one: CallMap | LaterMap) -> Tensor:
-    """scores (batch, row, query) times a map."""
+    """scores (batch, row, key) of the queries at these keys times a map."""
     if isinstance(one, CallMap):
-        return passed_on(scores, square(one).scores.to(scores))
+        own = own_keys(one)
+        if own is None:
+            return passed_on(scores, one.scores.to(scores))
+        own = own.to(scores.device)
+        return passed_on(scores[..., own], one.scores.to(scores), own=scores.index_fill(-1, own, 0))
     total = torch.zeros_like(scores)
     for rows, part in one.blocks((scores != 0).any(1).any(0).cpu()):
         total = passed_on(scores[..., rows], part.to(scores), own=total)

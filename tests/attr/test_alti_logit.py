@@ -130,6 +130,67 @@ def test_a_foil_is_subtracted_for_all_or_for_each():
     close(swapped[1], one_by_one[1][1] - one_by_one[0][1])
 
 
+class WithRoom(torch.nn.Module):
+    """A decoder over a static cache that has room for more than is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        cache = transformers.StaticCache(config=self.model.config, max_cache_len=tokens.shape[1] + 3)
+        return self.model(tokens, past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_room_in_a_static_cache_changes_nothing(mixing):
+    model, tokens = decoder("Llama")[0], ids(2, 6) % 40
+    one, other = ALTILogit(model, mixing=mixing), ALTILogit(WithRoom(model), mixing=mixing)
+    expected = one.attribute(tokens, target=5, return_convergence_delta=True)
+    close(other.attribute(tokens, target=5, return_convergence_delta=True), expected)
+    close(other.report.tracked.sum(2), one.report.tracked.sum(2))
+
+
+class Remembering(torch.nn.Module):
+    """A decoder with a learned key and value in front of each layer's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = torch.nn.Embedding(40, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 40)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4)) for _ in range(2)
+        )
+        self.memory = torch.nn.Parameter(torch.empty(2, 2, 1, 8))
+        torch.manual_seed(0)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.6)
+
+    def forward(self, tokens):
+        x, length = self.embed(tokens), tokens.shape[1]
+        seen = torch.ones(length, length + 1, dtype=torch.bool).tril(1)
+        for (q, k, v, o), memory in zip(self.layers, self.memory, strict=True):
+            y = torch.nn.functional.layer_norm(x, (8,))
+            keys, values = (
+                torch.cat([learned.expand(len(x), -1, -1), made(y)], 1)
+                for learned, made in zip(memory, (k, v), strict=True)
+            )
+            scores = (q(y) @ keys.mT / 8**0.5).masked_fill(~seen, -torch.inf)
+            x = x + o(scores.softmax(-1) @ values)
+        return self.head(self.norm(x))
+
+
+def test_what_is_added_by_way_of_a_learned_key_is_tracked_no_further():
+    model, tokens = Remembering().double().eval(), ids(1, 5) % 40
+    with torch.no_grad(), recording(blocks=True, sources=[tokens]) as records:
+        model(tokens)
+    method, mixing = ALTILogit(model), alti_contributions(next(iter(records)))[0]
+    scores = method.attribute(tokens, target=5)
+    below, above = method.report.attention[:, 0]
+    close(scores[0], above[1:] @ mixing[:, 1:] + below[1:])
+    at_memory = above[0] + above[1:] @ mixing[:, 0]
+    close(method.report.tracked[:, 0, 0], torch.stack([below[0], at_memory]))
+
+
 @pytest.mark.parametrize(("family", "side"), [("GPT2", "right"), ("Llama", "right"), ("Llama", "left")])
 def test_a_padded_batch_equals_one_by_one(family, side):
     model, tokens = tiny(family), ids(2, 7)

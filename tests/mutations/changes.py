@@ -78,6 +78,8 @@ CHANGES: list[Change] = [
         "attr/_logit.py",
         ("towards / block.inner.deviation[..., None]", "towards"),
         ("number, None], below]", "number, None], tracked]"),
+        ("scores[..., own], one.scores", "scores[..., : len(own)], one.scores"),
+        (".index_fill(-1, own, 0)", ""),
         tests="attr/test_alti_logit.py",
     ),
     *changes_of(
