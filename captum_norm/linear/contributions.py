@@ -199,8 +199,9 @@ class _Sum:
             counts = ", ".join(map(str, sorted({leaf.anchor.shape[0] for leaf in leaves})))
             raise NotFrozenError(
                 f"axis 0 of what is explained counts {len(self.output)}, and of the inputs {counts}: "
-                "it holds several examples in one row (pictures packed into one sequence), and no token can be told to "
-                "be of one. Give one example at a time."
+                "it adds up several examples (a sum or mean over the batch), or holds them in one row (pictures packed "
+                "into one sequence), and which shares are of which example is not known. Explain one number for each "
+                "example (a sum has the same shares), or give one example at a time."
             )
         tokens = torch.stack([scores.sum(1) for scores in self.tokens.values()]).sum(0).expand_as(self.output)
         of_biases = self.output - tokens - self.left_out

@@ -355,6 +355,17 @@ def test_examples_packed_into_one_row_are_asked_for_one_at_a_time():
         return layer(x.flatten(0, 1)[None])
 
     x = torch.randn(2, 3, 8)
-    with pytest.raises(NotFrozenError, match="several examples in one row"):
+    with pytest.raises(NotFrozenError, match=r"in one row .*give one example at a time"):
         DecompX(packed).attribute(x, target=(0, 0))
     assert DecompX(packed).attribute(x[:1], target=(0, 0)).shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize("bias", ["token", "absdot"])
+def test_an_output_added_up_over_the_batch_is_refused_as_one_and_explained_example_by_example(bias):
+    model, tokens = tiny("Bert"), ids(2, 6)
+    for added in (lambda y: y.sum(0)[1], lambda y: y[:, 1].sum(), lambda y: y.mean(0, keepdim=True)[:, 1]):
+        with pytest.raises(NotFrozenError, match=r"adds up several examples .*Explain one number for each example"):
+            DecompX(lambda tokens, added=added: added(model(tokens).logits), bias=bias).attribute(tokens)
+    found = DecompX(lambda tokens: model(tokens).logits[:, 1], bias=bias).attribute(tokens)
+    alone = [DecompX(model, bias=bias).attribute(tokens[n : n + 1], target=1) for n in range(2)]
+    close(found, torch.cat(alone))

@@ -1673,6 +1673,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "linear/contributions.py",
         ("if not error <= self.tolerance:", "if False:"),
+        ("if not self.tokens:", "if False:"),
         tests="attr/test_decompx.py",
     ),
     *changes_of(
