@@ -155,10 +155,15 @@ class AttentionRelevance(MapMethod):
                 for reduction, target in zip(reductions, targets, strict=True):
                     reduction.explains(target)(recorded, output)
 
-            output = self._forward(
-                inputs, extras, records.append, skipping(reductions), differentiable=True, on_output=told, chain=True,
-                over_windows=True, real=reductions[0].real,
-            )  # fmt: skip
+            try:
+                output = self._forward(
+                    inputs, extras, records.append, skipping(reductions), differentiable=True, on_output=told,
+                    chain=True, over_windows=True, real=reductions[0].real,
+                )  # fmt: skip
+            except RuntimeError as error:
+                if type(error) is RuntimeError and any(words in str(error) for words in _WITHOUT_GRADIENTS):
+                    raise _not_with_gradients(title, error) from error
+                raise
             for reduction, target in zip(reductions, targets, strict=True):
                 counted = reduction.resting(records)
                 explained = selected(output, target, title).sum() if counted else None
@@ -169,6 +174,18 @@ class AttentionRelevance(MapMethod):
                     gradient = next(gradients) if id(record) in resting else None
                     if reduction.note(record) is not None and gradient is not None:
                         reduction.add(call_map(record, _relevant(record, gradient)))
+
+
+# What torch says of an operation that runs without gradients alone.
+_WITHOUT_GRADIENTS = ("requires grad", "being modified inplace")
+
+
+def _not_with_gradients(caller: str, error: RuntimeError) -> ValueError:
+    return ValueError(
+        f"{caller}: the model does not run with gradients ({str(error).splitlines()[0].rstrip('.')}). What is written "
+        "into memory that is there, by out= or in place, has to be a new tensor (y = torch.matmul(a, v) for out=y), "
+        "and what leaves torch has to be detached; methods without gradients need neither."
+    )
 
 
 def _relevant(record: AttentionRecord, gradient: Tensor) -> Tensor:

@@ -185,6 +185,50 @@ def test_a_model_without_a_gradient_of_its_own_is_refused_with_a_way_out(bent):
         AttentionRelevance(forward).attribute(torch.randn(2, 5, 8))
 
 
+class WithoutGradients(nn.Module):
+    """Attention whose values are mixed, or whose result is handed on, by an operation without gradients."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.v, self.shift = nn.Linear(8, 8), nn.Parameter(torch.zeros(2, 5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, values = (x @ x.mT).softmax(-1), self.v(x)
+        y = torch.empty_like(x)
+        if self.way == "out=":
+            torch.matmul(weights, values, out=y)
+        else:
+            y = weights @ values
+        if self.way == "a parameter in place":
+            y = self.shift.mul_(0) + y
+        elif self.way == "a part of one in place":
+            y = self.shift[0].mul_(0) + y
+        elif self.way == "one of several views in place":
+            y.unbind(1)[0].mul_(2)
+        elif self.way == "numpy":
+            y = y + float(y.numpy().sum())
+        return y.sum((1, 2))
+
+
+WAYS = ["out=", "a parameter in place", "a part of one in place", "one of several views in place", "numpy"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_that_runs_without_gradients_alone_is_refused_with_a_way_out(way):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"does not run with gradients \(.*\)\. .*methods without gradients"):
+        AttentionRelevance(WithoutGradients(way)).attribute(torch.randn(2, 5, 8))
+
+
+def test_what_goes_wrong_without_gradients_too_is_the_models_own_error():
+    def forward(x: Tensor) -> Tensor:
+        return x @ torch.ones(3, 3)
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        AttentionRelevance(forward).attribute(torch.randn(2, 5, 8))
+
+
 def hidden(output: Any) -> Tensor:
     """What a layer gives out: a tensor, or before transformers 5 a tuple that holds it."""
     return output[0] if isinstance(output, tuple) else output

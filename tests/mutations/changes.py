@@ -1278,7 +1278,10 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/relevance.py",
-        ("except RuntimeError as error:", "except KeyError as error:"),
+        ("except RuntimeError as error:\n        raise", "except KeyError as error:\n        raise"),
+        ('"requires grad", ', ""),
+        ('"being modified inplace"', ""),
+        ("and any(words in str(error) for words in _WITHOUT_GRADIENTS)", ""),
         tests="attr/test_relevance.py",
     ),
     *changes_of(
