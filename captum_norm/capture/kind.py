@@ -156,9 +156,13 @@ class _Ahead:
             return not self.rows.numel()  # one step of generation
         if not self.rows.numel() or (weights.queries_in_order and self._is_forbidden(weights.weights)):
             return True
-        if read is not None and self._first_looks(read):
+        if not weights.queries_in_order or (allowed is not None and allowed.shape[-2:] != weights.shape[-2:]):
+            allowed = None
+        # A mask of -100 leaves what it hides a little weight.
+        may_look = allowed is None or bool(any_true(allowed[..., 0, self._behind_first.to(allowed.device)]))
+        if read is not None and may_look and self._first_looks(read):
             return False
-        if allowed is not None and weights.queries_in_order and allowed.shape[-2:] == weights.shape[-2:]:
+        if allowed is not None:
             ahead = self._is_allowed(allowed)
             if ahead is not None:
                 return not ahead

@@ -45,6 +45,11 @@ def test_a_call_of_which_one_head_looks_ahead_is_not_causal(head):
     assert kind(scores) == "self"
 
 
+@pytest.mark.parametrize(("hidden", "expected"), [(LATER, "causal"), (LATER.roll(1, 0), "self")])
+def test_a_mask_that_leaves_later_keys_a_little_weight_is_asked_before_the_weights(hidden, expected):
+    assert kind(hidden * -100.0) == expected
+
+
 @pytest.mark.parametrize(("prefix", "expected"), [(2, "self"), (1, "causal")])
 def test_a_prefix_that_a_mask_lets_everyone_see_is_seen_where_its_scores_are_small(prefix, expected):
     hidden = LATER.clone()

@@ -1615,6 +1615,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/kind.py",
         ("if bool((ahead & ~all_true(some, -1)).any()):", "if False:"),
+        ("and may_look and", "and"),
         ("weights.shape[0])), rows)", "weights.shape[0]))[:, :1], rows)"),
         ("        if ahead:\n", "        if False:\n"),
         ("mask.seen & mask.queries[..., None]", "mask.seen"),
