@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,14 +138,21 @@ def _equal_rows(values: Tensor, kept: Tensor, among: Tensor) -> Tensor:
     """Which rows of ``kept`` each row of ``values`` equals, (row, row kept), of those that are ``among``."""
     if values.shape[1:] != kept.shape[1:]:
         return torch.zeros_like(among)
-    if len(values) == len(kept) and torch.equal(among, torch.eye(len(values)).bool()) and torch.equal(values, kept):
+    if len(values) == len(kept) and torch.equal(among, torch.eye(len(values)).bool()) and _same(values, kept):
         return among
     if values.shape[2]:  # most rows differ in the last key already
         among = among & (values[:, None, :, -1] == kept[None, :, :, -1]).all(-1).all(-1).cpu()
     found = among.clone()
     for number, other in among.nonzero().tolist():
-        found[number, other] = torch.equal(values[number], kept[other])
+        found[number, other] = _same(values[number], kept[other])
     return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """``torch.equal``: numpy, where it knows the number format, takes a quarter of the time on a CPU."""
+    if {one.dtype, other.dtype} <= {torch.float32, torch.float64} and one.device.type == other.device.type == "cpu":
+        return np.array_equal(one.detach().numpy(), other.detach().numpy())
+    return torch.equal(one, other)
 
 
 def unlike(record: AttentionRecord, why: str) -> ValueError:
