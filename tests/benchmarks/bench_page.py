@@ -65,7 +65,7 @@ def curve(*lengths: int) -> list[dict[str, Any]]:
 # What is measured, its arguments, and how it is told of.
 PLAN: list[tuple[Callable[..., list[dict[str, Any]]], tuple[Any, ...]]] = [
     (rows, (Setting(512, "sdpa", "float32", 1), 4, 3)),
-    (rows, (Setting(2048, "sdpa", "float32", 1), 2, 2)),
+    (rows, (Setting(2048, "sdpa", "float32", 1), 2, 3)),
     (bert_rows, (128, "sdpa", 5)),
     (bert_rows, (512, "sdpa", 3)),
     (bert_rows, (128, "eager", 5)),
