@@ -52,7 +52,8 @@ from tests.benchmarks.tables_of_rows import tables
 GATES = {
     "AttentionWeights": 1.4, "AttentionNorm": 1.5, "AttentionBlockNorm": 1.7, "AttentionRollout": 2.2,
     "AttentionNorm, rollout": 2.6, "GlobEnc": 3.0, "AttentionWeights, mean of rows": 2.2,
-    "generate, norms, 32 tokens": 3.0,
+    "AttentionNorm, mean of rows": 2.2, "token shares, all three": 2.4, "ALTI": 3.0, "DecompX": 3.0,
+    "all rows, summed norms": 2.2, "generate, norms, 32 tokens": 3.0,
 }  # fmt: skip
 GATED_FROM = 512
 LONG = 2048
