@@ -140,6 +140,16 @@ def test_a_call_in_which_real_tokens_look_ahead_beside_padding_is_not_causal(see
     assert padded(sees, applied, real, causal, prefix)[0] == "self"
 
 
+@pytest.mark.parametrize(("ahead", "expected"), [((0, 0), "causal"), ((1, 0), "self")], ids=["padding", "a real token"])
+def test_of_weights_that_no_mask_tells_of_those_of_padding_do_not_tell(ahead, expected):
+    scores = torch.randn(2, 1, 4, 4)
+    scores[0, :, LATER] = -1e9
+    scores[0, :, 1:, 0] = -1e9  # the first token of the first text is padding
+    scores[1, :, LATER] = -1000.0
+    scores[ahead[0], :, ahead[1]] = torch.randn(4)
+    assert kind(scores) == expected
+
+
 @pytest.mark.parametrize("sees", ["everything", "all real tokens"])
 def test_a_text_of_one_token_behind_padding_does_not_tell_that_a_call_is_causal(sees):
     assert padded(sees, "filled", torch.tensor([[0, 0, 0, 1]]).bool())[0] == "self"
