@@ -266,7 +266,8 @@ class Chain:
             for tensor, mark in marks.items():
                 others = [other for other, its in marks.items() if its and its != mark]
                 joined = self._joined(tensor, marks, others, is_sum=joins_features or name in _SUMS)
-                if joined and (joined == mark or not joins_features):  # beside a state, attention is no residual's
+                # Side by side lie what attention gave out and a feed-forward part, and no state with its residual.
+                if joined and not (joins_features and (joined != mark or not self._is_inside(mark))):
                     return joined
         if main is None and all_marks not in self._joins:
             module = self._module()
@@ -294,6 +295,10 @@ class Chain:
         for product in products:
             behind |= product.fed.behind
         return behind
+
+    def _is_inside(self, marks: int) -> bool:
+        """Whether these are the marks of what a call gave out, without its residual."""
+        return all(marks & product.fed.inside for product in self._of_call(marks))
 
     def _of_call(self, marks: int) -> list[_Product]:
         """The products whose marks these are, all of one sort; none where anything else is among them."""

@@ -164,6 +164,8 @@ LEADS_PAST = {
     "a dense mean": (lambda self, x: torch.stack([y := self.first(x), self.second(y)]).mean(0), "'second.attention'"),
     "features of two layers": (lambda self, x: self.second(self.wide(torch.cat([x, self.first(x)], -1))),
                                "'second.attention'.*'first.attention'"),
+    "features of a map of what a layer was made of": (lambda self, x: self.second(self.wide(torch.cat(
+        [self.first(x), self.narrow(x)], -1))), "'second.attention'.*'first.attention'"),
     "rows that attention did not write": (lambda self, x: self.second(torch.cat(
         [self.first(x)[:, :3], self.narrow(x)[:, 3:]], 1)), "'second.attention'"),
     "the embedding again": (lambda self, x: self.second(self.first(x) + x), "'second.attention'.*'first.attention'"),
