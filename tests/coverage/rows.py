@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from captum_norm.capture import AttentionRecord, InexactCaptureError, recording
 from captum_norm.measures import compute_measures
 from captum_norm.operations.operation import swapped
 from tests.coverage.check import Explained, Result, build, forward
-from tests.coverage.run import every_type, load, run, versions
+from tests.coverage.run import every_type, kept, load, run
 
 MEASURES = ("weights", "head_norms", "summed_norms", "res_norms", "res_ln_norms", "globenc_norms")
 METHODS: dict[str, Callable[..., Any]] = {
@@ -184,7 +183,7 @@ BEGIN, END = "<!-- rows: begin -->\n", "<!-- rows: end -->\n"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    store = options.store or Path(tempfile.gettempdir()) / "captum-norm-coverage" / f"rows_{versions()}.jsonl"
+    store = options.store or kept("rows")
     store.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         store.unlink(missing_ok=True)
@@ -194,12 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = load(store, RowsResult)
     results = [known[t] for t in every_type() if t in known]
     print(as_paragraph(results))
-    for line in _told(results):
+    asked = [known[t] for t in options.only or known if t in known]
+    for line in _told(asked):
         print(line)
     if options.page:
         before, _, rest = options.page.read_text().partition(BEGIN)
         options.page.write_text(before + BEGIN + "\n" + as_paragraph(results) + "\n" + END + rest.partition(END)[2])
-    return 1 if any(one.different for one in results) else 0
+    return 1 if any(one.different for one in asked) else 0
 
 
 def _told(results: Sequence[RowsResult]) -> Iterator[str]:

@@ -3,12 +3,14 @@
     python -m tests.coverage.run --output docs/coverage.md --jobs 2
 
 Each type has a process of its own, with a limit of time and of memory.  Results are kept as JSON lines in the temporary
-folder while the run goes on, so that an interrupted run goes on where it was; ``--fresh`` forgets them.
+folder while the run goes on, under the code that gave them, so that an interrupted run goes on where it was;
+``--fresh`` forgets them.  The exit status tells of the types that were asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -26,6 +28,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+import captum_norm
 from tests.coverage.check import Result, check
 from tests.coverage.page import libraries_part, page, summary
 from tests.coverage.refusals import answered_anyway
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"No such model type in transformers {transformers.__version__}: {', '.join(unknown)}", file=sys.stderr)
         return 2
-    store = options.store or Path(tempfile.gettempdir()) / "captum-norm-coverage" / f"{versions()}.jsonl"
+    store = options.store or kept("types")
     store.parent.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         store.unlink(missing_ok=True)
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary(results))
     for name in answered_anyway({r.model_type: r.answers for r in results if r.answers}):
         print(f"{name} is told to be refused, and has an answer")
-    return 1 if any(r.status == "wrong" for r in results) else 0
+    return 1 if any(known[t].status == "wrong" for t in options.only or known) else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -146,9 +149,15 @@ def every_type() -> list[str]:
     return list(MODEL_MAPPING_NAMES)
 
 
-def versions() -> str:
-    """Of transformers and torch, by which results are kept."""
-    return f"transformers-{transformers.__version__}_torch-{torch.__version__}"
+def kept(what: str) -> Path:
+    """Where results are kept: those of other code or of other versions of transformers and torch are other files."""
+    code = hashlib.sha256()
+    for folder in (Path(captum_norm.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            code.update(file.read_bytes())
+    versions = f"transformers-{transformers.__version__}_torch-{torch.__version__}"
+    name = f"{what}_{versions}_{code.hexdigest()[:12]}.jsonl"
+    return Path(tempfile.gettempdir()) / "captum-norm-coverage" / name
 
 
 def _write(path: Path, text: str) -> None:

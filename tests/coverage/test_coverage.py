@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,14 +19,14 @@ from torch import nn
 
 from captum_norm.capture import AttentionRecord, recording
 from captum_norm.proof import Prover, compare_attentions
-from tests.coverage import formats, libraries
+from tests.coverage import formats, libraries, rows
 from tests.coverage.check import Explained, Result, build, check, forward
 from tests.coverage.library_models import Example
 from tests.coverage.methods import asked
 from tests.coverage.page import libraries_part, page
 from tests.coverage.refusals import answered_anyway, rightly_refused
 from tests.coverage.rows import check_rows
-from tests.coverage.run import load, run
+from tests.coverage.run import kept, load, run
 from tests.coverage.tiny import tiny_config
 
 # One of each kind: encoders, decoders, encoder-decoders, pictures, films, sound, series, tables, several at once;
@@ -188,12 +189,34 @@ def test_a_page_says_exact_refused_none_and_unbuilt(tmp_path):
         assert words in text
 
 
+def test_the_exit_status_tells_of_the_types_that_were_asked_for(tmp_path, capsys):
+    """Of another type that an earlier run found different a run says nothing: the page, which has all of them, does."""
+    store, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    store.write_text(json.dumps({"model_type": "vjepa2", "calls": 1, "different": ["weights: off by 1.6e-06"]}) + "\n")
+    page.write_text(rows.BEGIN + rows.END)
+    arguments = ["--store", str(store), "--jobs", "1", "--page", str(page)]
+    assert rows.main(["--only", "mamba", *arguments]) == 0
+    assert "off by" not in capsys.readouterr().out
+    assert "1 types differ" in page.read_text()
+    assert rows.main(["--minutes", "0", *arguments]) == 1
+    assert "vjepa2: weights: off by 1.6e-06" in capsys.readouterr().out
+
+
+def test_results_are_kept_under_the_code_that_gave_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.coverage.run.captum_norm.__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "method.py").write_text("a = 1\n")
+    before = kept("types")
+    assert kept("types") == before != kept("rows")
+    (tmp_path / "method.py").write_text("a = 2\n")
+    assert kept("types") != before
+
+
 def test_types_are_told_apart_by_what_keeps_calls_from_being_composed():
     mixed = "ValueError: positions are mixed by {}"
     answers = {"bert": "", "swin": "no", "bridgetower": "no", "jamba": mixed.format("mul in 'layers.0.mamba'"),
                "sam_vision_model": mixed.format("conv2d (neighbours, kernel (3, 3))"), "new": "no"}  # fmt: skip
-    rows = rightly_refused({name: {"AttentionRollout": why} for name, why in answers.items()})
-    kinds = {types: kind for _, kind, types in rows}
+    rightly = rightly_refused({name: {"AttentionRollout": why} for name, why in answers.items()})
+    kinds = {types: kind for _, kind, types in rightly}
     starts = {"swin": "patches", "jamba": "hybrids", "sam_vision_model": "convolutions", "new": "not gone"}
     assert set(kinds) == set(starts)
     for name, start in starts.items():

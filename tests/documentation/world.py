@@ -110,7 +110,9 @@ def smaller(code: str) -> str:
 def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A line as it is typed, in the folder, with the commands of this environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    scratch = folder / "scratch"  # what a line keeps there is its own, and nothing that was kept before is found
+    scratch.mkdir(exist_ok=True)
+    told = {"PATH": path, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     line = smaller(line).replace("captum-norm ", f"{sys.executable} -m captum_norm ")
     command = ["bash", "-euo", "pipefail", "-c", line]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env={**os.environ, **told}, capture_output=True, text=True, check=False)
