@@ -94,7 +94,7 @@ def test_what_a_block_lacks_is_said_of_each_measure_that_needs_it():
 
 def test_mean_weights_are_means_over_heads_in_float32_at_least(record):
     torch.testing.assert_close(mean_weights(record), record.weights.mean(1))
-    half = type(record)(**{**vars(record), "weights": record.weights.half()})
+    half = replace(record, weights=record.weights.half())
     assert mean_weights(half).dtype == torch.float32
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_norm.capture import AttentionCall, AttentionRecord, Certificate
+from captum_norm.capture import AttentionCall, AttentionRecord, Certificate, HeadValues
 from captum_norm.functional.growing import GrowingFactors
 
 
@@ -102,7 +102,7 @@ class CachedCall:
             raise unlike(record, f"its keys are not known to be the text's positions ({why}); was the cache empty?")
         if record.shape[2] > 1 and record.call.kind != "causal":
             raise unlike(record, "it looks ahead or at another sequence")
-        self._keep(record.values[:, :, : passes.length], 0)
+        self._keep(record.head_values, passes.length, 0)
         self.factors = GrowingFactors()
         return torch.where(torch.arange(len(index)) < passes.length, index, -1)
 
@@ -113,24 +113,26 @@ class CachedCall:
         old = end - 1
         if old > known:
             raise unlike(record, f"it reads {old} older keys, and the step before had {known}")
-        values, kept = record.values[:, :, :end], self.values[:, :, known - old :]
-        parents = passes.go_on(values[:, :, :old], kept)
+        groups = record.head_values
+        kept = self.values[:, :: groups.shared_by, known - old :]
+        parents = passes.go_on(groups.given[:, :, :old], kept)
         if parents is None:
             raise unlike(record, "its older keys are not those of the step before")
         self.factors.go_on(parents, known - old)
         stays = known == old and torch.equal(parents, torch.arange(len(kept)))
-        self._keep(values, old if stays else 0)
+        self._keep(groups, end, old if stays else 0)
         positions = torch.full((keys,), -1)
         positions[:end] = torch.arange(length - end, length)
         return positions
 
-    def _keep(self, values: Tensor, old: int) -> None:
-        """Copies the values, of which the first ``old`` lie there already: a cache grows by one key at a time."""
-        keys = values.shape[2]
-        if self.room.shape[:2] != values.shape[:2] or keys > self.room.shape[2]:
+    def _keep(self, groups: HeadValues, keys: int, old: int) -> None:
+        """Copies the values of so many keys, of which the first ``old`` lie there: a cache grows by one at a time."""
+        batch, head, _, head_dim = groups.shape
+        if self.room.shape[:2] != (batch, head) or keys > self.room.shape[2]:
             old = 0
-            self.room = values.new_empty(*values.shape[:2], keys + keys // 4 + 1, values.shape[3])
-        self.room[:, :, old:keys] = values[:, :, old:]
+            self.room = groups.given.new_empty(batch, head, keys + keys // 4 + 1, head_dim)
+        new = groups.given[:, :, None, old:keys]  # for each head of a group
+        self.room[:, :, old:keys].view(batch, -1, groups.shared_by, *new.shape[3:]).copy_(new)
         self.values = self.room[:, :, :keys]
 
 

@@ -306,9 +306,9 @@ class GenerationAttribution:
             raise unlike(record, f"another attention call than at the first step ran as number {number}")
         call, last = self._calls[number], record.shape[2] - 1
         positions = call.first(record, passes) if passes.alike is None else call.next(record, passes)
-        row = replace(record.at(slice(last, last + 1)), queries=None, query_mask=None)
+        row = record.at(slice(last, last + 1)).but(queries=None, query_mask=None)
         call.certificate = replace(row.certificate, rows=None, error=max(call.certificate.error, row.certificate.error))
-        row = _over_text(row, positions)
+        row = _over_text(row, positions, call.values)
         with growing(call.factors):
             scores = measured(row, self.attr_method.measure)
         placed = scores.new_zeros(len(scores), 1, passes.length, dtype=at_least_float32(scores.dtype))
@@ -330,18 +330,17 @@ def _tensors(given: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _over_text(row: AttentionRecord, positions: Tensor) -> AttentionRecord:
-    """The row of the last position without the keys that are no position yet, which come last."""
+def _over_text(row: AttentionRecord, positions: Tensor, values: Tensor) -> AttentionRecord:
+    """The row of the last position without the keys that are no position yet, which come last, beside its values."""
     end = int((positions >= 0).sum())
     if end == len(positions):
-        return row
+        return row.but(values=values)
     if bool((row.weights[..., end:] != 0).any()):
         raise unlike(row, "it gives weight to keys behind the text")
     mask = None if row.key_mask is None else row.key_mask[:, :end]
     # A static cache has its room behind the query's own key, which was taken to come last.
     block = row.block and replace(row.block, residual_key=torch.tensor([end - 1]))
-    weights, values = row.weights[..., :end], row.values[:, :, :end]
-    return replace(row, weights=weights, values=values, key_mask=mask, keys=None, block=block)
+    return row.but(weights=row.weights[..., :end], values=values, key_mask=mask, keys=None, block=block)
 
 
 def _check_method(method: Any) -> None:

@@ -16,6 +16,7 @@ from captum_norm.capture.chain import Fed
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.following import Following
 from captum_norm.capture.heads import layout_of
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.layout import Layout, LayoutError
 from captum_norm.capture.ledger import Softmax
 from captum_norm.capture.looked_at import LookedAt
@@ -35,6 +36,7 @@ __all__ = [
     "Dataflow",
     "Fed",
     "Following",
+    "HeadValues",
     "HowRead",
     "InexactCaptureError",
     "Kind",

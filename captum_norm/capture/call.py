@@ -171,3 +171,10 @@ POSITIONS_FIRST = "positions first"
 
 ONE_EXAMPLE = "it attends example by example"
 """What it says of keys that are those of one example of several."""
+
+
+def refusal(call: AttentionCall, why: object) -> InexactCaptureError:
+    """The error of a call, which it names."""
+    error = InexactCaptureError(f"{call.name or 'attention'} (call {call.call}): {why}")
+    error.call = call
+    return error

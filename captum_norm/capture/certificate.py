@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from captum_norm.capture.call import Certificate, InexactCaptureError
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.weights import Rows
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.precision import at_least_float32, tolerance
@@ -71,24 +72,19 @@ class Probe:
         return self._directions[key]
 
 
-def predicted(weights: Tensor, values: Tensor, read: Tensor, gate: Tensor | None) -> Tensor:
+def predicted(weights: Tensor, values: HeadValues, read: Tensor, gate: Tensor | None) -> Tensor:
     """sum_h (weights_h values_h [* gate_h]) W_O_h r, (batch, query), without ever forming the output.
 
     Args:
         weights: (batch, head, query, key).
-        values: (batch, head, key, head_dim).
+        values: of the heads, (batch, head, key, head_dim).
         read: W_O r, (head, head_dim), from :func:`read_along`.
         gate: (batch, head, query, head_dim or 1), or None.
     """
     if gate is not None and gate.shape[-1] > 1:
-        mixed = weights.to(read.dtype) @ values.to(read.dtype)
+        mixed = weights.to(read.dtype) @ values.whole.to(read.dtype)
         return torch.einsum("bhqe,bhqe,he->bq", mixed, gate.to(read.dtype), read)
-    return _summed(weights, _values_along(values, read), gate)
-
-
-def _values_along(values: Tensor, read: Tensor) -> Tensor:
-    """V_h (W_O_h r), (batch, head, key)."""
-    return (read[:, None] @ values.to(read.dtype).mT)[:, :, 0]
+    return _summed(weights, values.along(read), gate)
 
 
 def _summed(weights: Tensor, along_r: Tensor, gate: Tensor | None) -> Tensor:
@@ -110,7 +106,7 @@ class Check:
         tolerance: what is allowed of it.
     """
 
-    values: Tensor
+    values: HeadValues
     W_O: Tensor
     gate: Tensor | None
     reads: Sequence[Callable[[], Tensor]]
@@ -131,7 +127,7 @@ class Check:
             error = relative_error(expected, actual, self.size)
             if error <= self.tolerance:
                 return Certificate(error, self.tolerance, rows=self._numbers(rows))
-        raise InexactCaptureError(what_is_wrong(error, self.tolerance, weights, self.values, self.W_O))
+        raise InexactCaptureError(what_is_wrong(error, self.tolerance, weights, self.values.given, self.W_O))
 
     def _expected(self, weights: Tensor, gate: Tensor | None) -> Iterator[Tensor]:
         """What the weights predict, by each way to read W_O."""
@@ -141,11 +137,11 @@ class Check:
             return
         yield _summed(weights, self._along_r, gate)
         for read in self.reads[1:]:
-            yield _summed(weights, _values_along(self.values, read()), gate)
+            yield _summed(weights, self.values.along(read()), gate)
 
     @cached_property
     def _along_r(self) -> Tensor:
-        return _values_along(self.values, self.reads[0]())
+        return self.values.along(self.reads[0]())
 
     def _numbers(self, rows: Rows) -> tuple[tuple[int, ...], ...] | None:
         """The rows as a certificate names them."""

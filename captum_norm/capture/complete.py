@@ -58,7 +58,7 @@ class CompleteCalls:
         for mixtures, projection, problems in waiting:
             for mixture, problem in zip(mixtures, problems, strict=True):
                 mixture.projection, mixture.problem = projection, problem
-            with full_precision(mixtures[0].values_given.device):  # the model may be under autocast where they are read
+            with full_precision(mixtures[0].values.given.device):  # the model may be under autocast where they are read
                 self._finish(mixtures)
             for mixture in mixtures:
                 mixture.projection = None
@@ -70,4 +70,4 @@ class CompleteCalls:
 
 
 def _may_wait(mixture: Mixture) -> bool:
-    return not (mixture.values_given.is_inference() or is_wrapped(mixture.values_given))
+    return not (mixture.values.given.is_inference() or is_wrapped(mixture.values.given))

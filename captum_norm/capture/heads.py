@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_norm.capture.call import InexactCaptureError
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.layout import Layout, indices, measure, measured
 from captum_norm.capture.rows import Arranged, Whole
 from captum_norm.capture.rules.norms import CentredNorm
@@ -27,7 +28,7 @@ class Heads:
         mixture: whose weights and values.
         layout: where (batch, head, query) lie.
         weights: (batch, head, query, key), on demand.
-        values: (batch, head, key, head_dim).
+        values: (batch, head, key, head_dim), of groups where heads share them.
         W_O: (head, head_dim, model).
         gate: (batch, head, query, head_dim or 1), or None.
         x: the input, (row, column).
@@ -40,7 +41,7 @@ class Heads:
     mixture: Mixture
     layout: Layout
     weights: Arranged | Whole
-    values: Tensor
+    values: HeadValues
     W_O: Tensor
     gate: Tensor | None
     x: Tensor
@@ -58,7 +59,7 @@ class Heads:
     def indices(self) -> dict[Hashable, set[int]]:
         """Where the rows of the mixed values lie on the way to W_O, :func:`captum_norm.capture.layout.indices`."""
         mixture = self.mixture
-        return indices(mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], self.steps)
+        return indices(mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], self.steps)
 
 
 class HeadReader:
@@ -99,7 +100,7 @@ class HeadReader:
     def _layouts_of(self, term: Term) -> list[Layout]:
         mixture = term.mixture
         moves = tuple(step.key for step in term.steps if not step.scales)
-        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], moves, term.x.shape[-1])
+        structure = (mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], moves, term.x.shape[-1])
         if structure not in self._layouts:
             self._layouts[structure] = measured(*_sizes(mixture, term))
         return self._layouts[structure]
@@ -115,10 +116,21 @@ class HeadReader:
         for layout in self._layouts_of(term):
             gate = _gate(mixture, term, layout) if any(step.scales for step in term.steps) else None
             weights = Arranged(mixture.weights, layout, mixture.lead)
-            values = layout.values(mixture.values, mixture.lead)
+            values = _values(mixture, layout)
             W_O = layout.heads(folded)
             parts.append(Heads(mixture, layout, weights, values, W_O, gate, x, W, term.root, term.steps, beta))
         return parts
+
+
+def _values(mixture: Mixture, layout: Layout) -> HeadValues:
+    """In the order of the record; groups stay groups where its heads are theirs, one after the other."""
+    shared_by, (batch, heads, _) = mixture.values.shared_by, layout.shape
+    if shared_by == 1 or not layout.values_in_order or heads % shared_by:
+        return HeadValues(layout.values(mixture.values.whole, mixture.lead))
+    *lead, of_heads = mixture.lead
+    key, head_dim = mixture.values.shape[-2:]
+    groups = mixture.values.given.expand(*lead, of_heads // shared_by, key, head_dim)
+    return HeadValues(groups.reshape(batch, heads // shared_by, key, head_dim), shared_by)
 
 
 def something_else(parts: Sequence[Heads]) -> list[tuple[Tensor, Tensor]]:
@@ -166,7 +178,7 @@ def layout_of(mixture: Mixture, term: Term) -> Layout:
 
 def _sizes(mixture: Mixture, term: Term) -> tuple[tuple[int, ...], int, int, tuple[Step, ...], int]:
     """What a layout is measured of."""
-    return mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1], term.steps, term.x.shape[-1]
+    return mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1], term.steps, term.x.shape[-1]
 
 
 def _by_input(terms: Sequence[Term]) -> list[list[Term]]:
@@ -191,7 +203,7 @@ def _fold_norm(term: Term, W: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _gate(mixture: Mixture, term: Term, layout: Layout) -> Tensor:
     """What the model multiplied the mixed values with: its own operations, replayed on ones."""
-    shape = (*mixture.lead, mixture.weights.shape[-2], mixture.values_given.shape[-1])
+    shape = (*mixture.lead, mixture.weights.shape[-2], mixture.values.shape[-1])
     gate = torch.ones(shape, dtype=at_least_float32(term.x.dtype), device=term.x.device)
     for step in term.steps:
         gate = step.apply(gate)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_norm.capture.call import InexactCaptureError
 from captum_norm.capture.heads import Heads
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.layout import Layout
 from captum_norm.capture.positions import numbers_of
 from captum_norm.capture.rows import Arranged, Whole
@@ -79,7 +80,7 @@ class Joined:
     tokens: Tensor
     columns: tuple[Hashable, ...]
     weights: Arranged | Whole
-    values: Tensor
+    values: HeadValues
     W_O: Tensor
     gate: Tensor | None
     queries: Numbered
@@ -99,7 +100,7 @@ class Joined:
                 lambda tensors: tensors[0],
             )  # fmt: skip
         queries = _numbered(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, "query")
-        keys = _numbered(mixture.values_place, mixture.lead, mixture.values_shape, layout, "key")
+        keys = _numbered(mixture.values_place, mixture.lead, mixture.values.shape, layout, "key")
         return cls(
             (part,), layout.tokens, columns, part.weights, part.values, part.W_O, part.gate, queries, keys,
             lambda tensors: tensors[0],
@@ -250,7 +251,7 @@ def _beside(one: Joined, other: Joined) -> Joined | None:
         _together(one, other, 1),
         columns=one.columns + other.columns,
         weights=Whole(torch.cat([one.weights.whole(), other.weights.whole()], 1)),
-        values=torch.cat([one.values, other.values], 1),
+        values=_joined_values(one, other, 1),
         W_O=torch.cat([one.W_O, other.W_O]),
         queries=one.queries.along(1, [other.queries]),
         keys=one.keys.along(1, [other.keys]),
@@ -261,7 +262,7 @@ def _may_share_keys(one: Joined, other: Joined) -> bool:
     """Whether heads at unknown positions can have the same keys: not if the same columns of W_O read other values."""
     heads = {columns: number for number, columns in enumerate(one.columns)}
     both = [(heads[columns], number) for number, columns in enumerate(other.columns) if columns in heads]
-    return all(torch.equal(one.values[:, ours], other.values[:, theirs]) for ours, theirs in both)
+    return all(torch.equal(one.values.whole[:, ours], other.values.whole[:, theirs]) for ours, theirs in both)
 
 
 def _behind(one: Joined, other: Joined) -> Joined | None:
@@ -299,7 +300,7 @@ def _below(one: Joined, other: Joined) -> Joined | None:
         _together(one, other, 0),
         tokens=torch.cat([one.tokens, other.tokens]),
         weights=Whole(torch.cat([one.weights.whole(), other.weights.whole()])),
-        values=torch.cat([one.values, other.values]),
+        values=_joined_values(one, other, 0),
         queries=one.queries.along(0, [other.queries]),
         keys=one.keys.along(0, [other.keys]),
     )
@@ -334,6 +335,10 @@ def _together(one: Joined, other: Joined, axis: int, order: Tensor | None = None
     return replace(one, parts=one.parts + other.parts, gate=gate, arrange=arrange)
 
 
+def _joined_values(one: Joined, other: Joined, axis: int) -> HeadValues:
+    return HeadValues(torch.cat([one.values.whole, other.values.whole], axis))
+
+
 def _gate_of(call: Joined, *gates: Tensor | None) -> Tensor:
     like = next(gate for gate in gates if gate is not None)
     return like.new_ones(*call.weights.shape[:3], 1) if call.gate is None else call.gate
@@ -355,8 +360,9 @@ def _found_in(shorter: Joined, longer: Joined) -> Tensor | None:
             return None
     elif ours is not theirs:
         return None
-    there = longer.values[:, :, here.to(longer.values.device)]
-    return here if there.shape == shorter.values.shape and torch.equal(there, shorter.values) else None
+    ours, theirs = shorter.values.whole, longer.values.whole
+    there = theirs[:, :, here.to(theirs.device)]
+    return here if there.shape == ours.shape and torch.equal(there, ours) else None
 
 
 def _padded(weights: Tensor, here: Tensor, keys: int) -> Tensor:

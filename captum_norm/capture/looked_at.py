@@ -75,9 +75,10 @@ class LookedAt:
     def places(self, axis: Positions) -> Tensor:
         """The place of each entry of an axis, (n,); -1 where it is not known."""
         numbers = axis.index if axis.rows is None else axis.rows
-        places = torch.where(numbers < 0, -1, 2 * numbers)
-        for n in (numbers < -1).nonzero()[:, 0].tolist():
-            places[n] = 2 * self._others.setdefault(int(numbers[n]), len(self._others)) + 1
+        places, others = torch.where(numbers < 0, -1, 2 * numbers), numbers < -1
+        if others.any():
+            found = [2 * self._others.setdefault(n, len(self._others)) + 1 for n in numbers[others].tolist()]
+            places[others] = torch.tensor(found)
         return places
 
     def add(self, sight: Sight | None) -> None:

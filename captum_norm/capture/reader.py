@@ -16,7 +16,7 @@ from torch.nn import Module
 from captum_norm.capture.blocks.check import UnreadableBlockError
 from captum_norm.capture.blocks.read import BlockReader, residual_key
 from captum_norm.capture.blocks.stream import ResidualStream
-from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, Kind, Mixer, Positions, refusal
 from captum_norm.capture.certificate import (
     Check,
     predicted,
@@ -28,6 +28,7 @@ from captum_norm.capture.certificate import (
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
 from captum_norm.capture.heads import HeadReader, Heads, something_else
+from captum_norm.capture.held import Held
 from captum_norm.capture.joining import Joined, apart, joined, meets_values_twice
 from captum_norm.capture.kind import KindReader, has_cache
 from captum_norm.capture.layout import LayoutError
@@ -35,7 +36,7 @@ from captum_norm.capture.names import Names
 from captum_norm.capture.positions import PositionReader, numbers_of, positions_of
 from captum_norm.capture.real_tokens import RealTokens
 from captum_norm.capture.record import AttentionBlock, AttentionRecord
-from captum_norm.capture.rows import CheckedRows, ReadRows, refusal, sample
+from captum_norm.capture.rows import CheckedRows, ReadRows, sample
 from captum_norm.capture.spreading import whole_of
 from captum_norm.capture.traces import Mixture, Projection
 from captum_norm.functional.block import ResidualKey
@@ -181,16 +182,14 @@ class RecordReader:
         named = self._call(parts, kind, heads)
         weights: Any = call.weights
         if read.check is None:
-            weights = weights.whole()
+            weights = Held(weights.whole())
         else:
             unchanged = partial(getattr, mixture, "unchanged")
             weights = CheckedRows(weights, read.check, named, unchanged, read.certificate, read.read)
         return AttentionRecord(
             call=named,
             weights=weights,
-            values=call.values,
-            W_O=call.W_O,
-            b_O=read.projection.bias,
+            **_own_tensors(call, read.projection.bias),
             gate=call.gate,
             queries=queries,
             keys=keys,
@@ -220,7 +219,7 @@ class RecordReader:
             return positions_of(numbered.rows, numbered.anchor, axis)
         if axis == "query":
             return self._positions.read(mixture.weights_place, mixture.lead, mixture.weights.shape, layout, axis)
-        return self._positions.read(mixture.values_place, mixture.lead, mixture.values_shape, layout, axis)
+        return self._positions.read(mixture.values_place, mixture.lead, mixture.values.shape, layout, axis)
 
     @staticmethod
     def _numbers_of_queries(call: Joined) -> Tensor | None:
@@ -287,7 +286,7 @@ def _is_attention(mixture: Mixture) -> bool:
 
     A softmax over classes that weighs something does not, nor does one that mixes several streams of one position.
     """
-    place, key = mixture.values_place, mixture.values_given.shape[-2]
+    place, key = mixture.values_place, mixture.values.shape[-2]
     numbers = None if place is None else place.numbers()
     if len(mixture.weights.shape) == 2 and numbers is None:
         return False
@@ -301,6 +300,11 @@ def _common(chains: list[tuple[Module, ...]]) -> tuple[Module, ...]:
         same = [ours is theirs for ours, theirs in zip(common, chain, strict=False)]
         common = common[: same.index(False) if False in same else len(same)]
     return common or chains[0]
+
+
+def _own_tensors(call: Joined, bias: Tensor | None) -> dict[str, Any]:
+    """What a record gives out of the model's own."""
+    return {"values": call.values, "W_O": Held(call.W_O), "b_O": None if bias is None else Held(bias)}
 
 
 def _mixed_values(call: Joined) -> MixedValues | None:
@@ -356,7 +360,7 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
     tolerance = _tolerance(projection, keys, beside, largest)
     if error <= tolerance:
         return Certificate(error, tolerance)
-    tensors = [tensor for part in parts for tensor in (part.weights.whole(), part.values, part.W_O)]
+    tensors = [tensor for part in parts for tensor in (part.weights.whole(), part.values.given, part.W_O)]
     raise InexactCaptureError(what_is_wrong(error, tolerance, *tensors))
 
 
@@ -379,7 +383,7 @@ def _written(
 
 def _tolerance(projection: Projection, keys: int, beside: float, size: float) -> float:
     """What rounding explains where this is the largest size of the attention part."""
-    formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values_given.dtype)]
+    formats = [dtype for term in projection.terms for dtype in (term.x.dtype, term.mixture.values.given.dtype)]
     dtype = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
     largest = max(size, torch.finfo(torch.float32).tiny)
     if projection.rounding / largest > _TOO_ROUNDED:

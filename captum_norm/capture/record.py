@@ -19,9 +19,11 @@ from captum_norm.capture.call import (
     Certificate,
     Mixer,
     Positions,
+    refusal,
 )
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.graph import MixedValues
+from captum_norm.capture.held import HeadValues, Held
 from captum_norm.capture.looked_at import LookedAt
 from captum_norm.capture.reach import INPUT
 from captum_norm.functional.block import ResidualKey
@@ -52,7 +54,7 @@ class RowsOnDemand(Protocol):
 
     def at(self, rows: slice | Tensor) -> tuple[Tensor, Certificate]: ...
 
-    def kept(self, values: Tensor) -> RowsOnDemand | None: ...
+    def kept(self, values: HeadValues) -> RowsOnDemand | None: ...
 
     @property
     def kept_bytes(self) -> int | None: ...
@@ -181,7 +183,10 @@ class AttentionRecord:
     looked_at: LookedAt | None = None
 
     def __post_init__(self) -> None:
-        if "weights" in self.__dict__ and not isinstance(self.weights, Tensor):  # rows on demand, until all are wanted
+        for name in _HELD.keys() & self.__dict__.keys():
+            if isinstance(self.__dict__[name], Held):  # the model's own, while nobody writes to it
+                self.__dict__["_" + name] = self.__dict__.pop(name)
+        if not isinstance(self.__dict__.get("weights"), Tensor | None):  # rows on demand, until all are wanted
             self.__dict__["_rows"] = self.__dict__.pop("weights")
 
     if TYPE_CHECKING:
@@ -189,12 +194,35 @@ class AttentionRecord:
     else:
 
         def __getattr__(self, name: str) -> Any:
+            if name in _HELD and "_" + name in self.__dict__:
+                return self._given_out(name)
             if name != "weights" or "_rows" not in self.__dict__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             weights, certificate = self._rows.whole()
             del self.__dict__["_rows"]
-            self.__dict__.update(weights=weights, certificate=certificate)
+            self.__dict__.update(_weights=Held(weights), certificate=certificate)
             return weights
+
+    def _given_out(self, name: str) -> Tensor:
+        held: Held = self.__dict__["_" + name]
+        if not held.is_right:
+            raise refusal(
+                self.call,
+                f"its {name} {_HELD[name]} overwritten after the call was read (static caches are, and parameters in a "
+                "step of training): use the record before that, or inside on_record, while the model runs",
+            )
+        return held.whole
+
+    @property
+    def head_values(self) -> HeadValues:
+        """Its values, of groups where heads share them: without a copy."""
+        held: HeadValues | None = self.__dict__.get("_values")
+        return held if held is not None and held.unchanged else HeadValues(self.values)
+
+    def lasting(self) -> AttentionRecord:
+        """The record with all its weights, and values that outlive the next run of the model."""
+        _ = self.weights
+        return self.but(values=self.head_values.lasting())
 
     @property
     def positions_first(self) -> bool:
@@ -214,12 +242,12 @@ class AttentionRecord:
     @property
     def shape(self) -> torch.Size:
         """(batch, head, query, key), without computing any weights."""
-        return self._rows.shape if "weights" not in self.__dict__ else self.weights.shape
+        return self._rows.shape if "_rows" in self.__dict__ else self.weights.shape
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._rows.device if "weights" not in self.__dict__ else self.weights.device
+        return self._rows.device if "_rows" in self.__dict__ else self.weights.device
 
     def but(self, **changes: Any) -> AttentionRecord:
         """``dataclasses.replace`` that asks for no weights."""
@@ -227,8 +255,8 @@ class AttentionRecord:
             raise TypeError(f"no fields of a record: {', '.join(changes.keys() - self.__dataclass_fields__.keys())}")
         other: AttentionRecord = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        if "weights" in changes:
-            other.__dict__.pop("_rows", None)
+        for changed in (*changes, "rows") if "weights" in changes else changes:
+            other.__dict__.pop("_" + changed, None)
         other.__dict__.update(changes)
         other.__post_init__()
         return other
@@ -263,7 +291,7 @@ class AttentionRecord:
             only = int(numbers[0, 0])
             rows = slice(only, only + 1)
         certificate = self.certificate
-        if "weights" in self.__dict__:
+        if "_rows" not in self.__dict__:
             weights = _taken(self.weights, rows)
         else:
             weights, certificate = self._rows.at(rows)
@@ -284,9 +312,9 @@ class AttentionRecord:
         It holds copies of queries, keys, values and of the block's states, (batch, query, model) each.  None where the
         model has made its weights itself, or they were asked for already.
         """
-        if "weights" in self.__dict__:
+        if "_rows" not in self.__dict__:
             return None
-        values = self.values.clone()
+        values = self.head_values.copied()
         rows = self._rows.kept(values)
         if rows is None:
             return None
@@ -296,11 +324,11 @@ class AttentionRecord:
     @property
     def kept_bytes(self) -> int | None:
         """What ``kept`` copies, in bytes, known from shapes; None where it gives None."""
-        beside = None if "weights" in self.__dict__ else self._rows.kept_bytes
+        beside = self._rows.kept_bytes if "_rows" in self.__dict__ else None
         if beside is None:
             return None
         rows = (self.shape[0], self.shape[2])
-        return beside + self.values.nbytes + sum(state.nbytes for state in _states(self.block, rows))
+        return beside + self.head_values.given.nbytes + sum(state.nbytes for state in _states(self.block, rows))
 
     @property
     def written(self) -> Tensor:
@@ -319,6 +347,9 @@ class AttentionRecord:
             rows = slice(start, min(query, start + size))
             yield rows, self.at(rows)
 
+
+# What a record may hold of the model's own.
+_HELD = {"weights": "were", "values": "were", "W_O": "was", "b_O": "was"}
 
 # Weights in a block of queries.
 _BLOCK = 1 << 21

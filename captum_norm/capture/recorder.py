@@ -23,7 +23,6 @@ from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.following import Following
 from captum_norm.capture.names import Names
 from captum_norm.capture.reader import OnInexact, OnRecord, RecordReader
-from captum_norm.capture.record import AttentionRecord
 from captum_norm.operations.modes import WatchingMode
 from captum_norm.operations.sharded import is_distributed
 
@@ -90,7 +89,7 @@ def recording(
     stream = ResidualStream() if blocks else None
     names = Names(model)
     records = Recorded()
-    keep = on_record or (lambda record: _kept(records, record))
+    keep = on_record or (lambda record: records.append(record.lasting()))
     reader = RecordReader(names, keep, on_inexact, stream, over_windows)
     together = together and stream is None and not is_distributed()  # wrappers free weights behind their layer
     flow = records.flow = Dataflow(sources, reader.finish, differentiable, stream, names, chain, together)
@@ -106,12 +105,6 @@ def recording(
             flow.check_readers(on_inexact)
     finally:
         flow.forget()
-
-
-def _kept(records: list[AttentionRecord], record: AttentionRecord) -> None:
-    """A record that outlives the run has all its weights with it."""
-    _ = record.weights
-    records.append(record)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError
+from captum_norm.capture.call import AttentionCall, Certificate, InexactCaptureError, refusal
 from captum_norm.capture.certificate import Check
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.layout import Layout
 from captum_norm.capture.weights import GivenWeights, HiddenWeights, Rows, Weights
 
@@ -194,7 +195,7 @@ class CheckedRows:
         self.certificate = found
         return weights, found
 
-    def kept(self, values: Tensor) -> CheckedRows | None:
+    def kept(self, values: HeadValues) -> CheckedRows | None:
         """The same beside copies of what the model may overwrite, of which values are one; None where weights are no
         smaller than what they would be computed from."""
         hidden = self.arranged.weights
@@ -234,13 +235,6 @@ class CheckedRows:
 
     def _refused(self, why: str) -> InexactCaptureError:
         return refusal(self.call, why)
-
-
-def refusal(call: AttentionCall, why: object) -> InexactCaptureError:
-    """The error of a call, which it names."""
-    error = InexactCaptureError(f"{call.name or 'attention'} (call {call.call}): {why}")
-    error.call = call
-    return error
 
 
 def sample(query: int, random: Random) -> tuple[int, ...]:

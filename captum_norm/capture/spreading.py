@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.joining import Joined, Numbered
 from captum_norm.capture.rows import Whole
 from captum_norm.operations.places import Anchor
@@ -76,7 +77,7 @@ def _spread(pieces: Sequence[Joined]) -> Joined | None:
         parts=tuple(part for piece in pieces for part in piece.parts),
         tokens=tokens,
         weights=Whole(weights),
-        values=torch.cat([values[n] for n in sorted(values)], 2),
+        values=HeadValues(torch.cat([values[n] for n in sorted(values)], 2)),
         gate=None if all(piece.one.gate is None for piece in known) else gate,
         queries=Numbered(queries, anchor),
         keys=Numbered(keys.expand(-1, weights.shape[1], -1), anchor),
@@ -158,7 +159,7 @@ def _sets_of_values(pieces: Sequence[_Placed], anchor: Anchor) -> list[tuple[int
     sets: list[tuple[Tensor, Tensor]] = []  # the values, and which of them were seen
     numbers = []
     for piece in pieces:
-        values, inputs = piece.one.values, piece.keys >= 0
+        values, inputs = piece.one.values.whole, piece.keys >= 0
         heads = torch.arange(values.shape[1])[None, :, None].expand(inputs.shape)
         chosen = (piece.examples[:, None, None].expand(inputs.shape)[inputs], heads[inputs], piece.keys[inputs])
         found = values[inputs.to(values.device)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,8 +12,9 @@ from torch.autograd.graph import GradientEdge
 
 from captum_norm.capture.chain import Fed
 from captum_norm.capture.columns import Columns
+from captum_norm.capture.held import HeadValues
 from captum_norm.capture.ledger import Fate, Softmax
-from captum_norm.capture.weights import Weights, version_of
+from captum_norm.capture.weights import Weights
 from captum_norm.operations.callers import Caller
 from captum_norm.operations.facts import Facts
 from captum_norm.operations.places import Place, Source
@@ -26,7 +27,7 @@ class Mixture:
 
     Attributes:
         weights: (*lead, query, key) as the model used them.
-        values_given: (*lead', key, head_dim), broadcastable to the lead; of groups of heads where these share them.
+        values: (*lead', head, key, head_dim), broadcastable to the lead.
         lead: the leading axes of the product.
         callers: the modules that were running, outermost first.
         weights_place, values_place: where the queries and the keys come from.
@@ -35,7 +36,6 @@ class Mixture:
         edge: the product in autograd's graph, where gradients are asked for.
         steps: what the product's result is of (*lead, query, head_dim).
         live: the values of each head in autograd's graph, if the model's own are.
-        shared_by: how many heads in a row share the values of a group.
         bit: the call's own, of all that is made of it; ``ancestors`` are the bits of what entered the product.
         reach: the bits that the weights, and those that the values were made of.
         fed: its marks (:mod:`captum_norm.capture.chain`), if they are asked for.
@@ -51,7 +51,7 @@ class Mixture:
     """
 
     weights: Weights
-    values_given: Tensor
+    values: HeadValues
     lead: tuple[int, ...]
     callers: tuple[Caller, ...]
     weights_place: Place | None
@@ -61,7 +61,6 @@ class Mixture:
     edge: GradientEdge | None = None
     steps: tuple[Step, ...] = ()
     live: Tensor | None = None
-    shared_by: int = 1
     bit: int = 0
     ancestors: int = 0
     reach: tuple[int, int] = (0, 0)
@@ -75,10 +74,6 @@ class Mixture:
     softmaxes: tuple[Softmax, ...] = ()
     last_reader: str = ""
     is_read: bool = False
-    version: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.version = version_of(self.values_given)
 
     def settle(self, fate: Fate) -> None:
         """Say what became of its softmaxes."""
@@ -92,25 +87,14 @@ class Mixture:
         return not self.callers or self.callers[-1].is_one_with(later.callers[-1])
 
     @property
-    def values_shape(self) -> torch.Size:
-        """That of ``values``."""
-        shape = self.values_given.shape
-        return shape if self.shared_by == 1 else torch.Size((*shape[:-3], shape[-3] * self.shared_by, *shape[-2:]))
-
-    @property
-    def values(self) -> Tensor:
-        """The values of each head, (*lead', key, head_dim): a copy, made each time, where heads share them."""
-        return self.values_given if self.shared_by == 1 else repeated(self.values_given, self.shared_by)
-
-    @property
     def nbytes(self) -> int:
         """Of its values, and of what its weights are read from."""
-        return self.weights.nbytes + self.values_given.nbytes
+        return self.weights.nbytes + self.values.given.nbytes
 
     @property
     def unchanged(self) -> bool:
         """Whether neither weights nor values were written to since."""
-        return self.version == version_of(self.values_given) and self.weights.unchanged
+        return self.values.unchanged and self.weights.unchanged
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +128,6 @@ class RowsRead:
         return replace(self, sources=self.sources | other.sources, mixers=self.mixers | other.mixers)
 
 
-def repeated(tensor: Tensor, repeats: int) -> Tensor:
-    """Each of the third axis from the end, several times in a row; numbers that are the same along it are no copy."""
-    wide = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], repeats, *tensor.shape[-2:])
-    return wide.flatten(-4, -3)
-
-
 class Mixed(NamedTuple):
     """A part of a tensor: the mixed values of a call, after these steps.  A tensor is the sum of its parts."""
 
@@ -162,7 +140,7 @@ class Mixed(NamedTuple):
 
     def is_here(self) -> bool:
         """Whether the moves since have left any of the mixed values in the tensor."""
-        query, head_dim = self.mixture.weights.shape[-2], self.mixture.values_given.shape[-1]
+        query, head_dim = self.mixture.weights.shape[-2], self.mixture.values.shape[-1]
         numbers = torch.zeros(*self.mixture.lead, query, head_dim, dtype=torch.long, device="cpu")
         try:
             for step in self.steps:

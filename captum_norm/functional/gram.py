@@ -239,8 +239,8 @@ def _make_middle_parts(W: Tensor) -> Middle:
 def triangle(W_O: Tensor, keys: int) -> list[tuple[int, Tensor]] | None:
     """L with ||m W_O|| = ||m L|| for each m, lower triangular, so half the products; None where it does not pay.
 
-    From a QR decomposition in float64, kept as middle parts are; making it costs as much as a few thousand keys do.
-    Whether it is used depends on the sizes alone: the same question has the same answer, bit for bit.
+    From a QR decomposition in float64, kept as middle parts are; making it costs as much as it saves for some ten rows
+    of keys.  Whether it is used depends on the sizes alone: the same question has the same answer, bit for bit.
 
     Args:
         W_O: (head, head_dim, model).
@@ -250,7 +250,7 @@ def triangle(W_O: Tensor, keys: int) -> list[tuple[int, Tensor]] | None:
         Blocks of columns of L, (row, column) in float32 without the zeros above, each with its first row.
     """
     rows, model = W_O.shape[0] * W_O.shape[1], W_O.shape[2]
-    if keys < max(_FEW, 2 * rows) or rows > min(model, _LARGEST_KEPT):
+    if keys < max(_FEW, rows // 2) or rows > min(model, _LARGEST_KEPT):
         return None
     return remembered(_make_triangle, W_O, at_once=True)
 

@@ -74,7 +74,7 @@ class Product:
         used = torch.zeros(math.prod(shape[:-2]), shape[-2], dtype=torch.bool)
         for layout in self.layouts:
             used[layout.rows, layout.queries] = True
-        weights, values = self.mixture.weights.whole().expand(shape), self.mixture.values
+        weights, values = self.mixture.weights.whole().expand(shape), self.mixture.values.whole
         if not used.all():
             weights = weights * used.view(*shape[:-1], 1).to(weights)
         return fingerprint(weights, values), float(fingerprint(weights, values.abs()).max())
@@ -146,7 +146,7 @@ class Replay:
         self._flow.finish()
         self._outputs = tensors_of(again)
         # Under autocast a layer computes in another dtype than it gives out.
-        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values_given.dtype for _, m, _ in self._flow.projected}
+        dtypes = {tensor.dtype for tensor in self._outputs} | {m.values.given.dtype for _, m, _ in self._flow.projected}
         self._tolerance = max(tolerance("replay", dtype) for dtype in dtypes or {torch.float32})
         self._check_alike(tensors_of(call.output), self._outputs, "run again on its own input,")
 
@@ -367,7 +367,7 @@ def _without(key: Tensor, mixture: Mixture, dtype: torch.dtype) -> Tensor:
 
     What all keys mix is computed once, in float64, so that nothing is lost where a key's part is taken off.
     """
-    weights, values = mixture.weights.whole().double(), mixture.values.double()
+    weights, values = mixture.weights.whole().double(), mixture.values.whole.double()
     key = key.to(values.device)
     at = key.clamp_min(0)[None]
     with full_precision(weights.device):

@@ -194,7 +194,7 @@ class _Scores:
             ],
             dim=-1,
         )
-        rounding = (8 * torch.finfo(product.mixture.values_given.dtype).eps) ** 2 / 2
+        rounding = (8 * torch.finfo(product.mixture.values.given.dtype).eps) ** 2 / 2
         return scores.masked_fill_(outline.unseen.to(scores.device) & (scores <= rounding), 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -21,7 +22,7 @@ from captum_norm import (
 from captum_norm.capture import AttentionRecord
 from tests.architectures import ARCHITECTURES, ids
 from tests.capture.hand_written import LENGTH, MODEL, WRITTEN, Attention
-from tests.capture.test_blocks import block_of, recorded, replaced, stack, through, vectors_of
+from tests.capture.test_blocks import block_of, recorded, stack, through, vectors_of
 from tests.capture.test_blocks_of_models import randomised
 from tests.capture.written_blocks import BLOCKS, Layer
 from tests.functional.definition import slow_alti
@@ -46,7 +47,7 @@ def lengths(record: AttentionRecord, residual: bool = True, layer_norm: bool = T
         changes["inner"] = None
     if not layer_norm:
         changes["norm"] = None
-    vectors = vectors_of(replaced(record, block=replaced(block, **changes)))
+    vectors = vectors_of(record.but(block=replace(block, **changes)))
     return vectors.norm(dim=-1)
 
 

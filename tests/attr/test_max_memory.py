@@ -74,7 +74,7 @@ def test_no_more_is_kept_than_is_let(monkeypatch):
 
     def put(self, number, record, original=KeptCalls._put):
         found = original(self, number, record)
-        most.append(sum(one.values.nbytes + one._rows.kept_bytes for one in self._records.values()))
+        most.append(sum(one.head_values.given.nbytes + one._rows.kept_bytes for one in self._records.values()))
         return found
 
     monkeypatch.setattr(KeptCalls, "_put", put)
@@ -88,8 +88,8 @@ def test_what_is_kept_is_known_from_shapes():
     def compare(record: AttentionRecord) -> None:
         kept = record.kept()
         hidden = kept._rows.arranged.weights
-        states = [kept.block.residual, kept.block.attended, kept.block.output, kept.block.behind, kept.values]
-        copied = sum(tensor.nbytes for tensor in (*states, hidden._query, hidden._key))
+        states = [kept.block.residual, kept.block.attended, kept.block.output, kept.block.behind]
+        copied = sum(tensor.nbytes for tensor in (*states, kept.head_values.given, hidden._query, hidden._key))
         wrong.append(record.kept_bytes - copied)
 
     with torch.no_grad(), recording(compare, blocks=True):

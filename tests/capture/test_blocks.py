@@ -288,13 +288,9 @@ def test_queries_can_be_cut_to_a_few_rows():
             few = block_of(record).at(rows)
             vectors = vectors_of(record)
             cut = record.weights.gather(2, rows[:, None, :, None].expand(-1, 3, -1, LENGTH))
-            found = vectors_of(replaced(record, weights=cut, block=few))
+            found = vectors_of(record.but(weights=cut, block=few))
             close(found, vectors[torch.arange(BATCH)[:, None], rows])
             close(few.output, block_of(record).output[torch.arange(BATCH)[:, None], rows])
-
-
-def replaced(record: AttentionRecord, **changes: Any) -> AttentionRecord:
-    return type(record)(**{**vars(record), **changes})
 
 
 # ---------------------------------------------------------------------------------------------------- refused

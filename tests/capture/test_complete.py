@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_norm.capture import complete, recording
 from captum_norm.capture.complete import CompleteCalls
+from captum_norm.capture.held import HeadValues
 from tests.capture.test_ledger import READ, Attention
 
 LAYERS = 4
@@ -124,7 +125,7 @@ def test_what_the_model_does_behind_a_call_changes_nothing_of_it():
     calls = CompleteCalls(lambda mixtures: found.extend((m.projection, m.problem) for m in mixtures), together=True)
     values = torch.ones(1)
     mixture = SimpleNamespace(
-        projection=projection, problem="as it was", is_read=False, nbytes=0, values_given=values
+        projection=projection, problem="as it was", is_read=False, nbytes=0, values=HeadValues(values)
     )
     calls.add((mixture,))
     assert (mixture.is_read, mixture.projection) == (True, None)
@@ -163,7 +164,7 @@ def test_calls_wait_only_where_writes_are_counted_and_tensors_live_on():
 
     def add(values: Tensor) -> Tensor:
         calls = CompleteCalls(read.append, together=True)
-        calls.add((SimpleNamespace(projection=None, problem="", is_read=False, nbytes=0, values_given=values),))
+        calls.add((SimpleNamespace(projection=None, problem="", is_read=False, nbytes=0, values=HeadValues(values)),))
         return values
 
     add(x)

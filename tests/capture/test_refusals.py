@@ -7,6 +7,7 @@ from torch import nn
 
 import captum_norm
 from captum_norm.capture import InexactCaptureError, certificate, recording
+from captum_norm.capture.held import HeadValues
 from tests.capture.hand_written import BATCH, HEADS, LENGTH, MODEL, Attention, join, weights
 
 
@@ -150,7 +151,7 @@ def test_the_certificate_catches_a_wrong_record(disturb):
     r = certificate.Probe().direction(MODEL, right.weights)
 
     def along_r(weights, values, W_O):
-        return certificate.predicted(weights, values, certificate.read_along(W_O, r), None)
+        return certificate.predicted(weights, HeadValues(values), certificate.read_along(W_O, r), None)
 
     parts = {"weights": right.weights, "values": right.values, "W_O": right.W_O}
     truth = along_r(**parts)

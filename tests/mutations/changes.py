@@ -707,7 +707,7 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/looked_at.py",
         ("allowed = allowed & (keys <= queries[:, None])", "pass"),
-        ("2 * self._others.setdefault(int(numbers[n]), len(self._others)) + 1", "-1"),
+        ("2 * self._others.setdefault(n, len(self._others)) + 1", "-1"),
         ("found = _either(found, self._real)", "pass"),
         ("if len(allowed) not in (1, len(real)):", "if False:"),
     ),
@@ -838,7 +838,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "capture/reader.py",
-        ("for dtype in (term.x.dtype, term.mixture.values_given.dtype)]", "for dtype in (term.x.dtype,)]"),
+        ("for dtype in (term.x.dtype, term.mixture.values.given.dtype)]", "for dtype in (term.x.dtype,)]"),
         tests="capture/test_formats.py",
     ),
     *changes_of(
@@ -1138,9 +1138,9 @@ CHANGES: list[Change] = [
         ("mixture.projection, mixture.problem = projection, problem", "mixture.projection = projection"),
         ("waiting, self._waiting, self._held = self._waiting, [], 0", "waiting, self._held = self._waiting, 0"),
         ("mixture.is_read = True", "pass"),
-        ("with full_precision(mixtures[0].values_given.device):", "if True:"),
-        ("mixture.values_given.is_inference() or", ""),
-        ("or is_wrapped(mixture.values_given)", ""),
+        ("with full_precision(mixtures[0].values.given.device):", "if True:"),
+        ("mixture.values.given.is_inference() or", ""),
+        ("or is_wrapped(mixture.values.given)", ""),
         tests="capture/test_complete.py",
     ),
     *changes_of(
@@ -1405,6 +1405,33 @@ CHANGES: list[Change] = [
         ("if error <= self.tolerance:", "if True:"),
         ("self.actual.gather(1, rows)", "self.actual[:, : rows.shape[1]]"),
         tests="capture/test_rows.py",
+    ),
+    *changes_of(
+        "capture/held.py",
+        ('"_copied" in self.__dict__ or self.unchanged', "True"),
+        ('"_copied" in self.__dict__ or self.unchanged', "self.unchanged"),
+        ("self.copied() if self.version or self.given.is_inference() else self", "self"),
+        ("return HeadValues(self.given.clone(), self.shared_by)", "return HeadValues(self.given.clone())"),
+        ("read.view(-1, self.shared_by, read.shape[-1])", "read.flip(0).view(-1, self.shared_by, read.shape[-1])"),
+        ("return self.version == version_of(self.given)", "return True"),
+        tests="capture/test_held.py",
+    ),
+    *changes_of(
+        "capture/heads.py",
+        ("if shared_by == 1 or not layout.values_in_order or heads % shared_by:", "if True:"),
+        tests="capture/test_held.py",
+    ),
+    *changes_of(
+        "capture/record.py",
+        ("if not held.is_right:", "if False:"),
+        ("if held is not None and held.unchanged else HeadValues(self.values)", "if held is not None else None"),
+        ("return self.but(values=self.head_values.lasting())", "return self"),
+        tests="capture/test_held.py",
+    ),
+    *changes_of(
+        "attr/_generation_steps.py",
+        ("kept = self.values[:, :: groups.shared_by, known - old :]", "kept = self.values[:, :: 1, known - old :]"),
+        tests="attr/test_generation.py",
     ),
     *changes_of(
         "capture/record.py",

@@ -12,11 +12,12 @@ from torch._C._functorch import is_batchedtensor as is_batched
 
 from captum_norm.capture.columns import UNKNOWN_COLUMNS, Columns, ToldBy
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.held import HeadValues, repeated
 from captum_norm.capture.masks import allowed_at_product, allowed_by_mask, two_numbers
 from captum_norm.capture.reach import INPUT
 from captum_norm.capture.rules.alike import is_empty_somewhere, place_of, where_weighted
 from captum_norm.capture.rules.weights import is_weights, map_weights, mixes_values
-from captum_norm.capture.traces import Mixture, Trace, repeated
+from captum_norm.capture.traces import Mixture, Trace
 from captum_norm.capture.weights import GivenWeights, HiddenWeights
 from captum_norm.operations.kinds import HIDDEN_ATTENTION
 from captum_norm.operations.operation import Operation
@@ -55,7 +56,7 @@ def _scaled_dot_product_attention(flow: Dataflow, op: Operation) -> None:
     callers = flow.callers  # read before anybody asks for the innermost one's name
     softmax = flow.softmax(op, weights.shape, -1, "positions")
     mixture = Mixture(
-        weights, value.detach(), lead, callers, weights_place, places[1], problem, live=live, shared_by=shared_by,
+        weights, HeadValues(value.detach(), shared_by), lead, callers, weights_place, places[1], problem, live=live,
         allowed=allowed, used=used, unmasked=allowed is None and used is None and not is_causal,
         given=mask is None or flow.is_given(mask), softmaxes=softmax,
     )  # fmt: skip
@@ -95,7 +96,7 @@ def unread_product(flow: Dataflow, op: Operation, problem: str) -> None:
     empty = torch.empty(0, 0, 0)
     used = flow.ledger.used_by(flow.reach.of_all(op.tensors))
     lead = tuple(op.out.shape[:-2])
-    mixture = Mixture(GivenWeights(empty), empty, lead, flow.callers, None, None, problem, softmaxes=used)
+    mixture = Mixture(GivenWeights(empty), HeadValues(empty), lead, flow.callers, None, None, problem, softmaxes=used)
     flow.mix(mixture, op.out, (), None)
 
 
@@ -150,7 +151,7 @@ def _hidden_attention(flow: Dataflow, op: Operation) -> None:
         "attn_implementation='sdpa' or 'eager'"
     )
     out = op.outputs[0]
-    mixture = Mixture(GivenWeights(empty), empty, tuple(out.shape[:-2]), flow.callers, None, None, problem)
+    mixture = Mixture(GivenWeights(empty), HeadValues(empty), tuple(out.shape[:-2]), flow.callers, None, None, problem)
     flow.mix(mixture, out, (), None)
 
 
@@ -321,7 +322,7 @@ def value_product(
     columns = UNKNOWN_COLUMNS if trace is None or trace.weights is None else trace.weights
     chosen = unchosen is not None or columns.chosen
     mixture = Mixture(
-        GivenWeights(weights.detach()), values.detach(), tuple(shape[:-2]), flow.callers, whose, places[1],
+        GivenWeights(weights.detach()), HeadValues(values.detach()), tuple(shape[:-2]), flow.callers, whose, places[1],
         problem, live=values, allowed=allowed, used=weights.detach() != 0 if chosen else None,
         unmasked=columns.hides_nothing, patterned=columns.patterned, given=columns.told_by == "inputs",
         softmaxes=flow.ledger.used_by(flow.reach.of(weights)),
