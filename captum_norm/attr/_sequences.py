@@ -65,9 +65,11 @@ class Sequences:
         masks = ((queries, record.query_mask, record.queries), (keys, record.key_mask, record.keys))
         for sequence, mask, axis in masks:
             known = self._real.get(sequence)
-            if mask is not None and known is None:
+            if mask is None or _hides_no_input(mask, axis):
+                continue  # what it looks at, ``looked_at`` knows
+            if known is None:
                 self._real[sequence] = RealPositions(mask, axis)
-            elif mask is not None and known is not None and known.mask.shape == mask.shape:
+            elif known.mask.shape == mask.shape:
                 self._real[sequence] = known._replace(mask=known.mask | mask)  # a token that one call looks at is real
         if record.looked_at is not None:
             self._looked_at[keys] = record.looked_at
@@ -101,6 +103,11 @@ class Sequences:
         if sequence in self.causal:
             return self.causal[sequence]
         return bool(self.causal) and all(self.causal.values())
+
+
+def _hides_no_input(mask: Tensor, axis: Positions | None) -> bool:
+    """Whether what is hidden along an axis is none of the inputs: spare slots of a cache, learned vectors."""
+    return bool(mask.all()) or (axis is not None and bool((mask | (axis.index < 0).to(mask.device)).all()))
 
 
 def matches(call: AttentionCall, kind: KindType) -> bool:

@@ -81,11 +81,12 @@ class RealTokens:
         real = None if seen is None else real_keys(seen.keys, seen.unseen_are_padding)
         if keys is not None:
             looked_at = self._looked_at.setdefault(keys.source, LookedAt())
-            if real is None:
+            if real is None or _hides_no_input(real, keys):
                 looked_at.add(self._sight(looked_at, call, seen, kind, queries, keys))
+                real = None if real is None else looked_at.spread(real, keys)
             else:
                 real = looked_at.add_masked(real, keys)
-                real = None if bool(real.all()) else real
+            real = None if real is None or bool(real.all()) else real
         if seen is None or real is None:
             return (self._known(queries) if kind == "cross" else None), None
         if kind == "cross":
@@ -146,6 +147,11 @@ def _seen(call: Joined, queries: Positions | None, keys: Positions | None) -> Al
     own = _own_keys(queries, keys) if seen.shape[1] < seen.shape[2] else None
     seen, told = without_padding(seen, selections, kept, own)
     return Allowed(seen, kept, not told and any(mixture.given for mixture in mixtures))
+
+
+def _hides_no_input(real: Tensor, keys: Positions) -> bool:
+    """Whether what is not real among the keys is no input: spare slots of a cache, learned vectors."""
+    return bool((real | (keys.index < 0).to(real.device)).all())
 
 
 def _with_weight(weights: Arranged | Whole) -> Tensor:

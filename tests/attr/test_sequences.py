@@ -16,15 +16,18 @@ WITHOUT_THE_LAST = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]).bool()
 
 
 class Layer(nn.Module):
-    """Attention by hand, or by the kernel."""
+    """Attention by hand, or by the kernel, with spare slots behind the keys."""
 
-    def __init__(self, fused):
+    def __init__(self, fused, room):
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
-        self.norm, self.fused = nn.LayerNorm(16), fused
+        self.norm, self.fused, self.room = nn.LayerNorm(16), fused, room
 
     def forward(self, x, seen):
         q, k, v = (f(self.norm(x)).unflatten(-1, (4, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.room:
+            k, v = (nn.functional.pad(one, (0, 0, 0, self.room)) for one in (k, v))
+            seen = nn.functional.pad(torch.ones(6, 6).bool() if seen is None else seen, (0, self.room))
         if self.fused:
             y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         else:
@@ -36,10 +39,10 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """Layers of which each has a mask of its own, or none."""
 
-    def __init__(self, masks, read=lambda x: x[:, 0], fused=False):
+    def __init__(self, masks, read=lambda x: x[:, 0], fused=False, room=0):
         super().__init__()
         torch.manual_seed(0)
-        self.embedding, self.layers = nn.Embedding(10, 16), nn.ModuleList(Layer(fused) for _ in masks)
+        self.embedding, self.layers = nn.Embedding(10, 16), nn.ModuleList(Layer(fused, room) for _ in masks)
         self.masks, self.read, self.classes = masks, read, nn.Linear(16, 3)
         self.eval()
 
@@ -75,15 +78,18 @@ def test_rows_that_one_layer_alone_leaves_out_of_its_keys_are_explained_where_th
         assert method.report.row == "read"
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("room", [0, 2])
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
-def test_padding_is_not_real_for_a_call_that_does_not_look_ahead_of_the_text(order):
+def test_padding_is_not_real_for_a_call_that_does_not_look_ahead_of_the_text(order, room, fused):
+    """Spare slots behind the keys are hidden from all, and no tokens: a call that hides nothing else hides no token."""
     looking_back = torch.ones(6, 6).tril().bool()
     masks = [looking_back & WITHOUT_THE_LAST[:, None, None], looking_back][order]
-    model = Model(masks, lambda x: x)
+    model = Model(masks, lambda x: x, fused, room)
     method = AttentionNorm(model, aggregate=0)
     found = method.attribute(IDS, target=(3, 1))
-    assert torch.equal(method.report.real[0], WITHOUT_THE_LAST)
-    close(found, attention_maps(model, IDS).summed_norms[0][:, 3], rtol=1e-4, atol=1e-5)
+    assert torch.equal(method.report.real[0][:, :6], WITHOUT_THE_LAST)
+    close(found, attention_maps(model, IDS).summed_norms[0][:, 3, :6], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_that_another_call_looks_at_is_real():

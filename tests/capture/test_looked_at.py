@@ -113,3 +113,15 @@ def test_queries_that_are_padding_make_nothing_real_in_another_text():
         cross(x, lambda s: s.masked_fill(~each_its_own, -torch.inf).softmax(-1), memory)
         attention(memory, masked)
     assert torch.equal(records[2].key_mask, TEXT)
+
+
+def test_a_class_token_that_one_call_hides_and_another_looks_at_is_real():
+    torch.manual_seed(0)
+    x, first, attention = torch.randn(1, 3, 8), nn.Parameter(torch.randn(1, 1, 8)), Attention()
+    hidden = torch.tensor([False, True, True, True])
+    with torch.no_grad(), recording(sources=(x,)) as records:
+        y = torch.cat([first, x], 1)
+        attention(y, lambda s: s.softmax(-1))
+        attention(y, lambda s: s.masked_fill(~hidden, -torch.inf).softmax(-1))
+    assert records[1].keys.index.tolist() == [-1, 0, 1, 2]
+    assert records[1].query_mask is None

@@ -1417,6 +1417,17 @@ CHANGES: list[Change] = [
         tests="capture/test_held.py",
     ),
     *changes_of(
+        "capture/real_tokens.py",
+        ("if real is None or _hides_no_input(real, keys):", "if real is None:"),
+        ("real = None if real is None else looked_at.spread(real, keys)", "pass"),
+        tests="attr/test_sequences.py capture/test_real_tokens.py capture/test_looked_at.py",
+    ),
+    *changes_of(
+        "attr/_sequences.py",
+        ("if mask is None or _hides_no_input(mask, axis):", "if mask is None:"),
+        tests="attr/test_sequences.py",
+    ),
+    *changes_of(
         "capture/heads.py",
         ("if shared_by == 1 or not layout.values_in_order or heads % shared_by:", "if True:"),
         tests="capture/test_held.py",

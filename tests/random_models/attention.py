@@ -279,6 +279,9 @@ class Attention(nn.Module):
         if self.form == "heads as modules":
             return self.o(torch.cat([head(x, context, visible) for head in self.heads], -1))
         q, k, v = self.inputs(x, context)
+        if self.config.room:
+            visible = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool) if visible is None else visible
+            k, v, visible = self._with_room(k), self._with_room(v), F.pad(visible, (0, self.config.room))
         if weights is not None:
             return self.led_out(weights.expand(-1, self.config.heads, -1, -1) @ self._repeated(v), x)
         if self.config.attention == "head by head":
@@ -290,6 +293,19 @@ class Attention(nn.Module):
         if self.config.change == "differential":
             return self.led_out(self._differential(x, context, q, k, v, visible), x)
         return self.led_out(self.mix(q, k, v, visible), x)
+
+    def _with_room(self, k: Tensor) -> Tensor:
+        """Keys with spare slots behind them."""
+        room, form, n = self.config.room, self.config.room_form, k.shape[2]
+        if form == "padded":
+            return F.pad(k, (0, 0, 0, room))
+        if form == "joined":
+            return torch.cat([k, k.new_zeros(*k.shape[:2], room, k.shape[3])], 2)
+        buffer = k.new_zeros(*k.shape[:2], n + room, k.shape[3])
+        if form == "by index_copy":
+            return buffer.index_copy_(2, torch.arange(n), k)
+        buffer[:, :, :n] = k
+        return buffer
 
     def weights_of(self, x: Tensor, visible: Tensor | None) -> Tensor:
         """What multiplies the values of a sequence that looks at itself."""

@@ -284,12 +284,14 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
     if answered is not None:  # a map of the answered alone
         norms = norms.gather(1, answered[..., None].expand(-1, -1, norms.shape[2]))
         weights = weights.gather(2, answered[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[3]))
+    room = torch.zeros(*norms.shape[:2], truth.room, dtype=norms.dtype)
+    norms = torch.cat([norms, room], 2)
     if maps.summed_norms[i].shape != norms.shape:
         return f"its shape is {tuple(maps.summed_norms[i].shape)}, that of the call {tuple(norms.shape)}"
     rows = torch.ones(norms.shape[:2], dtype=torch.bool)
-    if call.query_source == len(truth.lengths) - 1 and rows.shape == truth.real.shape:
-        rows = truth.real
-    found = maps.weights[i].double()
+    if call.query_source == len(truth.lengths) - 1 and rows.shape == truth.never_hidden.shape:
+        rows = truth.never_hidden
+    found = maps.weights[i].double()[..., : weights.shape[-1]]
     if found.shape[1] == 1 and torch.equal(weights, weights[:, :1].expand_as(weights)):
         found = found.expand_as(weights)  # one map for all heads that share it
     if found.shape != weights.shape:
@@ -310,7 +312,7 @@ def _differs(maps: Any, i: int, call: Call, truth: Truth, tolerance: float) -> s
     if maps.calls[i].kind != kind:
         return f"it is called {maps.calls[i].kind!r}, and is {kind!r}"
     said = None if maps.keys[i] is None else maps.keys[i].index.tolist()
-    known = None if call.key_index is None else call.key_index.clamp(min=-1).tolist()
+    known = None if call.key_index is None else [*call.key_index.clamp(min=-1).tolist(), *[-1] * truth.room]
     return f"its keys are said to be {said}, and are {known or 'no positions'}" if said not in (None, known) else ""
 
 

@@ -66,7 +66,11 @@ SPELLED = {
 """What activations, gates and norms are written by, with the same result."""
 ORDINARY_READOUTS = ("mean", "last", "first", "fixed row", "row in target", "hidden layer")
 WEIGHTED_READOUTS = ("weighted mean", "weighted twice", "weighted in another format", "weighted in detached memory")
-READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view", *WEIGHTED_READOUTS)
+OWN_ROWS = ("own rows by a mask", "own rows by indices", "own rows by a diagonal")
+"""Each class is read from a row of its own, the row of its number."""
+READOUTS = (*ORDINARY_READOUTS, "attention pooling", "max pooling", "row through a view", *WEIGHTED_READOUTS, *OWN_ROWS)
+ROOMS = ("padded", "joined", "in a buffer", "by index_copy")
+"""How spare slots come behind keys and values, as in a static cache."""
 LATENT_READOUTS = ("first", "last", "mean", "every position", "attention pooling")
 REARRANGED = (
     "queries ordered by example", "queries ordered by head", "longest queries, the rest mean",
@@ -100,7 +104,8 @@ class Config:
             attention.
         projection, attention, output: how queries, keys and values are made, mixed, and led out.
         mask, mask_form: who may see whom, and how the model says so.
-        padding, padding_form: which side is padded, and how the model is told.
+        padding, padding_form: which side is padded, and how the model is told; ``told``: which layers are.
+        room, room_form: how many spare slots stand behind the keys, hidden from all queries, and how they come there.
         position: how it knows positions.
         change: what happens to the weights between softmax and product, or to the mixed values.
         mixer, mixer_place: what else mixes positions, and where.
@@ -141,6 +146,9 @@ class Config:
     mask_form: str = "fill -inf"
     padding: str = ""
     padding_form: str = ""
+    told: str = "all"
+    room: int = 0
+    room_form: str = ""
     position: str = "none"
     change: str = "none"
     mixer: str = ""
@@ -172,6 +180,10 @@ class Config:
             output=self.output if self.output in (*OUTPUTS, "inside") else "linear",
             linear=self.linear_elsewhere,
         )
+
+    def is_told(self, number: int) -> bool:
+        """Whether a layer is told of padding."""
+        return self.told == "all" or number == (0 if self.told == "first" else self.layers - 1)
 
     @property
     def linear_elsewhere(self) -> str:
@@ -210,6 +222,10 @@ def drawn(seed: int) -> Config:
     if kind not in ORDINARY_KINDS and config.readout in ("mean", "first", "last") and random.random() < 0.3:
         forms = MEANS if config.readout == "mean" else ROWS
         config = replace(config, ordinary=False, read_by=random.choice(tuple(forms)))
+    if kind in ORDINARY_KINDS and config.stack in ("encoder", "decoder") and random.random() < 0.12:
+        config = replace(config, room=random.choice((1, 3)), room_form=random.choice(ROOMS))
+    if kind == "padding" and random.random() < 0.15:
+        config = replace(config, told=random.choice(("first", "last")), ordinary=False)
     return consistent(config)
 
 
@@ -539,6 +555,14 @@ def consistent(config: Config) -> Config:
         changes["readout"] = "last" if config.stack == "decoder" else "first"
     if config.shared:
         changes["special"] = "all"
+    if config.told != "all":  # what one layer hides another one looks at, though not as torch's modules leave it
+        told = "all" if changes.get("attention", config.attention) in WHOLE_MODULES else config.told
+        changes |= {"told": told, "layers": max(config.layers, 2)}
+    with_room = changes.get("projection", config.projection) != "heads as modules" and config.change in ORDINARY_CHANGES
+    if not with_room or config.position == "relative" or changes.get("attention", config.attention) in WHOLE_MODULES:
+        changes |= {"room": 0, "room_form": ""}
+    if changes.get("readout", config.readout) in OWN_ROWS:
+        changes |= {"padding": "", "padding_form": "", "prefix": 0}
     if changes.get("attention", config.attention) == "TransformerEncoderLayer":
         changes |= {"residual": "", "linear": ""}
     elif changes.get("attention", config.attention) in WHOLE_MODULES and config.residual in OVERWRITTEN:

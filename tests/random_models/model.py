@@ -21,7 +21,7 @@ from tests.random_models.attention import (
     torch_masks,
     visible_keys,
 )
-from tests.random_models.config import OVERWRITTEN, WEIGHTED_READOUTS, Config
+from tests.random_models.config import OVERWRITTEN, OWN_ROWS, WEIGHTED_READOUTS, Config
 from tests.random_models.formulas import row_weights
 from tests.random_models.opaque import sums_so_far
 from tests.random_models.parameters import (
@@ -418,7 +418,7 @@ class RandomTransformer(nn.Module):
         x = self._stream(x, memory, real)
         if self.config.mixer_place == "end":
             x = self.mixer(x)
-        return self._read(x if self.final is None else self.final(x), real, row)
+        return self._read(x if self.final is None else self.final(x), real if self.config.told == "all" else None, row)
 
     def _stream(self, x: Tensor, memory: Tensor | None, real: Tensor | None) -> Tensor:
         branch, place = self.config.branch, self.config.mixer_place
@@ -426,7 +426,8 @@ class RandomTransformer(nn.Module):
         x = self.mixer(x) if place == "before" else x
         weights: list[Tensor] = []
         for number, layer in enumerate(self.layers):
-            visible = visible_keys(self.config, x.shape[1], x.shape[1], real, cross=False)
+            told = real if self.config.is_told(number) else None
+            visible = visible_keys(self.config, x.shape[1], x.shape[1], told, cross=False)
             if branch == "embedding again" and number:
                 x = x + start
             if branch == "interleaved":
@@ -469,6 +470,8 @@ class RandomTransformer(nn.Module):
             return self.classifier(ROWS[self.config.read_by](x, first if readout == "first" else last))
         if readout in ("every position", "row in target"):
             return self.classifier(x)
+        if readout in OWN_ROWS:
+            return _of_own_rows(self.classifier(x), readout)
         if readout == "pooler":
             return self.classifier(torch.tanh(self.pooler(x[:, 0])))
         if readout in ("first", "hidden layer"):
@@ -506,6 +509,17 @@ def _weighted(x: Tensor, weights: Tensor, readout: str) -> Tensor:
         x.detach().mul_(weights)
         return x.sum(1)
     return (x * weights).sum(1)
+
+
+def _of_own_rows(logits: Tensor, readout: str) -> Tensor:
+    """Of each class the row of its number, (b, n, c) -> (b, c)."""
+    n, c = logits.shape[1:]
+    rows = torch.arange(c) % n
+    if readout == "own rows by a mask":
+        return (logits * F.one_hot(rows, n).T.to(logits.dtype)).sum(1)
+    if readout == "own rows by indices":
+        return logits[:, rows, torch.arange(c)]
+    return logits[:, rows].diagonal(dim1=1, dim2=2)
 
 
 class Unpadded(RandomTransformer):

@@ -24,7 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.random_models.config import LINEAR_MIXERS, WEIGHTED_READOUTS, WRITTEN_ELSEWHERE, Config, function_of
+from tests.random_models.config import (
+    LINEAR_MIXERS,
+    OWN_ROWS,
+    WEIGHTED_READOUTS,
+    WRITTEN_ELSEWHERE,
+    Config,
+    function_of,
+)
 from tests.random_models.formulas import (
     changed_weights,
     edges_of,
@@ -358,10 +365,18 @@ class Oracle:
 
     # ---------------------------------------------------------------------------------------------------- layers
 
-    def visible(self, n: int) -> Tensor | None:
-        """(b, n, n) bool, who may see whom."""
-        c, real = self.config, self.inputs.real
-        if c.mask == "none" and not c.padding:
+    @property
+    def real(self) -> Tensor:
+        """(b, n) bool: what some layer hides, and another one looks at from what is real or is read, is real."""
+        c = self.config
+        nobody_looks = c.causal and c.padding == "right" and c.readout == "every position"
+        return self.inputs.real if c.told == "all" or nobody_looks else torch.ones_like(self.inputs.real)
+
+    def visible(self, n: int, number: int = 0) -> Tensor | None:
+        """(b, n, n) bool, who may see whom in one layer."""
+        c, told = self.config, self.config.is_told(number)
+        real = self.inputs.real if told else torch.ones_like(self.inputs.real)
+        if c.mask == "none" and not (c.padding and told):
             return None
         visible = torch.zeros(c.batch, n, n, dtype=torch.bool)
         for i in range(n):
@@ -511,7 +526,7 @@ class Oracle:
         start, other, kept = x, x, []
         x = self.mixed_by(x) if c.mixer_place == "before" else x
         for number, layer in enumerate(p.layers):
-            visible = self.visible(x.value.shape[1])
+            visible = self.visible(x.value.shape[1], number)
             inside = c.mixer_place == "inside" and (number == 0 or c.shared)
             if c.branch == "embedding again" and number:
                 x, moved = self._in_place(start, x)  # what was moved since is added to rows that were not
@@ -595,7 +610,7 @@ class Oracle:
 
     def _read(self, x: State) -> Truth:
         c, readout, (b, n, _) = self.config, self.config.readout, x.value.shape
-        real = self.inputs.real if n == self.inputs.real.shape[1] else torch.ones(b, n, dtype=torch.bool)
+        real = self.real if n == self.real.shape[1] else torch.ones(b, n, dtype=torch.bool)
         W, bias = self.parameters.classifier
         prefix = c.prefix + (c.branch == "class attention")
         rows: Tensor | None = self._rows(x, real)
@@ -608,6 +623,11 @@ class Oracle:
             target = (number, target)
             parts = None if logits.parts is None else logits.parts[:, :, number, target[1]]
             output = logits.value
+        elif readout in OWN_ROWS:
+            logits = self.linear(x, W, bias)
+            of_classes = torch.arange(logits.value.shape[-1])
+            output = logits.value[:, of_classes % n, of_classes]
+            parts = None if logits.parts is None else logits.parts[:, :, target % n, target]
         else:
             pooled = self._picked(x, rows, real)
             if readout == "pooler":
@@ -632,7 +652,9 @@ class Oracle:
             reach=reach,
             alti=alti,
             shares=None if parts is None else parts[:-1].T,
-            real=self.inputs.real,
+            real=self.real,
+            never_hidden=self.inputs.real,
+            room=c.room,
             target=target,
             mixers=x.mixers,
             lengths=self.lengths,
@@ -657,6 +679,8 @@ class Oracle:
                 rows[example, positions[-1]] = 1
             elif readout in ("fixed row", "row in target", "row through a view"):
                 rows[example, self.inputs.row] = 1
+            elif readout in OWN_ROWS:
+                rows[example, self.inputs.target_class % n] = 1
             elif readout == "mean":
                 rows[example, positions] = 1 / len(positions)
             elif readout in WEIGHTED_READOUTS:

@@ -99,7 +99,8 @@ class Truth:
         by_convention: the output has a row for every position, and none was asked for.
         reach, alti: (b, t), the row that is read; None where not defined.
         shares: (b, t), what each token adds to the output ``target``; None where no linear form is known.
-        real: (b, position) bool of the last sequence.
+        real: (b, position) bool of the last sequence; never_hidden: those of them that no layer hides.
+        room: how many spare slots stand behind the keys of each call.
         target: what is explained, as in Captum.
         mixers: everything that mixed positions beside attention on the way to the output.
         lengths: positions of each input.
@@ -117,6 +118,8 @@ class Truth:
     alti: Tensor | None
     shares: Tensor | None
     real: Tensor
+    never_hidden: Tensor
+    room: int
     target: Any
     mixers: tuple[str, ...]
     lengths: tuple[int, ...]
