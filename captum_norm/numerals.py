@@ -1,4 +1,4 @@
-"""Is a text the number of something?  What stands for a class, a token or a position may be its name or its number."""
+"""Is what was given a whole number?  What stands for a class, a token or a position may be its name or its number."""
 
 from __future__ import annotations
 
@@ -33,3 +33,30 @@ def number_of(given: Any, what: str) -> int:
     except TypeError:
         pass
     raise TypeError(f"{what} should be a whole number or a str, got {given!r}.")
+
+
+def at_least(least: int, given: Any, what: str) -> int:
+    """A whole number that is not below another, of Python, NumPy or torch: a count, or the seed of a generator.
+
+    Args:
+        least: the smallest that is taken.
+        given: anything.
+        what: what it is, for the error.
+
+    Raises:
+        TypeError: for anything that is no whole number; a bool is none.
+        ValueError: for a smaller one.
+
+    Example:
+        >>> at_least(1, 20, "resamples")
+        20
+    """
+    try:
+        number = None if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{what} should be a whole number, got {given!r}.")
+    if number < least:
+        raise ValueError(f"{what} should be at least {least}, got {number}.")
+    return number

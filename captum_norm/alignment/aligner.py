@@ -5,8 +5,9 @@ Source: Kobayashi et al. (2020), "Attention is Not Only a Weight", section 5, ht
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from captum_norm.alignment.batches import SETTINGS, PairBatch, PairEncoder, Setting
-from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow, PlaceTotals
-from captum_norm.alignment.links import GoldLinks, Link, check_links
+from captum_norm.alignment.evaluation import AlignmentEvaluation, Choice, EvaluationRow, LayerChoice, PlaceTotals
+from captum_norm.alignment.links import GoldLinks, Link, check_links, check_sequence
 from captum_norm.alignment.methods import CrossMap, LinkMethod, link_method
 from captum_norm.alignment.scoring import alignment_score, diagonal
 from captum_norm.tables import Table, Tabular
@@ -152,6 +153,8 @@ class CrossAttentionAligner:
                 "CrossAttentionAligner: layer, head or setting is still 'best', so links have no place to be read at: "
                 "call fit(pairs, gold) first, or give all three."
             )
+        check_sequence("CrossAttentionAligner", "source", source)
+        check_sequence("CrossAttentionAligner", "target", target)
         single = isinstance(source, str) or (len(source) > 0 and isinstance(source[0], str))
         pairs = self._encoder.encode([source] if single else source, [target] if single else target)
         aligned: list[AlignedPair | None] = [None] * len(pairs)
@@ -178,11 +181,7 @@ class CrossAttentionAligner:
         Raises:
             ValueError: as `evaluate`.
         """
-        rows = [row for row in self._rows(pairs, gold, resamples=0) if self._allows(row.choice)]
-        if not rows:
-            raise ValueError(
-                f"CrossAttentionAligner: the model has no layer {self.layer!r} or no head {self.head!r} there."
-            )
+        rows = _rows_at(self._rows(pairs, gold, resamples=0), self.layer, self.head, self.setting)
         self.choice = min(rows, key=lambda row: row.score.error_rate).choice
         return self
 
@@ -197,12 +196,14 @@ class CrossAttentionAligner:
             resamples: the number of bootstrap samples of sentences for the intervals.
 
         Raises:
-            ValueError: if pairs and gold links differ in number or do not fit, or a sentence cannot be aligned.
+            ValueError: if pairs and gold links differ in number or do not fit, a sentence cannot be aligned, or the
+                model has no such layer or head as was chosen.
             InexactCaptureError: if a cross-attention call cannot be read exactly.
         """
         rows = self._rows(pairs, gold, resamples)
-        choice = None if self.choice is None else self._counted(self.choice, rows)
-        chosen = next((row for row in rows if row.choice == choice), None)
+        choice, chosen = self.choice, None
+        if choice is not None:
+            [chosen] = _rows_at(rows, choice.layer, choice.head, choice.setting)
         diagonals = [diagonal(len(source), len(target)) for source, target in pairs]
         score = alignment_score(diagonals, gold, resamples=resamples)
         return AlignmentEvaluation(self.method, len(pairs), tuple(rows), chosen, score)
@@ -223,6 +224,7 @@ class CrossAttentionAligner:
         return rows
 
     def _places(self, pairs: Sequence[tuple[Sentence, Sentence]]) -> dict[Choice, PlaceTotals]:
+        check_sequence("CrossAttentionAligner", "pairs", pairs)
         encoded = self._encoder.encode([source for source, _ in pairs], [target for _, target in pairs])
         places: dict[Choice, PlaceTotals] = {}
         for batch in self._batches(encoded):
@@ -236,19 +238,6 @@ class CrossAttentionAligner:
             for batch in self._encoder.batches(pairs, self.batch_size):
                 yield batch
                 bar.update(len(batch.numbers))
-
-    def _allows(self, choice: Choice) -> bool:
-        if self.setting not in ("best", choice.setting) or self.head not in ("best", choice.head):
-            return False
-        return choice.layer != "mean" if self.layer == "best" else choice.layer == self.layer
-
-    def _counted(self, choice: Choice, rows: Sequence[EvaluationRow]) -> Choice:
-        """The same choice with layer and head counted from the first."""
-        layers = 1 + max(row.choice.layer for row in rows if row.choice.layer != "mean")
-        heads = 1 + max((row.choice.head for row in rows if row.choice.head is not None), default=-1)
-        layer = choice.layer if choice.layer == "mean" or choice.layer >= 0 else choice.layer + layers
-        head = choice.head if choice.head is None or choice.head >= 0 else choice.head + heads
-        return Choice(choice.setting, layer, head)
 
     def _chosen_scores(self, batch: PairBatch, choice: Choice) -> Tensor:
         """Scores (batch, word, candidate) at one place."""
@@ -299,6 +288,37 @@ def _entry(found: Sequence[Any], index: int, name: str, what: str) -> Any:
     if not -len(found) <= index < len(found):
         raise ValueError(f"CrossAttentionAligner: {name}={index}, but there are {len(found)} {what}.")
     return found[index]
+
+
+def _rows_at(
+    rows: Sequence[EvaluationRow],
+    layer: LayerChoice | Literal["best"],
+    head: int | Literal["best"] | None,
+    setting: Setting | Literal["best"],
+) -> list[EvaluationRow]:
+    """The rows of a layer, head and setting, each counted from either end or ``"best"`` for any.
+
+    Raises:
+        ValueError: if the model has no such layer or head.
+    """
+    if layer == "best":
+        found = [row for row in rows if row.choice.layer != "mean"]
+    elif layer == "mean":
+        found = [row for row in rows if row.choice.layer == "mean"]
+    else:
+        layers = 1 + max(row.choice.layer for row in rows if row.choice.layer != "mean")
+        place = _entry(range(layers), layer, "layer", "cross-attention layers")
+        found = [row for row in rows if row.choice.layer == place]
+    if isinstance(head, int):
+        heads = Counter(of.layer for of in {replace(row.choice, setting="awi") for row in found} if of.head is not None)
+        if not any(-count <= head < count for count in heads.values()):
+            most = max(heads.values(), default=0)
+            there = f"no layer has more than {most}" if layer == "best" else f"there are {most} heads in that layer"
+            raise ValueError(f"CrossAttentionAligner: head={head}, but {there}.")
+        found = [row for row in found if row.choice.head == (head if head >= 0 else head + heads[row.choice.layer])]
+    elif head is None:
+        found = [row for row in found if row.choice.head is None]
+    return [row for row in found if setting in ("best", row.choice.setting)]
 
 
 def _check_choice(layer: Any, head: Any, setting: Any, method: LinkMethod) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from captum_norm.files import replacing
 from captum_norm.text_files import read_lines
@@ -127,20 +127,33 @@ def check_links(
     """See that links and sentences belong together.
 
     Raises:
+        TypeError: if one of them is no list.
         ValueError: if there are not as many of one as of the other, or a link names a word that its sentence does not
             have, with the number of the sentence.
     """
+    check_sequence(caller, "pairs", pairs)
+    check_sequence(caller, "gold", gold)
     if len(pairs) != len(gold):
         raise ValueError(f"{caller}: {len(pairs)} pairs of sentences, but gold links of {len(gold)}.")
     for number, ((source, target), links) in enumerate(zip(pairs, gold, strict=True), 1):
         for s, t in sorted(links.possible):
-            if s >= len(source) or t >= len(target):
+            if not (0 <= s < len(source) and 0 <= t < len(target)):
                 raise ValueError(
                     f"{caller}: pair {number} (line {number}) has {len(source)} source and {len(target)} target "
                     f"words, but a gold link joins source word {s + 1} and target word {t + 1}, counted from 1. The "
                     "sentences should be tokenised as they were when the links were made, and first= and order= "
                     "should be those of the file."
                 )
+
+
+def check_sequence(caller: str, name: str, given: Any) -> None:
+    """See that something can be counted and read again, as a list can and a generator cannot.
+
+    Raises:
+        TypeError: if it cannot.
+    """
+    if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+        raise TypeError(f"{caller}: {name} should be a list, got {type(given).__name__}. list({name}) makes one.")
 
 
 def as_pharaoh(links: Iterable[Link], *, first: Literal[0, 1] = 0) -> str:

@@ -10,6 +10,7 @@ https://aclanthology.org/J03-1002.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_norm.alignment.links import GoldLinks, Link
+from captum_norm.alignment.links import GoldLinks, Link, check_sequence
+from captum_norm.numerals import at_least
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class AlignmentScore:
     Attributes:
         error_rate: AER, 0 (all sure links and none but possible ones) to 1.
         precision: of the links found, those possible; 0 where none was found.
-        recall: of the sure links, those found.
-        low, high: the middle 95 % of the error rate over resampled sentences.
+        recall: of the sure links, those found; 0 where none is sure.
+        low, high: the middle 95 % of the error rate over resampled sentences that have one; NaN where none has.
         links: how many links were found.
     """
 
@@ -64,7 +66,7 @@ def alignment_score(
     """AER with its interval, precision and recall.
 
     The interval says how much the figure would change with other sentences of the same kind: sentences are drawn with
-    replacement, as many as there are.
+    replacement, as many as there are.  Draws with nothing to count, whose rate is 0/0, are left out.
 
     Args:
         links, gold: as in `alignment_error_rate`.
@@ -72,7 +74,8 @@ def alignment_score(
         seed: of the drawing, so that figures can be compared: the same sentences are drawn for all methods.
 
     Raises:
-        ValueError: as `alignment_error_rate`.
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
+        ValueError: as `alignment_error_rate`, or if one of them is below 0.
 
     Example:
         >>> score = alignment_score([[(0, 0)], [(0, 1)]], [GoldLinks({(0, 0)}), GoldLinks({(0, 0)})])
@@ -82,12 +85,9 @@ def alignment_score(
     counts = _counts("alignment_score", links, gold)
     found, hit, sure, hit_sure = counts.sum(0).tolist()
     low = high = rate = 1 - (hit + hit_sure) / (found + sure)
-    if resamples:
-        draws = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-        sums = counts[draws].sum(1)
-        sums = sums[sums[:, 0] + sums[:, 2] > 0]
-        rates = 1 - (sums[:, 1] + sums[:, 3]) / (sums[:, 0] + sums[:, 2])
-        low, high = (float(bound) for bound in np.quantile(rates, (0.025, 0.975)))
+    draws = _draws("alignment_score", len(counts), resamples, seed)
+    if len(draws):
+        low, high = _limits(_rates(counts[draws].sum(1)))
     return AlignmentScore(rate, hit / max(found, 1), hit_sure / max(sure, 1), low, high, int(found))
 
 
@@ -97,22 +97,22 @@ def error_rate_difference(
 ) -> tuple[float, float, float]:  # fmt: skip
     """AER of ``links`` minus that of ``others`` on the same sentences, with the middle 95 % over resampled sentences.
 
+    Draws in which one of them has no rate, as in `alignment_score`, are left out; both limits are NaN where all are.
+
+    Raises:
+        TypeError, ValueError: as `alignment_score`.
+
     Example:
         >>> gold = [GoldLinks({(0, 0)}), GoldLinks({(0, 0)})]
         >>> error_rate_difference([[(0, 0)], [(0, 0)]], [[(0, 1)], [(0, 1)]], gold)
         (-1.0, -1.0, -1.0)
     """
     both = [_counts("error_rate_difference", each, gold) for each in (links, others)]
-    draws = np.random.default_rng(seed).integers(len(gold), size=(resamples, len(gold)))
-
-    def rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        sums = np.concatenate([counts.sum(0)[None], counts[draws].sum(1)])
-        result: NDArray[np.float64] = 1 - (sums[:, 1] + sums[:, 3]) / np.maximum(sums[:, 0] + sums[:, 2], 1)
-        return result
-
-    difference = rates(both[0]) - rates(both[1])
-    low, high = np.quantile(difference[1:], (0.025, 0.975)) if resamples else (difference[0], difference[0])
-    return float(difference[0]), float(low), float(high)
+    draws = _draws("error_rate_difference", len(gold), resamples, seed)
+    one, other = (_rates(np.concatenate([counts.sum(0)[None], counts[draws].sum(1)])) for counts in both)
+    difference = one - other
+    whole = float(difference[0])
+    return whole, *(_limits(difference[1:]) if len(draws) else (whole, whole))
 
 
 def diagonal(sources: int, targets: int) -> list[Link]:
@@ -122,6 +122,29 @@ def diagonal(sources: int, targets: int) -> list[Link]:
     [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
     """
     return [(min(sources - 1, int((t + 0.5) / targets * sources)), t) for t in range(targets)]
+
+
+def _draws(caller: str, sentences: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """(resample, sentence): which sentences are drawn, with replacement."""
+    size = at_least(0, resamples, f"{caller}: resamples"), sentences
+    return np.random.default_rng(at_least(0, seed, f"{caller}: seed")).integers(sentences, size=size)
+
+
+def _rates(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(resample,) the error rates of `_counts` added up, (resample, 4); NaN where there is nothing to count."""
+    found, hit, sure, hit_sure = counts.T
+    with np.errstate(invalid="ignore"):
+        rates: NDArray[np.float64] = 1 - (hit + hit_sure) / (found + sure)
+    return rates
+
+
+def _limits(rates: NDArray[np.float64]) -> tuple[float, float]:
+    """The middle 95 % of those that are defined."""
+    defined = rates[~np.isnan(rates)]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = (float(bound) for bound in np.quantile(defined, (0.025, 0.975)))
+    return low, high
 
 
 def _pairs(caller: str, links: Any, sentence: int) -> set[Link]:
@@ -137,6 +160,8 @@ def _pairs(caller: str, links: Any, sentence: int) -> set[Link]:
 
 def _counts(caller: str, links: Sequence[Iterable[Link]], gold: Sequence[GoldLinks]) -> NDArray[np.int64]:
     """(sentence, 4): |A|, |A and P|, |S|, |A and S|."""
+    check_sequence(caller, "links", links)
+    check_sequence(caller, "gold", gold)
     if len(links) != len(gold):
         raise ValueError(f"{caller}: links of {len(links)} sentences, but gold links of {len(gold)}.")
     rows = []

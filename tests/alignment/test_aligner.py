@@ -128,6 +128,30 @@ class TestTheAligner:
         assert fitted.choice.setting == "awi"
         assert fitted.choice.layer in (0, 1)
 
+    @pytest.mark.parametrize(
+        ("place", "same"),
+        [
+            ({"layer": -1}, {"layer": 1}),
+            ({"layer": 0, "head": -1}, {"layer": 0, "head": 1}),
+            ({"layer": -2, "head": "best"}, {"layer": 0, "head": "best"}),
+            ({"layer": "best", "head": -2}, {"layer": "best", "head": 0}),
+            ({"layer": "best", "head": -1, "setting": "awo"}, {"layer": "best", "head": 1, "setting": "awo"}),
+        ],
+    )
+    def test_fit_counts_layers_and_heads_from_either_end(self, place, same):
+        model, pieces = family("marian", seed=3)
+        gold = [GoldLinks({(0, 0)})] * 3
+        fitted, other = (CrossAttentionAligner(model, pieces, **of).fit(PAIRS, gold).choice for of in (place, same))
+        assert fitted == other
+        assert fitted is not None
+        assert same["layer"] in ("best", fitted.layer)
+        assert same.get("head") in ("best", fitted.head)
+
+    def test_fit_over_the_mean_of_the_layers_leaves_the_setting_open(self):
+        choice = CrossAttentionAligner(*family("marian"), layer="mean").fit(PAIRS, [GoldLinks({(0, 0)})] * 3).choice
+        assert choice is not None
+        assert (choice.layer, choice.head) == ("mean", None)
+
     def test_an_evaluation_has_every_place_and_a_diagonal(self):
         model, pieces = family("bart")
         found = CrossAttentionAligner(model, pieces, layer=-1, setting="awo").evaluate(PAIRS, [GoldLinks({(0, 0)})] * 3)
@@ -214,8 +238,38 @@ class TestRefusals:
             CrossAttentionAligner(*family("marian"), layer=2, setting="awo").align(["hund"], ["dog"])
         with pytest.raises(ValueError, match="head=5, but there are 2 heads"):
             CrossAttentionAligner(*family("marian"), layer=1, head=5, setting="awo").align(["hund"], ["dog"])
-        with pytest.raises(ValueError, match="no layer 9"):
-            CrossAttentionAligner(*family("marian"), layer=9).fit(PAIRS, [GoldLinks({(0, 0)})] * 3)
+
+    @pytest.mark.parametrize(
+        ("place", "says"),
+        [
+            ({"layer": 9}, "layer=9, but there are 2 cross-attention layers"),
+            ({"layer": -3}, "layer=-3, but there are 2 cross-attention layers"),
+            ({"layer": 1, "head": 2}, "head=2, but there are 2 heads in that layer"),
+            ({"layer": 0, "head": -3}, "head=-3, but there are 2 heads in that layer"),
+        ],
+    )
+    def test_a_place_beyond_the_models_is_neither_evaluated_nor_fitted(self, place, says):
+        gold = [GoldLinks({(0, 0)})] * 3
+        with pytest.raises(ValueError, match=says):
+            CrossAttentionAligner(*family("marian"), setting="awo", **place).evaluate(PAIRS, gold)
+        with pytest.raises(ValueError, match=says):
+            CrossAttentionAligner(*family("marian"), **place).fit(PAIRS, gold)
+
+    def test_a_head_that_no_layer_has(self):
+        with pytest.raises(ValueError, match="head=2, but no layer has more than 2"):
+            CrossAttentionAligner(*family("marian"), head=2).fit(PAIRS, [GoldLinks({(0, 0)})] * 3)
+
+    def test_sentences_that_cannot_be_counted(self, aligner):
+        gold = [GoldLinks({(0, 0)})] * 3
+        with pytest.raises(TypeError, match="source should be a list, got generator"):
+            aligner.align((source for source, _ in PAIRS), [target for _, target in PAIRS])
+        with pytest.raises(TypeError, match="target should be a list, got generator"):
+            aligner.align([source for source, _ in PAIRS], (target for _, target in PAIRS))
+        for pairs, links, name in ((iter(PAIRS), gold, "pairs"), (PAIRS, iter(gold), "gold")):
+            with pytest.raises(TypeError, match=f"{name} should be a list, got list_iterator"):
+                aligner.evaluate(pairs, links)
+        with pytest.raises(TypeError, match="pairs should be a list, got list_iterator"):
+            aligner.links_everywhere(iter(PAIRS))
 
     def test_links_before_the_place_is_chosen(self):
         with pytest.raises(ValueError, match=r"is still 'best'.*call fit\(pairs, gold\)"):
@@ -224,6 +278,9 @@ class TestRefusals:
     def test_gold_links_beyond_the_sentences(self, aligner):
         with pytest.raises(ValueError, match=r"pair 1 \(line 1\) has 1 source and 1 target words"):
             aligner.evaluate([(["hund"], ["dog"])], [GoldLinks({(1, 1)})])
+        for link in ((-1, 0), (0, -1)):
+            with pytest.raises(ValueError, match=r"a gold link joins source word [01] and target word [01], counted"):
+                aligner.evaluate([(["hund"], ["dog"])], [GoldLinks({link})])
         with pytest.raises(ValueError, match="pairs is empty"):
             aligner.evaluate([], [])
 

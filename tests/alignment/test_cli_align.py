@@ -113,6 +113,14 @@ def test_a_figure_is_drawn(files, capsys):
         (("--dev", "3"), "--dev is the number of pairs"),
         (("--languages", "de", "en"), "--languages: the tokenizer of this model knows no languages"),
         (("--batch-size", "0"), "--batch-size 0 should be at least 1"),
+        (
+            ("--source", "de", "--target", "en", "--gold", "gold", "--setting", "awo", "--layer", "99"),
+            "layer=99, but there are 4 cross-attention layers",
+        ),
+        (
+            ("--source", "de", "--target", "en", "--gold", "gold", "--setting", "awo", "--layer", "0", "--head", "9"),
+            "head=9, but there are 4 heads in that layer",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_the_way_out(files, capsys, monkeypatch, arguments, message):

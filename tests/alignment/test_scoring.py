@@ -1,5 +1,6 @@
 """Error rates are those of Och and Ney, pooled over sentences; two directions are joined as Koehn et al. do."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +91,55 @@ def test_the_diagonal_goes_from_corner_to_corner_and_never_back(sources, targets
     assert sorted(links) == links
     assert all(0 <= s < sources for s, _ in links)
     assert diagonal(sources, sources) == [(i, i) for i in range(sources)]
+
+
+def test_a_resample_with_nothing_to_count_has_no_rate():
+    gold = [GoldLinks({(0, 0)}), GoldLinks((), {(0, 0)})]  # the second sentence has a possible link alone
+    right, other = [[(0, 0)], []], [[(0, 0)], [(0, 0)]]
+    for links, others in ((right, other), (other, right), (right, right)):
+        assert error_rate_difference(links, others, gold) == (0, 0, 0)
+    score = alignment_score(right, gold)
+    assert (score.error_rate, score.low, score.high) == (0, 0, 0)
+
+
+def test_where_no_resample_has_anything_to_count_there_is_no_interval():
+    gold = [GoldLinks({(0, 0)})] + [GoldLinks(())] * 9
+    links = [[(0, 0)]] + [[]] * 9
+    seed = next(
+        seed for seed in range(20) if 0 not in np.random.default_rng(seed).integers(10, size=(1, 10))
+    )
+    score = alignment_score(links, gold, resamples=1, seed=seed)
+    assert score.error_rate == 0
+    assert np.isnan([score.low, score.high]).all()
+    difference, *limits = error_rate_difference(links, links, gold, resamples=1, seed=seed)
+    assert difference == 0
+    assert np.isnan(limits).all()
+
+
+def test_without_resamples_an_interval_is_the_figure_itself():
+    gold = [GoldLinks({(0, 0)}), GoldLinks({(0, 0)})]
+    links, others = [[(0, 0)], [(0, 1)]], [[(0, 1)], [(0, 1)]]
+    score = alignment_score(links, gold, resamples=0)
+    assert (score.error_rate, score.low, score.high) == (0.5, 0.5, 0.5)
+    assert error_rate_difference(links, others, gold, resamples=0) == (-0.5, -0.5, -0.5)
+
+
+@pytest.mark.parametrize("score", [alignment_score, lambda *of, **how: error_rate_difference(of[0], *of, **how)])
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"resamples": -1}, ValueError, "resamples should be at least 0, got -1"),
+        ({"resamples": 100.0}, TypeError, "resamples should be a whole number, got 100.0"),
+        ({"seed": -1}, ValueError, "seed should be at least 0, got -1"),
+    ],
+)
+def test_draws_that_cannot_be_made_are_refused(score, how, error, says):
+    with pytest.raises(error, match=says):
+        score([[(0, 0)]], [GoldLinks({(0, 0)})], **how)
+
+
+def test_what_cannot_be_counted_is_refused_by_its_name():
+    with pytest.raises(TypeError, match=r"alignment_score: links should be a list, got generator. list\(links\)"):
+        alignment_score((one for one in [[(0, 0)]]), [GoldLinks({(0, 0)})])
+    with pytest.raises(TypeError, match="alignment_error_rate: gold should be a list, got generator"):
+        alignment_error_rate([[(0, 0)]], (one for one in [GoldLinks({(0, 0)})]))
