@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from captum_norm.numerals import at_least
 from captum_norm.study.data import Example, Fields, read_examples
 from captum_norm.study.metrics import METRICS, Metric
 from captum_norm.study.variants import StoredScores, Variant
@@ -67,6 +68,8 @@ class DataAsked:
         """Read them; a relative path starts at ``folder``."""
         if (self.path is None) == (self.dataset is None):
             raise ValueError("[data] should have either path, a file, or dataset, an id.")
+        if self.limit is not None:
+            at_least(1, self.limit, "[data]: limit")
         others = {field.name: getattr(self, field.name) for field in fields(Fields) if field.name != "text"}
         names = Fields(self.text, **others) if any(others.values()) or self.text != "text" else None
         source = str(folder / self.path) if self.path is not None else str(self.dataset)

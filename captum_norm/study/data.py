@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from captum_norm.numerals import at_least
 from captum_norm.study.records import FORMATS, records_of_dataset, records_of_file
 
 Span = tuple[int, int]
@@ -67,6 +68,9 @@ class Example:
         for text in self.texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
+        for given in (*self.texts, self.written, self.label, self.foil, self.key):
+            if isinstance(given, str):
+                _check_characters(self.where, given)
         for what, label in (("label", self.label), ("foil", self.foil)):
             if isinstance(label, str) and not label.strip():
                 raise ValueError(f"{self.where}: the {what} is empty. Leave it out where it is not known.")
@@ -147,7 +151,9 @@ def read_examples(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the line, for a record that is no example; or if there is none at all.
+        TypeError: if ``limit`` is no whole number.
+        ValueError: naming the line, for a record that is no example; or if there is none at all, or ``limit`` is below
+            1.
         ImportError: if ``datasets`` is needed and not installed.
 
     Example:
@@ -158,6 +164,8 @@ def read_examples(
         ...     read_examples(path)[0].evidence
         ((2, 6),)
     """
+    if limit is not None:
+        limit = at_least(1, limit, "read_examples: limit")
     path = Path(source).expanduser()
     from_file = path.suffix.lower() in FORMATS
     records = records_of_file(path) if from_file else records_of_dataset(str(source), split, subset)
@@ -221,8 +229,15 @@ def _example(content: Any, fields: Fields, number: str, where: str) -> Example:
     if fields.text_pair is not None and _field(content, fields.text_pair, where) is not None:
         second = _text(content, fields.text_pair, fields.evidence_pair, where)
     label = None if fields.label is None else _label(_field(content, fields.label, where), where)
-    key = number if fields.key is None else str(_field(content, fields.key, where))
+    key = number if fields.key is None else _key(content, fields.key, where)
     return Example(text, label, spans, key, where, *second, **asked)
+
+
+def _key(record: Mapping[str, Any], name: str, where: str) -> str:
+    key = _field(record, name, where)
+    if key is None:
+        raise ValueError(f"{where}: the field {name!r} is null and names nothing. Give a name, or leave the field out.")
+    return str(key)
 
 
 def _later(name: str, given: Any, where: str) -> Any:
@@ -301,6 +316,17 @@ def _flagged(flags: Sequence[int], text: str, where: str) -> tuple[Span, ...]:
     if len(flags) != len(words):
         raise ValueError(f"{where}: evidence has {len(flags)} flags, but its text has {len(words)} words.")
     return tuple(span for flag, span in zip(flags, words, strict=True) if flag)
+
+
+def _check_characters(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, around = text[error.start], text[max(0, error.start - 9) : error.start + 9]
+        raise ValueError(
+            f"{where}: {half!r} in {around!r} is half of a character, which no tokenizer reads. Take it out, or write "
+            "the whole character."
+        ) from error
 
 
 def _check_span(what: str, span: Span, text: str) -> None:

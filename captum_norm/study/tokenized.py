@@ -252,8 +252,9 @@ def _sources(example: Example, encoded: Any, special: Tensor) -> Tensor | None:
     found = torch.full(special.shape, -1)
     for place, (text, (start, end)) in enumerate(zip(encoded.sequence_ids, encoded.offsets, strict=True)):
         shared = [min(end, last) - max(start, first) for first, last in example.sources]
-        if text == 0 and not special[place] and max(shared) > 0:
-            found[place] = shared.index(max(shared))
+        most = max(shared, default=0)  # an example may say that it has no source
+        if text == 0 and not special[place] and most > 0:
+            found[place] = shared.index(most)
     return found
 
 

@@ -160,6 +160,8 @@ def test_a_bar_tells_rate_and_remaining_time(capsys, folder, tmp_path):
         ("[data]", "should have either path, a file, or dataset, an id"),
         ('[data]\npath = "films.jsonl"\nevidence = "why"', "line 1 has no field 'why'"),
         ('[data]\npath = "none.jsonl"', "none.jsonl: there is no such file"),
+        ('[data]\npath = "films.jsonl"\nlimit = -1', "[data]: limit should be at least 1, got -1"),
+        ('[data]\npath = "films.jsonl"\n[study]\nmax_length = 0', "Study: max_length should be at least 1, got 0"),
         ('[model]\nname = "./nowhere"\n[data]\npath = "films.jsonl"', "./nowhere: no such folder"),
         ('[data]\npath = "films.jsonl"\n[study]\nmethods = [{ scores = "none.jsonl" }]', "no such file of scores"),
     ],

@@ -99,6 +99,9 @@ def test_what_is_asked_about_is_read_as_it_was_written(tmp_path):
         ([{"text": "Fine.", "written": 3}], "line 1: written should be a text, got int"),
         ([{"text": "Fine.", "label": 0.5}], "the label should be a number or a name"),
         ([{"id": 1, "text": "Fine."}, {"id": 1, "text": "Bad."}], "line 2 has the key '1', as .*line 1"),
+        ([{"id": None, "text": "Fine."}], "line 1: the field 'id' is null and names nothing"),
+        ([{"text": "A \ud800 film."}], r"line 1: '\\ud800' in 'A \\ud800 film.' is half of a character"),
+        ([{"text": "Fine.", "written": "\udfff"}], r"line 1: '\\udfff' in .* is half of a character"),
         ([], "holds no example"),
     ],
 )
@@ -112,6 +115,9 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, records, says):
     [
         ("x.jsonl", '{"text": "Fine."}\n{', "line 2 is no JSON"),
         ("x.jsonl", '["Fine."]', "line 1 should be an object"),
+        ("x.jsonl", '{"text": "Fine.", "text": "Bad."}', "line 1 has the field 'text' twice"),
+        ("x.csv", "text,label,text\na b,1,c d\n", "x.csv, line 1 has two columns 'text'"),
+        ("x.tsv", "text\tlabel\tlabel\na b\t1\t2\n", "x.tsv, line 1 has two columns 'label'"),
         ("x.csv", "text,label\nFine,1\nBad", "line 3 should have 2 columns"),
         ("x.csv", 'text,label\n"Fine', "line 1: unexpected end"),
         ("x.txt", "Fine.", "should be a file that ends in"),
@@ -163,3 +169,22 @@ def test_the_fingerprint_follows_texts_labels_and_evidence_but_not_their_origin(
 def test_an_empty_label_is_none_at_all(field):
     with pytest.raises(ValueError, match=f"example: the {field} is empty. Leave it out where it is not known"):
         Example("A warm film.", **{field: " "})
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    [one] = read_examples(written(tmp_path, "x.csv", "text,label,,\nA warm film.,1,,\n"))
+    assert (one.text, one.label) == ("A warm film.", "1")
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "says"),
+    [
+        (-1, ValueError, "read_examples: limit should be at least 1, got -1"),
+        (0, ValueError, "read_examples: limit should be at least 1, got 0"),
+        (2.0, TypeError, "read_examples: limit should be a whole number, got 2.0"),
+    ],
+)
+def test_a_limit_that_leaves_no_example_is_refused(tmp_path, limit, error, says):
+    path = written(tmp_path, "x.jsonl", [{"text": "Fine."}])
+    with pytest.raises(error, match=says):
+        read_examples(path, limit=limit)

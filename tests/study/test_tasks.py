@@ -168,3 +168,10 @@ def test_a_label_that_only_looks_like_a_number_is_no_class(label):
     [text] = tokenize([Example("A warm film.", label)], tiny.tokenizer(), tiny.classifier())
     with pytest.raises(ValueError, match=r"the label '.*' is no class of the model, which has 0 to 3"):
         class_of(text, ClassNames({}), 4)
+
+
+def test_a_text_may_have_no_sources_beside_texts_that_have_some():
+    data = [Example("A warm film.", sources=((0, 6),)), Example("Dull.", sources=())]
+    some, none = tokenize(data, tiny.tokenizer(), model_of(BertForTokenClassification))
+    assert 0 in some.sources.tolist()
+    assert set(none.sources.tolist()) == {-1}

@@ -10,6 +10,7 @@ from typing import Any
 from captum_norm.class_names import ClassNames
 from captum_norm.forward import HFForward
 from captum_norm.forward.keywords import title
+from captum_norm.numerals import at_least
 from captum_norm.study.batches import Padding, Tokenized, class_of, logits_of, padded, pair_of, tokenize
 from captum_norm.study.data import Fields, as_examples, read_examples
 from captum_norm.study.metrics import METRICS, Metric
@@ -64,8 +65,9 @@ class Choices:
         if self.target not in ("predicted", "label", "contrast"):
             raise ValueError(f"Study: target should be 'predicted', 'label' or 'contrast', got {self.target!r}.")
         for name in ("batch_size", "random_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Study: {name} should be at least 1, got {getattr(self, name)}.")
+            at_least(1, getattr(self, name), f"Study: {name}")
+        if self.max_length is not None:
+            at_least(1, self.max_length, "Study: max_length")
         self.named_metrics(evidence=True)  # an unknown metric is refused before the data is read
 
     def plan(self, data: Iterable[Any] | str | Path, fields: Fields | None, store: Path) -> Plan:

@@ -92,7 +92,8 @@ class StoreFile:
         [version] = self._base.execute("PRAGMA user_version").fetchone()
         tables = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application != _APPLICATION and (tables or self._readonly):
-            raise ValueError(f"{self.path} is an SQLite file, but no study's store.")
+            what = "an SQLite file, but" if self.path.stat().st_size else "an empty file:"
+            raise ValueError(f"{self.path} is {what} no study's store.")
         if application == _APPLICATION and version != _FORMAT:
             raise ValueError(
                 f"{self.path} is a store of format {version}; this version reads format {_FORMAT}. Read it with the "

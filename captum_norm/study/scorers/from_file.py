@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from captum_norm.study.batches import TextBatch, Tokenized
+from captum_norm.study.records import records_of_lines
 from captum_norm.study.scorers.scorer import Scorer
 from captum_norm.study.variants import StoredScores
-from captum_norm.text_files import read_lines
 
 
 @dataclass
@@ -61,12 +61,20 @@ def _read_scores(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of scores.")
     scores: dict[str, list[float]] = {}
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            scores[str(record["id"])] = [float(score) for score in record["scores"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number} should be {{"id": ..., "scores": [...]}}: {error!r}.') from error
+    seen: dict[str, str] = {}
+    for where, record in records_of_lines(path):
+        name, of_text = record.get("id"), record.get("scores")
+        if name is None or not isinstance(of_text, list) or not all(map(_is_number, of_text)):
+            raise ValueError(
+                f'{where} should be {{"id": ..., "scores": [...]}} with a number for each token or word, got '
+                f"{json.dumps(record)[:80]}."
+            )
+        key = str(name)
+        if key in seen:
+            raise ValueError(f"{where} has scores of {key!r}, as {seen[key]} has: leave one of them out.")
+        seen[key], scores[key] = where, [float(score) for score in of_text]
     return scores
+
+
+def _is_number(score: Any) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool)

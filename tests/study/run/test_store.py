@@ -147,8 +147,10 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
         with pytest.raises(ValueError, match=says):
             Store(tmp_path / name)
     assert content(other, "mine") == {"mine": []}
-    with pytest.raises(ValueError, match="no study's store"):
+    with pytest.raises(ValueError, match=r"empty.db is an empty file: no study's store"):
         Results(tmp_path / "empty.db")
+    with pytest.raises(ValueError, match=r"other.db is an SQLite file, but no study's store"):
+        Results(other)
     with pytest.raises(FileNotFoundError, match="no such store"):
         Results(tmp_path / "missing.db")
     with pytest.raises(FileNotFoundError, match=r"folder .* does not exist"):

@@ -21,3 +21,23 @@ def test_a_line_that_holds_no_scores_is_named(tmp_path):
     (tmp_path / "s.jsonl").write_text('{"id": "a", "scores": [1]}\n\n{"id": "b"}\n')
     with pytest.raises(ValueError, match=r's.jsonl, line 3 should be \{"id": ..., "scores": \[...\]\}'):
         StoredScorer(StoredScores("theirs", tmp_path / "s.jsonl"), special="keep")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "a", "scores": [2]}', "line 3 has scores of 'a', as .*s.jsonl, line 1 has: leave one of them out"),
+        ('{"id": 1, "id": 2, "scores": [2]}', "line 3 has the field 'id' twice"),
+        ('{"id": "b", "scores": "123"}', r'line 3 should be .*, got \{"id": "b", "scores": "123"\}'),
+        ('{"id": "b", "scores": ["1", 2]}', "line 3 should be"),
+        ('{"id": "b", "scores": [true]}', "line 3 should be"),
+        ('{"id": "b", "scores": {"1": 2}}', "line 3 should be"),
+        ('{"id": null, "scores": [1]}', "line 3 should be"),
+        ('["b", [1]]', "line 3 should be an object"),
+        ("{", "line 3 is no JSON"),
+    ],
+)
+def test_scores_that_say_nothing_or_two_things_are_refused(tmp_path, line, says):
+    (tmp_path / "s.jsonl").write_text(f'{{"id": "a", "scores": [1]}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=says):
+        StoredScorer(StoredScores("theirs", tmp_path / "s.jsonl"), special="keep")
