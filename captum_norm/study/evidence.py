@@ -13,11 +13,9 @@ Three sources of sentiment, beside the forms of `captum_norm.study.published`; n
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import re
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +23,22 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from captum_norm.files import replacing
+from captum_norm.numerals import at_least
 from captum_norm.study.data import LATER_FIELDS, Example, Span
 from captum_norm.study.published import (
     alignment_examples,
     blimp_examples,
     cose_examples,
+    documents_of_archive,
     eraser_examples,
     esnli_examples,
     hatexplain_examples,
+    in_form,
     joined,
+    passage_span,
 )
-from captum_norm.text_files import ENCODING, read_lines
+from captum_norm.study.records import records_of_lines, records_of_table
+from captum_norm.text_files import read_lines
 
 LABELS = ("negative", "positive")
 
@@ -72,7 +75,7 @@ def sst_examples(path: Path) -> Iterator[Example]:
         if phrases and 2 * sum(map(len, phrases)) <= len(tree):
             text, spans = joined(words)
             evidence = tuple((spans[phrase.start][0], spans[phrase.end - 1][1]) for phrase in phrases)
-            yield Example(text, LABELS[tree.rating > 2], evidence, f"{path.stem}-{number}")
+            yield Example(text, LABELS[tree.rating > 2], evidence, f"{path.stem}-{number}", f"{path}, line {number}")
 
 
 def carriers(tree: Phrase) -> list[Phrase]:
@@ -126,10 +129,12 @@ def cad_examples(path: Path) -> Iterator[Example]:
     Two versions of one text would not be two independent examples.
     """
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    with path.open(encoding=ENCODING, newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t"):
-            text = " ".join(re.sub(r"<br ?/?>", " ", row["Text"]).split())
-            pairs[row["batch_id"]].append((row["Sentiment"].lower(), text))
+    for where, row in records_of_table(path, "\t"):
+        with in_form("cad", where):
+            text, label = " ".join(re.sub(r"<br ?/?>", " ", row["Text"]).split()), row["Sentiment"].lower()
+            if label not in LABELS:
+                raise ValueError(f"{where}: Sentiment should be Negative or Positive, got {row['Sentiment']!r}.")
+            pairs[row["batch_id"]].append((label, text))
     for number, (key, pair) in enumerate((key, pair) for key, pair in pairs.items() if len(pair) == 2):
         (label, text), (_, other) = pair if number % 2 == 0 else pair[::-1]
         evidence = changed_words(text, other)
@@ -145,7 +150,8 @@ def changed_words(text: str, other: str) -> tuple[Span, ...]:
         >>> [text[start:end] for start, end in changed_words(text, "I hated this film.")]
         ['liked', 'warm']
     """
-    words, (_, spans) = text.split(), joined(text.split(), glued=())
+    found = list(re.finditer(r"\S+", text))
+    words, spans = [word[0] for word in found], [word.span() for word in found]
     matcher = SequenceMatcher(None, words, other.split(), autojunk=False)
     edits = [(a, b) for kind, a, b, _, _ in matcher.get_opcodes() if kind in ("replace", "delete")]
     return tuple((spans[a][0], spans[b - 1][1]) for a, b in edits)
@@ -153,20 +159,18 @@ def changed_words(text: str, other: str) -> tuple[Span, ...]:
 
 def movie_examples(path: Path) -> Iterator[Example]:
     """The reviews of a file of annotations; ``docs.tar.gz`` lies beside it."""
-    documents = {}
-    with tarfile.open(path.with_name("docs.tar.gz")) as archive:
-        for member in archive:
-            content = archive.extractfile(member)
-            if content is not None:
-                documents[Path(member.name).name] = content.read().decode(ENCODING).split()
-    for line in read_lines(path):
-        record = json.loads(line)
-        words = documents[record["annotation_id"]]
-        text, spans = joined(words, glued=())
-        passages = [p for group in record["evidences"] for p in group]
-        evidence = tuple((spans[p["start_token"]][0], spans[p["end_token"] - 1][1]) for p in passages)
-        if evidence:
-            yield Example(text, LABELS[record["classification"] == "POS"], evidence, record["annotation_id"])
+    documents = documents_of_archive(path.with_name("docs.tar.gz"))
+    for where, record in records_of_lines(path):
+        with in_form("movies", where):
+            key, said = record["annotation_id"], record["classification"]
+            if key not in documents:
+                raise ValueError(f"{where}: docs.tar.gz beside it has no document {key!r}.")
+            if said not in ("NEG", "POS"):
+                raise ValueError(f"{where}: classification should be NEG or POS, got {said!r}.")
+            text, spans = joined(documents[key], glued=())
+            evidence = tuple(passage_span(spans, p, where) for group in record["evidences"] for p in group)
+            if evidence:
+                yield Example(text, LABELS[said == "POS"], evidence, key, where)
 
 
 SOURCES: dict[str, Callable[[Path], Iterator[Example]]] = {
@@ -186,10 +190,12 @@ def drawn(examples: Sequence[Example], count: int | None) -> list[Example]:
     """So many of them, as many of each label as can be, in an order that depends on the texts alone.
 
     Raises:
-        ValueError: if there are fewer.
+        TypeError: if ``count`` is no whole number.
+        ValueError: if it is below 1, or there are fewer.
     """
     if count is None:
         return list(examples)
+    at_least(1, count, "count")
     in_order = sorted(examples, key=lambda example: hashlib.blake2b(example.text.encode()).digest())
     by_label: dict[object, list[Example]] = defaultdict(list)
     for example in in_order:
@@ -213,11 +219,22 @@ def write(examples: Sequence[Example], path: Path) -> None:
 
 
 def main() -> None:
-    """Read a source, draw examples and write them."""
-    arguments = _parser().parse_args()
-    examples = [example for path in arguments.files for example in SOURCES[arguments.source](Path(path))]
-    chosen = drawn(examples, arguments.count)
-    write(chosen, Path(arguments.output))
+    """Read a source, draw examples and write them; what is wrong ends it with code 2 and leaves the output alone."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    try:
+        if arguments.count is not None:
+            at_least(1, arguments.count, "--count")
+        examples = [example for path in arguments.files for example in SOURCES[arguments.source](Path(path))]
+        if not examples:
+            raise ValueError(
+                f"{', '.join(arguments.files)}: no text with evidence in the form of {arguments.source}, so nothing is "
+                "written. Are these the right files?"
+            )
+        chosen = drawn(examples, arguments.count)
+        write(chosen, Path(arguments.output))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     print(f"{arguments.output}: {len(chosen)} of {len(examples)} texts with evidence")
 
 

@@ -13,6 +13,7 @@ from captum_norm.study.evidence import (
     changed_words,
     drawn,
     main,
+    movie_examples,
     read_tree,
     sst_examples,
     write,
@@ -113,3 +114,73 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write([Example("Fine.", key="0"), Example("Fine.", key=b"1")], tmp_path / "x.jsonl")
     assert not list(tmp_path.iterdir())
+
+
+def test_changed_words_are_marked_where_they_stand_whatever_is_between_them():
+    text = "A  warm\n film,  so "
+    assert [text[a:b] for a, b in changed_words(text, "A cold film, not")] == ["warm", "so"]
+
+
+def called(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["evidence", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "more", "says"),
+    [
+        ("cad", "Sentiment\tText\nPositive\tgood\n", (), "x.data, line 2 has no 'batch_id', which records of cad have"),
+        ("cad", "Sentiment\tText\tbatch_id\nGood\tgood\t1\n", (), "line 2: Sentiment should be Negative or Positive"),
+        ("blimp", '{"id": 1\n', (), "x.data, line 1 is no JSON"),
+        ("blimp", "", (), "x.data: no text with evidence in the form of blimp, so nothing is written"),
+        ("sst", "(4 (2 A) (4 film))", ("--count", 0), "--count should be at least 1, got 0"),
+        ("sst", "(4 (2 A) (4 film))", ("--count", -1), "--count should be at least 1, got -1"),
+        ("sst", "(4 (2 A) (4 film))", ("--count", 2), "2 examples are asked for, but only 1"),
+        ("movies", "{}", (), "docs.tar.gz"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_the_output_alone(
+    tmp_path, monkeypatch, capsys, source, content, more, says
+):
+    (tmp_path / "x.data").write_text(content)
+    (tmp_path / "out.jsonl").write_text("kept")
+    code, said = called(
+        monkeypatch, capsys, source, tmp_path / "x.data", "--output", tmp_path / "out.jsonl", *more
+    )
+    assert code == 2
+    assert says in said
+    assert (tmp_path / "out.jsonl").read_text() == "kept"
+
+
+def test_fewer_than_one_example_cannot_be_drawn():
+    with pytest.raises(ValueError, match="count should be at least 1, got -1"):
+        drawn([Example("Fine."), Example("Dull.")], -1)
+
+
+def test_a_review_is_as_long_as_it_is(tmp_path):
+    (tmp_path / "pairs.tsv").write_text(
+        f"Sentiment\tText\tbatch_id\nNegative\t{'bad ' * 50_000}\t1\nPositive\tgood\t1\n"
+    )
+    [one] = cad_examples(tmp_path / "pairs.tsv")
+    assert len(one.text) == 199_999
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"classification": "GOOD"}, "line 1: classification should be NEG or POS, got 'GOOD'"),
+        ({"annotation_id": "b.txt"}, "line 1: docs.tar.gz beside it has no document 'b.txt'"),
+        ({"evidences": [[{"start_token": -2, "end_token": 0}]]}, "a passage of tokens -2 to 0, but its document has 3"),
+        ({"evidences": 3}, "line 1 is not written as records of movies are"),
+    ],
+)
+def test_a_review_that_says_another_thing_than_its_document_is_refused(tmp_path, change, says):
+    record = {"annotation_id": "a.txt", "classification": "NEG", "evidences": [[{"start_token": 1, "end_token": 3}]]}
+    (tmp_path / "a.txt").write_text("very bad film")
+    with tarfile.open(tmp_path / "docs.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "docs/a.txt")
+    (tmp_path / "val.jsonl").write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=says):
+        list(movie_examples(tmp_path / "val.jsonl"))

@@ -137,3 +137,108 @@ def test_pairs_are_written_and_read_again(tmp_path, monkeypatch):
     main()
     [one] = read_examples(tmp_path / "x.jsonl")
     assert (one.texts, marked(one)) == (("A warm film .", "Is it warm ?"), [["warm"], []])
+
+
+def test_marked_words_are_found_where_they_stand_whatever_their_letters_become_in_another_case(tmp_path):
+    stem = "In \u0130stanbul, where is a COLD river (or so) found?"  # a letter that is two in lower case
+    choices = [{"label": "A", "text": "valley"}]
+    question = {"id": "q", "answerKey": "A", "question": {"stem": stem, "choices": choices}}
+    lines(tmp_path / "dev_rand_split.jsonl", question)
+    for selected in ("cold river", "River (or so)"):
+        path = lines(tmp_path / "cose.jsonl", {"id": "q", "explanation": {"selected": selected}})
+        [one] = cose_examples(path)
+        [found] = marked(one)[0]
+        assert found.lower() == selected.lower()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("Diane watched.", "Diane watched Alan."),  # a mark differs, no word
+        ("Diane watched .", "Diane watched Alan ."),
+        ("Diane watched Alan .", "Diane watched ."),
+        ("Diane watched", "Diane watched Alan"),
+    ],
+)
+def test_sentences_of_which_one_ends_where_the_other_goes_on_have_no_two_words_to_set_against_each_other(
+    tmp_path, good, bad
+):
+    pair = {"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps."}
+    path = lines(tmp_path / "drop.jsonl", {"sentence_good": good, "sentence_bad": bad}, pair)
+    [one] = blimp_examples(path)
+    assert (one.label, one.foil, one.key) == ("sleep", "sleeps", "drop-1")
+
+
+@pytest.mark.parametrize(
+    ("links", "says"),
+    [
+        ("1-1 0-2", "alignment.talp, line 1 holds the link 0-2, but its sentences have 4 and 6 words, counted from 1"),
+        ("1-0", "line 1 holds the link 1-0"),
+        ("5-2", "line 1 holds the link 5-2"),
+        ("1p7", "line 1 holds the link 1p7"),
+        ("1:1", "line 1 holds '1:1', which is no link"),
+        ("1-1\n2-2", "a line should belong to .* test.de has 1, test.en has 1, alignment.talp has 2 lines"),
+    ],
+)
+def test_links_of_words_that_the_sentences_do_not_have_are_refused(tmp_path, links, says):
+    (tmp_path / "test.de").write_text("das stimmt nicht !\n")
+    (tmp_path / "test.en").write_text("but this is not so .\n")
+    path = tmp_path / "alignment.talp"
+    path.write_text(f"{links}\n")
+    with pytest.raises(ValueError, match=says):
+        list(alignment_examples(path))
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, 2), (2, 2), (0, 0), (3, 9)])
+def test_a_passage_that_its_document_does_not_have_is_refused(tmp_path, start, end):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "one").write_text("A warm film .")
+    passage = {"docid": "one", "start_token": start, "end_token": end}
+    record = {"annotation_id": "one", "classification": "POS", "evidences": [[passage]]}
+    with pytest.raises(ValueError, match=f"line 1: a passage of tokens {start} to {end}, but its document has 4"):
+        list(eraser_examples(lines(tmp_path / "val.jsonl", record)))
+
+
+def test_a_name_stands_for_one_document_or_question(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "one").write_text("A warm film .")
+    passage = {"docid": "one", "start_token": 1, "end_token": 2}
+    record = {"annotation_id": "one", "classification": "POS", "evidences": [[passage]]}
+    path = lines(tmp_path / "val.jsonl", record)
+    lines(tmp_path / "docs.jsonl", {"docid": "one", "document": "A warm\nfilm ."})
+    assert len(list(eraser_examples(path))) == 1  # the same words twice
+    lines(tmp_path / "docs.jsonl", {"docid": "one", "document": "A cold film ."})
+    with pytest.raises(ValueError, match="docs/one: 'one' was read before, and was another"):
+        list(eraser_examples(path))
+    question = {"id": "q", "answerKey": "A", "question": {"stem": "Where?", "choices": []}}
+    lines(tmp_path / "dev_rand_split.jsonl", question, question | {"answerKey": "B"})
+    with pytest.raises(ValueError, match="line 2: 'q' was read before, and was another"):
+        list(cose_examples(path))
+
+
+def test_documents_in_a_broken_archive_are_refused(tmp_path):
+    (tmp_path / "docs.tar.gz").write_bytes(b"this is no archive")
+    with pytest.raises(ValueError, match=r"docs\.tar\.gz is no archive of UTF-8 documents"):
+        list(eraser_examples(lines(tmp_path / "val.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("examples_of", "content", "says"),
+    [
+        (blimp_examples, '{"id": 1}', "line 1 has no 'sentence_good', which records of blimp have"),
+        (blimp_examples, '{"sentence_good": 1, "sentence_bad": 2}', "line 1 is not written as records of blimp are"),
+        (blimp_examples, '\n{"id": 1', "line 2 is no JSON"),
+        (esnli_examples, "a,b\n1,2\n", "line 2 has no 'Sentence1', which records of esnli have"),
+        (esnli_examples, "a,b\n1\n", "line 2 should have 2 columns"),
+        (eraser_examples, '{"annotation_id": "a"}', "line 1 has no 'evidences', which records of eraser have"),
+        (hatexplain_examples, '{"7": {"annotators": []}}', ", 7 is not written as records of hatexplain are"),
+        (hatexplain_examples, '{"7": 1, "7": 2}', "has the field '7' twice"),
+        (hatexplain_examples, "[", "is no JSON"),
+    ],
+)
+def test_what_is_not_in_its_form_is_said_with_its_place(tmp_path, examples_of, content, says):
+    path = tmp_path / "x.data"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=says) as refused:
+        list(examples_of(path))
+    assert str(refused.value).startswith(str(path))
