@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_norm.numerals import at_least
+from captum_norm.study.report.paired import check_margin, check_share
 from captum_norm.study.report.resampling import (
     FEW_FOR_MANY_TESTS,
     Pivot,
@@ -93,11 +95,13 @@ class Statistics:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"table: {name} should be one of {choices}, got {getattr(self, name)!r}.")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"table: confidence should be between 0 and 1, got {self.confidence}.")
-        for name in ("resamples", "permutations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"table: {name} should be at least 1, got {getattr(self, name)}.")
+        check_share("table: confidence", self.confidence)
+        for name, least in (("resamples", 1), ("permutations", 1), ("seed", 0)):
+            at_least(least, getattr(self, name), f"table: {name}")
+        by_metric = self.margin if isinstance(self.margin, Mapping) else {"": self.margin}
+        for metric, margin in by_metric.items():
+            if margin is not None:
+                check_margin(f"table: margin{metric and f' of {metric}'}", margin)
 
     def margin_of(self, metric: str) -> float | None:
         """What counts as level by this metric."""

@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from captum_norm.numerals import at_least
 from captum_norm.optional_packages import required
-from captum_norm.study.report.paired import Values, paired, paired_differences
+from captum_norm.study.report.paired import Values, check_share, paired, paired_differences
 from captum_norm.study.report.resampling import Pivot, moments, resampled_means, rounding
 
 _TRIALS, _LARGEST = 300, 3000  # samples tried for each n; beyond so many examples a mean is normal enough
@@ -65,21 +66,20 @@ def needed_examples(
         n, at least 2; by the bootstrap to within a tenth, and beyond 3,000 by the formula.
 
     Raises:
+        TypeError: if ``tests`` is no whole number.
         ValueError: if there are fewer than two examples, or an argument is out of range.
 
     Example:
         >>> needed_examples([0.0, 1.0, 0.0, 1.0, 2.0], [1.0, 0.0, 1.0, 0.0, 1.0], difference=0.5, test="t")
         40
     """
-    if tests < 1:
-        raise ValueError(f"needed_examples: tests should be at least 1, got {tests}.")
+    at_least(1, tests, "needed_examples: tests")
     if test not in ("bootstrap", "t"):
         raise ValueError(f"needed_examples: test should be 'bootstrap' or 't', got {test!r}.")
-    if difference == 0 or not 0 < power < 1 or not 0 < alpha < 1:
-        raise ValueError(
-            "needed_examples: difference should not be 0, power and alpha should be between 0 and 1, got "
-            f"{difference}, {power} and {alpha}."
-        )
+    if difference == 0 or not math.isfinite(difference):
+        raise ValueError(f"needed_examples: difference should be finite and other than 0, got {difference}.")
+    check_share("needed_examples: power", power)
+    check_share("needed_examples: alpha", alpha)
     differences = paired_differences("needed_examples", a, b)
     if len(differences) < 2:
         raise ValueError(f"needed_examples: two examples at least tell how differences vary, got {len(differences)}.")

@@ -5,6 +5,7 @@ Values are (example,); NaN says that a method failed there or the metric is unde
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -33,6 +34,18 @@ def values_of(caller: str, values: ArrayLike) -> Values:
     if np.isinf(array).any():
         raise ValueError(f"{caller}: value {int(np.flatnonzero(np.isinf(array))[0])} is infinite and has no mean.")
     return array
+
+
+def check_share(what: str, given: float) -> None:
+    """Refuse what is no part of a whole: 0, 1, and all outside of them; NaN is."""
+    if not 0 < given < 1:
+        raise ValueError(f"{what} should be between 0 and 1, got {given}.")
+
+
+def check_margin(what: str, given: float) -> None:
+    """Refuse a margin within which no difference lies, or all do; NaN is one of neither."""
+    if not 0 < given < math.inf:
+        raise ValueError(f"{what} should be above 0 and finite, got {given}.")
 
 
 def defined(caller: str, values: ArrayLike) -> Values:

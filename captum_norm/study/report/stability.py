@@ -20,7 +20,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_norm.numerals import at_least
 from captum_norm.optional_packages import required
+from captum_norm.study.report.paired import check_share, values_of
 from captum_norm.study.report.resampling import FEW_FOR_MANY_TESTS, Pivot, moments, resampled_means, step_down
 from captum_norm.study.report.statistics import differences_of, holm
 
@@ -122,15 +124,19 @@ def rank_intervals(
     Returns:
         Empty where no example has a value of every method.
 
+    Raises:
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
+        ValueError: if a value is infinite, methods have other numbers of examples, or an argument is out of range.
+
     Example:
         >>> a = np.linspace(0, 1, 20)
         >>> intervals = rank_intervals({"a": a, "b": a - 1, "level": a + np.tile([0.1, -0.1], 10)})
         >>> [(round(one.low), round(one.high)) for one in intervals.values()]
         [(1, 2), (3, 3), (1, 2)]
     """
-    table = np.stack(list(values.values()), axis=1)
-    table = table[~np.isnan(table).any(axis=1)]
-    if not len(table):
+    check_share("rank_intervals: confidence", confidence)
+    table = _complete("rank_intervals", values, resamples, seed)
+    if not table.size:
         return {}
     ranks = ranks_of(table.mean(axis=0), higher_is_better)
     drawn = ranks_of(resampled_means(table, resamples, seed)[0].round(12), higher_is_better)
@@ -167,13 +173,16 @@ def critical_groups(
     Returns:
         Methods of a group in the order of their means.  Empty where fewer than two examples have all values.
 
+    Raises:
+        TypeError, ValueError: as `rank_intervals`.
+
     Example:
         >>> a = np.linspace(0, 1, 20)
         >>> critical_groups({"a": a, "b": a - 1 + 0.1 * a**2, "level": a + np.tile([0.1, -0.1], 10)})
         [('a', 'level'), ('b',)]
     """
-    table = np.stack(list(values.values()), axis=1)
-    table = table[~np.isnan(table).any(axis=1)]
+    check_share("critical_groups: alpha", alpha)
+    table = _complete("critical_groups", values, resamples, seed)
     if len(table) < 2:
         return []
     order = np.argsort(-table.mean(axis=0) if higher_is_better else table.mean(axis=0), kind="stable")
@@ -199,6 +208,22 @@ def critical_groups(
     return groups
 
 
+def _complete(caller: str, values: Mapping[str, Numbers], resamples: int, seed: int) -> Numbers:
+    """(n, m): the examples of which every method has a value."""
+    at_least(1, resamples, f"{caller}: resamples")
+    at_least(0, seed, f"{caller}: seed")
+    columns = {name: values_of(f"{caller}: {name}", of) for name, of in values.items()}
+    other = next((name for name, of in columns.items() if len(of) != len(next(iter(columns.values())))), None)
+    if other is not None:
+        first, *_ = columns
+        raise ValueError(
+            f"{caller}: {first} has {len(columns[first])} examples but {other} has {len(columns[other])}; give one "
+            "value for each example, NaN where there is none."
+        )
+    table = np.stack(list(columns.values()), axis=1) if columns else np.empty((0, 0))
+    return table[~np.isnan(table).any(axis=1)]
+
+
 def _p(pivot: Pivot) -> float:
     """Of no difference."""
     return pivot.smallest if pivot.error == 0 and pivot.mean != 0 else pivot.p()
@@ -214,7 +239,7 @@ def order_changes(
         higher_is_better: the metric's direction, or that of each universe.
 
     Raises:
-        ValueError: if universes hold different methods.
+        ValueError: if universes hold different methods, or a mean is infinite.
 
     Example:
         >>> changes = order_changes({"delete": {"a": 3, "b": 2}, "mask": {"a": 1, "b": 2}})
@@ -228,6 +253,9 @@ def order_changes(
         raise ValueError(f"order_changes: {other!r} has other methods than {universes[0]!r}; all should have the same.")
     table = np.array([[means[universe][name] for name in names] for universe in universes], dtype=np.float64)
     table = table.reshape(len(universes), len(names))
+    if np.isinf(table).any():
+        universe, name = np.argwhere(np.isinf(table))[0]
+        raise ValueError(f"order_changes: the mean of {names[name]} in {universes[universe]!r} is infinite.")
     kept = np.flatnonzero(~np.isnan(table).any(axis=0))
     higher = higher_is_better if isinstance(higher_is_better, Mapping) else dict.fromkeys(universes, higher_is_better)
     table = table[:, kept] * np.array([1.0 if higher[universe] else -1.0 for universe in universes])[:, None]

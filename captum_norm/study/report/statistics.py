@@ -32,8 +32,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from captum_norm.numerals import at_least
 from captum_norm.study.report.effects import Effect, cohens_d, effect_size, needed_examples
-from captum_norm.study.report.paired import Values, defined, differences_of, paired_differences
+from captum_norm.study.report.paired import (
+    Values,
+    check_margin,
+    check_share,
+    defined,
+    differences_of,
+    paired_differences,
+)
 from captum_norm.study.report.resampling import Pivot, bca_limits, moments, resampled_means
 from captum_norm.study.report.sign_flips import flipped_p
 
@@ -122,6 +130,7 @@ def bootstrap_interval(
         The interval; where all values are equal it is that value, and NaN for fewer than two examples.
 
     Raises:
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
         ValueError: if a value is infinite, shapes disagree, or an argument is out of range.
 
     Example:
@@ -129,8 +138,8 @@ def bootstrap_interval(
         Interval(mean=2.0, low=2.0, high=2.0, n=3, confidence=0.95)
     """
     caller = "bootstrap_interval"
-    _check_confidence(caller, confidence)
-    _check_resamples(caller, resamples)
+    check_share(f"{caller}: confidence", confidence)
+    _check_draws(caller, resamples, seed)
     if kind not in ("studentised", "bca"):
         raise ValueError(f"{caller}: kind should be 'studentised' or 'bca', got {kind!r}.")
     resampled = defined(caller, values) if against is None else paired_differences(caller, values, against)
@@ -158,6 +167,7 @@ def paired_bootstrap_test(
         confidence: of the interval, which holds 0 where p is above 1 - confidence.
 
     Raises:
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
         ValueError: if a value is infinite, shapes disagree, or an argument is out of range.
 
     Example:
@@ -165,8 +175,8 @@ def paired_bootstrap_test(
         >>> round(test.difference, 2), test.p < 0.2, test.low < test.difference < test.high
         (1.6, True, True)
     """
-    _check_resamples("paired_bootstrap_test", resamples)
-    _check_confidence("paired_bootstrap_test", confidence)
+    _check_draws("paired_bootstrap_test", resamples, seed)
+    check_share("paired_bootstrap_test: confidence", confidence)
     differences = paired_differences("paired_bootstrap_test", a, b)
     mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
     if n < 2:
@@ -192,7 +202,9 @@ def equivalence_test(
         the margin.
 
     Raises:
-        ValueError: if the margin is not above 0, a value is infinite or shapes disagree.
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
+        ValueError: if the margin is not above 0 or not finite, a value is infinite, shapes disagree, or an argument is
+            out of range.
 
     Example:
         >>> a = np.linspace(0, 1, 30)
@@ -200,9 +212,8 @@ def equivalence_test(
         >>> test.p < 0.05, -0.05 < test.low < test.high < 0.05
         (True, True)
     """
-    if not margin > 0:
-        raise ValueError(f"equivalence_test: margin should be above 0, got {margin}.")
-    _check_resamples("equivalence_test", resamples)
+    check_margin("equivalence_test: margin", margin)
+    _check_draws("equivalence_test", resamples, seed)
     differences = paired_differences("equivalence_test", a, b)
     mean, n = float(differences.mean()) if len(differences) else math.nan, len(differences)
     if n < 2:
@@ -214,10 +225,18 @@ def equivalence_test(
 def smallest_p(test: Literal["bootstrap", "permutation"], n: int, resamples: int) -> float:
     """The smallest p that a test of n examples can give: with too few, no difference can be found however large.
 
+    Raises:
+        TypeError: if ``n`` or ``resamples`` is no whole number.
+        ValueError: if one of them is too small, or the test is not known.
+
     Example:
         >>> smallest_p("permutation", 4, 9999), smallest_p("bootstrap", 100, 9999)
         (0.125, 0.0002)
     """
+    at_least(0, n, "smallest_p: n")
+    at_least(1, resamples, "smallest_p: resamples")
+    if test not in ("bootstrap", "permutation"):
+        raise ValueError(f"smallest_p: test should be 'bootstrap' or 'permutation', got {test!r}.")
     if n < 2:
         return 1.0
     if test == "bootstrap":
@@ -238,13 +257,14 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, seed: int = 0, *, resamp
         resamples: how many patterns are drawn; the smallest p is then 2 / (resamples + 1).
 
     Raises:
-        ValueError: if a value is infinite or shapes disagree.
+        TypeError: if ``resamples`` or ``seed`` is no whole number.
+        ValueError: if a value is infinite, shapes disagree, or an argument is out of range.
 
     Example:
         >>> paired_permutation_test([3.0, 4.0, 5.0], [1.0, 2.0, 4.0])
         PairedTest(difference=1.6666666666666667, p=0.25, n=3, low=nan, high=nan)
     """
-    _check_resamples("paired_permutation_test", resamples)
+    _check_draws("paired_permutation_test", resamples, seed)
     differences = paired_differences("paired_permutation_test", a, b)
     n = len(differences)
     if not n:
@@ -285,11 +305,6 @@ def _pivot(values: Values, resamples: int, seed: int) -> Pivot:
     return Pivot.of(values[None], *resampled_means(moments(values[None]), resamples, seed))
 
 
-def _check_confidence(caller: str, confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"{caller}: confidence should be between 0 and 1, got {confidence}.")
-
-
-def _check_resamples(caller: str, resamples: int) -> None:
-    if resamples < 1:
-        raise ValueError(f"{caller}: resamples should be at least 1, got {resamples}.")
+def _check_draws(caller: str, resamples: int, seed: int) -> None:
+    at_least(1, resamples, f"{caller}: resamples")
+    at_least(0, seed, f"{caller}: seed")

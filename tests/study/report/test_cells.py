@@ -154,6 +154,12 @@ def test_level_methods_are_found_level_and_choices_are_checked():
     found = cells({"reference": BASE, "near": near, "far": BASE + 1 + 0.1 * near}, margin=0.05)
     assert found["near"].p_equivalent < ALPHA < found["far"].p_equivalent
     assert math.isnan(cells({"reference": BASE, "near": near}, margin={"other": 1.0})["near"].p_equivalent)
-    for wrong in ({"cases": "all"}, {"test": "t"}, {"correction": "none"}, {"confidence": 95}, {"resamples": 0}):
+    choices = ({"cases": "all"}, {"test": "t"}, {"correction": "none"}, {"confidence": 95}, {"confidence": math.nan})
+    numbers = ({"resamples": 0}, {"permutations": 0}, {"seed": -1}, {"margin": 0.0}, {"margin": math.nan})
+    for wrong in (*choices, *numbers, {"margin": math.inf}):
         with pytest.raises(ValueError, match=f"table: {next(iter(wrong))} should be"):
             Statistics(**wrong)
+    with pytest.raises(ValueError, match="table: margin of auprc should be above 0 and finite, got nan"):
+        Statistics(margin={"log_odds": 0.1, "auprc": math.nan})
+    with pytest.raises(TypeError, match=r"table: resamples should be a whole number, got 99\.0"):
+        Statistics(resamples=99.0)

@@ -112,3 +112,33 @@ def test_of_few_examples_groups_stand_apart_by_the_largest_of_all_resampled_diff
     values = {"a": np.zeros(n), "b": even + far}
     values |= {name: far / 2 + of - of.mean() for name, of in zip("cd", skewed, strict=True)}
     assert any({"a", "b"} <= set(group) for group in critical_groups(values)) != apart
+
+
+@pytest.mark.parametrize("of", [rank_intervals, critical_groups])
+def test_of_no_methods_there_are_no_ranks(of):
+    assert not of({})
+
+
+@pytest.mark.parametrize("of", [rank_intervals, critical_groups])
+@pytest.mark.parametrize(
+    ("values", "how", "says"),
+    [
+        ({"a": [1.0, np.inf], "b": [1.0, 2.0]}, {}, "a: value 1 is infinite"),
+        ({"a": [1.0, 2.0], "b": [1.0]}, {}, "a has 2 examples but b has 1"),
+        ({"a": [1.0, 2.0]}, {"resamples": 0}, "resamples should be at least 1, got 0"),
+        ({"a": [1.0, 2.0]}, {"seed": -1}, "seed should be at least 0, got -1"),
+    ],
+)
+def test_values_and_draws_that_have_no_ranks_are_refused(of, values, how, says):
+    with pytest.raises(ValueError, match=f"{of.__name__}: {says}"):
+        of({name: np.array(row) for name, row in values.items()}, **how)
+
+
+def test_levels_and_means_that_are_no_numbers_are_refused():
+    values = {"a": np.array([1.0, 2.0]), "b": np.array([2.0, 1.0])}
+    with pytest.raises(ValueError, match="confidence should be between 0 and 1, got nan"):
+        rank_intervals(values, confidence=np.nan)
+    with pytest.raises(ValueError, match="alpha should be between 0 and 1, got nan"):
+        critical_groups(values, alpha=np.nan)
+    with pytest.raises(ValueError, match="order_changes: the mean of b in 'mask' is infinite"):
+        order_changes({"delete": {"a": 1, "b": 2}, "mask": {"a": 1, "b": np.inf}})

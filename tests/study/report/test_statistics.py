@@ -260,3 +260,51 @@ def test_a_missing_package_is_named_with_the_way_out():
 
     with pytest.raises(ImportError, match=r'a study needs no_such_package.*pip install "captum-norm\[study\]"'):
         required("no_such_package.part", "a study")
+
+
+@pytest.mark.parametrize("test", ["bootstrap", "t"])
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 0.0])
+def test_no_number_of_examples_finds_a_difference_that_is_none(test, value):
+    with pytest.raises(ValueError, match=f"difference should be finite and other than 0, got {value}"):
+        needed_examples(A, B, value, test=test)
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (lambda: needed_examples(A, B, 0.1, NAN), "power should be between 0 and 1, got nan"),
+        (lambda: needed_examples(A, B, 0.1, alpha=NAN), "alpha should be between 0 and 1, got nan"),
+        (lambda: needed_examples(A, B, 0.1, tests=0), "tests should be at least 1, got 0"),
+        (lambda: bootstrap_interval(A, NAN), "confidence should be between 0 and 1, got nan"),
+        (lambda: bootstrap_interval(A, seed=-1), "bootstrap_interval: seed should be at least 0, got -1"),
+        (lambda: paired_bootstrap_test(A, B, confidence=NAN), "confidence should be between 0 and 1, got nan"),
+        (lambda: paired_bootstrap_test(A, B, -1), "paired_bootstrap_test: seed should be at least 0"),
+        (lambda: paired_permutation_test(A, B, resamples=0), "resamples should be at least 1, got 0"),
+        (lambda: equivalence_test(A, B, NAN), "margin should be above 0 and finite, got nan"),
+        (lambda: equivalence_test(A, B, math.inf), "margin should be above 0 and finite, got inf"),
+        (lambda: equivalence_test(A, B, 0.1, resamples=0), "resamples should be at least 1, got 0"),
+        (lambda: smallest_p("bootstrap", -1, 99), "smallest_p: n should be at least 0, got -1"),
+        (lambda: smallest_p("bootstrap", 1, 0), "smallest_p: resamples should be at least 1, got 0"),
+        (lambda: smallest_p("sign", 9, 99), "test should be 'bootstrap' or 'permutation', got 'sign'"),
+    ],
+)
+def test_a_number_that_asks_for_nothing_is_refused(run, says):
+    with pytest.raises(ValueError, match=says):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (lambda: needed_examples(A, B, 0.1, tests=NAN, test="t"), "tests should be a whole number, got nan"),
+        (lambda: bootstrap_interval(A, resamples=100.0), "resamples should be a whole number, got 100.0"),
+        (lambda: paired_permutation_test(A, B, resamples=NAN), "resamples should be a whole number, got nan"),
+        (lambda: smallest_p("permutation", NAN, 99), "n should be a whole number, got nan"),
+        (lambda: needed_examples(A, B, 0.1, tests=True), "tests should be a whole number, got True"),
+        (lambda: bootstrap_interval(A, resamples="99"), "resamples should be a whole number, got '99'"),
+    ],
+)
+def test_a_count_is_a_whole_number(run, says):
+    with pytest.raises(TypeError, match=says):
+        run()
+    assert bootstrap_interval(A, resamples=np.int64(99)) == bootstrap_interval(A, resamples=99)
