@@ -146,13 +146,19 @@ def check_links(
                 )
 
 
-def check_sequence(caller: str, name: str, given: Any) -> None:
+def check_sequence(caller: str, name: str, given: Any, ordered: bool = True) -> None:
     """See that something can be counted and read again, as a list can and a generator cannot.
+
+    Args:
+        caller: who asks, for the error.
+        name: of the argument.
+        given: anything.
+        ordered: whether a set is refused, too; where each entry is looked at besides, that error says more.
 
     Raises:
         TypeError: if it cannot.
     """
-    if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+    if not hasattr(given, "__len__") or (ordered and not hasattr(given, "__getitem__")):
         raise TypeError(f"{caller}: {name} should be a list, got {type(given).__name__}. list({name}) makes one.")
 
 

@@ -160,8 +160,8 @@ def _pairs(caller: str, links: Any, sentence: int) -> set[Link]:
 
 def _counts(caller: str, links: Sequence[Iterable[Link]], gold: Sequence[GoldLinks]) -> NDArray[np.int64]:
     """(sentence, 4): |A|, |A and P|, |S|, |A and S|."""
-    check_sequence(caller, "links", links)
-    check_sequence(caller, "gold", gold)
+    check_sequence(caller, "links", links, ordered=False)
+    check_sequence(caller, "gold", gold, ordered=False)
     if len(links) != len(gold):
         raise ValueError(f"{caller}: links of {len(links)} sentences, but gold links of {len(gold)}.")
     rows = []

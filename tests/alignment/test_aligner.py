@@ -263,6 +263,8 @@ class TestRefusals:
         gold = [GoldLinks({(0, 0)})] * 3
         with pytest.raises(TypeError, match="source should be a list, got generator"):
             aligner.align((source for source, _ in PAIRS), [target for _, target in PAIRS])
+        with pytest.raises(TypeError, match="source should be a list, got set"):
+            aligner.align({"hund"}, ["dog"])
         with pytest.raises(TypeError, match="target should be a list, got generator"):
             aligner.align([source for source, _ in PAIRS], (target for _, target in PAIRS))
         for pairs, links, name in ((iter(PAIRS), gold, "pairs"), (PAIRS, iter(gold), "gold")):
