@@ -104,6 +104,11 @@ def _explained(
     run = BackwardRun(conventions, sources)
     with run.running():
         explained = explain()
+        if not sources.leaves and sources.mixers:
+            raise NotFrozenError(
+                f"which token each row is made of is not known: ids are put together by {sources.mixers}. Give the "
+                "model ids as it puts them together, or pick them by an index"
+            )
         if not sources.leaves or any(sources.place(output) is not None for output in explained):
             raise NothingMixedError("no attention or other mixing of the inputs' positions was seen")
         return run, sources, [run.result(output) for output in explained]

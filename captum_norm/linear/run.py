@@ -171,7 +171,16 @@ class FrozenRun:
 
     def _rule_for(self, name: str) -> Callable[[Operation], Any] | None:
         rule = RULES.of(name)
+        if rule is None and self.sources is not None:
+            return self._compared if self.sources.compares(name) else None
         return None if rule is None else lambda op: self._perform(rule, op)
+
+    def _compared(self, op: Operation) -> Any:
+        """A comparison, which has no linear form: what it was made of tells whether the inputs choose by it."""
+        op.returned(op.func(*op.args, **op.kwargs))
+        if self.sources is not None:
+            self.sources.compared(op)
+        return op.out
 
     def begin(self, tensor: Tensor, number: int = 0) -> Tensor:
         """From here on this tensor is live, as the ``number``-th that is followed; what the model gets for it."""

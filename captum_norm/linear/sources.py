@@ -7,16 +7,16 @@ positions (:mod:`captum_norm.capture.places`), not by names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_norm.capture import Dataflow, Following
+from captum_norm.capture import Dataflow, Following, Mixer
 from captum_norm.operations.facts import Facts
-from captum_norm.operations.kinds import OperationKind, names_of
+from captum_norm.operations.kinds import OperationKind, kind_of, names_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Source
 
@@ -126,11 +126,23 @@ class TokenSources:
         self._gates: Facts[bool] = Facts()
         self.leaves: list[Leaf] = []
         self._met_unseen = False
+        self._mixers: set[Hashable] = set()
 
     def rule_for(self, name: str) -> Callable[[Operation], None] | None:
         if name in _MIXES:
             return None
         return self._softmax if name == "softmax" else self._following.rule_for(name)
+
+    def compares(self, name: str) -> bool:
+        """Whether operations of this name make masks of what they compare."""
+        return kind_of(name) is OperationKind.QUESTION and self.rule_for(name) is not None
+
+    def compared(self, op: Operation) -> None:
+        """Take in such an operation."""
+        rule = self.rule_for(op.name)
+        if rule is not None:
+            with torch.no_grad():
+                rule(op)
 
     def _softmax(self, op: Operation) -> None:
         """Over the features of one token it is that token's own; over positions it is attention."""
@@ -144,10 +156,18 @@ class TokenSources:
         if not _is_state(tensor) or isinstance(tensor, torch.nn.Parameter):
             return None
         trace = self._flow.traces[tensor]
-        if trace is None or trace.place is None or trace.place.mixers:
+        if trace is None or trace.place is None:
+            return None
+        if trace.place.mixers:
+            self._mixers |= trace.place.mixers
             return None
         # A softmax may be attention; of one token alone, it is an activation or a gate.
         return None if trace.mixed or trace.projection is not None else trace.place
+
+    @property
+    def mixers(self) -> str:
+        """What mixed positions on the way to a state that was met, in words; "" where nothing did."""
+        return ", ".join(sorted(str(one) for one in self._mixers if isinstance(one, Mixer)))
 
     @property
     def of_unseen(self) -> bool:

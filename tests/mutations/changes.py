@@ -1536,6 +1536,33 @@ CHANGES: list[Change] = [
         tests="capture/test_rows.py",
     ),
     *changes_of(
+        "capture/rules/chosen.py",
+        ('if "out" in op.kwargs or (flow.calls and not are_ids):', 'if "out" in op.kwargs or not are_ids:'),
+        ("if told and not are_ids:", "if False:"),
+        ("if told and before:", "if False:"),
+        ("varies_along(found, (found.ndim - 1,))", "False"),
+        ("& ((found >= 0) | (one == other))", ""),
+        ("known = (found == again) &", "known ="),
+        ("name in _SUMS and (are_ids or _hides_some(op))", "name in _SUMS and are_ids"),
+        tests="capture/test_chosen.py capture/test_in_reach.py capture/test_alike.py",
+    ),
+    *changes_of(
+        "capture/rules/positions.py",
+        ("flow.traces[out] = Trace(place=Place(anchor, place.steps, mixers))",
+         "flow.traces[out] = Trace(place=Place(anchor, place.steps))"),
+        tests="capture/test_chosen.py",
+    ),
+    *changes_of(
+        "linear/run.py",
+        ("self.sources.compared(op)", "pass"),
+        tests="capture/test_chosen.py",
+    ),
+    *changes_of(
+        "linear/contributions.py",
+        ("if not sources.leaves and sources.mixers:", "if False:"),
+        tests="capture/test_chosen.py",
+    ),
+    *changes_of(
         "capture/held.py",
         ('"_copied" in self.__dict__ or self.unchanged', "True"),
         ('"_copied" in self.__dict__ or self.unchanged', "self.unchanged"),

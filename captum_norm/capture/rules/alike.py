@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.reach import INPUT
+from captum_norm.capture.rules.chosen import chosen_rows
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.kinds import OperationKind, Property, names_of, names_with
 from captum_norm.operations.operation import Operation, base_name
@@ -42,6 +43,9 @@ def place_after(flow: Dataflow, op: Operation, name: str, operands: Operands, ou
     """
     if name in ("min", "max") and isinstance(op.argument(1, "other"), Tensor):
         name += "imum"
+    chosen = chosen_rows(flow, op, out)
+    if chosen is not None:
+        return chosen
     if name in ("scatter", "scatter_add"):
         return _scattered(flow, op)
     if name in ("gather", "take_along_dim") and op.args[0] is op.tensors[0]:
@@ -85,15 +89,15 @@ def _put_together(flow: Dataflow, operands: Operands, out: Tensor) -> Place | No
     in_order = [(x, trace) for x, trace in operands if trace.place is not None and flow.places.in_order(trace.place)]
     place = _widest(in_order, out) or places[0].then(TORN)
     mixers = frozenset[Hashable]().union(*(one.mixers for one in places))
-    return flow.mixed_by(place, _DIFFERENT).mixed_by(mixers)
+    return flow.mixed_by(place, DIFFERENT).mixed_by(mixers)
 
 
 def _mixed_in_order(flow: Dataflow, place: Place) -> Place:
     """The place of rows into which others were written; torn, where they were not all positions in their order."""
-    return flow.mixed_by(place if flow.places.in_order(place) else place.then(TORN), _DIFFERENT)
+    return flow.mixed_by(place if flow.places.in_order(place) else place.then(TORN), DIFFERENT)
 
 
-_DIFFERENT = "entries of different positions are put together"
+DIFFERENT = "entries of different positions are put together"
 
 
 def _with_operands(flow: Dataflow, op: Operation, place: Place, operands: Operands, out: Tensor) -> Place | None:
@@ -260,6 +264,9 @@ def written_place(flow: Dataflow, op: Operation) -> Place | None:
 
     A position that is written where another one is mixes both; what is still empty takes any.
     """
+    chosen = chosen_rows(flow, op, op.tensors[0])
+    if chosen is not None:
+        return chosen
     into, value = op.tensors[0], op.args[-1] if op.args else None
     before, index = place_of(flow, into), op.args[1] if len(op.args) > 1 else None
     if base_name(op.name) == "index_add":

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from captum_norm.capture.call import Mixer
 from captum_norm.capture.dataflow import Dataflow, rule
+from captum_norm.capture.rules.alike import DIFFERENT
 from captum_norm.capture.rules.moves import move
 from captum_norm.capture.rules.weights import is_weights, map_weights
 from captum_norm.capture.traces import Trace
@@ -33,7 +35,9 @@ def embedded(flow: Dataflow, ids: Tensor, out: Tensor) -> None:
         # The anchor is made anew: encoder and decoder may be given the same tensor, and are not the same sequence.
         anchor = Anchor(place.anchor.source, place.anchor.shape, place.anchor.position_axes, flow.next_anchor())
         flow.begins(ids)
-        flow.traces[out] = Trace(place=Place(anchor, place.steps))
+        # What only counts ids (a running sum, for a table of positions) is forgotten, and not what puts them together.
+        mixers = frozenset(one for one in place.mixers if isinstance(one, Mixer) and one.why == DIFFERENT)
+        flow.traces[out] = Trace(place=Place(anchor, place.steps, mixers))
     elif ids.ndim == 2:
         flow.begins(ids)
         anchor = Anchor(flow.next_embedding(), tuple(out.shape), (1,), flow.next_anchor())

@@ -7,6 +7,7 @@ from torch import Tensor
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.dataflow import Dataflow, rule
 from captum_norm.capture.rules.alike import put_back, replaced_rows, told_after, written_place
+from captum_norm.capture.rules.chosen import chosen_rows
 from captum_norm.capture.rules.elementwise import carry
 from captum_norm.capture.rules.weights import scattered_weights, written_weights
 from captum_norm.capture.traces import Mixed, Trace
@@ -18,6 +19,9 @@ from captum_norm.operations.steps import NOT_AN_INPUT, Step, written_index
 def _overwrite(flow: Dataflow, op: Operation) -> None:
     """Weights stay the weights that are used, and where weights are written there are weights; the rest is unknown."""
     if not op.tensors or not (op.in_place or op.name == "setitem"):
+        chosen = chosen_rows(flow, op, op.out) if op.tensors else None
+        if chosen is not None:
+            flow.traces[op.out] = Trace(place=chosen)
         return
     into = op.tensors[0]
     trace = flow.traces[into] or Trace()
@@ -87,7 +91,8 @@ def _masked_scatter(flow: Dataflow, op: Operation) -> None:
     """Other vectors stand in rows of a tensor: those of a picture in the rows of its tokens, or what was made of the
     rows themselves."""
     into, mask, value = op.tensors[:3]
-    flow.traces[op.out] = Trace(place=put_back(flow, into, mask, value) or replaced_rows(flow, into, value))
+    place = chosen_rows(flow, op, op.out) or put_back(flow, into, mask, value) or replaced_rows(flow, into, value)
+    flow.traces[op.out] = Trace(place=place)
 
 
 @rule("scatter", "scatter_add")
