@@ -149,11 +149,15 @@ def test_entries_of_a_row_that_are_chosen_of_two_positions_mix_them():
         AttentionRollout(model).attribute(IDS, target=1)
 
 
-def test_ids_that_are_computed_of_two_tokens_are_refused_by_name():
-    model = Model(lambda i: (i + i.roll(1, 1)) % 12)
-    with pytest.raises(ValueError, match="positions are mixed by add"):
+@pytest.mark.parametrize(
+    ("compute", "name"),
+    [(lambda i: (i + i.roll(1, 1)) % 12, "add"), (lambda i: torch.maximum(i, i.roll(1, 1)), "maximum")],
+)
+def test_ids_that_are_computed_of_two_tokens_are_refused_by_name(compute, name):
+    model = Model(compute)
+    with pytest.raises(ValueError, match=f"positions are mixed by {name}"):
         AttentionRollout(model).attribute(IDS, target=1)
-    with pytest.raises(NotFrozenError, match=r"which token each row is made of is not known: .* by add"):
+    with pytest.raises(NotFrozenError, match=f"which token each row is made of is not known: .* by {name}"):
         DecompX(model).attribute(IDS, target=1)
 
 
