@@ -103,7 +103,6 @@ BEHIND = {
     "where, the constant first": lambda x: torch.where((torch.arange(6) > 2)[:, None], torch.ones(8, dtype=x.dtype), x),
     "masked_fill": lambda x: x.masked_fill((torch.arange(6) > 2)[:, None], 1.0),
     "a write": lambda x: written(x, (slice(None), slice(3, None)), 1.0),
-    "a product with zeros": lambda x: x * (torch.arange(6) < 3)[:, None] + (torch.arange(6) > 2)[:, None],
 }
 
 
@@ -129,17 +128,32 @@ def test_what_is_made_of_a_tokens_own_id_is_the_tokens(change):
     assert records[0].keys.index.tolist() == list(range(6))
 
 
-def test_rows_that_a_mask_which_is_given_hides_count_as_the_tokens_that_they_were():
+PADDED = {
+    "a product": lambda m, i, mask: m.words(i) * mask[..., None],
+    "masked_fill": lambda m, i, mask: m.words(i).masked_fill(mask[..., None] == 0, 0.0),
+    "other ids": lambda m, i, mask: m.words(torch.where(mask == 0, 1, i)),
+}
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("embed", PADDED.values(), ids=PADDED)
+def test_rows_of_padding_count_as_the_tokens_that_they_were(embed, given):
+    """Whether the model is given the mask or holds it."""
     mask = torch.ones(2, 6, dtype=torch.long)
     mask[1, 4:] = 0
 
     class Padded(Model):
-        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-            x = self.words(ids) * mask[..., None]
-            return self.classes(self.layers(x + self.positions.weight, src_key_padding_mask=mask == 0)[:, 0])
+        mask = None
 
-    with torch.no_grad(), recording(model=(model := Padded())) as records:
-        model(IDS, mask)
+        def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+            mask = self.mask if mask is None else mask
+            x = embed(self, ids, mask) + self.positions.weight
+            return self.classes(self.layers(x, src_key_padding_mask=mask == 0)[:, 0])
+
+    model = Padded()
+    model.mask = mask
+    with torch.no_grad(), recording(model=model, sources=(IDS,)) as records:
+        model(IDS, mask) if given else model(IDS)
     assert records[0].keys.index.tolist() == list(range(6))
 
 

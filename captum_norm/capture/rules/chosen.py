@@ -17,7 +17,7 @@ from captum_norm.capture.traces import Trace
 from captum_norm.operations.entries import varies_along
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
-from captum_norm.operations.places import Place, Settled
+from captum_norm.operations.places import Anchor, Place, Settled
 from captum_norm.operations.steps import NOT_AN_INPUT
 
 _WRITES = names_of(OperationKind.WRITE) - {"data_", "index_add", "scatter_add", "fill", "zero"}
@@ -47,13 +47,11 @@ def chosen_rows(flow: Dataflow, op: Operation, out: Tensor) -> Place | None:
     are_ids = not (out.is_floating_point() or out.is_complex() or out.dtype is torch.bool)
     if "out" in op.kwargs or (flow.calls and not are_ids):
         return None
-    if name not in _PUTS and not (name in _SUMS and (are_ids or _hides_some(op))):
+    if name not in _PUTS and not (name in _SUMS and are_ids):
         return None
     told_by = _tensors_of(op.args[_INDEX_AT[name]]) if name in _INDEX_AT and len(op.args) > _INDEX_AT[name] else []
     operands = [one for one in op.tensors if not any(one is other for other in told_by)]
     told = any(map(flow.reach.is_given, told_by))
-    if told and not are_ids:  # which rows are which depends on the inputs
-        return None
     places = {id(one): place for one in operands if (place := (flow.traces[one] or Trace()).place) is not None}
     first = next(iter(places.values()), None)
     if first is None or any(place.anchor is not first.anchor for place in places.values()):
@@ -71,15 +69,20 @@ def chosen_rows(flow: Dataflow, op: Operation, out: Tensor) -> Place | None:
     before = [known for known in numbers.values() if known.shape == found.shape]
     if before and all(torch.equal(known, found) for known in before):
         return None
+    told = told or (bool(before) and _differs_by_example(first.anchor, before[-1], found < 0))
+    if told and not are_ids:  # which rows are which depends on the inputs
+        return None
     if told and before:  # a constant in a row that the inputs choose is that row's own
         found = torch.where(found < 0, before[-1], found)
     return Place(first.anchor, (Settled(found),), frozenset[Hashable]().union(*(one.mixers for one in places.values())))
 
 
-def _hides_some(op: Operation) -> bool:
-    """Whether it multiplies by zeros and ones."""
-    factors = [one for one in op.tensors if one.numel() and ((one == 0) | (one == 1)).all()]
-    return base_name(op.name) == "mul" and any(bool((one == 0).any()) for one in factors)
+def _differs_by_example(anchor: Anchor, before: Tensor, lost: Tensor) -> bool:
+    """Whether constants stand in other rows of one example than of another, as in those of padding."""
+    numbers = before[lost & (before >= 0)]
+    rows = torch.zeros(anchor.shape[0], anchor.length, dtype=torch.bool)
+    rows.view(-1)[numbers] = True
+    return not torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _found(op: Operation, out: Tensor, numbers: dict[int, Tensor], count: int) -> Tensor | None:
