@@ -1543,7 +1543,6 @@ CHANGES: list[Change] = [
         ("varies_along(found, (found.ndim - 1,))", "False"),
         ("& ((found >= 0) | (one == other))", ""),
         ("known = (found == again) &", "known ="),
-        ("name in _SUMS and are_ids", "name in _SUMS"),
         ("told = told or (bool(before)", "told = told or (False"),
         tests="capture/test_chosen.py capture/test_in_reach.py capture/test_alike.py",
     ),
