@@ -48,6 +48,34 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     return lines_of(read_text(path))
 
 
+def check_characters(where: str, *texts: str | None) -> None:
+    """Refuse half a character (a lone surrogate): no tokenizer reads it, and no file in UTF-8 holds it.
+
+    Python has one for each byte of an argument that is not UTF-8, and where JSON has half of an escape.
+
+    Args:
+        where: what the texts are, to begin the error with.
+        *texts: None for one that is not there.
+
+    Raises:
+        ValueError: naming its place.
+
+    Example:
+        >>> check_characters("the text", "a \\ud800 film")
+        Traceback (most recent call last):
+        ...
+        ValueError: the text: character 2 is '\\ud800', half a character, as of bytes that are not UTF-8. Write it in
+        UTF-8, or leave it out.
+    """
+    for text in texts:
+        place = next((i for i, one in enumerate(text or "") if "\ud800" <= one <= "\udfff"), None)
+        if text is not None and place is not None:
+            raise ValueError(
+                f"{where}: character {place} is {text[place]!r}, half a character, as of bytes that are not UTF-8. "
+                "Write it in UTF-8, or leave it out."
+            )
+
+
 def lines_of(text: str) -> list[str]:
     """The lines of a text, without a last one that is empty only because the text ends with a line break.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import captum_norm
-from captum_norm.text_files import lines_of, read_lines, read_text
+from captum_norm.text_files import check_characters, lines_of, read_lines, read_text
 
 OTHER_BREAKS = "\u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e".split(" ")
 
@@ -34,6 +34,13 @@ def test_another_encoding_is_named_with_its_line(tmp_path):
     (tmp_path / "film.txt").write_bytes("eins\nfünf\n".encode("latin1"))
     with pytest.raises(ValueError, match=r"film.txt, line 2 is not UTF-8 text. Convert the file: iconv"):
         read_lines(tmp_path / "film.txt")
+
+
+@pytest.mark.parametrize("half", [0xD800, 0xDBFF, 0xDC00, 0xDCE9, 0xDFFF])
+def test_half_a_character_is_named_with_its_place(half):
+    with pytest.raises(ValueError, match=r"the pair: character 2 is .* half a character.*Write it in UTF-8"):
+        check_characters("the pair", "fine", None, f"a {chr(half)}")
+    check_characters("the pair", "", "A \ud7ff\ue000\U0001f600 film")
 
 
 def test_no_other_part_cuts_a_users_text_at_what_unicode_counts_as_line_breaks():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from captum_norm.text_files import check_characters
 from captum_norm.words import words_of
 
 
@@ -145,4 +146,5 @@ def checked_words(side: str, words: Sequence[str], number: int | None = None) ->
                 f"{where}: word {place} is {word!r}, but a word has characters and no white space. For many sentences, "
                 "give a list of lists of words."
             )
+        check_characters(f"{where}, word {place}", word)
     return list(words)

@@ -13,6 +13,7 @@ from captum_norm.cli.arguments import (
     add_output_arguments,
     check_figure,
     check_outputs,
+    plain_text,
     say,
     write_figure,
     write_json,
@@ -63,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", choices=("pharaoh", "talp", "naacl"), help="print links so (default: pharaoh)")
     parser.add_argument("--links", metavar="FILE", help="write the links to a file instead; - prints them alone")
     parser.add_argument("--languages", nargs=2, metavar=("FROM", "TO"), help="codes, for a model of many languages")
-    parser.add_argument("--prefix", default="", help="what source sentences begin with for this model (T5)")
+    parser.add_argument(
+        "--prefix", type=plain_text, default="", help="what source sentences begin with for this model (T5)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pairs at a time (default: 32)")
     add_model_arguments(parser, default="the embedded translation model, German to English")
     add_output_arguments(parser, figure="the scores of the first pair, weight beside norm")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_norm.files import check_writable, replacing
+from captum_norm.text_files import check_characters
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -27,6 +28,15 @@ def add_output_arguments(parser: argparse.ArgumentParser, figure: str | None = N
     if figure:
         parser.add_argument("--figure", metavar="FILE", help=f"save {figure} (.png, .pdf, .svg)")
     parser.add_argument("--json", metavar="FILE", help="save all numbers; - prints them alone")
+
+
+def plain_text(text: str) -> str:
+    """A text, as an argument's type: what the terminal sent in UTF-8."""
+    try:
+        check_characters(ascii(text), text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from error
+    return text
 
 
 def positive(text: str) -> int:
@@ -68,9 +78,11 @@ def from_stdin() -> str:
         ValueError: if it is not UTF-8 text.
     """
     try:
-        return sys.stdin.read().removeprefix("\ufeff")
+        text = sys.stdin.read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+    check_characters("standard input", text)  # in the locale C Python reads any byte
+    return text
 
 
 def check_figure(path: str | None) -> None:

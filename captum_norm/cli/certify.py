@@ -13,6 +13,7 @@ from captum_norm.cli.arguments import (
     add_output_arguments,
     check_outputs,
     from_stdin,
+    plain_text,
     say,
     write_json,
 )
@@ -41,7 +42,9 @@ _HEADERS = ["", "module", "kind", "call", "heads", "W_O", "error"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("--text", metavar="TEXT", help="a text to run on, or - for standard input (default: made)")
+    parser.add_argument(
+        "--text", metavar="TEXT", type=plain_text, help="a text to run on, or - for standard input (default: made)"
+    )
     parser.add_argument(
         "--prove", action="store_true",
         help="prove it by other means, too (some forward passes for each call)",

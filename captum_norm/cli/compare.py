@@ -15,6 +15,7 @@ from captum_norm.cli.arguments import (
     check_figure,
     check_outputs,
     from_stdin,
+    plain_text,
     say,
     write_figure,
     write_json,
@@ -58,20 +59,25 @@ compares TEXT with --pair. On a model that predicts nothing, attention methods r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="texts to explain; - reads one from standard input")
-    parser.add_argument("--pair", metavar="TEXT", help="the second text of a pair: context, choice, other sentence")
+    parser.add_argument(
+        "text", metavar="TEXT", type=plain_text, nargs="*", help="texts to explain; - reads one from standard input"
+    )
+    parser.add_argument(
+        "--pair", metavar="TEXT", type=plain_text, help="the second text of a pair: context, choice, other sentence"
+    )
     parser.add_argument(
         "--file", metavar="FILE", help="texts, one per line, a tab before the second of a pair; - is standard input"
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"which ones (default: {', '.join(DEFAULT)})")
     parser.add_argument(
-        "--target",
+        "--target", type=plain_text,
         help="class, next token or word of the text to explain, or the number of one where nothing is called so "
         "(default: the predicted one)",
     )
     parser.add_argument(
-        "--position", metavar="N", help="token whose row is explained: a number, or a word (default: the one read)"
-    )
+        "--position", metavar="N", type=plain_text,
+        help="token whose row is explained: a number, or a word (default: the one read)",
+    )  # fmt: skip
     parser.add_argument(
         "--specials", choices=("keep", "drop"), default="keep", help="special tokens in shares (default: keep)"
     )

@@ -16,6 +16,7 @@ from captum_norm.cli.arguments import (
     check_figure,
     check_outputs,
     from_stdin,
+    plain_text,
     positive,
     say,
     write_figure,
@@ -47,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
     parser.add_argument("--prompt", metavar="FILE", required=True, help="the question or instruction; - for stdin")
     parser.add_argument("--documents", metavar="FILE", nargs="+", default=(), help="what it is answered from")
-    parser.add_argument("--answer", metavar="TEXT", help="the answer (default: the model writes one)")
+    parser.add_argument(
+        "--answer", metavar="TEXT", type=plain_text, help="the answer (default: the model writes one)"
+    )
     parser.add_argument("--split", choices=("sentences", "paragraphs"), help="sources are these, of all of the text")
     parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=f"{', '.join(METHODS)} (default: {DEFAULT})")
     parser.add_argument("--max-new-tokens", type=positive, default=25, metavar="N", help="of its own answer (25)")

@@ -11,6 +11,7 @@ from captum_norm.cli.arguments import (
     check_figure,
     check_outputs,
     from_stdin,
+    plain_text,
     say,
     write_figure,
     write_text,
@@ -29,13 +30,14 @@ Computes the maps of every attention call of the model on a text, weight and nor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("text", metavar="TEXT", help="the text; - reads it from standard input")
+    parser.add_argument("text", metavar="TEXT", type=plain_text, help="the text; - reads it from standard input")
     parser.add_argument("--quantities", nargs="+", metavar="NAME", help="weights, head_norms ... (default: both)")
     parser.add_argument("--call", type=int, metavar="N", help="one attention call, from 0 (default: all)")
     parser.add_argument("--heads", metavar="N", help="one head, each (of one call) or all (of every call)")
     parser.add_argument("--log", action="store_true", help="colours by order of magnitude")
     parser.add_argument(
-        "--scale-without", nargs="+", metavar="TOKEN", default=(), help="tokens that colours do not count: [CLS] [SEP]"
+        "--scale-without", nargs="+", metavar="TOKEN", type=plain_text, default=(),
+        help="tokens that colours do not count: [CLS] [SEP]",
     )
     parser.add_argument("--width", type=float, metavar="INCHES", help="of the figure (default: as it needs)")
     parser.add_argument("--figure", metavar="FILE", help="save the figure (.png, .pdf, .svg)")

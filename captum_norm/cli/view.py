@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from captum_norm.cli.arguments import add_model_arguments, check_outputs, from_stdin, write_text
+from captum_norm.cli.arguments import add_model_arguments, check_outputs, from_stdin, plain_text, write_text
 from captum_norm.files import is_stream
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ says; the page marks which tokens were the prompt."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    parser.add_argument("text", metavar="TEXT", help="the text to look at; - reads it from standard input")
+    parser.add_argument(
+        "text", metavar="TEXT", type=plain_text, help="the text to look at; - reads it from standard input"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the page; - is standard output")
     parser.add_argument(
         "--layers", metavar="N", type=int, nargs="+", help="only these attention calls, from 0 (default: all)"

@@ -18,6 +18,7 @@ from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_model
 from captum_norm.numerals import number_of, whole_number
 from captum_norm.suggestions import did_you_mean
+from captum_norm.text_files import check_characters
 from captum_norm.words import special_tokens, words_of
 
 Row = int | Literal["mean"] | None
@@ -99,6 +100,7 @@ class Question:
         """
         if not isinstance(asked, str):
             return self._numbered(number_of(asked, "a target"))
+        check_characters("the target", asked)
         known = ClassNames.of(self.model)
         try:
             named = known.number_of(asked) if self.meaning == "classes" else None
@@ -161,6 +163,7 @@ def question(
             raise TypeError(f"one text is explained at a time, as a str, got {type(given_text).__name__}.")
         if not given_text.strip():
             raise ValueError("the text is empty: there is nothing to explain.")
+        check_characters("the text" if given_text is text else "the pair", given_text)
     task = task_of(model, pair)
     if task in ("question answering", "multiple choice") and pair is None:
         what = "the context" if task == "question answering" else "one of the choices"

@@ -19,6 +19,7 @@ from typing import Any
 
 from captum_norm.numerals import at_least
 from captum_norm.study.records import FORMATS, records_of_dataset, records_of_file
+from captum_norm.text_files import check_characters
 
 Span = tuple[int, int]
 
@@ -68,9 +69,8 @@ class Example:
         for text in self.texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{self.where}: the text is empty, so there is nothing to explain. Leave it out.")
-        for given in (*self.texts, self.written, self.label, self.foil, self.key):
-            if isinstance(given, str):
-                _check_characters(self.where, given)
+        given = (*self.texts, self.written, self.key, self.label, self.foil)
+        check_characters(self.where, *(one for one in given if isinstance(one, str)))
         for what, label in (("label", self.label), ("foil", self.foil)):
             if isinstance(label, str) and not label.strip():
                 raise ValueError(f"{self.where}: the {what} is empty. Leave it out where it is not known.")
@@ -316,17 +316,6 @@ def _flagged(flags: Sequence[int], text: str, where: str) -> tuple[Span, ...]:
     if len(flags) != len(words):
         raise ValueError(f"{where}: evidence has {len(flags)} flags, but its text has {len(words)} words.")
     return tuple(span for flag, span in zip(flags, words, strict=True) if flag)
-
-
-def _check_characters(where: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half, around = text[error.start], text[max(0, error.start - 9) : error.start + 9]
-        raise ValueError(
-            f"{where}: {half!r} in {around!r} is half of a character, which no tokenizer reads. Take it out, or write "
-            "the whole character."
-        ) from error
 
 
 def _check_span(what: str, span: Span, text: str) -> None:

@@ -206,6 +206,7 @@ class TestRefusals:
             ([["ein"], []], [["a"], ["b"]], ValueError, "source, sentence 2 is empty"),
             ([["ein"]], [["a"], ["b"]], ValueError, "1 source sentences, but 2 target sentences"),
             ([["ein", ""]], [["a"]], ValueError, "word 1 is ''"),
+            ([["ein", "ha\ud800"]], [["a"]], ValueError, "source, sentence 1, word 1: character 2 is .* half"),
         ],
     )
     def test_sentences_that_are_none(self, aligner, source, target, error, message):

@@ -94,3 +94,36 @@ def test_one_file_for_two_outputs_is_refused(capsys, tmp_path, monkeypatch, seco
     code, _, err = answer(capsys, "compare", "a", "--json", "x.svg", "--figure", second)
     assert code == 2
     assert "is named for two outputs" in err
+
+
+LATIN = b"a warm caf\xe9 film".decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", LATIN),
+        ("compare", TEXT, "--pair", LATIN),
+        ("compare", TEXT, "--target", LATIN),
+        ("compare", TEXT, "--position", LATIN),
+        ("view", LATIN, "-o", "page.html"),
+        ("maps", LATIN),
+        ("maps", TEXT, "--scale-without", LATIN),
+        ("certify", "--text", LATIN),
+        ("context", "--prompt", "prompt.txt", "--answer", LATIN),
+        ("align", "--prefix", LATIN),
+    ],
+    ids=lambda arguments: "-".join(argument for argument in arguments if argument.isascii()),
+)
+def test_an_argument_that_is_not_utf_8_is_refused_before_any_work(capsys, arguments):
+    code, out, err = answer(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert f"captum-norm {arguments[0]}: argument " in err
+    assert "character 10 is '\\udce9', half a character, as of bytes that are not UTF-8. Write it in UTF-8" in err
+
+
+def test_standard_input_that_is_not_utf_8_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(LATIN))
+    code, _, err = answer(capsys, "compare", "-")
+    assert code == 2
+    assert "standard input: character 10 is" in err

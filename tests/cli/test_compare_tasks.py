@@ -205,6 +205,16 @@ def test_a_numeral_that_is_written_with_a_mark_of_spaces_is_that_token():
     assert (asked.index_of("7"), asked.index_of("a")) == (1, 3)
 
 
+def test_half_a_character_is_refused_by_the_place_where_it_stands(tasks):
+    classifier, half = model_of(tasks, BertForTokenClassification), "a \ud800"
+    with pytest.raises(ValueError, match="the text: character 2 is"):
+        question(classifier, bert_tokenizer(), half)
+    with pytest.raises(ValueError, match="the pair: character 2 is"):
+        question(model_of(tasks, BertForQuestionAnswering), bert_tokenizer(), TEXT, half)
+    with pytest.raises(ValueError, match="the target: character 2 is"):
+        question(*counting_model(), "two plus five is").index_of(half)
+
+
 def test_digits_that_are_a_word_of_the_text_and_anothers_number_are_refused_as_a_position():
     _, tokenizer = counting_model()
     encoding = tokenizer("2 plus 7 is 42", return_tensors="pt")

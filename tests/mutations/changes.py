@@ -1257,7 +1257,6 @@ CHANGES: list[Change] = [
         ("and not label.strip():", "and False:"),
         ('limit = at_least(1, limit, "read_examples: limit")', "pass"),
         ("    if key is None:\n", "    if False:\n"),
-        ("_check_characters(self.where, given)", "pass"),
         tests="study/test_data.py",
     ),
     *changes_of("study/tokenized.py", ("max(shared, default=0)", "max(shared)"), tests="study/test_tasks.py"),

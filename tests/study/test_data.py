@@ -86,6 +86,11 @@ def test_what_is_asked_about_is_read_as_it_was_written(tmp_path):
     [
         ([{"text": "Fine."}, {"txt": "Fine."}], "line 2 has no field 'text'; it has 'txt'"),
         ([{"text": "Fine."}, {"text": "  "}], "line 2: the text is empty"),
+        ([{"text": "Fine."}, {"text": "a \ud800 film"}], "line 2: character 2 is .* half a character"),
+        *[
+            ([{"text": "Fine.", name: "\udce9"}], "line 1: character 0 is .* half a character")
+            for name in ("text_pair", "written", "label", "foil", "id")
+        ],
         ([{"text": 3}], "line 1: the field 'text' should be a text, got int"),
         ([{"text": "Fine.", "evidence": [[2, 9]]}], r"line 1: evidence \[2, 9\] ends beyond its text of 5"),
         ([{"text": "Fine.", "evidence": [[3, 3]]}], "is no span"),
@@ -100,8 +105,8 @@ def test_what_is_asked_about_is_read_as_it_was_written(tmp_path):
         ([{"text": "Fine.", "label": 0.5}], "the label should be a number or a name"),
         ([{"id": 1, "text": "Fine."}, {"id": 1, "text": "Bad."}], "line 2 has the key '1', as .*line 1"),
         ([{"id": None, "text": "Fine."}], "line 1: the field 'id' is null and names nothing"),
-        ([{"text": "A \ud800 film."}], r"line 1: '\\ud800' in 'A \\ud800 film.' is half of a character"),
-        ([{"text": "Fine.", "written": "\udfff"}], r"line 1: '\\udfff' in .* is half of a character"),
+        ([{"text": "A \ud800 film."}], r"line 1: character 2 is '\\ud800', half a character"),
+        ([{"text": "Fine.", "written": "\udfff"}], r"line 1: character 0 is '\\udfff', half a character"),
         ([], "holds no example"),
     ],
 )
