@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_norm.attr._captum import TextTemplateInput, TextTokenInput
 from captum_norm.attr._sources import SourcesType, chat_turns, is_chat, source_spans
+from captum_norm.text_files import check_characters
 
 PromptType: TypeAlias = (
     "str | Sequence[int] | Sequence[str] | Sequence[Mapping[str, Any]] | Tensor | TextTokenInput | TextTemplateInput"
@@ -74,6 +75,7 @@ def read_prompt(
         kept = torch.ones(ids.shape[1], dtype=torch.bool) if given.itp_mask is None else given.itp_mask[0].cpu()
         return _of_tokens(ids, tokenizer, kept & ~_among(ids[0], skipped), given.tokenizer.convert_ids_to_tokens)
     if isinstance(given, str):
+        check_characters("the prompt", given)
         ids = tokenizer.encode(given, return_tensors="pt") if given else torch.empty(1, 0, dtype=torch.long)
     else:
         ids = known_ids("inp", cast("Sequence[int]", given), tokenizer)[None]
@@ -85,7 +87,8 @@ def known_ids(what: str, given: Sequence[int] | Sequence[str] | Tensor, tokenize
 
     Raises:
         TypeError: if ``given`` is something else, a text among others.
-        ValueError: if a token or id is not in the vocabulary, or there is more than one example.
+        ValueError: if a token is not in the vocabulary, a number is no id, or there is more than one example.  What ids
+            the model knows is looked at where they are given to it: its table may be longer than the vocabulary.
     """
     if isinstance(given, Tensor):
         given = _one_example(what, given).tolist()
@@ -125,7 +128,8 @@ def _of_template(inp: TextTemplateInput, tokenizer: Any, skipped: Tensor) -> Pro
     shares = _shares(characters, offsets, _among(ids[0], skipped))
     if not shares.any():
         raise ValueError(f"no token of the prompt {text!r} belongs to a value of the template and is not skipped.")
-    return Prompt(ids, list(inp.values), shares, inp.format_attr, _texts(ids[0, shares.sum(0) == 0], tokenizer))
+    left_out = _texts(ids[0, shares.sum(0) == 0], tokenizer)
+    return Prompt(ids, list(map(str, inp.values)), shares, inp.format_attr, left_out)
 
 
 def _of_sources(given: Any, tokenizer: Any, skipped: Tensor, sources: SourcesType) -> Prompt:
@@ -162,6 +166,7 @@ def _shares(characters: Tensor, offsets: Sequence[_Span], skipped: Tensor) -> Te
 
 
 def _with_offsets(text: str, tokenizer: Any, special: bool = True) -> tuple[Tensor, list[_Span]]:
+    check_characters("the prompt", text)
     try:
         encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -177,9 +182,12 @@ def _spans_of_value(inp: TextTemplateInput, value: int, text: str) -> list[_Span
     """Where a value stands in the text: the template is filled in once more, with marks around it."""
     opening, closing = "\U000f0000", "\U000f0001"  # private characters, which no text means anything by
     values = list(inp.values)
-    values[value] = opening + values[value] + closing
+    values[value] = f"{opening}{values[value]}{closing}"  # a number stands in the text as it is written
     by_name = dict(zip(inp.dict_keys, values, strict=True)) if inp.dict_keys else {}
-    marked = inp.format_fn(**by_name) if by_name else inp.format_fn(*values)
+    try:
+        marked = inp.format_fn(**by_name) if by_name else inp.format_fn(*values)
+    except Exception as error:  # the template takes no text there: it counts, or writes digits in a form of its own
+        raise _changed(inp.values[value]) from error
     spans, plain = [], ""
     for number, part in enumerate(marked.split(opening)):
         inside, found, after = part.partition(closing)
@@ -187,11 +195,15 @@ def _spans_of_value(inp: TextTemplateInput, value: int, text: str) -> list[_Span
             spans.append((len(plain), len(plain) + len(inside)))
         plain += inside + after
     if plain != text:
-        raise ValueError(
-            f"the template changes its value {inp.values[value]!r} or the text around it, so that its tokens cannot be "
-            "told. Change the values before they go in, or use a TextTokenInput."
-        )
+        raise _changed(inp.values[value])
     return spans
+
+
+def _changed(value: Any) -> ValueError:
+    return ValueError(
+        f"the template changes its value {value!r} or the text around it, so that its tokens cannot be told. Change "
+        "the values before they go in, or use a TextTokenInput."
+    )
 
 
 def _one_example(what: str, ids: Tensor) -> Tensor:
@@ -207,6 +219,7 @@ def _one_example(what: str, ids: Tensor) -> Tensor:
 
 def _known_id(what: str, token: Any, tokenizer: Any) -> int:
     if isinstance(token, str):
+        check_characters(f"{what}, {token!r}", token)
         number = tokenizer.convert_tokens_to_ids(token)
         if number is None or tokenizer.convert_ids_to_tokens(number) != token:
             raise ValueError(
@@ -216,6 +229,8 @@ def _known_id(what: str, token: Any, tokenizer: Any) -> int:
         return int(number)
     if isinstance(token, bool) or not isinstance(token, int):
         raise TypeError(f"{what} should be a list of ids or of tokens, got {type(token).__name__} {token!r} in it.")
+    if not 0 <= token <= torch.iinfo(torch.long).max:
+        raise ValueError(f"{what}: {token} is no id of a token: ids are counted from 0.")
     return token
 
 

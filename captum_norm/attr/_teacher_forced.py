@@ -10,10 +10,11 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.attr._base import InputMethod
+from captum_norm.attr._beside_prompt import check_beside, continued
 from captum_norm.capture import AttentionCall, Certificate, Mixer
 from captum_norm.forward import HFForward
 from captum_norm.forward.causal import is_causal
@@ -43,13 +44,14 @@ class TeacherForced:
         self.model = model
         check_inputs(model, {"input_ids": self._read})
         self._given, self._method, self._type = fixed_arguments(method), copy(method), 0
+        check_beside(self._given, ids.shape[1], self._read.shape[1])
         self._method.forward_func = self
         self._logits: Tensor | None = None
 
     @property
     def fixed(self) -> dict[str, Any]:
         """What the model is given beside the ids; by this name it is known what was there before the model ran."""
-        return _extended(self._given, self._first + 1, self._read.shape[1], self._type)
+        return continued(self._given, self._first + 1, self._read.shape[1], self._type)
 
     @property
     def certificates(self) -> tuple[tuple[AttentionCall, Certificate], ...]:
@@ -71,7 +73,16 @@ class TeacherForced:
         each = zip(positions, self._answer.tolist(), strict=True)
         targets = [self._method.target_at(row, token) for row, token in each]
         # Types tell some models what was written: of type 0, or of type 1 where a prompt of type 0 is read both ways.
-        types = (0, 1) if "token_type_ids" in self._given and self._types_only_mask() else (0,)
+        types: tuple[int, ...] = (0,)
+        if self._given.get("token_type_ids") is not None:
+            if self._types_only_mask():
+                types = (0, 1)
+            elif self._read.shape[1] > self._first + 1 and bool(self._given["token_type_ids"][0, -1] != 0):
+                raise ValueError(
+                    f"LLMAttentionAttribution: the token_type_ids that HFForward fixes end in another type than 0, and "
+                    f"it is not known of which type {type(self.model).__name__} takes a target to be. Leave them out, "
+                    "or use the method itself: attribute(ids, position=...), ids and types with the target in them."
+                )
         for self._type in types:
             scores = self._method.attribute_each(self._read, targets, positions, **self._arguments)[:, 0]
             ahead = self._looks_ahead(scores)
@@ -102,9 +113,25 @@ class TeacherForced:
 
     def __call__(self, ids: Tensor) -> Any:
         """What the model returns, its logits kept."""
-        output = self.model(ids, **self.fixed)
+        try:
+            output = self.model(ids, **self.fixed)
+        except IndexError as error:
+            positions = self.fixed.get("position_ids")
+            if positions is None:
+                raise
+            raise ValueError(
+                f"LLMAttentionAttribution: the position_ids that HFForward fixes go on to {int(positions.max())} over "
+                f"the target, and a table of {type(self.model).__name__} ends before ({error}). Shorten the target, or "
+                "begin at lower positions."
+            ) from error
         logits = output.get("logits") if isinstance(output, Mapping) else output
         self._logits = logits if isinstance(logits, Tensor) and logits.ndim == 3 else None
+        if self._logits is not None and self._logits.shape[1] != ids.shape[1]:
+            raise ValueError(
+                f"LLMAttentionAttribution: {type(self.model).__name__} gives {self._logits.shape[1]} rows of logits "
+                f"for {ids.shape[1]} tokens, so it is not known which row predicts a target token. Use the method "
+                "itself: attribute(ids, position=...), where the position is that of a row."
+            )
         return output
 
     def _types_only_mask(self) -> bool:
@@ -144,21 +171,9 @@ class TeacherForced:
 
         prompt = self._first + 1
         ids = torch.cat([self._read[:, :prompt], self._answer[None, :1].to(self._read)], dim=1)
-        keywords = {**_extended(self._given, prompt, prompt + 1, self._type), "input_ids": ids}
+        keywords = {**continued(self._given, prompt, prompt + 1, self._type), "input_ids": ids}
         rows = torch.arange(prompt + 1, device=ids.device)[None] >= self._first
         return is_causal(run, keywords, "input_ids", EmbeddingSites(self.model, "input_ids", None), rows)
-
-
-def _extended(fixed: Mapping[str, Any], prompt: int, whole: int, of_type: int) -> dict[str, Any]:
-    """Arguments of the prompt's tokens, (1, token), for the target too, which is text of a type: a mask of ones."""
-    values = {"attention_mask": 1, "token_type_ids": of_type}
-
-    def longer(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != (1, prompt):
-            return value
-        return nn.functional.pad(value, (0, whole - prompt), value=values.get(name, 0))
-
-    return {name: longer(name, value) for name, value in fixed.items()}
 
 
 def _length_read(method: InputMethod, model: Module, whole: int) -> int:
@@ -168,6 +183,10 @@ def _length_read(method: InputMethod, model: Module, whole: int) -> int:
 
 
 def fixed_arguments(method: InputMethod) -> dict[str, Any]:
-    """What the method's ``HFForward`` passes to the model in every call; nothing for a method without one."""
+    """What the method's ``HFForward`` passes to the model in every call; nothing for a method without one.
+
+    Outputs are read by their names here, so ``return_dict`` is left out.
+    """
     forward = unwrapped(method.forward_func)
-    return dict(forward.fixed) if isinstance(forward, HFForward) else {}
+    fixed = forward.fixed if isinstance(forward, HFForward) else {}
+    return {name: value for name, value in fixed.items() if name != "return_dict"}

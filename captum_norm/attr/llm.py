@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_norm.attr._base import AttentionMethod, InputMethod
+from captum_norm.attr._beside_prompt import check_beside, check_written_with, counting_on
 from captum_norm.attr._captum import (
     DEFAULT_GEN_ARGS,
     BaseLLMAttribution,
@@ -29,7 +30,8 @@ from captum_norm.attr._teacher_forced import TeacherForced, fixed_arguments
 from captum_norm.capture import AttentionCall, Certificate, Mixer
 from captum_norm.forward import HFForward
 from captum_norm.forward.inputs import check_inputs, longest_input
-from captum_norm.forward.keywords import unwrapped
+from captum_norm.forward.keywords import keywords_of, unwrapped
+from captum_norm.text_files import check_characters
 
 TargetType: TypeAlias = str | TokensType | Tensor
 
@@ -153,11 +155,16 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
         Raises:
             TypeError: if prompt, target or tokens are of another kind.
             ValueError: if the prompt or the target is empty, too long or not in the vocabulary, if ``skip_tokens``
-                leaves nothing, if ``gen_args`` come with a target, or if the model's attention looks ahead.
+                leaves nothing, if ``gen_args`` come with a target or give the model what the explained pass is not
+                given, if it is not known how a keyword that ``HFForward`` fixes for the prompt goes on over the target,
+                or if the model's attention looks ahead.
             InexactCaptureError: if an attention call cannot be read exactly.
         """
         _check_arguments(num_trials, kwargs)
         prompt = read_prompt(inp, self.tokenizer, skip_tokens, sources)
+        skipped = known_ids("skip_tokens", () if skip_tokens is None else skip_tokens, self.tokenizer)
+        if skipped.numel():
+            check_inputs(self.model, {"skip_tokens input_ids": skipped[None]})
         ids = prompt.ids.to(self.device)
         check_inputs(self.model, {"input_ids": ids})
         answer = self._answer(ids, target, gen_args, use_cached_outputs)
@@ -207,12 +214,17 @@ class LLMAttentionAttribution(BaseLLMAttribution):  # type: ignore[misc]  # Capt
                 f"max_new_tokens={wanted} after a prompt of {ids.shape[1]} tokens is more than the {limit} positions "
                 f"of {type(self.model).__name__}. At most {limit - ids.shape[1]} tokens can be written."
             )
-        with torch.no_grad():
-            given = {"attention_mask": torch.ones_like(ids), **fixed_arguments(self.attr_method), **arguments}
-            written: Tensor = generate(input_ids=ids, **given)
-        return written[0, ids.shape[1] :]
+        fixed = fixed_arguments(self.attr_method)
+        check_beside(fixed, ids.shape[1])
+        check_written_with(arguments, fixed, keywords_of(self.model))
+        with torch.no_grad(), counting_on(self.model, fixed):
+            given = {"attention_mask": torch.ones_like(ids), **fixed, **arguments}
+            written = generate(input_ids=ids, **given)
+        sequences: Tensor = written if isinstance(written, Tensor) else written["sequences"]
+        return sequences[0, ids.shape[1] :]
 
     def _encoded(self, text: str) -> Tensor:
+        check_characters("the target", text)
         ids = self.tokenizer.encode(text, add_special_tokens=False) if text else []
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
 import struct
@@ -16,7 +17,7 @@ import torch
 from captum.attr import FeatureAblation, LLMAttributionResult, TextTemplateInput, TextTokenInput
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from captum_norm.attr import (
     AttentionFlow,
@@ -202,6 +203,163 @@ def test_without_a_target_the_model_writes_it(method, cached):
     close(result.token_attr, method.attribute("a cat", written).token_attr)
 
 
+@pytest.mark.parametrize("by", ["gen_args", "configuration"])
+def test_what_generate_wraps_in_an_output_is_read(method, by):
+    arguments = {"max_new_tokens": 3, "do_sample": False}
+    plain = method.attribute("a cat", gen_args=arguments)
+    if by == "configuration":
+        method.model.generation_config.return_dict_in_generate = True
+    else:
+        arguments["return_dict_in_generate"] = True
+    wrapped = method.attribute("a cat", gen_args=arguments)
+    assert wrapped.output_tokens == plain.output_tokens
+    close(wrapped.token_attr, plain.token_attr)
+
+
+# what the model is given beside the prompt
+
+PROMPT, TARGET = [4, 5, 6], [7, 8, 9, 10]
+
+
+def asked_with(model: nn.Module, of: Any = AttentionNorm, target: Any = TARGET, **fixed: Any) -> LLMAttributionResult:
+    method = LLMAttentionAttribution(of(HFForward(model, **fixed)), sentence_piece())
+    gen_args = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None} if target is None else None
+    return method.attribute(PROMPT, target, gen_args=gen_args)
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+@pytest.mark.parametrize("start", [0, 3])
+def test_positions_of_the_prompt_count_on_over_the_target(family, start):
+    model = tiny(family)
+    positions = torch.arange(start, start + 3)[None]
+    found = asked_with(model, position_ids=positions)
+    whole, counted = torch.tensor([PROMPT + TARGET]), torch.arange(start, start + 7)[None]
+    with torch.no_grad():
+        chances = model(whole, position_ids=counted).logits[0].softmax(-1)
+    close(found.output_probs, chances[[2, 3, 4, 5], TARGET])
+    forward = HFForward(model, position_ids=counted)
+    rows = [AttentionNorm(forward).attribute(whole, position=row)[0, :3] for row in range(2, 6)]
+    close(found.token_attr, torch.stack(rows))
+    written = asked_with(model, target=None, position_ids=positions)
+    again = asked_with(model, target=method_ids(model, positions), position_ids=positions)
+    close(written.token_attr, again.token_attr)
+
+
+def method_ids(model: nn.Module, positions: Tensor) -> Tensor:
+    """What the model writes, its positions counted on by hand."""
+    text = torch.tensor([PROMPT])
+    for _ in range(3):
+        counted = int(positions[0, 0]) + torch.arange(text.shape[1])[None]
+        with torch.no_grad():
+            text = torch.cat([text, model(text, position_ids=counted).logits[:, -1:].argmax(-1)], dim=1)
+    return text[0, 3:]
+
+
+def test_a_mask_and_types_of_the_prompt_go_on_over_the_target():
+    model = tiny("GPT2")
+    mask, types = torch.tensor([[0, 1, 1]]), torch.tensor([[1, 1, 0]])
+    found = asked_with(model, attention_mask=mask, token_type_ids=types)
+    further = {"attention_mask": [[0, 1, 1, 1, 1, 1, 1]], "token_type_ids": [[1, 1, 0, 0, 0, 0, 0]]}
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPT + TARGET]), **{k: torch.tensor(v) for k, v in further.items()}).logits[0]
+    close(found.output_probs, logits.softmax(-1)[[2, 3, 4, 5], TARGET])
+
+
+@pytest.mark.parametrize("target", [TARGET, None], ids=["given", "written"])
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"position_ids": torch.arange(3)}, r"position_ids, of shape \(3,\), .* of 3 tokens, and only \(1, 3\)"),
+        ({"position_ids": torch.arange(3).repeat(2, 1)}, r"position_ids, of shape \(2, 3\).*only \(1, 3\)"),
+        ({"position_ids": torch.tensor([[0, 2, 4]])}, r"it ends in \[2, 4\], from which no count goes on"),
+        ({"position_ids": torch.tensor([[5, 0, 1]])}, r"it ends in \[0, 1\], from which no count goes on"),
+        ({"position_ids": torch.tensor([[0.0, 1.0, 2.0]])}, "from which no count goes on"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, r"of shape \(1, 1, 3, 3\).*use the method itself"),
+        ({"attention_mask": {"full_attention": None}}, "attention_mask, a dict"),
+        ({"attention_mask": torch.ones(1, 7)}, r"attention_mask, of shape \(1, 7\), for a prompt of 3"),
+        ({"token_type_ids": torch.tensor([[0, 0, 1]])}, "token_type_ids that HFForward fixes end in another type"),
+        ({"labels": torch.tensor([[4, 5, 6]])}, "labels, of shape .* it is not known what it says of a target"),
+        ({"inputs_embeds": torch.zeros(1, 3, 16)}, "inputs_embeds, of shape"),
+        ({"logits_to_keep": 1}, "fixes logits_to_keep, which drops rows of the logits"),
+        ({"logits_to_keep": torch.tensor([2])}, "fixes logits_to_keep, which drops rows of the logits"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_to_go_on_over_a_target_is_refused_by_name(fixed, message, target):
+    with pytest.raises(ValueError, match=message):
+        asked_with(tiny("GPT2"), target=target, **fixed)
+
+
+def test_a_cache_is_refused_as_each_pass_would_add_to_it():
+    with pytest.raises(ValueError, match="fixes past_key_values, to which each pass adds"):
+        asked_with(tiny("GPT2"), past_key_values=DynamicCache())
+
+
+def test_what_says_nothing_of_tokens_is_given_as_it_is():
+    model = tiny("GPT2")
+    plain = asked_with(model)
+    fixed = {"use_cache": False, "logits_to_keep": 0, "attention_mask": None, "position_ids": None, "labels": None}
+    close(asked_with(model, **fixed).token_attr, plain.token_attr)
+    for of in (AttentionNorm, DecompX):
+        found = asked_with(model, of, return_dict=False)
+        close(found.output_probs, plain.output_probs)
+    assert len(asked_with(model, target=None, return_dict=False).output_tokens) == 3
+    one = asked_with(model, target=[7], position_ids=torch.tensor([[0, 2, 4]]))  # nothing of the target is read
+    assert one.token_attr.shape == (1, 3)
+
+
+def test_positions_that_go_on_beyond_the_models_table_are_refused():
+    model = tiny("GPT2")
+    last = model.config.n_positions - 1
+    with pytest.raises(ValueError, match=f"position_ids that HFForward fixes go on to {last + 3} over the target"):
+        asked_with(model, position_ids=torch.arange(last - 2, last + 1)[None])
+
+
+def test_a_model_that_writes_at_positions_of_its_own_is_refused():
+    model = tiny("GPT2")
+    prepare = model.prepare_inputs_for_generation
+    model.prepare_inputs_for_generation = functools.wraps(prepare)(
+        lambda *args, **given: prepare(*args, **given) | {"position_ids": torch.zeros(1, 1, dtype=torch.long)}
+    )
+    with pytest.raises(ValueError, match=r"wrote, the last position was \[0, 0, 0\], not \[2, 3, 4\]"):
+        asked_with(model, target=None, position_ids=torch.arange(3)[None])
+    assert not model._forward_pre_hooks
+
+
+def test_what_generate_is_given_alone_is_refused():
+    method = LLMAttentionAttribution(AttentionNorm(tiny("GPT2")), sentence_piece())
+    ones, ids = torch.ones(1, 3).long(), torch.tensor([PROMPT])
+    for name, value in (("attention_mask", torch.tensor([[0, 1, 1]])), ("token_type_ids", ones)):
+        with pytest.raises(ValueError, match=f"gen_args has {name}.*HFForward\\(model, {name}=...\\)"):
+            method.attribute(PROMPT, gen_args={"max_new_tokens": 2, name: value})
+    for name in ("input_ids", "inputs"):
+        with pytest.raises(ValueError, match=f"gen_args has {name}, which is the prompt itself"):
+            method.attribute(PROMPT, gen_args={"max_new_tokens": 2, name: ids})
+    for own in ({"attention_mask": ones}, {"suppress_tokens": torch.tensor([3])}):  # the latter the model never sees
+        assert method.attribute(PROMPT, gen_args={"max_new_tokens": 2, **own}).token_attr.shape[1] == 3
+    types = torch.zeros(1, 3).long()
+    both = LLMAttentionAttribution(AttentionNorm(HFForward(method.model, token_type_ids=types)), method.tokenizer)
+    assert both.attribute(PROMPT, gen_args={"max_new_tokens": 2, "token_type_ids": types}).token_attr.shape[1] == 3
+
+
+class WithRowsOfAPicture(nn.Module):
+    """Its logits have two rows in front of those of the text."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Any:
+        output = self.model(input_ids)
+        output["logits"] = torch.cat([output["logits"][:, :2], output["logits"]], dim=1)
+        return output
+
+
+def test_logits_of_more_rows_than_tokens_are_refused(tokenizer):
+    method = LLMAttentionAttribution(AttentionNorm(WithRowsOfAPicture(tiny("GPT2")).eval()), tokenizer)
+    with pytest.raises(ValueError, match="WithRowsOfAPicture gives 8 rows of logits for 6 tokens"):
+        method.attribute(PROMPT, TARGET)
+
+
 def test_tokens_are_shown_as_text():
     gpt = LLMAttentionAttribution(AttentionNorm(tiny("GPT2")), byte_level())
     assert gpt.attribute("the cat", " sat").input_tokens == ["the", "cat"]
@@ -309,6 +467,16 @@ def test_a_template_that_changes_its_values_is_refused(method):
         method.attribute(TextTemplateInput(lambda value: f"the {value[:2]}", ["cat"]), "sat")
     with pytest.raises(ValueError, match="no token of the prompt 'the cat' belongs to a value"):
         method.attribute(TextTemplateInput("the cat{}", [""]), "sat")
+
+
+def test_values_of_a_template_may_be_numbers_as_they_are_written(tokenizer):
+    method = LLMAttentionAttribution(AttentionNorm(tiny("Llama")), tokenizer)
+    found = method.attribute(TextTemplateInput("the {} cat {}", [5, 0.5]), "a")
+    assert found.input_tokens == ["5", "0.5"]
+    close(found.token_attr, method.attribute(TextTemplateInput("the {} cat {}", ["5", "0.5"]), "a").token_attr)
+    for template in ("the {:03d} cat", lambda value: f"the {value + 1} cat"):
+        with pytest.raises(ValueError, match="the template changes its value 5"):
+            method.attribute(TextTemplateInput(template, [5]), "a")
 
 
 def test_a_tokenizer_without_offsets_cannot_take_templates(method):
@@ -440,6 +608,13 @@ def test_threads_do_not_disturb_each_other(method):
         ([True], "a", {}, TypeError, "got bool True in it"),
         ("a", "a", {"skip_tokens": "<s>"}, TypeError, "skip_tokens should be a list"),
         ("a", "a", {"skip_tokens": ["[CLS]"]}, ValueError, r"skip_tokens: '\[CLS\]' is no token"),
+        ("a", "a", {"skip_tokens": [99]}, ValueError, "skip_tokens input_ids holds ids from 99 to 99"),
+        ("a", "a", {"skip_tokens": [-1]}, ValueError, "skip_tokens: -1 is no id of a token"),
+        ("a", [2**70], {}, ValueError, "target: 11.* is no id of a token"),
+        ("a \ud800", "a", {}, ValueError, "the prompt: character 2 is .* half a character"),
+        (TextTemplateInput("{}", ["\ud800"]), "a", {}, ValueError, "the prompt: character 0 is"),
+        ("a", "a\udce9", {}, ValueError, "the target: character 1 is"),
+        (["\ud800"], "a", {}, ValueError, "inp, .*: character 0 is"),
         ("a", "a", {"skip_tokens": ["<s>", "▁a"]}, ValueError, "skip_tokens leaves nothing of the prompt"),
         ("a", "a", {"gen_args": {"max_new_tokens": 3}}, ValueError, "gen_args say how to write a target"),
         ("a", "a", {"num_trials": 0}, ValueError, "num_trials should be a number of passes"),
