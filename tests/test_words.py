@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from captum_norm.words import (
@@ -185,6 +185,33 @@ def test_a_text_that_does_not_fit_the_encoding_is_an_error(arguments, error, mes
         words_of(encoding, **options)
 
 
+@pytest.mark.parametrize(
+    ("before", "text", "words"),
+    [
+        (pre_tokenizers.Whitespace(), "ß ẞ", ("ß", "ẞ")),  # in lower case "ss", of which a token is one
+        (pre_tokenizers.Whitespace(), "\u212a ﬁne", ("\u212a", "ﬁne")),  # the unit kelvin is "k" in lower case
+        (pre_tokenizers.Split("", "isolated"), "½ ﬁne …", ("½", "ﬁne", "…")),  # each letter a word of the tokenizer's
+    ],
+)
+def test_letters_that_a_normaliser_writes_as_several_are_those_of_the_text(before, text, words):
+    letters = {letter: number for number, letter in enumerate("?abcdefghijklmnopqrstuvwxyz0123456789⁄.")}
+    tokenizer = Tokenizer(models.BPE(letters, [], unk_token="?"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("ß", "ss"), normalizers.Replace("ẞ", "ss"), normalizers.Replace("\u212a", "x"),
+         normalizers.NFKC()]
+    )  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), before])
+    assert words_of(tokenizer.encode(text), text).strings == words
+
+
+def test_words_of_one_letter_each_are_still_no_text():
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "电": 1, "影": 2, "1": 3, "a": 4, "⁄": 5, "2": 6}, unk_token="?"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Split("", "isolated")
+    for words in (["电", "影"], ["½", "a"]):
+        with pytest.raises(ValueError, match="begins at character 0, within the word in front"):
+            words_of(tokenizer.encode(words, is_pretokenized=True), "".join(words))
+
+
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_the_text_of_a_list_of_words_is_refused_with_the_way_out(name):
     given = ["great", "film", "great", "film"]
@@ -292,6 +319,16 @@ def test_in_a_map_source_pieces_are_summed_and_target_pieces_averaged():
     scores = torch.tensor([[1.0, 2.0, 3.0, 9.0], [3.0, 4.0, 5.0, 9.0], [5.0, 6.0, 7.0, 9.0]])
     assert word_map(scores, queries, keys).tolist() == [[2.0, 7.0], [5.0, 13.0]]
     assert word_map(scores.expand(2, 3, 3, 4), queries, keys).shape == (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_in_half_precision_are_added_up_in_more(dtype):
+    words = Words(("long", "short"), (*[0] * 3000, 1))
+    scores = torch.full((3001,), 100.0, dtype=dtype)
+    assert word_scores(scores, words).tolist() == [300000.0, 100.0]
+    two = Words(("a", "b"), (0, 1))
+    assert word_map(scores.expand(2, 3001), two, words).tolist() == [[300000.0, 100.0]] * 2
+    assert word_scores(scores.double(), words).dtype == torch.float64
 
 
 def test_gradients_pass_and_inputs_stay():

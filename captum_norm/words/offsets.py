@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -177,16 +178,18 @@ def _refuse_other_text(text: str, pieces: dict[int, _Piece], covered: dict[int, 
     """Refuse a text that the tokens were not cut from: offsets that begin anew, or other letters than the tokens'."""
     word, until = None, 0
     for token, (start, end) in covered.items():
-        if start < until and pieces[token].word != word:
+        within = start < until and pieces[token].word != word
+        if within and not _is_of_character(pieces[token].string, text[start:until]):
             raise ValueError(
                 f"words_of: token {token}, {pieces[token].string!r}, begins at character {start}, within the word in "
                 "front of it: the tokenizer was given a list of words. Give the same list, with split='given'."
             )
         word, until = pieces[token].word, end
     letters = {token: _letters(pieces[token].string) for token in covered}
-    found = {token: text[slice(*span)].casefold() for token, span in covered.items()}
+    found = {token: text[slice(*span)] for token, span in covered.items()}
+    # Letters that are not plain may be so in lower case, and more of them: a token of "ß" may be one "s" of two.
     known = [token for token, plain in letters.items() if plain and found[token].isascii()]
-    wrong = [token for token in known if letters[token] != found[token]]
+    wrong = [token for token in known if letters[token] != found[token].lower()]
     if len(wrong) > len(known) / 2:  # a normaliser may rewrite some
         raise ValueError(
             f"words_of: where token {wrong[0]}, {pieces[wrong[0]].string!r}, should be, the text has "
@@ -197,8 +200,18 @@ def _refuse_other_text(text: str, pieces: dict[int, _Piece], covered: dict[int, 
 
 def _letters(string: str) -> str:
     """A token without marks of vocabularies and upper case; empty where it is not plain letters and digits."""
-    plain = string.strip().removeprefix("##").removesuffix("</w>").removesuffix("@@").lstrip("▁Ġ").casefold()
-    return plain if plain.isascii() and plain.isalnum() else ""
+    plain = _unmarked(string)
+    return plain.lower() if plain.isascii() and plain.isalnum() else ""
+
+
+def _unmarked(string: str) -> str:
+    return string.strip().removeprefix("##").removesuffix("</w>").removesuffix("@@").lstrip("▁Ġ")
+
+
+def _is_of_character(string: str, overlap: str) -> bool:
+    """Whether a token is of one character that a normaliser writes as several, "½" as "1⁄2", which may be words."""
+    whole = unicodedata.normalize("NFKC", overlap).casefold()
+    return len(overlap) == 1 < len(whole) and _unmarked(string).casefold() in whole
 
 
 def _visible(text: str, token: int, piece: _Piece) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def word_scores(
         empty: the score of a word that has no token, where ``reduce`` is a mean or a maximum.
 
     Returns:
-        ``scores`` with ``axis`` counting words.  Tokens without a word (``words.index`` None) are left out.
+        ``scores`` with ``axis`` counting words, in float32 at least.  Tokens without a word (``words.index`` None) are
+        left out.
 
     Raises:
         ValueError: if the axis does not count the tokens of ``words``, or a word without tokens would be averaged.
@@ -80,7 +81,9 @@ def word_scores(
             f"word_scores: word {lost}, {words.strings[lost]!r}, has no token, so it has no {reduce}; "
             "reduce='sum' gives it 0, empty= gives it a score."
         )
-    pieces = scores.movedim(axis, -1)[..., kept]
+    # Half precision would lose the sums over long words, or count beyond its largest number.
+    exact = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    pieces = exact.movedim(axis, -1)[..., kept]
     target = of_token[kept].expand(pieces.shape)
     result = pieces.new_full((*pieces.shape[:-1], len(words)), 0.0 if reduce == "sum" or empty is None else empty)
     reduction = {"sum": "sum", "mean": "mean", "max": "amax"}[reduce]
