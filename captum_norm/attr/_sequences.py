@@ -86,7 +86,9 @@ class Sequences:
         """Take in which tokens of a sequence what is explained was read from, (batch, position) bool."""
         known = self._real.get(sequence)
         if known is not None and known.mask.shape == rows.shape:
-            self._real[sequence] = known._replace(mask=known.mask | rows.to(known.mask.device))
+            # A row that is read beside no real token is no text: a mask of nothing is refused where rows are chosen.
+            read = rows.to(known.mask.device) & known.mask.any(-1, keepdim=True)
+            self._real[sequence] = known._replace(mask=known.mask | read)
 
     def taken_for_padding(self, records: Iterable[AttentionRecord]) -> dict[SequenceName, RealPositions]:
         """The real tokens of all sequences, if one of these records takes a token for padding that is real."""

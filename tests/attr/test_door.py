@@ -188,3 +188,15 @@ def test_a_text_without_a_real_token_is_refused_also_behind_virtual_ones(method,
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])
     with pytest.raises(ValueError, match="example 1 marks no token as real: nothing to explain"):
         method(model).attribute(ids, additional_forward_args=(mask,), position=position)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("position", [None, 0, "mean"])
+def test_a_text_without_a_real_token_is_refused_also_where_its_row_is_read(kernel, position):
+    """In eager attention a mask of nothing leaves even weights over padding, which are nobody's."""
+    config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = BertForSequenceClassification(config).eval()
+    model.set_attn_implementation(kernel)
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    with pytest.raises(ValueError, match="example 1 marks no token as real: nothing to explain"):
+        AttentionWeights(model).attribute(IDS, additional_forward_args=(mask,), position=position)
