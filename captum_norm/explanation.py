@@ -74,7 +74,7 @@ class Explanation(Tabular):
 
     def shares(self, example: int = 0) -> Tensor:
         """(token,): each score as a part of the sum of their sizes; signs are kept."""
-        scores = self.scores[example].double()
+        scores = self.scores[self._known(example)].double()
         return scores / scores.abs().sum().clamp_min(torch.finfo(torch.float64).tiny)
 
     def word_scores(self, example: int = 0) -> Tensor:
@@ -85,15 +85,27 @@ class Explanation(Tabular):
         """
         if not self.words:
             raise ValueError("Explanation.word_scores: words need the text: explain(method, encoding, text=text).")
+        example = self._known(example)
         return word_scores(self.scores[example].double().cpu(), self.words[example])
 
     def pieces(self, example: int) -> tuple[Sequence[str], Tensor]:
-        """Words and their scores, (word,), or tokens where words are not known; padding left out."""
+        """Words and their scores, (word,), or tokens where words are not known; padding left out.
+
+        Raises:
+            ValueError: for an example that is not there, as ``shares`` and ``word_scores`` do.
+        """
+        example = self._known(example)
         if self.words:
             return self.words[example].strings, self.word_scores(example)
         real = self.real[example].cpu()
         labels = [token for token, keep in zip(self.tokens[example], real.tolist(), strict=True) if keep]
         return labels, self.scores[example].double().cpu()[real]
+
+    def _known(self, example: int) -> int:
+        """The number of an example, which may be counted from the end."""
+        if isinstance(example, bool) or not isinstance(example, int) or not -len(self) <= example < len(self):
+            raise ValueError(f"Explanation: example {example!r} is not there: it holds {len(self)}, from 0 on.")
+        return example
 
     def as_table(self) -> Table:
         """A row for each word, or for each token where the text is not known: score, and share of all sizes."""

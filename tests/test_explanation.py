@@ -163,3 +163,12 @@ def test_real_are_the_tokens_that_the_mask_showed(model):
     encoding["attention_mask"][1, -1] = 1
     with pytest.raises(ValueError, match="the marks of the attention mask of example 1 in the encoding"):
         explain(AttentionNorm(model), encoding, text=TEXTS)
+
+
+def test_an_example_that_is_not_there_is_refused(model, encoding):
+    for found in (explain(AttentionNorm(model), encoding), explain(AttentionNorm(model), encoding, text=TEXTS)):
+        for ask in (found.pieces, found.shares, *([found.word_scores] if found.words else [])):
+            assert torch.equal(ask(-1)[-1], ask(1)[-1])
+            for example in (5, -3, 0.0, True):
+                with pytest.raises(ValueError, match=f"example {example} is not there: it holds 2, from 0 on"):
+                    ask(example)

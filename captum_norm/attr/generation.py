@@ -126,7 +126,14 @@ class GenerationAttribution:
         Raises:
             ValueError: if these sequences were not written within the ``with``, or it is not known where they end.
         """
-        sequences = written if isinstance(written, Tensor) else written.sequences
+        sequences = written if isinstance(written, Tensor) else getattr(written, "sequences", None)
+        if not isinstance(sequences, Tensor) or sequences.ndim != 2 or sequences.is_floating_point():
+            found = f"{sequences.dtype} of shape {tuple(sequences.shape)}" if isinstance(sequences, Tensor) else ""
+            raise ValueError(
+                f"GenerationAttribution.scores: written should be what generate returned, ids (sequence, position) or "
+                f"an output with sequences, got {found or type(written).__name__}. For one sequence, add the axis: "
+                "written[:1]."
+            )
         if not self._steps:
             raise ValueError("GenerationAttribution: the model wrote nothing within the with; call generate in it.")
         prompt, (count, length) = self._steps[0].length, sequences.shape

@@ -341,3 +341,7 @@ def test_only_what_was_written_has_scores():
             generation.scores(prompt)
     with pytest.raises(ValueError, match="steps ran within"):
         generation.scores(torch.cat([written] * 2, 1))
+    for one, found in ((written[0], "int64 of shape"), (written.tolist(), "list"), (written.float(), "float32")):
+        with pytest.raises(ValueError, match=rf"should be what generate returned.*got .*{found}.*written\[:1\]"):
+            generation.scores(one)
+    assert generation.scores(written[:1]).shape[0] == 1
