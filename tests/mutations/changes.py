@@ -359,6 +359,9 @@ CHANGES: list[Change] = [
         "words/offsets.py",
         ("inside.lstrip()", "inside"),
         ("for token in reversed(pieces):", "for token in pieces:"),
+        ("if plain and found[token].isascii()", "if plain and found[token].casefold().isascii()"),
+        ("len(overlap) == 1 < len(whole) and", "len(overlap) == 1 < len(whole) or"),
+        ("if within and not _is_of_character(pieces[token].string, text[start:until]):", "if within:"),
         tests="test_words.py",
     ),
     *changes_of(
@@ -368,7 +371,12 @@ CHANGES: list[Change] = [
         ("not piece.endswith(mark)\n    if mark", "True\n    if mark"),
         tests="test_words.py",
     ),
-    *changes_of("words/words.py", ("include_self=False", "include_self=True"), tests="test_words.py"),
+    *changes_of(
+        "words/words.py",
+        ("include_self=False", "include_self=True"),
+        ("exact = scores.float() if", "exact = scores if"),
+        tests="test_words.py",
+    ),
     *changes_of(
         "token_shares/counting.py",
         ("sums[name] / self.sequences", "sums[name]"),
@@ -450,6 +458,7 @@ CHANGES: list[Change] = [
         ("for line in io.StringIO(text, newline=None)]", "for line in text.splitlines()]"),
         ("newline=None", 'newline="\\n"'),
         ('.count(b"\\n") + 1', '.count(b"\\n")'),
+        ('"\\ud800" <= one <=', '"\\ud801" <= one <='),
     ),
     *changes_of(
         "study/records.py", ("encoding=ENCODING, newline", 'encoding="utf-8", newline'), tests="study/test_data.py"
@@ -653,7 +662,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/llm.py",
-        ("**fixed_arguments(self.attr_method), **arguments}", "**arguments}"),
+        ("**fixed, **arguments}", "**arguments}"),
         tests="attr/test_sight_and_sound.py",
     ),
     *changes_of(
@@ -814,7 +823,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of(
         "attr/_sequences.py",
-        ("known._replace(mask=known.mask | rows.to(known.mask.device))", "known"),
+        ("known._replace(mask=known.mask | read)", "known"),
         tests="attr/test_answer.py",
     ),
     *changes_of(
@@ -876,8 +885,47 @@ CHANGES: list[Change] = [
         ("ids.shape[1] - 1\n", "ids.shape[1]\n"),
         ("triu(self._first + 1)", "triu(self._first + 9)"),
         ("or (ahead and not self._last_row_stands_alone())", ""),
+        ("self._logits.shape[1] != ids.shape[1]", "False"),
+        ('bool(self._given["token_type_ids"][0, -1] != 0)', "False"),
+        ("except IndexError as error:", "except KeyError as error:"),
+        (' if name != "return_dict"}', "}"),
         tests="attr/test_llm.py",
     ),
+    *changes_of(
+        "attr/_beside_prompt.py",
+        ("name in _ROWS_KEPT and", "False and"),
+        ("name in _CACHES and", "False and"),
+        ("or whole == prompt or", "or"),
+        ("name not in _OF_TEXT and name != _POSITIONS", "False"),
+        ("value.shape != (1, prompt)", "False"),
+        ("name == _POSITIONS and not", "False and not"),
+        ("torch.arange(1, whole", "torch.arange(whole"),
+        ("last[-1] == positions.max()", "True"),
+        ("== 1 or int(last[1])", "== 2 or int(last[1])"),
+        ("or (name.endswith(_OF_POSITIONS) and prompt in value.shape)", ""),
+        ("or name not in keywords", ""),
+        ("or value is fixed.get(name)", ""),
+        ("and bool((value == 1).all())", ""),
+        ("if last != counted:", "if False:"),
+        tests="attr/test_llm.py",
+    ),
+    *changes_of(
+        "attr/_prompt.py",
+        ("list(map(str, inp.values))", "list(inp.values)"),
+        ("except Exception as error:", "except KeyError as error:"),
+        ("if not 0 <= token <=", "if not token <="),
+        ('check_characters("the prompt", given)', "pass"),
+        tests="attr/test_llm.py",
+    ),
+    *changes_of(
+        "attr/llm.py",
+        ("if skipped.numel():", "if False:"),
+        ('written if isinstance(written, Tensor) else written["sequences"]', "written"),
+        ('check_characters("the target", text)', "pass"),
+        tests="attr/test_llm.py",
+    ),
+    *changes_of("attr/generation.py", ("or sequences.ndim != 2", ""), tests="attr/test_generation.py"),
+    *changes_of("attr/_sequences.py", (" & known.mask.any(-1, keepdim=True)", ""), tests="attr/test_door.py"),
     *changes_of("attr/llm.py", ("rows[:, :length].sum(1) - scored", "rows[:, :length].sum(1)")),
     *changes_of(
         "attr/decompx.py",
@@ -1257,6 +1305,11 @@ CHANGES: list[Change] = [
         ("and not label.strip():", "and False:"),
         ('limit = at_least(1, limit, "read_examples: limit")', "pass"),
         ("    if key is None:\n", "    if False:\n"),
+        tests="study/test_data.py",
+    ),
+    *changes_of(
+        "study/data.py",
+        ("check_characters(self.where, *(one for one in given if isinstance(one, str)))", "pass"),
         tests="study/test_data.py",
     ),
     *changes_of("study/tokenized.py", ("max(shared, default=0)", "max(shared)"), tests="study/test_tasks.py"),
@@ -1988,6 +2041,7 @@ CHANGES: list[Change] = [
     ),
     *changes_of("cli/tokens.py", ("if name in words else name", "if name is None else name")),
     *changes_of("cli/arguments.py", ("places.count(place) > 1", "False"), ('"-" not in outputs', "True")),
+    *changes_of("cli/arguments.py", ("check_characters(ascii(text), text)", "pass"), tests="cli/test_arguments.py"),
     *changes_of("cli/__init__.py", ("return 130", "return 0"), tests="cli/test_main.py"),
     *changes_of(
         "__main__.py",
@@ -1995,6 +2049,7 @@ CHANGES: list[Change] = [
         ("if not issubclass(lost.exc_type, KeyboardInterrupt):", "if True:"),
         tests="cli/test_main.py",
     ),
+    *changes_of("explanation.py", ("not -len(self) <= example", "not 0 <= example"), tests="test_explanation.py"),
     *changes_of("explanation.py", ("if asked is not method:", "if False:"), tests="test_explanation.py"),
     *changes_of("methods.py", ("if show_progress and ", "if False and "), tests="test_methods.py"),
     # ---------------------------------------------------------------------------------------------------------- methods
