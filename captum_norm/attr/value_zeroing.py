@@ -33,7 +33,8 @@ class ValueZeroing(MapMethod):
     composed with the encoder's.
 
     Two forward passes (more for models whose layers do not say that they are layers), and three quarters of another for
-    each key: the keys of a layer are taken many at a time, so that what comes before its values is computed once.
+    each key: the keys of a layer are taken many at a time, so that what comes before its values is computed once.  As
+    many more as twice the binary digits of the number of positions tell which row of a layer's output is which query.
     Layers have to repeat themselves: a model in training mode that draws random numbers is refused.
 
     Args:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeAlias
@@ -80,10 +80,11 @@ class Product:
         return fingerprint(weights, values), float(fingerprint(weights, values.abs()).max())
 
     def numbers(self) -> Tensor:
-        """batch * queries + query of each of the mixed values, (*lead, query, 1); 0 for heads of another projection."""
-        batch, _, queries = self.layout.shape
-        numbers = torch.zeros(math.prod(self.mixture.lead), self.mixture.weights.shape[-2], dtype=torch.long)
-        numbers[self.layout.rows, self.layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
+        """batch * queries + query of each of the mixed values, (*lead, query, 1); -1 where they reach no W_O."""
+        numbers = torch.full((math.prod(self.mixture.lead), self.mixture.weights.shape[-2]), -1)
+        for layout in self.layouts:
+            batch, _, queries = layout.shape
+            numbers[layout.rows, layout.queries] = torch.arange(batch * queries).view(batch, 1, queries)
         return numbers.view(*self.mixture.lead, -1, 1).to(self.mixture.weights.device)
 
 
@@ -100,24 +101,6 @@ def fingerprint(weights: Tensor, values: Tensor) -> Tensor:
     of_keys = vector_norm(weights.nan_to_num(), dim=-2, dtype=torch.float64).square()
     along = (values * torch.linspace(1, 2, values.shape[-1], dtype=values.dtype, device=values.device)).sum(-1)
     return (of_keys * along).flatten(0, -2).sum(0)
-
-
-@dataclass(frozen=True)
-class OutputRows:
-    """Where a layer's output has its row for each query.
-
-    Attributes:
-        tensor: which tensor of the output.
-        index: (batch, query) long, which of its rows.
-    """
-
-    tensor: int
-    index: Tensor
-
-    def of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(batch, query, model)."""
-        output = tensors[self.tensor]
-        return output.flatten(0, -2)[self.index.to(output.device)]
 
 
 class Replay:
@@ -179,73 +162,106 @@ class Replay:
 
     # ---- which row of the output is which query
 
-    def rows(self, product: Product, batched: bool) -> OutputRows:
-        """Where the layer's output has its row for each query of a product.
-
-        They are where attention wrote them if there is one example, or the output has the same shape; otherwise what
-        some queries get is changed, and the rows that change in turn spell the number of the query.
-
-        Raises:
-            InexactCaptureError: if the output has no row for each query.
-            CannotBatchError: as :meth:`without_keys`.
+    def _tensor_of(self, product: Product) -> tuple[int, bool]:
+        """Which tensor of the output has a row for each query, and whether it may have them where attention wrote them.
         """
         batch, _, queries = product.layout.shape
         shapes = [tuple(tensor.shape[:-1]) for tensor in self._outputs]
         for n, shape in enumerate(shapes):
             alone = batch == 1 and math.prod(shape) == max(shape) == queries
             if alone or (shape == product.written and len(shape) > 1 and batch != queries):
-                return OutputRows(n, product.layout.tokens)
+                return n, True
         fitting = [n for n, shape in enumerate(shapes) if math.prod(shape) == batch * queries]
         if not fitting:
             raise InexactCaptureError(
                 f"{self._name}: attention has {batch} x {queries} queries, but the layer gives out "
                 f"{[tuple(tensor.shape) for tensor in self._outputs]}: no row for each"
             )
-        return OutputRows(fitting[0], self._rows_by_number(product, fitting[0], batched).view(batch, queries))
+        return fitting[0], False
 
-    def _rows_by_number(self, product: Product, tensor: int, batched: bool) -> Tensor:
-        """Which row of the output each query is, (batch * query,)."""
-        numbers, count = product.numbers(), math.prod(self._outputs[tensor].shape[:-1])
-        bits = max(1, (count - 1).bit_length())
-        digits = torch.stack([numbers >> bit & 1 for bit in range(bits)])
-        before = self._outputs[tensor].flatten(0, -2).double()
-        after = self._each(
-            lambda digit: self._with_noise(product, digit)[tensor], torch.cat([digits, 1 - digits]), batched
-        )
-        change = torch.nan_to_num(after.flatten(1, -2).double() - before).abs().amax(-1).view(2, bits, -1)
-        spelled = ((change[0] > change[1]).long() << torch.arange(bits, device=change.device)[:, None]).sum(0)
-        clear = (change.amin(0) < 0.1 * change.amax(0)).all()
-        if not clear or not torch.equal(spelled.sort().values.cpu(), torch.arange(count)):
+    def _marks(self, product: Product) -> Tensor:
+        """Which queries get something else, so that the rows that change in turn spell the number of the query.
+
+        Nobody first; then those whose number has a bit, for each bit; then those whose number has it not: (lane, *lead,
+        query, 1).
+        """
+        numbers, count = product.numbers(), product.layout.tokens.numel()
+        digits = torch.stack([numbers >> bit & 1 for bit in range(max(1, (count - 1).bit_length()))])
+        return torch.cat([torch.zeros_like(digits[:1]), digits, 1 - digits]) * (numbers >= 0)
+
+    def _rows(self, product: Product, found: Tensor, batched: bool) -> Tensor:
+        """Which row of the output is which query, (batch, query), from what the marks made of it.
+
+        Where rows depend on several queries behind attention, they are where those of the layer's last attention call
+        with as many queries are, behind which rows often do not meet again, or where attention wrote them if the output
+        has that shape or there is one example; but only if each row changes most by the number that it then has.
+
+        Raises:
+            InexactCaptureError: if which row is which cannot be told.
+            CannotBatchError: as :meth:`without_keys`.
+        """
+        tensor, as_written = self._tensor_of(product)
+        plain = product.layout.tokens.flatten().cpu() if as_written else None
+        before, count = found[0].double(), product.layout.tokens.numel()
+        change = torch.stack([torch.nan_to_num(after - before).abs().amax(-1) for after in found[1:]])
+        change = change.view(2, len(change) // 2, -1).cpu()
+        rounding = 8 * torch.finfo(found.dtype).eps * torch.nan_to_num(before).abs().amax(-1).cpu()
+        heard = change.amax((0, 1)) > rounding
+        clear = (change.amin(0) < 0.1 * change.amax(0)).all(0)
+        spelled = ((change[0] > change[1]).long() << torch.arange(change.shape[1])[:, None]).sum(0)
+        rows = self._placed(spelled, heard, count) if bool(clear[heard].all()) else None
+        if rows is None:
+            rows = next((some for some in self._likely(product, plain, batched) if _spell(change[..., some])), None)
+        if rows is None:
             raise InexactCaptureError(
                 f"{self._name}: which row of its output {tuple(self._outputs[tensor].shape)} is which query cannot be "
-                "told: rows depend on several queries behind attention"
+                "told: rows depend on several queries behind attention. Where modules within the layers hold attention "
+                "and do not mix rows again, give those as layers=; AttentionNorm answers"
             )
-        return spelled.argsort()
+        return rows.view(product.layout.tokens.shape)
 
-    def _with_noise(self, product: Product, chosen: Tensor) -> list[Tensor]:
-        """The output with what attention gives to the chosen queries changed beyond recognition."""
+    def _likely(self, product: Product, plain: Tensor | None, batched: bool) -> Iterator[Tensor]:
+        """The rows of the last product with the same queries, and those where attention wrote them, (batch * query,).
+        """
+        batch, _, queries = product.layout.shape
+        last = [p for p in self.products() if (p.layout.shape[0], p.layout.shape[2]) == (batch, queries)][-1]
+        if last.number != product.number:
+            marks = self._marks(last)
+            found = self._each(partial(self._lane, last), (_NO_KEY.expand(len(marks)), marks), batched)
+            yield self._rows(last, found, batched).flatten()
+        if plain is not None:
+            yield plain
 
-        def change(mixture: Mixture, dtype: torch.dtype) -> Tensor:
-            mixed = _without(_NO_KEY, mixture, dtype)
-            noise = torch.linspace(-1, 2, mixed.shape[-1], dtype=dtype, device=mixed.device)
-            return mixed + chosen.to(dtype) * noise * (1 + 10 * torch.nan_to_num(mixed).abs().amax())
+    @staticmethod
+    def _placed(spelled: Tensor, heard: Tensor, count: int) -> Tensor | None:
+        """The row of each query, (batch * query,), where rows spell numbers of which no two are alike; else None.
 
-        return self._changed(product, change)
+        Rows that do not change whatever attention gives, such as those of padding that a layer sets to zero, have the
+        queries that are left: no key has a score there, so that it does not matter which.
+        """
+        rows, silent = heard.nonzero()[:, 0], (~heard).nonzero()[:, 0]
+        named = spelled[rows]
+        if len(set(named.tolist())) < len(named) or bool((named >= count).any()):
+            return None
+        found = torch.full((count,), -1)
+        found[named] = rows
+        left = (found < 0).nonzero()[:, 0]
+        if len(silent) < len(left):
+            return None
+        found[left] = silent[: len(left)]
+        return found
 
     # ---- without keys
 
-    def width(self, rows: OutputRows) -> int:
+    def width(self, product: Product) -> int:
         """How many numbers the output has for each query."""
-        return int(self._outputs[rows.tensor].shape[-1])
+        return int(self._outputs[self._tensor_of(product)[0]].shape[-1])
 
-    def without_keys(
-        self, product: Product, rows: OutputRows, at_once: int, batched: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def without_keys(self, product: Product, at_once: int, batched: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """The layer's output with the values of a key set to zero, for one key after the other.
 
         Args:
             product: in which value product.
-            rows: from :meth:`rows`.
             at_once: how many keys in one call of the layer.
             batched: whether to run several keys in one call of the layer.
 
@@ -253,26 +269,45 @@ class Replay:
             For some keys, (replay, batch, query, model), and the same with no key changed, (batch, query, model).
 
         Raises:
+            InexactCaptureError: if the output has no row for each query, or which row is which cannot be told.
             CannotBatchError: if the layer's code cannot run under ``vmap``.
         """
-        first, *others = torch.split(torch.arange(product.keys), at_once)
+        tensor, marks = self._tensor_of(product)[0], self._marks(product)
+        keys = torch.cat([_NO_KEY.expand(len(marks)), torch.arange(product.keys)])
+        rows, unchanged, found = None, None, torch.empty(0)
+        for some in torch.split(torch.arange(len(keys)), at_once):
+            # Keys share the calls that tell which row is which: a lane is one or the other.
+            chosen = torch.stack([marks[n] if n < len(marks) else torch.zeros_like(marks[0]) for n in some.tolist()])
+            lanes = self._each(partial(self._lane, product), (keys[some], chosen), batched)
+            found = torch.cat([found.to(lanes), lanes]) if len(found) else lanes
+            if unchanged is None:
+                unchanged = found[0]
+                output = self._outputs[tensor].flatten(0, -2)
+                self._check_alike([output], [unchanged], "run with its value product repeated,")
+            if rows is None and len(found) >= len(marks):
+                rows, found = self._rows(product, found[: len(marks)], batched).to(found.device), found[len(marks) :]
+            if rows is not None and len(found):
+                yield found[:, rows], unchanged[rows]
+                found = found[:0]
 
-        def run(key: Tensor) -> Tensor:
-            return rows.of(self._changed(product, partial(_without, key)))
+    def _lane(self, product: Product, key: Tensor, chosen: Tensor) -> Tensor:
+        """The output's rows, (row, model), without a key, or with what attention gives to the chosen queries changed
+        beyond recognition."""
 
-        unchanged, *found = self._each(run, torch.cat([_NO_KEY[None], first]), batched)
-        self._check_alike([rows.of(self._outputs)], [unchanged], "run with its value product repeated,")
-        yield torch.stack(found), unchanged
-        for some in others:
-            yield self._each(run, some, batched), unchanged
+        def change(mixture: Mixture, dtype: torch.dtype) -> Tensor:
+            mixed = _without(key, mixture, dtype)
+            noise = torch.linspace(-1, 2, mixed.shape[-1], dtype=dtype, device=mixed.device)
+            return mixed + chosen.to(dtype) * noise * (1 + 10 * torch.nan_to_num(mixed).abs().amax())
 
-    def _each(self, run: Callable[[Tensor], Tensor], lanes: Tensor, batched: bool) -> Tensor:
+        return self._changed(product, change)[self._tensor_of(product)[0]].flatten(0, -2)
+
+    def _each(self, run: Callable[[Tensor, Tensor], Tensor], lanes: tuple[Tensor, Tensor], batched: bool) -> Tensor:
         if not batched:
-            return torch.stack([run(lane) for lane in lanes])
+            return torch.stack([run(*lane) for lane in zip(*lanes, strict=True)])
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # some operations run one by one
-                return torch.vmap(run, randomness="same")(lanes)
+                return torch.vmap(run, randomness="same")(*lanes)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -310,6 +345,16 @@ class Replay:
     def _changed(self, product: Product, change: Change) -> list[Tensor]:
         with _ReplayingMode(_Changing(product.number, change)):
             return tensors_of(self._call.again())
+
+
+def _spell(change: Tensor) -> bool:
+    """Whether each row changes most by the number of its query.
+
+    Args:
+        change: of the row of each query, (2, bit, query): by the queries whose number has the bit, and by the others.
+    """
+    has = (torch.arange(change.shape[-1]) >> torch.arange(change.shape[1])[:, None] & 1).bool()
+    return bool((torch.where(has, change[0], change[1]) >= torch.where(has, change[1], change[0])).all())
 
 
 _NO_KEY = torch.tensor(-1)

@@ -9,7 +9,7 @@ Axes: b batch, h head, q query, k key.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from captum_norm.functional import value_zeroing
 from captum_norm.functional.precision import full_precision
 from captum_norm.intervention.calls import LayerCall, watch_layers
 from captum_norm.intervention.layers import layers_of
-from captum_norm.intervention.replay import CannotBatchError, OutputRows, Product, Replay, fingerprint
+from captum_norm.intervention.replay import CannotBatchError, Product, Replay, fingerprint
 from captum_norm.intervention.stretches import Stretch, stretch_calls
 
 # Numbers that the copies of a layer's output may hold in one replay; what is inside a layer, several times that, is to
@@ -123,7 +123,6 @@ class _Scores:
         self._chosen, self._keys_at_once = chosen, keys_at_once
         self._calls = 0
         self._other_keys: dict[int, int] = {}
-        self._rows: dict[Hashable, OutputRows] = {}
         self._one_by_one: set[type[Module]] = set()
         self.stretches: list[Stretch] = []
         self.found: dict[int, LayerScores] = {}
@@ -173,35 +172,23 @@ class _Scores:
     def _scores(self, replay: Replay, product: Product, outline: Outline, kind: type[Module]) -> Tensor:
         if kind not in self._one_by_one:
             try:
-                return self._distances(replay, product, outline, kind, batched=True)
+                return self._distances(replay, product, outline, batched=True)
             except CannotBatchError:
                 self._one_by_one.add(kind)
-        return self._distances(replay, product, outline, kind, batched=False)
+        return self._distances(replay, product, outline, batched=False)
 
-    def _distances(
-        self, replay: Replay, product: Product, outline: Outline, kind: type[Module], batched: bool
-    ) -> Tensor:
-        layout = (kind, product.number, product.mixture.lead, product.layout.shape)
-        if layout not in self._rows:  # layers of one kind are laid out alike
-            self._rows[layout] = replay.rows(_last_alike(replay, product), batched)
-        rows = self._rows[layout]
+    def _distances(self, replay: Replay, product: Product, outline: Outline, batched: bool) -> Tensor:
         batch, _, query = product.layout.shape
-        at_once = self._keys_at_once or max(_AT_LEAST, _NUMBERS // max(1, batch * query * replay.width(rows)))
+        at_once = self._keys_at_once or max(_AT_LEAST, _NUMBERS // max(1, batch * query * replay.width(product)))
         scores = torch.cat(
             [
                 _turned(changed, output, outline.record.query_mask)
-                for changed, output in replay.without_keys(product, rows, at_once, batched)
+                for changed, output in replay.without_keys(product, at_once, batched)
             ],
             dim=-1,
         )
         rounding = (8 * torch.finfo(product.mixture.values.given.dtype).eps) ** 2 / 2
         return scores.masked_fill_(outline.unseen.to(scores.device) & (scores <= rounding), 0)
-
-
-def _last_alike(replay: Replay, product: Product) -> Product:
-    """The last product of a layer with the same queries: behind it, positions do not meet again."""
-    batch, _, query = product.layout.shape
-    return [p for p in replay.products() if (p.layout.shape[0], p.layout.shape[2]) == (batch, query)][-1]
 
 
 def _check_is_one_product(record: AttentionRecord) -> None:

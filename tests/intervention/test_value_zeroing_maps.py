@@ -457,6 +457,103 @@ def test_as_many_examples_as_positions_are_not_mixed_up(kind):
     close(found, expected, rtol=0, atol=1e-12)
 
 
+ORDER = torch.tensor([3, 0, 2, 4, 1])
+
+
+class Ordering(Block):
+    """A block whose rows stand in another order than those it gives out, in all of it or for some of attention."""
+
+    def __init__(self, which: str = "none") -> None:
+        super().__init__()
+        self.which = which
+
+    def attended(self, y: Tensor) -> Tensor:
+        asking = y[:, ORDER] if self.which in ("attention", "queries") else y
+        keys = y[:, ORDER] if self.which in ("attention", "keys") else y
+        mixed = self.attention(asking, keys, keys, need_weights=False)[0]
+        return mixed[:, ORDER.argsort()] if asking is not y else mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, ORDER] if self.which == "layer" else x
+        x = x + self.attended(self.norm(x))
+        x = x + self.up(x).relu()
+        return x[:, ORDER.argsort()] if self.which == "layer" else x
+
+
+def in_rows_of_the_stream(which: str, scores: Tensor) -> Tensor:
+    """Scores (batch, query, key) of a block that has its rows in another order, in that of what it was given."""
+    asked, read = which in ("layer", "attention", "queries"), which in ("layer", "attention", "keys")
+    scores = scores[:, ORDER.argsort()] if asked else scores
+    return scores[..., ORDER.argsort()] if read else scores
+
+
+@pytest.mark.parametrize("examples", [1, 3, 5])
+@pytest.mark.parametrize("which", ["layer", "attention", "queries", "keys"])
+def test_a_row_of_the_output_is_the_query_that_it_holds_in_whatever_order_attention_takes_its_rows(which, examples):
+    """The twin takes its rows as they come, in the first layer; in the second, of the same kind, so does the model."""
+    x = torch.cat([X, X.flip(1)])[:examples]
+    model, plain = built(Ordering(which), Ordering()), built(Ordering(), Ordering())
+    plain.load_state_dict(model.state_dict())
+    close(model(x), plain(x))
+    found, _ = maps_of(lambda: model(x))
+    expected, _ = maps_of(lambda: plain(x))
+    close(in_rows_of_the_stream(which, found[0]), expected[0], rtol=0, atol=1e-12)
+    close(found[1], expected[1], rtol=0, atol=1e-12)
+
+
+def test_a_call_before_another_of_its_layer_has_rows_of_its_own_order():
+    """As in a decoder whose self-attention alone takes its rows in another order."""
+
+    class Twice(Ordering):
+        def __init__(self, which: str = "none") -> None:
+            super().__init__(which)
+            self.source = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attended(self.norm(x))
+            source = X[: len(x), :4]
+            return x + self.source(x, source, source, need_weights=False)[0]
+
+    model, plain = built(Twice("attention"), Twice("attention")), built(Twice(), Twice())
+    plain.load_state_dict(model.state_dict())
+    found, _ = maps_of(lambda: model(X))
+    expected, _ = maps_of(lambda: plain(X))
+    close(in_rows_of_the_stream("attention", found[0]), expected[0], rtol=0, atol=1e-12)
+    close(found[1], expected[1], rtol=0, atol=1e-12)
+
+
+def test_another_order_within_a_layer_that_mixes_its_rows_again_is_refused():
+    """Plain rows that mix are known by what they hold most of; these do not hold what was written to them."""
+
+    class Both(Ordering):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x + 0.5 * x.roll(1, dims=1)
+
+    plain, model = built(Both(), Both()), built(Both("layer"), Both("layer"))
+    assert maps_of(lambda: plain(X[:1]))[0][0].shape == (1, 5, 5)
+    with pytest.raises(InexactCaptureError, match=r"Both: which row of its output .* cannot be told.*layers=") as error:
+        maps_of(lambda: model(X[:1]))
+    assert "AttentionNorm answers" in str(error.value)
+
+
+@pytest.mark.parametrize("which", ["none", "layer"])
+def test_rows_that_hold_nothing_of_attention_hide_no_others(which):
+    """A layer that sets a row to a constant: no key has a score there, and the others are where they were."""
+
+    class Blanking(Ordering):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(torch.arange(5)[:, None] == 2, 1.0, super().forward(x))
+
+    model, plain = built(Blanking(which), Blanking(which)), built(Ordering(which), Ordering(which))
+    plain.load_state_dict(model.state_dict())
+    (found, *_), _ = maps_of(lambda: model(X))
+    (expected, *_), _ = maps_of(lambda: plain(X))
+    found, expected = in_rows_of_the_stream(which, found), in_rows_of_the_stream(which, expected).clone()
+    expected[:, 2] = 0
+    close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_another_thread_on_the_same_model_is_not_watched():
     """A second thread calls a layer while the first one is inside it."""
     model = built(Block(), Block())
