@@ -1,12 +1,13 @@
 """Operations that are others in one: each written out in those, for whoever has rules for these.
 
-A gated linear unit, an interpolation and the larger of two numbers are no functions of their own: what holds for their
-parts holds for them.
+A gated linear unit, an interpolation, the larger of two numbers and the largest of several are no functions of their
+own: what holds for their parts holds for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,6 +133,62 @@ def _chosen(
     return input
 
 
+def _aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    axes = () if dim is None else dim
+    both = (_chosen(input, axes, keepdim, torch.argmin), _chosen(input, axes, keepdim, torch.argmax))
+    return torch.return_types.aminmax(both)
+
+
+def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    return _picked(torch.topk, input, dim, k, dim, largest, sorted)
+
+
+def _sort(input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None) -> Any:
+    return _picked(partial(torch.sort, dim=dim, descending=descending, stable=stable), input, dim)
+
+
+def _msort(input: Tensor) -> Tensor:
+    values: Tensor = _sort(input, 0, stable=True)[0]
+    return values
+
+
+def _kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    return _picked(torch.kthvalue, input, dim, k, dim, keepdim)
+
+
+def _cummax(input: Tensor, dim: int) -> Any:
+    return _picked(torch.cummax, input, dim, dim)
+
+
+def _cummin(input: Tensor, dim: int) -> Any:
+    return _picked(torch.cummin, input, dim, dim)
+
+
+def _mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
+    return _picked(torch.mode, input, dim, dim, keepdim)
+
+
+def _median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _middle(torch.median, input, dim, keepdim)
+
+
+def _nanmedian(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    return _middle(torch.nanmedian, input, dim, keepdim)
+
+
+def _middle(of: Callable[..., Any], input: Tensor, dim: int | None, keepdim: bool) -> Any:
+    return _picked(of, input.flatten(), 0, 0)[0] if dim is None else _picked(of, input, dim, dim, keepdim)
+
+
+def _picked(of: Callable[..., Any], input: Tensor, dim: int, *args: Any) -> Any:
+    """What an operation picks along an axis: its indices are its own, and its values the entries at these."""
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        found = of(input, *args)
+    reduced = found.indices.ndim < input.ndim
+    values = input.gather(dim, found.indices.unsqueeze(dim) if reduced else found.indices)
+    return type(found)((values.squeeze(dim) if reduced else values, found.indices))
+
+
 SUMS_OF_PRODUCTS = frozenset({"addcmul", "addcdiv", "vecdot"})
 """Those of which positions, states and factors are followed through their parts: a norm with its bias, a scale."""
 
@@ -139,5 +196,7 @@ _AS_NUMPY_SAYS = {"axis": "dim", "keepdims": "keepdim"}
 _WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "lerp": _lerp, "addcmul": _addcmul, "addcdiv": _addcdiv, "glu": _glu, "maximum": _maximum, "minimum": _minimum,
     "amax": _amax, "amin": _amin, "max": _max, "min": _min,
+    "aminmax": _aminmax, "topk": _topk, "sort": _sort, "msort": _msort, "kthvalue": _kthvalue, "median": _median,
+    "nanmedian": _nanmedian, "mode": _mode, "cummax": _cummax, "cummin": _cummin,
     "vecdot": _vecdot, "nansum": _nansum, "var_mean": _var_mean, "std_mean": _std_mean, "float_power": _float_power,
 }  # fmt: skip

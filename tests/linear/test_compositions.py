@@ -83,6 +83,52 @@ PAIRS = {
         lambda h, a: h + a.amin((1, 2))[:, None, None],
         lambda h, a: h + a.flatten(1).gather(1, a.flatten(1).argmin(1, keepdim=True))[..., None],
     ),
+    "the largest few": (
+        lambda h, a: h + a.topk(2, 1).values.mean(1, keepdim=True),
+        lambda h, a: h + a.gather(1, a.argsort(1, descending=True)[:, :2]).mean(1, keepdim=True),
+    ),
+    "the smallest few by keywords": (
+        lambda h, a: h + torch.topk(a, k=2, dim=1, largest=False)[0].sum(1, keepdim=True),
+        lambda h, a: h + a.gather(1, a.argsort(1)[:, :2]).sum(1, keepdim=True),
+    ),
+    "sort": (
+        lambda h, a: h + a.sort(1)[0] * WEIGHT,
+        lambda h, a: h + a.gather(1, a.argsort(1)) * WEIGHT,
+    ),
+    "sort downwards": (
+        lambda h, a: h + torch.sort(a, stable=True, dim=-1, descending=True).values * WEIGHT,
+        lambda h, a: h + a.take_along_dim(a.argsort(-1, descending=True), -1) * WEIGHT,
+    ),
+    "msort": (
+        lambda h, a: h + a.transpose(0, 1).msort().transpose(0, 1) * WEIGHT,
+        lambda h, a: h + a.gather(1, a.argsort(1)) * WEIGHT,
+    ),
+    "kthvalue": (
+        lambda h, a: h + a.kthvalue(2, 1, keepdim=True)[0],
+        lambda h, a: h + a.gather(1, a.argsort(1)[:, 1:2]),
+    ),
+    "median": (lambda h, a: h + a.median(1)[0][:, None], lambda h, a: h + a.gather(1, a.argsort(1)[:, 2:3])),
+    "median of all": (
+        lambda h, a: h + torch.stack([one.median() for one in a])[:, None, None],
+        lambda h, a: h + a.flatten(1).gather(1, a.flatten(1).argsort(1)[:, 19:20])[..., None],
+    ),
+    "nanmedian": (
+        lambda h, a: h + a.nanmedian(1, keepdim=True).values,
+        lambda h, a: h + a.gather(1, a.argsort(1)[:, 2:3]),
+    ),
+    "mode": (  # of numbers that are all different: the smallest
+        lambda h, a: h + a.mode(1, keepdim=True).values,
+        lambda h, a: h + a.gather(1, a.argmin(1, keepdim=True)),
+    ),
+    "cummax": (lambda h, a: h + a.cummax(1)[0][:, -1:], lambda h, a: h + a.gather(1, a.argmax(1, keepdim=True))),
+    "cummin": (
+        lambda h, a: h + torch.cummin(a, dim=1).values[:, -1:],
+        lambda h, a: h + a.gather(1, a.argmin(1, keepdim=True)),
+    ),
+    "aminmax": (
+        lambda h, a: h + (lambda least, most: most - 2 * least)(*torch.aminmax(a, dim=1, keepdim=True)),
+        lambda h, a: h + a.amax(1, keepdim=True) - 2 * a.amin(1, keepdim=True),
+    ),
 }
 
 
@@ -131,6 +177,20 @@ def test_an_operation_that_is_others_in_one_has_their_shares(name, bias):
         ("var_mean", torch.var_mean, (torch.randn(3, 4), False)),
         ("std_mean", torch.std_mean, (torch.randn(3, 4), (0, 1))),
         ("std_mean", torch.std_mean, (torch.randn(3, 4),)),
+        ("aminmax", torch.aminmax, (torch.randn(3, 4),)),
+        ("topk", torch.topk, (torch.randn(3, 4), 2)),
+        ("topk", torch.topk, (torch.randn(3, 4), 2, 0, False)),
+        ("sort", torch.sort, (torch.randn(3, 4), 0, True)),
+        ("msort", torch.msort, (torch.randn(3, 4),)),
+        ("kthvalue", torch.kthvalue, (torch.randn(3, 4), 2)),
+        ("median", torch.median, (torch.randn(3, 4),)),
+        ("median", torch.median, (torch.randn(3, 4), 0, True)),
+        ("median", torch.median, (torch.randn(()),)),
+        ("nanmedian", torch.nanmedian, (torch.tensor([[1.0, float("nan"), 3.0, 2.0]]), 1)),
+        ("nanmedian", torch.nanmedian, (torch.tensor([[1.0, float("nan"), 3.0, 2.0]]),)),
+        ("mode", torch.mode, (torch.randint(3, (4, 5)).float(),)),
+        ("cummax", torch.cummax, (torch.randn(3, 4), 1)),
+        ("cummin", torch.cummin, (torch.randn(3, 4), 0)),
         ("float_power", torch.float_power, (torch.randn(3, 4), 2)),
         ("glu", nn.functional.glu, (torch.randn(3, 4), 1)),
         ("vecdot", torch.linalg.vecdot, (torch.randn(3, 4), torch.randn(3, 4))),
