@@ -1129,7 +1129,6 @@ CHANGES: list[Change] = [
         ("{_AS_NUMPY_SAYS.get(key, key): value", "{key: value"),
         ("sorted(dims, reverse=True)", "dims"),
         ("found.indices.unsqueeze(dim) if reduced", "found.indices if reduced"),
-        ("values = input.gather(dim", "values = input.detach().gather(dim"),
         ("(values.squeeze(dim) if reduced else values, found", "(values, found"),
         ("_picked(of, input.flatten(), 0, 0)[0] if dim is None", "of(input) if dim is None"),
         ("axes = () if dim is None else dim", "axes = 0 if dim is None else dim"),
@@ -1912,10 +1911,6 @@ CHANGES: list[Change] = [
     *changes_of(
         "intervention/zeroing.py",
         ("& (scores <= rounding), 0)", "& (scores < 0), 0)"),
-        (
-            "(p.layout.shape[0], p.layout.shape[2]) == (batch, query)][-1]",
-            "(p.layout.shape[0], p.layout.shape[2]) == (batch, query)][0]",
-        ),
         ("if other != keys:", "if False:"),
         ("record.bit.bit_count() > 1", "False"),
         ("sorted(outlines, key=lambda outline: outline.record.bit)", "outlines"),
