@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
 from captum_norm.operations.compositions import SUMS_OF_PRODUCTS, written_out
@@ -78,6 +79,11 @@ class OperationMode(TorchFunctionMode):
             # It would run its softmax and projection out of our sight: run its own code with this mode still on.
             with self:
                 return _open_multi_head_attention(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator) and operation_name(func) == "cond":
+            # What is computed is the branch that is chosen, and nothing else; with gradients, torch would trace both,
+            # which it cannot while another mode looks on.
+            with self:
+                return _chosen_branch(*args, **kwargs)
         try:
             rule = self._rules[func]
         except KeyError:
@@ -142,7 +148,16 @@ class WatchingMode(OperationMode):
         if self._before_writing is not None and (may_write(func) or "out" in kwargs or kwargs.get("inplace")):
             with torch._C.DisableTorchFunction(), torch.no_grad():
                 self._before_writing()
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except AssertionError as error:
+            if not (isinstance(func, HigherOrderOperator) and torch.is_grad_enabled()):
+                raise
+            raise ValueError(
+                f"operation {name!r} cannot be looked at with gradients: torch traces the function that it is given, "
+                f"which fails ({str(error).splitlines()[0].partition('. ')[0]}). Write it out as a loop in Python; "
+                "methods without gradients need not."
+            ) from error
         if name in SUMS_OF_PRODUCTS and "out" not in kwargs:
             self._tell_of_parts(rule, name, args, kwargs, out)
         elif not args or out is not args[0] or name not in _MAY_DO_NOTHING or kwargs.get("inplace"):
@@ -212,6 +227,12 @@ class SubstitutingMode(OperationMode):
         except TypeError as error:
             self._raised = error
             raise
+
+
+def _chosen_branch(
+    pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: tuple[Any, ...] = ()
+) -> Any:
+    return true_fn(*operands) if pred else false_fn(*operands)
 
 
 def _nothing_known(operation: Operation) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.map import map as map_over
 from torch.utils.checkpoint import checkpoint
 
-from captum_norm.attr import AttentionRelevance
+from captum_norm.attr import AttentionNorm, AttentionRelevance, DecompX, ValueZeroing
 from captum_norm.capture import InexactCaptureError
 from captum_norm.forward import HFForward
 from captum_norm.functional import gradient_weights, relevance, relevance_encoder_decoder
@@ -219,6 +220,48 @@ def test_a_model_that_runs_without_gradients_alone_is_refused_with_a_way_out(way
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=r"does not run with gradients \(.*\)\. .*methods without gradients"):
         AttentionRelevance(WithoutGradients(way)).attribute(torch.randn(2, 5, 8))
+
+
+class Around(nn.Module):
+    """Something before attention, by an operation that is given a function of the model's."""
+
+    def __init__(self, before: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.line = before, nn.Linear(8, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.before(self.line, x))[:, 0]
+
+
+CHOICES = {
+    "the first": lambda line, x: torch.cond(x.sum() > -1e9, line, lambda t: t.clone(), (x,)),
+    "the second": lambda line, x: torch.cond(x.sum() > 1e9, lambda t: t.clone(), line, (x,)),
+    "without operands": lambda line, x: torch.cond(x.sum() > -1e9, lambda: line(x), lambda: x.clone()),
+}
+
+
+@pytest.mark.parametrize("method", [AttentionRelevance, AttentionNorm, ValueZeroing, DecompX])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_of_a_choice_between_two_functions_the_one_that_runs_is_explained(choice, method):
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    chosen, plain = Around(CHOICES[choice]).eval(), Around(lambda line, x: line(x)).eval()
+    close(method(chosen).attribute(x, target=1), method(plain).attribute(x, target=1))
+
+
+def test_a_function_that_torch_traces_is_refused_by_name_with_gradients():
+    model = Around(lambda line, x: map_over(line, line(x))).eval()
+    with pytest.raises(ValueError, match=r"operation 'map_impl' cannot .* gradients.* loop in Python; methods without"):
+        AttentionRelevance(model).attribute(torch.randn(2, 5, 8), target=1)
+    looped = Around(lambda line, x: torch.stack([line(one) for one in line(x)])).eval()
+    assert AttentionRelevance(looped).attribute(torch.randn(2, 5, 8), target=1).shape == (2, 5, 8)
+
+    def wrong(x: Tensor) -> Tensor:
+        raise AssertionError("the model's own")
+
+    with pytest.raises(AssertionError, match="the model's own"):
+        AttentionRelevance(wrong).attribute(torch.randn(2, 5, 8))
 
 
 def test_what_goes_wrong_without_gradients_too_is_the_models_own_error():
