@@ -156,12 +156,19 @@ class Check:
         return self.gate.gather(2, rows[:, None, :, None].expand(-1, self.gate.shape[1], -1, self.gate.shape[3]))
 
 
-def what_is_wrong(error: float, tolerance: float, *tensors: Tensor) -> str:
-    """Why a check failed, in words for an error message."""
+def what_is_wrong(error: float, tolerance: float, *tensors: Tensor, products: int = 1) -> str:
+    """Why a check failed, in words for an error message; ``products`` of values and W_O were added up."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         return (
             "its weights, values or W_O are not finite (NaN or infinity): look at the model's parameters and inputs, "
             "or at rows whose keys are all masked"
+        )
+    if products > 1:
+        return (
+            f"it adds up what {products} output projections give, and weights, values and W_O of these do not "
+            f"reproduce the sum where all are taken to write to the same rows: relative error {error:.1e}, allowed "
+            f"{tolerance:.0e}. Where each has its rows in an order of its own (the rows and the columns of a grid), "
+            "run each attention in a module of its own, or add each to the residual by itself"
         )
     return (
         f"its weights, values and W_O do not reproduce the projection's output: relative error {error:.1e}, "

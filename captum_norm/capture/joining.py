@@ -156,8 +156,21 @@ def apart(parts: Sequence[Heads], over_windows: bool = False) -> list[Joined]:
     """
     firsts = [(part.mixture, part.first) for part in parts] if len(parts) > 1 else []
     if len(set(firsts)) < len(firsts):
+        alike = (other for n, one in enumerate(parts) for other in parts[:n] if _are_added_up(one, other))
+        if next(alike, None) is not None:
+            raise InexactCaptureError(
+                "its mixed values y are added to themselves before W_O, scaled in two ways (y - y * g), and such a sum "
+                "of two is not read: write the factor once, y * (1 - g)"
+            )
         raise InexactCaptureError("the same heads enter W_O in two different layouts")
     return [Joined.of(part, len(parts) > 1 or (over_windows and _in_groups(part))) for part in parts]
+
+
+def _are_added_up(one: Heads, other: Heads) -> bool:
+    """Whether the same heads are added to themselves: they meet W_O once, in the same rows and columns of its input."""
+    same = one.root == other.root and (one.mixture, one.first) == (other.mixture, other.first)
+    ours, theirs = one.layout, other.layout
+    return same and torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.columns, theirs.columns)
 
 
 def meets_values_twice(parts: Sequence[Heads]) -> bool:

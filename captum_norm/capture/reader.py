@@ -361,7 +361,8 @@ def certify(projection: Projection, parts: list[Heads], offsets: list[tuple[Tens
     if error <= tolerance:
         return Certificate(error, tolerance)
     tensors = [tensor for part in parts for tensor in (part.weights.whole(), part.values.given, part.W_O)]
-    raise InexactCaptureError(what_is_wrong(error, tolerance, *tensors))
+    products = len({part.root for part in parts})
+    raise InexactCaptureError(what_is_wrong(error, tolerance, *tensors, products=products))
 
 
 def _written(

@@ -79,11 +79,25 @@ def read_out(
     with run.running():
         outputs = [run.result(output) for output in explain()]
     if not run.leaves:
-        raise NotFrozenError(
-            f"the residual stream behind the last block was not seen again as {(len(state), length, state.shape[2])}: "
-            "the model keeps it in another order, or computes something else each time it runs."
-        )
+        raise NotFrozenError(_why_unseen(explain, state, rows, length))
     return [_backwards(run, output, keep=output is not outputs[-1]) for output in outputs]
+
+
+def _why_unseen(explain: Callable[[], Sequence[Tensor]], state: Tensor, rows: Tensor, length: int) -> str:
+    """Why a state was not seen again, for an error: it stands at other rows, or nowhere."""
+    look = _Elsewhere(state, rows, length)
+    with look.running():
+        explain()
+    said = (
+        f"the residual stream behind the last block was not seen again as {(len(state), length, state.shape[2])}"
+    )
+    if look.found is None:
+        return f"{said}: the model keeps it in another form, or computes something else each time it runs."
+    return (
+        f"{said} in the order of its last attention call: what is row {rows[0].tolist()} there is row "
+        f"{look.found} of the stream, so that attention takes its rows in another order than the model keeps them in. "
+        "DecompX answers."
+    )
 
 
 class _FromState(BackwardRun):
@@ -105,6 +119,24 @@ class _FromState(BackwardRun):
     def _perform(self, rule: Rule, op: Operation) -> Any:
         out = super()._perform(rule, op)
         return self.begin(out) if isinstance(out, Tensor) and self.is_state(out) else out
+
+
+class _Elsewhere(_FromState):
+    """Looks for the rows of the first example's state at others of a tensor of its shape; follows nothing.
+
+    Attributes:
+        found: where they stood; None where they were not all seen.
+    """
+
+    found: list[int] | None = None
+
+    def is_state(self, out: Tensor) -> bool:
+        if self.found is None and out.shape == self._shape and out.dtype == self._state.dtype:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                near = (out[0] - self._state[0, :, None]).abs().amax(-1) <= self._near  # (row, position)
+                if bool(near.any(1).all()):
+                    self.found = near.int().argmax(1).tolist()
+        return False
 
 
 def _backwards(run: _FromState, output: Tensor, keep: bool) -> Readout:

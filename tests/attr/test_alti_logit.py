@@ -11,6 +11,7 @@ import transformers
 from captum_norm import ALTILogit, DecompX, HFForward, LLMAttentionAttribution
 from captum_norm.capture import recording
 from captum_norm.functional import alti
+from captum_norm.linear import NotFrozenError
 from captum_norm.measures import alti_contributions
 from tests.attr.models import ids, tiny
 from tests.attr.test_llm import sentence_piece
@@ -436,3 +437,47 @@ def test_scores_are_those_of_the_papers_code(oracles, kind, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("captum_norm.attr.alti_logit.alti_contributions", as_published)
             close(ALTILogit(model).attribute(tokens, target=tuple(pair))[0], theirs, **exact)
+
+
+ORDER = torch.tensor([2, 0, 1, 5, 4, 3])
+
+
+class Permuting(torch.nn.Module):
+    """A causal layer whose attention may take its rows in another order."""
+
+    def __init__(self, permutes):
+        super().__init__()
+        self.permutes, self.norm = permutes, torch.nn.LayerNorm(8)
+        self.q, self.k, self.v, self.o = (torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        order = ORDER if self.permutes else torch.arange(6)
+        h, seen = self.norm(x)[:, order], torch.ones(6, 6).tril().bool()[order][:, order]
+        scores = (self.q(h) @ self.k(h).mT).masked_fill(~seen, -torch.inf)
+        return x + self.o(scores.softmax(-1) @ self.v(h))[:, order.argsort()]
+
+
+class Permuted(torch.nn.Module):
+    def __init__(self, permutes, drifts=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.drift = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9), 0.0
+        self.layers, self.drifts = torch.nn.Sequential(Permuting(permutes), Permuting(permutes)), drifts
+
+    def forward(self, tokens):
+        self.drift += self.drifts
+        return self.head(self.layers(self.embed(tokens) + self.drift).relu_())
+
+
+@pytest.mark.parametrize("permutes", [False, True])
+def test_attention_that_takes_its_rows_in_another_order_is_told_from_a_model_that_does_not_repeat_itself(permutes):
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    with pytest.raises(NotFrozenError, match=r"not seen again as .* computes something else each time it runs"):
+        ALTILogit(Permuted(permutes, drifts=True).double()).attribute(tokens, target=3)
+    model, plain = Permuted(permutes).double(), Permuted(False).double()
+    if not permutes:
+        assert ALTILogit(model).attribute(tokens, target=3).shape == (1, 6)
+        return
+    with pytest.raises(NotFrozenError, match=r"row \[3\] there is row \[5\] of the stream.* DecompX answers"):
+        ALTILogit(model).attribute(tokens, target=3)
+    close(DecompX(model).attribute(tokens, target=(5, 3)), DecompX(plain).attribute(tokens, target=(5, 3)))

@@ -10,6 +10,8 @@ from captum_norm.capture import InexactCaptureError, certificate, recording
 from captum_norm.capture.held import HeadValues
 from tests.capture.hand_written import BATCH, HEADS, LENGTH, MODEL, Attention, join, weights
 
+close = torch.testing.assert_close
+
 
 def record(write, **changes):
     attention = Attention(write).eval()
@@ -44,6 +46,49 @@ def test_what_is_not_linear_or_not_visible_is_refused_by_name(write, reason):
         record(write)
     assert str(caught.value).startswith("Attention (call 0): ")
     assert caught.value.call.name == "Attention"
+
+
+def _scaled(m, x):
+    return torch.sigmoid(m.v(x))
+
+
+def test_mixed_values_that_are_added_to_themselves_are_refused_for_that_and_the_factor_is_a_gate():
+    """The way out gives the same model, and is read."""
+    twice = lambda m, x: m.o((lambda y: y - y * _scaled(m, x))(join(m.mixed(x))))  # noqa: E731
+    once = lambda m, x: m.o(join(m.mixed(x)) * (1 - _scaled(m, x)))  # noqa: E731
+    with pytest.raises(InexactCaptureError, match=r"values y are added to themselves .* factor once, y \* \(1 - g\)"):
+        record(twice)
+    assert record(once)[0].gate is not None
+    attention, x = Attention(twice), torch.randn(BATCH, LENGTH, MODEL)
+    close(attention(x), once(attention, x))
+
+
+class Grid(nn.Module):
+    """Attention over rows and over columns of a grid of positions, side by side; in modules of their own or not."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.rows, self.columns = (Attention(lambda m, x: m.o(join(m.mixed(x)))) for _ in range(2))
+        self.own = own
+
+    def forward(self, x):
+        count = len(x)
+        run = (lambda m, x: m(x)) if self.own else (lambda m, x: m.write(m, x))
+        over_rows = run(self.rows, x.view(count * 2, 3, MODEL)).view(x.shape)
+        columns = x.view(count, 2, 3, MODEL).transpose(1, 2)
+        over_columns = run(self.columns, columns.reshape(count * 3, 2, MODEL)).view(count, 3, 2, MODEL)
+        return x + (over_rows + over_columns.transpose(1, 2).reshape(x.shape))
+
+
+def test_attention_over_rows_and_columns_side_by_side_is_refused_for_what_it_is_and_in_modules_of_its_own_is_read():
+    x = torch.randn(2, 6, MODEL)
+    of_sum = r"adds up what 2 output projections give.* module of its own"
+    with pytest.raises(InexactCaptureError, match=of_sum) as why, recording(sources=(x,)):
+        Grid(own=False)(x)
+    assert "Something else" not in str(why.value)
+    with recording(sources=(x,)) as records:
+        Grid(own=True)(x)
+    assert [one.weights.shape[-1] for one in records] == [3, 2]
 
 
 def _relative(m, x):

@@ -948,6 +948,23 @@ CHANGES: list[Change] = [
         tests="linear/test_compositions.py",
     ),
     *changes_of(
+        "capture/joining.py", ("if _are_added_up(one, other))", "if False)"), tests="capture/test_refusals.py"
+    ),
+    *changes_of("capture/certificate.py", ("if products > 1:", "if False:"), tests="capture/test_refusals.py"),
+    *changes_of(
+        "linear/readout.py",
+        ("if look.found is None:", "if True:"),
+        ("(out[0] - self._state[0, :, None])", "(out[0] - out[0, :1, None])"),
+        tests="attr/test_alti_logit.py",
+    ),
+    *changes_of(
+        "operations/modes.py",
+        ('isinstance(func, HigherOrderOperator) and operation_name(func) == "cond"', "False"),
+        ("true_fn(*operands) if pred else false_fn(*operands)", "true_fn(*operands)"),
+        ("if not (isinstance(func, HigherOrderOperator) and torch.is_grad_enabled()):", "if True:"),
+        tests="attr/test_relevance.py",
+    ),
+    *changes_of(
         "operations/operation.py",
         ('self.argument(1, "p", 0.5) > 0', 'self.argument(1, "p", 0.5) >= 0'),
         ("out = into.clone()", "out = into"),
@@ -1903,6 +1920,7 @@ CHANGES: list[Change] = [
         ("if bool(clear[heard].all()) else None", "if False else None"),
         ("if _spell(change[..., some])", "if True"),
         ("if last.number != product.number:", "if False:"),
+        ("== (batch, queries)][-1]", "== (batch, queries)][0]"),
         ("found[left] = silent[: len(left)]", "pass"),
         ("torch.where(has, change[1], change[0])).all()", "torch.where(has, change[1], change[0])).any()"),
         (".flatten(0, -2).sum(0)", ".sum().expand(values.shape[-2])"),
