@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.traces import Trace, Traces
-from captum_norm.operations.places import Place
+from captum_norm.operations.places import Place, Settled
+from captum_norm.operations.steps import NOT_AN_INPUT
 from captum_norm.operations.storages import is_same_view
 
 
@@ -27,8 +28,33 @@ def follow_traces(into: Tensor, before: Trace | None, traces: Traces) -> None:
     for alias in traces.beside(into):
         if is_same_view(alias, into):
             traces[alias] = after
-        else:
-            traces[alias] = _still(traces[alias] or Trace(), before or Trace(), after or Trace())
+            continue
+        known = traces[alias] or Trace()
+        place = _of_ids(alias, known.place, into, None if after is None else after.place)
+        traces[alias] = Trace(place=place) if place else _still(known, before or Trace(), after or Trace())
+
+
+def _of_ids(alias: Tensor, known: Place | None, into: Tensor, now: Place | None) -> Place | None:
+    """Where ids lie of which a part was written through another view of their memory; None where it is not known."""
+    if known is None or now is None or known.anchor is not now.anchor or alias.is_floating_point():
+        return None
+    if alias.dtype != into.dtype:
+        return None
+    before, written = known.numbers(), now.numbers()
+    if before is None or written is None or before.shape != alias.shape or written.shape != into.shape:
+        return None
+    first = min(alias.storage_offset(), into.storage_offset())
+    memory = torch.full((max(_end(alias), _end(into)) - first,), NOT_AN_INPUT)
+    ours = memory.as_strided(alias.shape, alias.stride(), alias.storage_offset() - first)
+    ours.copy_(before)
+    memory.as_strided(into.shape, into.stride(), into.storage_offset() - first).copy_(written)
+    return Place(known.anchor, (Settled(ours.clone()),), known.mixers | now.mixers)
+
+
+def _end(tensor: Tensor) -> int:
+    """Where the memory of a tensor ends, in entries of its storage."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return int(tensor.storage_offset()) + sum((count - 1) * stride for count, stride in sizes) + 1
 
 
 def _still(known: Trace, before: Trace, after: Trace) -> Trace:

@@ -53,7 +53,16 @@ def at(i: Tensor, number: int = 3) -> Tensor:
     return torch.full((len(i), 1), number)
 
 
+def through(into: Tensor, *writes: Callable[[Tensor], object]) -> Tensor:
+    """A copy, written through views of it."""
+    into = into.clone()
+    for write in writes:
+        write(into)
+    return into
+
+
 COPIED = {
+    "a view": lambda i: through(i, lambda j: j[:, 3].copy_(i[:, 1])),
     "where": lambda i: torch.where(third(), i[:, 1:2], i),
     "a write": lambda i: written(i, (slice(None), 3), i[:, 1]),
     "scatter": lambda i: i.scatter(1, at(i), i[:, 1:2]),
@@ -69,6 +78,10 @@ COPIED = {
 }
 SHIFTED = {
     "writes over a clone": lambda i: written(written(i, (..., slice(1, None)), i[:, :-1]), (slice(None), 0), 11),
+    "views of a clone": lambda i: through(i, lambda j: j[:, 1:].copy_(i[:, :-1]), lambda j: j[:, 0].fill_(11)),
+    "a selected view": lambda i: through(i.roll(1, 1), lambda j: j.select(1, 0).fill_(11)),
+    "a view that is computed on": lambda i: through(i.roll(1, 1), lambda j: j[:, :1].zero_().add_(11)),
+    "a view of a transposed one": lambda i: through(i.roll(1, 1).t(), lambda j: j[0].copy_(torch.tensor(11))).t(),
     "a roll and a write": lambda i: written(i.roll(1, 1), (slice(None), 0), 11),
     "where": lambda i: torch.where(torch.arange(6) > 0, i.roll(1, 1), 11),
 }

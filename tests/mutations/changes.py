@@ -1610,6 +1610,13 @@ CHANGES: list[Change] = [
         tests="capture/test_rows.py",
     ),
     *changes_of(
+        "capture/aliases.py",
+        ("traces[alias] = Trace(place=place) if place else", "traces[alias] = Trace(place=place) if False else"),
+        ("ours.copy_(before)", "pass"),
+        ("into.storage_offset() - first).copy_(written)", "into.storage_offset() - first)"),
+        tests="capture/test_chosen.py",
+    ),
+    *changes_of(
         "capture/rules/chosen.py",
         ('if "out" in op.kwargs or (flow.calls and not are_ids):', 'if "out" in op.kwargs or not are_ids:'),
         ("if told and not are_ids:", "if False:"),

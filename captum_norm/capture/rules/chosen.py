@@ -20,7 +20,7 @@ from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Settled
 from captum_norm.operations.steps import NOT_AN_INPUT
 
-_WRITES = names_of(OperationKind.WRITE) - {"data_", "index_add", "scatter_add", "fill", "zero"}
+_WRITES = names_of(OperationKind.WRITE) - {"data_", "index_add", "scatter_add"}
 _PUTS = _WRITES | names_of(OperationKind.CHOICE) | {"slice_scatter", "select_scatter", "diagonal_scatter", "take"}
 _SUMS = names_of(OperationKind.SUM, OperationKind.SCALE) | {"maximum", "minimum"}
 
