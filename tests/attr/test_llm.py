@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import pickle
+import re
 import struct
 import threading
 from pathlib import Path
@@ -240,7 +241,19 @@ def test_positions_of_the_prompt_count_on_over_the_target(family, start):
     forward = HFForward(model, position_ids=counted)
     rows = [AttentionNorm(forward).attribute(whole, position=row)[0, :3] for row in range(2, 6)]
     close(found.token_attr, torch.stack(rows))
-    written = asked_with(model, target=None, position_ids=positions)
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Llama"])
+@pytest.mark.parametrize("start", [0, 3])
+def test_what_is_written_at_positions_that_count_on_is_explained_there(family, start):
+    """Some versions of transformers give each token that is written the prompt's last position: that is refused."""
+    model = tiny(family)
+    positions = torch.arange(start, start + 3)[None]
+    try:
+        written = asked_with(model, target=None, position_ids=positions)
+    except ValueError as error:
+        assert re.search(r"while \w+ wrote, the last position was \[(\d), \1, \1\], not", str(error))  # noqa: PT017
+        return
     again = asked_with(model, target=method_ids(model, positions), position_ids=positions)
     close(written.token_attr, again.token_attr)
 
