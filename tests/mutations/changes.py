@@ -1625,7 +1625,8 @@ CHANGES: list[Change] = [
         ("& ((found >= 0) | (one == other))", ""),
         ("known = (found == again) &", "known ="),
         ("told = told or (bool(before)", "told = told or (False"),
-        tests="capture/test_chosen.py capture/test_in_reach.py capture/test_alike.py",
+        ("_PUTS = _WRITES - _FILLS |", "_PUTS = _WRITES |"),
+        tests="capture/test_chosen.py capture/test_in_reach.py capture/test_alike.py linear/test_overwritten.py",
     ),
     *changes_of(
         "capture/rules/positions.py",

@@ -20,8 +20,10 @@ from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Settled
 from captum_norm.operations.steps import NOT_AN_INPUT
 
+_FILLS = frozenset({"fill", "zero"})
 _WRITES = names_of(OperationKind.WRITE) - {"data_", "index_add", "scatter_add"}
-_PUTS = _WRITES | names_of(OperationKind.CHOICE) | {"slice_scatter", "select_scatter", "diagonal_scatter", "take"}
+_PUTS = _WRITES - _FILLS | names_of(OperationKind.CHOICE)
+_PUTS |= {"slice_scatter", "select_scatter", "diagonal_scatter", "take"}
 _SUMS = names_of(OperationKind.SUM, OperationKind.SCALE) | {"maximum", "minimum"}
 
 # Where an operation is told which entries it picks or writes.
@@ -47,7 +49,7 @@ def chosen_rows(flow: Dataflow, op: Operation, out: Tensor) -> Place | None:
     are_ids = not (out.is_floating_point() or out.is_complex() or out.dtype is torch.bool)
     if "out" in op.kwargs or (flow.calls and not are_ids):
         return None
-    if name not in _PUTS and not (name in _SUMS and are_ids):
+    if name not in _PUTS and not (are_ids and name in _SUMS | _FILLS):
         return None
     told_by = _tensors_of(op.args[_INDEX_AT[name]]) if name in _INDEX_AT and len(op.args) > _INDEX_AT[name] else []
     operands = [one for one in op.tensors if not any(one is other for other in told_by)]
