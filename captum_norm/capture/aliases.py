@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_norm.capture.columns import Columns
 from captum_norm.capture.traces import Trace, Traces
+from captum_norm.operations.formats import holds_numbers
 from captum_norm.operations.places import Place, Settled
 from captum_norm.operations.steps import NOT_AN_INPUT
 from captum_norm.operations.storages import is_same_view
@@ -36,19 +37,20 @@ def follow_traces(into: Tensor, before: Trace | None, traces: Traces) -> None:
 
 def _of_ids(alias: Tensor, known: Place | None, into: Tensor, now: Place | None) -> Place | None:
     """Where ids lie of which a part was written through another view of their memory; None where it is not known."""
-    if known is None or now is None or known.anchor is not now.anchor or alias.is_floating_point():
+    if known is None or now is None or known.anchor is not now.anchor:
         return None
-    if alias.dtype != into.dtype:
+    if holds_numbers(alias) or alias.dtype != into.dtype or not alias.numel():
         return None
     before, written = known.numbers(), now.numbers()
     if before is None or written is None or before.shape != alias.shape or written.shape != into.shape:
         return None
     first = min(alias.storage_offset(), into.storage_offset())
-    memory = torch.full((max(_end(alias), _end(into)) - first,), NOT_AN_INPUT)
-    ours = memory.as_strided(alias.shape, alias.stride(), alias.storage_offset() - first)
-    ours.copy_(before)
+    memory = torch.full((max(_end(alias), _end(into)) - first,), NOT_AN_INPUT, device="cpu")
+    once = [count if stride else 1 for count, stride in zip(alias.shape, alias.stride(), strict=True)]  # if expanded
+    ours = memory.as_strided(once, alias.stride(), alias.storage_offset() - first)
+    ours.copy_(before[tuple(slice(count) for count in once)])
     memory.as_strided(into.shape, into.stride(), into.storage_offset() - first).copy_(written)
-    return Place(known.anchor, (Settled(ours.clone()),), known.mixers | now.mixers)
+    return Place(known.anchor, (Settled(ours.expand(alias.shape).clone()),), known.mixers | now.mixers)
 
 
 def _end(tensor: Tensor) -> int:

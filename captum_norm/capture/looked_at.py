@@ -78,7 +78,7 @@ class LookedAt:
         places, others = torch.where(numbers < 0, -1, 2 * numbers), numbers < -1
         if others.any():
             found = [2 * self._others.setdefault(n, len(self._others)) + 1 for n in numbers[others].tolist()]
-            places[others] = torch.tensor(found)
+            places[others] = places.new_tensor(found)
         return places
 
     def add(self, sight: Sight | None) -> None:

@@ -141,6 +141,20 @@ def test_what_is_made_of_a_tokens_own_id_is_the_tokens(change):
     assert records[0].keys.index.tolist() == list(range(6))
 
 
+def test_ids_that_are_expanded_follow_what_is_written_into_the_row_they_repeat():
+    def repeated(i: Tensor) -> Tensor:
+        row = i[:1].clone()
+        twice = row.expand(2, -1)
+        row[:, 0].fill_(11)
+        return twice
+
+    with torch.no_grad(), recording(sources=(IDS,)) as records:
+        Model(repeated)(IDS)
+    with torch.no_grad(), recording(sources=(IDS,)) as twin:
+        Model(lambda i: torch.cat([torch.full_like(i[:1, :1], 11), i[:1, 1:]], 1).expand(2, -1))(IDS)
+    assert (records[0].keys, records[0].unknown_keys) == (twin[0].keys, twin[0].unknown_keys)
+
+
 PADDED = {
     "a product": lambda m, i, mask: m.words(i) * mask[..., None],
     "masked_fill": lambda m, i, mask: m.words(i).masked_fill(mask[..., None] == 0, 0.0),

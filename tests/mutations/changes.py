@@ -1612,7 +1612,8 @@ CHANGES: list[Change] = [
     *changes_of(
         "capture/aliases.py",
         ("traces[alias] = Trace(place=place) if place else", "traces[alias] = Trace(place=place) if False else"),
-        ("ours.copy_(before)", "pass"),
+        ("ours.copy_(before[tuple(slice(count) for count in once)])", "pass"),
+        ("[count if stride else 1 for", "[count for"),
         ("into.storage_offset() - first).copy_(written)", "into.storage_offset() - first)"),
         tests="capture/test_chosen.py",
     ),

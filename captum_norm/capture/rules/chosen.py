@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_norm.capture.dataflow import Dataflow
 from captum_norm.capture.traces import Trace
 from captum_norm.operations.entries import varies_along
+from captum_norm.operations.formats import holds_numbers
 from captum_norm.operations.kinds import OperationKind, names_of
 from captum_norm.operations.operation import Operation, base_name
 from captum_norm.operations.places import Anchor, Place, Settled
@@ -46,7 +47,7 @@ def chosen_rows(flow: Dataflow, op: Operation, out: Tensor) -> Place | None:
         out: what it gave out or overwrote.
     """
     name = base_name(op.name)
-    are_ids = not (out.is_floating_point() or out.is_complex() or out.dtype is torch.bool)
+    are_ids = not holds_numbers(out) and out.dtype is not torch.bool
     if "out" in op.kwargs or (flow.calls and not are_ids):
         return None
     if name not in _PUTS and not (are_ids and name in _SUMS | _FILLS):
@@ -82,16 +83,16 @@ def chosen_rows(flow: Dataflow, op: Operation, out: Tensor) -> Place | None:
 def _differs_by_example(anchor: Anchor, before: Tensor, lost: Tensor) -> bool:
     """Whether constants stand in other rows of one example than of another, as in those of padding."""
     numbers = before[lost & (before >= 0)]
-    rows = torch.zeros(anchor.shape[0], anchor.length, dtype=torch.bool)
+    rows = torch.zeros(anchor.shape[0], anchor.length, dtype=torch.bool, device="cpu")
     rows.view(-1)[numbers] = True
     return not torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _found(op: Operation, out: Tensor, numbers: dict[int, Tensor], count: int) -> Tensor | None:
     """The numbers of a result; None where an entry is made of several, or by an operation that moves no entries."""
-    generator, results = torch.Generator().manual_seed(0), []
+    generator, results = torch.Generator(device="cpu").manual_seed(0), []
     for _ in range(2):
-        marks = torch.randint(1 << 40, 1 << 50, (count,), generator=generator)
+        marks = torch.randint(1 << 40, 1 << 50, (count,), generator=generator, device="cpu")
 
         def swap(one: Tensor, marks: Tensor = marks) -> Tensor:
             if one.dtype is torch.bool or (id(one) not in numbers and not one.ndim):
